@@ -1,0 +1,8 @@
+"""gemma_np: Google's Gemma 2, whole, in pure NumPy that a person can read."""
+
+from gemma_np.config import RELEASED, GemmaConfig
+from gemma_np.errors import GemmaError
+
+__version__ = "0.1.0"
+
+__all__ = ["RELEASED", "GemmaConfig", "GemmaError"]

@@ -1,0 +1,192 @@
+"""What one Gemma is made of: the sizes and constants that tell the released models apart.
+
+The dimension letters, used for shapes everywhere in this package:
+
+    B  batch (any number of leading axes)      H  query heads
+    T  query positions                         K  key-value heads
+    S  key positions                           G  query heads per key-value head, H / K
+    D  hidden size                             h  head dimension
+    F  feed-forward size                       V  vocabulary size
+
+Sources: Gemma 1 arXiv 2403.08295 table 1; Gemma 2 arXiv 2408.00118 table 1; Gemma 3 arXiv 2503.19786 table 1.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from gemma_np.errors import GemmaError
+
+LOCAL, GLOBAL = "sliding_attention", "full_attention"
+
+_WHOLE_NUMBERS = (
+    *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
+    *("head_dim", "intermediate_size", "max_position_embeddings"),
+)
+_NUMBERS = ("query_pre_attn_scalar", "rope_theta", "rope_local_base_freq", "rope_scaling_factor", "rms_norm_eps")
+_OPTIONAL_NUMBERS = ("sliding_window", "attn_logit_softcapping", "final_logit_softcapping")
+
+_PARTS = {"embed_tokens": "embedding", "norm": "norms", "self_attn": "attention", "mlp": "feed-forward"}
+
+
+@dataclass(frozen=True)
+class GemmaConfig:
+    """The shape of one Gemma model. Field names are those of the published ``config.json``.
+
+    Raises GemmaError when a value is absurd or two values contradict each other.
+    """
+
+    model_type: str  # "gemma" (Gemma 1), "gemma2" or "gemma3_text"
+    vocab_size: int  # V
+    hidden_size: int  # D
+    num_hidden_layers: int
+    num_attention_heads: int  # H
+    num_key_value_heads: int  # K
+    head_dim: int  # h
+    intermediate_size: int  # F
+    max_position_embeddings: int  # the longest text, in tokens
+    query_pre_attn_scalar: float  # scores are divided by its square root
+    layer_types: tuple[str, ...]  # LOCAL or GLOBAL, one per layer
+    sliding_window: int | None = None  # how many keys a local layer sees, the query's own among them
+    rope_theta: float = 10_000.0  # RoPE base of the global layers
+    rope_local_base_freq: float = 10_000.0  # RoPE base of the local layers
+    rope_scaling_factor: float = 1.0  # the global layers divide positions by it
+    attn_logit_softcapping: float | None = None
+    final_logit_softcapping: float | None = None
+    rms_norm_eps: float = 1e-6
+
+    def __post_init__(self) -> None:
+        if self.model_type not in ("gemma", "gemma2", "gemma3_text"):
+            raise GemmaError(f"model_type: {self.model_type!r}, expected 'gemma', 'gemma2' or 'gemma3_text'")
+        for name in _WHOLE_NUMBERS + _NUMBERS + _OPTIONAL_NUMBERS:
+            self._check_number(name)
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise GemmaError(
+                f"num_attention_heads: {self.num_attention_heads}, "
+                f"expected a multiple of num_key_value_heads={self.num_key_value_heads}"
+            )
+        if self.head_dim % 2:
+            raise GemmaError(f"head_dim: {self.head_dim}, expected an even number (RoPE turns pairs)")
+        if len(self.layer_types) != self.num_hidden_layers:
+            raise GemmaError(
+                f"layer_types: {len(self.layer_types)} entries, expected num_hidden_layers={self.num_hidden_layers}"
+            )
+        for kind in self.layer_types:
+            if kind not in (LOCAL, GLOBAL):
+                raise GemmaError(f"layer_types: {kind!r}, expected {LOCAL!r} or {GLOBAL!r}")
+        if LOCAL in self.layer_types and self.sliding_window is None:
+            raise GemmaError("sliding_window: missing, expected a number since layer_types has local layers")
+
+    def _check_number(self, name: str) -> None:
+        value = getattr(self, name)
+        if value is None and name in _OPTIONAL_NUMBERS:
+            return
+        whole = name in _WHOLE_NUMBERS or name == "sliding_window"
+        is_number = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
+        if not is_number or not 0 < value < math.inf:
+            raise GemmaError(f"{name}: {value!r}, expected a positive {'whole ' if whole else ''}number")
+
+    @property
+    def group_size(self) -> int:
+        """G, the query heads that share one key-value head."""
+        return self.num_attention_heads // self.num_key_value_heads
+
+    @property
+    def has_post_norms(self) -> bool:
+        """Whether a block normalises what attention and feed-forward return, too (Gemma 2 and 3)."""
+        return self.model_type != "gemma"
+
+    @property
+    def has_qk_norm(self) -> bool:
+        """Whether queries and keys are normalised head by head (Gemma 3)."""
+        return self.model_type == "gemma3_text"
+
+    def window(self, layer: int) -> int | None:
+        """How many keys a query of this layer sees, its own among them; None on a global layer."""
+        return self.sliding_window if self.layer_types[layer] == LOCAL else None
+
+    def rope(self, layer: int) -> tuple[float, float]:
+        """RoPE base and position divisor of this layer."""
+        if self.layer_types[layer] == LOCAL:
+            return self.rope_local_base_freq, 1.0
+        return self.rope_theta, self.rope_scaling_factor
+
+    def weight_shapes(self) -> Iterator[tuple[str, tuple[int, ...]]]:
+        """Name and shape of every weight, in the order of use, as in the published checkpoints ([out, in])."""
+        D, F, h = self.hidden_size, self.intermediate_size, self.head_dim
+        query, key = self.num_attention_heads * h, self.num_key_value_heads * h
+        yield "model.embed_tokens.weight", (self.vocab_size, D)
+        for layer in range(self.num_hidden_layers):
+            name = f"model.layers.{layer}"
+            yield f"{name}.input_layernorm.weight", (D,)
+            yield f"{name}.self_attn.q_proj.weight", (query, D)
+            yield f"{name}.self_attn.k_proj.weight", (key, D)
+            yield f"{name}.self_attn.v_proj.weight", (key, D)
+            if self.has_qk_norm:
+                yield f"{name}.self_attn.q_norm.weight", (h,)
+                yield f"{name}.self_attn.k_norm.weight", (h,)
+            yield f"{name}.self_attn.o_proj.weight", (D, query)
+            yield f"{name}.post_attention_layernorm.weight", (D,)
+            if self.has_post_norms:
+                yield f"{name}.pre_feedforward_layernorm.weight", (D,)
+            yield f"{name}.mlp.gate_proj.weight", (F, D)
+            yield f"{name}.mlp.up_proj.weight", (F, D)
+            yield f"{name}.mlp.down_proj.weight", (D, F)
+            if self.has_post_norms:
+                yield f"{name}.post_feedforward_layernorm.weight", (D,)
+        yield "model.norm.weight", (D,)
+
+    def parameter_count(self) -> dict[str, int]:
+        """Parameters by part; embedding + the rest are the two columns of the Gemma 2 report's table 2."""
+        count = dict.fromkeys(_PARTS.values(), 0)
+        for name, shape in self.weight_shapes():
+            part = next(part for fragment, part in _PARTS.items() if fragment in name)
+            count[part] += math.prod(shape)
+        return count
+
+
+def layer_pattern(layers: int, local_per_global: int) -> tuple[str, ...]:
+    """`local_per_global` local layers, then a global one, and so on (Gemma 2: 1; Gemma 3: 5)."""
+    return tuple(GLOBAL if (i + 1) % (local_per_global + 1) == 0 else LOCAL for i in range(layers))
+
+
+def _gemma1(D: int, layers: int, H: int, K: int, h: int, F: int, query_scalar: int) -> GemmaConfig:
+    return GemmaConfig("gemma", 256_000, D, layers, H, K, h, F, 8192, query_scalar, (GLOBAL,) * layers)
+
+
+def _gemma2(D: int, layers: int, H: int, K: int, h: int, F: int, query_scalar: int) -> GemmaConfig:
+    local_then_global = layer_pattern(layers, local_per_global=1)
+    return GemmaConfig(
+        *("gemma2", 256_000, D, layers, H, K, h, F, 8192, query_scalar, local_then_global, 4096),
+        attn_logit_softcapping=50.0,
+        final_logit_softcapping=30.0,
+    )
+
+
+def _gemma3(
+    D: int, layers: int, H: int, K: int, h: int, F: int, query_scalar: int, window: int, length: int, factor: float
+) -> GemmaConfig:
+    five_local_then_global = layer_pattern(layers, local_per_global=5)
+    return GemmaConfig(
+        *("gemma3_text", 262_144, D, layers, H, K, h, F, length, query_scalar, five_local_then_global, window),
+        rope_theta=1_000_000.0,
+        rope_scaling_factor=factor,
+    )
+
+
+RELEASED: dict[str, GemmaConfig] = {
+    #                        D  layers  H   K   h     F  query_scalar
+    "gemma-2b": _gemma1(2048, 18, 8, 1, 256, 16384, 256),
+    "gemma-7b": _gemma1(3072, 28, 16, 16, 256, 24576, 256),
+    "gemma-2-2b": _gemma2(2304, 26, 8, 4, 256, 9216, 256),
+    "gemma-2-9b": _gemma2(3584, 42, 16, 8, 256, 14336, 256),
+    "gemma-2-27b": _gemma2(4608, 46, 32, 16, 128, 36864, 144),
+    #                                                          window  length  RoPE factor
+    "gemma-3-270m": _gemma3(640, 18, 4, 1, 256, 2048, 256, 512, 32_768, 1.0),
+    "gemma-3-1b": _gemma3(1152, 26, 4, 1, 256, 6912, 256, 512, 32_768, 1.0),
+    "gemma-3-4b": _gemma3(2560, 34, 8, 4, 256, 10240, 256, 1024, 131_072, 8.0),
+    "gemma-3-12b": _gemma3(3840, 48, 16, 8, 256, 15360, 256, 1024, 131_072, 8.0),
+    "gemma-3-27b": _gemma3(5376, 62, 32, 16, 128, 21504, 168, 1024, 131_072, 8.0),
+}
+"""The released text models, by the name of their repository on the hub. The multimodal Gemma 3 checkpoints (4B and
+up) store 64 more embedding rows for image tokens; their own config.json says so."""

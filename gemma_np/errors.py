@@ -1,0 +1,5 @@
+"""The one exception of this package."""
+
+
+class GemmaError(ValueError):
+    """Bad input, told in one line: the thing, what was found, what was expected."""

@@ -1,0 +1,77 @@
+"""Grouped-query attention: project, rotate, score, cap, mask, softmax, mix.
+
+Source: Gemma 2 report, section 2 and table 1; Ainslie et al., arXiv 2305.13245, for the groups; Gemma 3 report,
+section 2.1, for the norm of queries and keys in place of the cap.
+"""
+
+import math
+
+import numpy as np
+
+from gemma_np.config import GemmaConfig
+from gemma_np.model.kv_cache import LayerCache
+from gemma_np.model.rms_norm import rms_norm
+from gemma_np.model.rope import rope, rotation
+from gemma_np.model.soft_cap import soft_cap
+from gemma_np.model.visibility import masked_softmax, visible
+from gemma_np.scope import Scope, Tape, no_tape
+from gemma_np.storage import linear
+
+
+def attention(
+    x: np.ndarray,
+    weights: Scope,
+    config: GemmaConfig,
+    layer: int,
+    cache: LayerCache | None = None,
+    tape: Tape = no_tape,
+) -> np.ndarray:
+    """Let every token gather what it needs from the tokens it can see.
+
+    x [..., T, D] -> [..., T, D]; weights are those of the layer's `self_attn`. With a cache, the T tokens follow
+    the ones it holds, and are added to it; without, they start at position 0.
+    """
+    start = cache.length if cache else 0
+    positions = range(start, start + x.shape[-2])
+    cos, sin = rotation(positions, config.head_dim, *config.rope(layer), x.dtype)
+
+    q = tape("q", split_heads(linear(x, weights["q_proj.weight"]), config.head_dim))  # [..., H, T, h]
+    k = tape("k", split_heads(linear(x, weights["k_proj.weight"]), config.head_dim))  # [..., K, T, h]
+    v = tape("v", split_heads(linear(x, weights["v_proj.weight"]), config.head_dim))  # [..., K, T, h]
+    if config.has_qk_norm:
+        q = tape("q_norm", rms_norm(q, weights["q_norm.weight"], config.rms_norm_eps))
+        k = tape("k_norm", rms_norm(k, weights["k_norm.weight"], config.rms_norm_eps))
+    q = tape("q_rope", rope(q, cos, sin))
+    k = tape("k_rope", rope(k, cos, sin))
+    keys, values, key_positions = cache.append(k, v) if cache else (k, v, np.asarray(positions))  # [..., K, S, h]
+
+    q_scaled = q / math.sqrt(config.query_pre_attn_scalar)
+    scores = tape("scores", per_group(q_scaled, keys.swapaxes(-1, -2)))  # [..., H, T, S]
+    if config.attn_logit_softcapping:
+        scores = tape("scores_capped", soft_cap(scores, config.attn_logit_softcapping))
+    mask = visible(positions, key_positions, config.window(layer))  # [T, S]
+    probs = tape("probs", masked_softmax(scores, mask))  # [..., H, T, S]
+    mixed = tape("mixed", merge_heads(per_group(probs, values)))  # [..., T, H*h]
+    return tape("o", linear(mixed, weights["o_proj.weight"]))
+
+
+def split_heads(x: np.ndarray, head_dim: int) -> np.ndarray:
+    """[..., T, H*h] -> [..., H, T, h]: each head gets its h neighbouring channels."""
+    return x.reshape(*x.shape[:-1], -1, head_dim).swapaxes(-2, -3)
+
+
+def merge_heads(x: np.ndarray) -> np.ndarray:
+    """[..., H, T, h] -> [..., T, H*h], the inverse of `split_heads`."""
+    x = x.swapaxes(-2, -3)
+    return x.reshape(*x.shape[:-2], -1)
+
+
+def per_group(heads: np.ndarray, shared: np.ndarray) -> np.ndarray:
+    """Multiply each query head's matrix by the matrix of the key-value head that its group shares.
+
+    heads [..., H, T, a], shared [..., K, a, b] -> [..., H, T, b]. Query heads g*G to g*G + G - 1 share head g: their
+    rows are stacked into one tall matrix, so that nothing shared is ever repeated.
+    """
+    K, T = shared.shape[-3], heads.shape[-2]
+    stacked = heads.reshape(*heads.shape[:-3], K, -1, heads.shape[-1])  # [..., K, G*T, a]
+    return (stacked @ shared).reshape(*heads.shape[:-1], shared.shape[-1])

@@ -1,0 +1,29 @@
+"""Tokens to vectors, and vectors back to a score for every token: one matrix does both (tied head).
+
+Source: Gemma 2 report, section 2 and table 1 (tied embeddings); gemma_pytorch for the scale.
+"""
+
+import math
+
+import numpy as np
+
+from gemma_np.storage import linear
+
+
+def embed(ids: np.ndarray, embedding: np.ndarray) -> np.ndarray:
+    """Look the tokens up and scale by sqrt(D).
+
+    ids [..., T], embedding [V, D] -> [..., T, D]
+
+    The scale makes up for the tied head: rows that are small enough to give logits of order 1 would be too small
+    as the start of the residual stream.
+    """
+    return embedding[ids] * math.sqrt(embedding.shape[1])
+
+
+def unembed(x: np.ndarray, embedding: np.ndarray) -> np.ndarray:
+    """Score every token of the vocabulary against x, with the same matrix and no scale.
+
+    x [..., T, D], embedding [V, D] -> logits [..., T, V]
+    """
+    return linear(x, embedding)

@@ -1,0 +1,12 @@
+"""A weight as stored, and the product with it."""
+
+import numpy as np
+
+
+def linear(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """Multiply each vector of x by a weight that is stored the way checkpoints store it.
+
+    x [..., in], weight [out, in] -> [..., out]. The leading axes are folded into one, so that a batch is a single
+    matrix product. NumPy hands the transposed view to BLAS as it is: no copy of the weight is made.
+    """
+    return (x.reshape(-1, x.shape[-1]) @ weight.T).reshape(*x.shape[:-1], weight.shape[0])
