@@ -1,0 +1,165 @@
+"""config.json, the way Hugging Face checkpoints spell a GemmaConfig: read in every spelling, written in one.
+
+The spellings changed over the years: `rope_theta`, `rope_local_base_freq` and `rope_scaling` became one
+`rope_parameters`; `sliding_window_pattern` became `layer_types`; `hidden_act` became `hidden_activation`.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from gemma_np.config import GLOBAL, LOCAL, GemmaConfig, layer_pattern
+from gemma_np.errors import GemmaError
+
+_SAME_SPELLING = (
+    *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
+    *("head_dim", "intermediate_size", "max_position_embeddings"),
+)
+
+# A multimodal config.json lists of its text part only what differs from these defaults of the framework.
+_GEMMA3_TEXT_DEFAULTS = {
+    "vocab_size": 262_208,
+    "hidden_size": 2304,
+    "num_hidden_layers": 26,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 256,
+    "intermediate_size": 9216,
+    "max_position_embeddings": 131_072,
+    "query_pre_attn_scalar": 256,
+    "sliding_window": 4096,
+}
+
+_ARCHITECTURES = {"gemma": "GemmaForCausalLM", "gemma2": "Gemma2ForCausalLM", "gemma3_text": "Gemma3ForCausalLM"}
+
+
+def read_config(path: Path) -> GemmaConfig:
+    """The GemmaConfig in a config.json file. Raises GemmaError, with the file's name, for whatever is wrong with it."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise GemmaError(f"{path}: no such file, expected a config.json beside the weights") from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise GemmaError(f"{path}: not JSON ({error})") from None
+    if not isinstance(values, dict):
+        raise GemmaError(f"{path}: {type(values).__name__}, expected a JSON object")
+    try:
+        return config_from_json(values)
+    except GemmaError as error:
+        raise GemmaError(f"{path}: {error}") from None
+
+
+def config_from_json(values: dict[str, Any]) -> GemmaConfig:
+    """The GemmaConfig that the values of a config.json describe (model types gemma, gemma2, gemma3_text, gemma3).
+
+    Raises GemmaError for a missing or absurd value, and for a variant that this package does not compute.
+    """
+    model_type = values.get("model_type")
+    if model_type == "gemma3":
+        model_type, values = "gemma3_text", _GEMMA3_TEXT_DEFAULTS | _object(values, "text_config")
+    if model_type not in _ARCHITECTURES:
+        raise GemmaError(f"model_type: {model_type!r}, expected 'gemma', 'gemma2', 'gemma3_text' or 'gemma3'")
+    _refuse_variants(values)
+
+    fields: dict[str, Any] = {name: _required(values, name) for name in _SAME_SPELLING}
+    if model_type == "gemma":
+        fields["query_pre_attn_scalar"] = fields["head_dim"]
+    else:
+        fields["query_pre_attn_scalar"] = _required(values, "query_pre_attn_scalar")
+        fields["sliding_window"] = _required(values, "sliding_window")
+    if model_type == "gemma2":
+        fields["attn_logit_softcapping"] = _required(values, "attn_logit_softcapping")
+        fields["final_logit_softcapping"] = _required(values, "final_logit_softcapping")
+    return GemmaConfig(
+        model_type=model_type,
+        layer_types=_layer_types(model_type, values),
+        rms_norm_eps=values.get("rms_norm_eps", 1e-6),
+        **_rope(model_type, values),
+        **fields,
+    )
+
+
+def config_to_json(config: GemmaConfig) -> dict[str, Any]:
+    """The values of a config.json, in spellings that old and new versions of the framework read."""
+    values: dict[str, Any] = {"architectures": [_ARCHITECTURES[config.model_type]], "model_type": config.model_type}
+    values |= {name: getattr(config, name) for name in _SAME_SPELLING}
+    values |= {"hidden_activation": "gelu_pytorch_tanh", "rms_norm_eps": config.rms_norm_eps}
+    values |= {"rope_theta": config.rope_theta, "tie_word_embeddings": True, "attention_bias": False}
+    if config.model_type != "gemma":
+        values["query_pre_attn_scalar"] = config.query_pre_attn_scalar
+        values["sliding_window"] = config.sliding_window
+        values["layer_types"] = list(config.layer_types)
+        values["attn_logit_softcapping"] = config.attn_logit_softcapping
+        values["final_logit_softcapping"] = config.final_logit_softcapping
+    if config.model_type == "gemma3_text":
+        values["rope_local_base_freq"] = config.rope_local_base_freq
+        if config.rope_scaling_factor != 1:
+            values["rope_scaling"] = {"rope_type": "linear", "factor": config.rope_scaling_factor}
+    return values
+
+
+def _required(values: dict[str, Any], name: str) -> Any:
+    if name not in values:
+        raise GemmaError(f"{name}: missing")
+    return values[name]
+
+
+def _object(values: dict[str, Any], name: str) -> dict[str, Any]:
+    """values[name] as a JSON object; an absent or null one is empty."""
+    value = values.get(name) or {}
+    if not isinstance(value, dict):
+        raise GemmaError(f"{name}: {value!r}, expected a JSON object")
+    return value
+
+
+def _refuse_variants(values: dict[str, Any]) -> None:
+    """Better an error than the wrong answer for a variant that no released Gemma text model has."""
+    # The first Gemma 1 files say "gelu"; they were trained with the tanh form, which later files name.
+    activation = values.get("hidden_activation") or values.get("hidden_act") or "gelu_pytorch_tanh"
+    if activation not in ("gelu_pytorch_tanh", "gelu"):
+        raise GemmaError(f"hidden_activation: {activation!r}, expected 'gelu_pytorch_tanh'")
+    for name, expected in (("attention_bias", False), ("use_bidirectional_attention", False)):
+        if values.get(name):
+            raise GemmaError(f"{name}: {values[name]!r}, expected {expected}")
+    if values.get("tie_word_embeddings") is False:
+        raise GemmaError("tie_word_embeddings: False, expected True (Gemma's head is its embedding)")
+
+
+def _layer_types(model_type: str, values: dict[str, Any]) -> tuple[str, ...]:
+    layers = values["num_hidden_layers"]
+    if model_type == "gemma":
+        return (GLOBAL,) * layers
+    if values.get("layer_types"):
+        return tuple(values["layer_types"])
+    default = 2 if model_type == "gemma2" else 6
+    pattern = values.get("sliding_window_pattern", values.get("_sliding_window_pattern", default))
+    if not isinstance(pattern, int) or pattern < 1:
+        raise GemmaError(f"sliding_window_pattern: {pattern!r}, expected a positive whole number")
+    return layer_pattern(layers, local_per_global=pattern - 1)
+
+
+def _rope(model_type: str, values: dict[str, Any]) -> dict[str, float]:
+    """RoPE base and scaling of each kind of layer, from the new spelling or else the old one."""
+    new = _object(values, "rope_parameters")
+    if model_type != "gemma3_text":
+        theta = new.get("rope_theta", values.get("rope_theta", 10_000.0))
+        _linear_factor(new or _object(values, "rope_scaling"), allowed=False)
+        return {"rope_theta": theta, "rope_local_base_freq": theta}
+    for_local, for_global = _object(new, LOCAL), _object(new, GLOBAL)
+    _linear_factor(for_local, allowed=False)
+    return {
+        "rope_theta": for_global.get("rope_theta", values.get("rope_theta", 1_000_000.0)),
+        "rope_local_base_freq": for_local.get("rope_theta", values.get("rope_local_base_freq", 10_000.0)),
+        "rope_scaling_factor": _linear_factor(for_global or _object(values, "rope_scaling"), allowed=True),
+    }
+
+
+def _linear_factor(parameters: dict[str, Any], allowed: bool) -> float:
+    kind = parameters.get("rope_type", parameters.get("type", "default"))
+    if kind == "linear" and allowed:
+        factor: float = _required(parameters, "factor")
+        return factor
+    if kind != "default":
+        expected = "'default' or 'linear'" if allowed else "'default'"
+        raise GemmaError(f"rope_type: {kind!r}, expected {expected}")
+    return 1.0

@@ -1,0 +1,160 @@
+"""A .gguf file: config, weights and vocabulary in one, read by the `gguf` library (pip install "gemma-np[gguf]").
+
+Quantized tensors are widened. GGUF stores the weight of a norm as 1 + w; the checkpoints, and this package, say w.
+"""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from gemma_np.checkpoints.loading import StoredTensor, load_weights, row_reader
+from gemma_np.config import GLOBAL, GemmaConfig, layer_pattern
+from gemma_np.errors import GemmaError
+
+_MODEL_TYPES = {"gemma": "gemma", "gemma2": "gemma2", "gemma3": "gemma3_text"}
+
+_NAMES = {
+    "token_embd": "model.embed_tokens",
+    "output_norm": "model.norm",
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
+    "attn_output": "self_attn.o_proj",
+    "post_attention_norm": "post_attention_layernorm",
+    "ffn_norm": "pre_feedforward_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+    "post_ffw_norm": "post_feedforward_layernorm",
+}
+
+
+def load_gguf(path: Path, dtype: DTypeLike) -> tuple[GemmaConfig, dict[str, np.ndarray], bytes]:
+    """Config, weights and the rebuilt sentencepiece model of a .gguf file.
+
+    Raises GemmaError for a damaged file, another architecture, or a tensor that is missing, extra or misshapen.
+    """
+    try:
+        from gguf import GGUFReader
+    except ImportError:
+        raise GemmaError(f'{path}: needs the gguf library, which pip install "gemma-np[gguf]" brings') from None
+    try:
+        reader = GGUFReader(path)
+    except Exception as error:  # the library raises whatever a damaged file happens to trigger
+        raise GemmaError(f"{path}: damaged ({error}), expected a whole GGUF file") from None
+    metadata = {name: field.contents() for name, field in reader.fields.items()}
+    try:
+        config = config_from_metadata(metadata)
+        stored = {
+            weight_name(tensor.name, config): _stored_tensor(path, tensor)
+            for tensor in reader.tensors
+            if tensor.name != "rope_freqs.weight"  # a table that follows from the config
+        }
+        return config, load_weights(stored, config, dtype), sentencepiece_model(metadata)
+    except GemmaError as error:
+        raise GemmaError(f"{path}: {error}") from None
+
+
+def _stored_tensor(path: Path, tensor: Any) -> StoredTensor:
+    """A tensor of a GGUFReader, dequantized some rows at a time (`tensor.data` has the shape of what is stored)."""
+    from gguf import dequantize
+
+    rows = row_reader(path, int(tensor.data_offset), tensor.data.dtype, tensor.data.shape[1:])
+    one = 1 if tensor.name.endswith("norm.weight") else 0
+
+    def read(start: int, stop: int) -> np.ndarray:
+        numbers: np.ndarray = dequantize(rows(start, stop), tensor.tensor_type)
+        return numbers - one if one else numbers
+
+    return StoredTensor(tuple(int(size) for size in reversed(tensor.shape)), read)
+
+
+def weight_name(name: str, config: GemmaConfig) -> str:
+    """The published name of a GGUF tensor: blk.3.attn_q.weight is model.layers.3.self_attn.q_proj.weight.
+
+    A name that no table knows comes back as it is, and is reported as extra.
+    """
+    match = re.fullmatch(r"(?:blk\.(\d+)\.)?(\w+)\.weight", name)
+    if not match or match[2] not in _NAMES:
+        return name
+    published = _NAMES[match[2]]
+    if match[2] == "ffn_norm" and not config.has_post_norms:
+        published = "post_attention_layernorm"
+    return f"model.layers.{match[1]}.{published}.weight" if match[1] else f"{published}.weight"
+
+
+def config_from_metadata(metadata: dict[str, Any]) -> GemmaConfig:
+    """The GemmaConfig that a GGUF file's metadata describes.
+
+    What the format leaves to the reader is filled in here: the query scale, the pattern of local layers, and the
+    local RoPE base. Raises GemmaError for a missing or absurd value.
+    """
+    architecture = metadata.get("general.architecture")
+    if architecture not in _MODEL_TYPES:
+        raise GemmaError(f"general.architecture: {architecture!r}, expected 'gemma', 'gemma2' or 'gemma3'")
+
+    def get(name: str, default: Any = None) -> Any:
+        value = metadata.get(f"{architecture}.{name}", default)
+        if value is None:
+            raise GemmaError(f"{architecture}.{name}: missing")
+        return float(f"{value:.7g}") if isinstance(value, float) else value  # 1e-6 was a float32
+
+    D, H, layers = get("embedding_length"), get("attention.head_count"), get("block_count")
+    head_dim = get("attention.key_length")
+    local_per_global = {"gemma": 0, "gemma2": 1, "gemma3": get("attention.sliding_window_pattern", 6) - 1}[architecture]
+    # The two 27B models scale queries by the hidden size per head; every other one by the head dimension.
+    is_27b = (architecture, layers) in (("gemma2", 46), ("gemma3", 62))
+    is_gemma2, theta = architecture == "gemma2", get("rope.freq_base", 1e6 if architecture == "gemma3" else 1e4)
+    return GemmaConfig(
+        model_type=_MODEL_TYPES[architecture],
+        vocab_size=len(metadata.get("tokenizer.ggml.tokens", ())),
+        hidden_size=D,
+        num_hidden_layers=layers,
+        num_attention_heads=H,
+        num_key_value_heads=get("attention.head_count_kv"),
+        head_dim=head_dim,
+        intermediate_size=get("feed_forward_length"),
+        max_position_embeddings=get("context_length"),
+        query_pre_attn_scalar=D / H if is_27b else head_dim,
+        layer_types=layer_pattern(layers, local_per_global) if local_per_global else (GLOBAL,) * layers,
+        sliding_window=get("attention.sliding_window") if local_per_global else None,
+        rope_theta=theta,
+        rope_local_base_freq=get("rope.freq_base_swa", 10_000.0) if architecture == "gemma3" else theta,
+        rope_scaling_factor=get("rope.scaling.factor", 1.0),
+        attn_logit_softcapping=get("attn_logit_softcapping", 50.0) if is_gemma2 else None,
+        final_logit_softcapping=get("final_logit_softcapping", 30.0) if is_gemma2 else None,
+        rms_norm_eps=get("attention.layer_norm_rms_epsilon"),
+    )
+
+
+def sentencepiece_model(metadata: dict[str, Any]) -> bytes:
+    """The sentencepiece model file that the vocabulary came from: its pieces, scores and types, with the settings of
+    Gemma's tokenizer (byte-pair merges, byte fallback, whitespace as it is)."""
+    try:
+        from sentencepiece import sentencepiece_model_pb2 as protobuf
+    except ImportError:
+        raise GemmaError('vocabulary: needs protobuf, which pip install "gemma-np[gguf]" brings') from None
+    names = ("tokens", "scores", "token_type")
+    tokens, scores, types = (metadata.get(f"tokenizer.ggml.{name}") for name in names)
+    if not tokens or not scores or not types or not len(tokens) == len(scores) == len(types):
+        raise GemmaError("tokenizer.ggml: expected tokens, scores and token_type of one length")
+    model = protobuf.ModelProto()
+    for token, score, kind in zip(tokens, scores, types, strict=True):
+        model.pieces.add(piece=token, score=score, type=kind)  # both formats number the types alike
+    model.trainer_spec.model_type = protobuf.TrainerSpec.BPE
+    model.trainer_spec.byte_fallback = True
+    model.trainer_spec.vocab_size = len(tokens)
+    model.trainer_spec.unk_id = metadata.get("tokenizer.ggml.unknown_token_id", 3)
+    model.trainer_spec.bos_id = metadata.get("tokenizer.ggml.bos_token_id", 2)
+    model.trainer_spec.eos_id = metadata.get("tokenizer.ggml.eos_token_id", 1)
+    model.trainer_spec.pad_id = metadata.get("tokenizer.ggml.padding_token_id", 0)
+    model.normalizer_spec.name = "identity"
+    model.normalizer_spec.add_dummy_prefix = metadata.get("tokenizer.ggml.add_space_prefix", False)
+    model.normalizer_spec.remove_extra_whitespaces = False
+    return model.SerializeToString()

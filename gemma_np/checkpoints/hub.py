@@ -1,0 +1,37 @@
+"""A repository on the Hugging Face hub, such as google/gemma-2-2b-it, fetched once and kept by `huggingface_hub`."""
+
+from pathlib import Path
+
+from gemma_np.errors import GemmaError
+
+_FILES = ["config.json", "tokenizer.model", "*.safetensors", "model.safetensors.index.json"]
+
+
+def download(repo: str) -> Path:
+    """The local folder of a hub repository; what is missing is downloaded, with the library's progress bar.
+
+    Raises GemmaError that says what to do when the library, the licence, the login or the network is missing.
+    """
+    try:
+        from huggingface_hub import errors, snapshot_download
+    except ImportError:
+        raise GemmaError(
+            f'{repo}: no such folder or file; as a hub id it needs pip install "gemma-np[hub]"'
+        ) from None
+    try:
+        return Path(snapshot_download(repo, allow_patterns=_FILES))
+    except errors.GatedRepoError:
+        raise GemmaError(
+            f"{repo}: its licence is not accepted yet, or you are not logged in; accept it at "
+            f"https://huggingface.co/{repo} and then run: hf auth login"
+        ) from None
+    except errors.RepositoryNotFoundError:
+        raise GemmaError(
+            f"{repo}: no such repository on the hub, or it is private and you are not logged in (hf auth login); "
+            "no such folder or file either"
+        ) from None
+    except errors.HFValidationError as error:
+        raise GemmaError(f"{repo}: neither a folder, nor a file, nor a hub id ({error})") from None
+    except (errors.LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise GemmaError(f"{repo}: not downloaded before, and the hub cannot be reached ({reason})") from None

@@ -1,0 +1,149 @@
+"""The Gemma one holds: `load` a checkpoint, and ask it for text, logits, perplexity or a trace."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from gemma_np.checkpoints.gguf import load_gguf
+from gemma_np.checkpoints.hub import download
+from gemma_np.checkpoints.huggingface import load_folder, save_folder
+from gemma_np.config import GemmaConfig
+from gemma_np.errors import GemmaError
+from gemma_np.evaluation.perplexity import negative_log_likelihood
+from gemma_np.model.transformer import checked_ids, output_logits, transformer
+from gemma_np.scope import Record
+from gemma_np.text.chat import chat_ids
+from gemma_np.text.generation import generate_ids
+from gemma_np.text.sampling import Sampling
+from gemma_np.text.tokenizer import END_OF_TURN, EOS, Tokenizer
+
+_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+
+
+def load(name_or_path: str | Path, dtype: str = "float32") -> "Gemma":
+    """Load a model: a Hugging Face folder, a .gguf file, or a hub id such as google/gemma-2-2b-it.
+
+    dtype: "float32", or "float64" for the truth that float32 is measured against.
+
+    Raises GemmaError in one line for whatever is missing or wrong.
+
+    >>> model = gemma_np.load("google/gemma-2-2b")
+    >>> model.generate("The capital of France is", max_new_tokens=8)
+    """
+    if dtype not in ("float32", "float64"):
+        raise GemmaError(f"dtype: {dtype!r}, expected 'float32' or 'float64'")
+    path = Path(name_or_path)
+    vocabulary: bytes | None
+    if path.is_file() and path.suffix == ".gguf":
+        config, weights, vocabulary = load_gguf(path, dtype)
+    elif path.is_file():
+        raise GemmaError(f"{path}: a file, expected a .gguf file, a checkpoint folder or a hub id")
+    else:
+        if not path.exists() and not _HUB_ID.fullmatch(str(name_or_path)):
+            raise GemmaError(f"{path}: no such folder or file (a hub id looks like google/gemma-2-2b-it)")
+        folder = path if path.exists() else download(str(name_or_path))
+        config, weights, vocabulary = load_folder(folder, dtype)
+    tokenizer = Tokenizer(vocabulary) if vocabulary is not None else None
+    if tokenizer and len(tokenizer) > config.vocab_size:
+        raise GemmaError(
+            f"{path}: tokenizer of {len(tokenizer)} pieces, expected at most the embedding's "
+            f"{config.vocab_size} rows (vocab_size)"
+        )
+    return Gemma(config, weights, tokenizer)
+
+
+@dataclass
+class Gemma:
+    """A model in memory. `tokenizer` is None when the checkpoint has none; then only ids go in."""
+
+    config: GemmaConfig
+    weights: Mapping[str, np.ndarray]
+    tokenizer: Tokenizer | None
+
+    def logits(self, ids: ArrayLike) -> np.ndarray:
+        """The score of every token to come next, at each position.
+
+        ids [..., T] -> [..., T, V]
+        """
+        return output_logits(transformer(ids, self.weights, self.config), self.weights, self.config)
+
+    def trace(self, ids: ArrayLike) -> dict[str, np.ndarray]:
+        """Every intermediate by its name, in the order of execution (`gemma_np.model.records` is the table)."""
+        record = Record()
+        x = transformer(ids, self.weights, self.config, tape=record)
+        output_logits(x, self.weights, self.config, record)
+        return record
+
+    def generate(
+        self,
+        prompt: str | Sequence[int],
+        max_new_tokens: int = 128,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int | None = None,
+    ) -> str:
+        """The text that the model writes after the prompt (a text, or ids as they are). See `Sampling` for the rest;
+        the same seed gives the same text."""
+        return "".join(self.stream(prompt, max_new_tokens, temperature, top_k, top_p, seed))
+
+    def stream(
+        self,
+        prompt: str | Sequence[int],
+        max_new_tokens: int = 128,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int | None = None,
+    ) -> Iterator[str]:
+        """The same text, piece by piece as it is written."""
+        tokenizer = self._text()
+        sampling, generator = Sampling(temperature, top_k, top_p), np.random.default_rng(seed)
+        if isinstance(prompt, str) and not prompt:
+            raise GemmaError("prompt: empty, expected some text")
+        ids = tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+        checked_ids(ids, self.config)
+        stop = {tokenizer.id(piece) for piece in (EOS, END_OF_TURN) if piece in tokenizer}
+        new = generate_ids(
+            ids, self.weights, self.config, lambda logits: sampling.choose(logits, generator), max_new_tokens, stop
+        )
+        return tokenizer.decode_stream(new)
+
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, str]],
+        max_new_tokens: int = 512,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int | None = None,
+    ) -> str:
+        """The model's answer to a conversation: [{"role": "user", "content": "Hello"}, ...]. See `chat_ids`."""
+        return self.generate(chat_ids(messages, self._text()), max_new_tokens, temperature, top_k, top_p, seed)
+
+    def perplexity(self, text: str) -> float:
+        """The exponential of the mean of -log p over the text's tokens, `<bos>` before them.
+
+        A text longer than the model can read is cut into pieces of the maximum length, each with its own `<bos>`.
+        """
+        tokenizer = self._text()
+        ids = tokenizer.encode(text, bos=False)
+        if not ids:
+            raise GemmaError("text: empty, expected at least one token")
+        size = self.config.max_position_embeddings - 1
+        pieces = [[tokenizer.bos, *ids[start : start + size]] for start in range(0, len(ids), size)]
+        losses = [negative_log_likelihood(piece, self.weights, self.config) for piece in pieces]
+        return float(np.exp(np.concatenate(losses).mean()))
+
+    def save(self, folder: str | Path) -> None:
+        """Write a checkpoint folder that `load` and the framework read. Raises GemmaError when it is not empty."""
+        save_folder(Path(folder), self.config, self.weights, self.tokenizer.model if self.tokenizer else None)
+
+    def _text(self) -> Tokenizer:
+        if self.tokenizer is None:
+            raise GemmaError("tokenizer.model: missing from the checkpoint, expected for text; ids work without")
+        return self.tokenizer

@@ -1,0 +1,44 @@
+"""The turns of a conversation, as the instruction-tuned models were trained to read them.
+
+Source: Gemma 2 report, tables 4 and 5. There are two roles, and none for a system.
+"""
+
+from collections.abc import Mapping, Sequence
+
+from gemma_np.errors import GemmaError
+from gemma_np.text.tokenizer import END_OF_TURN, START_OF_TURN, Tokenizer
+
+ROLES = ("user", "model")
+
+
+def chat_ids(messages: Sequence[Mapping[str, str]], tokenizer: Tokenizer) -> list[int]:
+    """The ids of a conversation up to where the model's next turn begins.
+
+    messages: {"role": "user" or "model", "content": text}, alternating, the user's first and last. Control pieces in
+    a content stay text; white space around it is stripped.
+
+    Raises GemmaError for another role or another order.
+    """
+    check_messages(messages)
+    start, end = tokenizer.id(START_OF_TURN), tokenizer.id(END_OF_TURN)
+    ids = [tokenizer.bos]
+    for message in messages:
+        turn = f"{message['role']}\n{message['content'].strip()}"
+        ids += [start, *tokenizer.encode_verbatim(turn), end, *tokenizer.encode_verbatim("\n")]
+    return [*ids, start, *tokenizer.encode_verbatim("model\n")]
+
+
+def check_messages(messages: Sequence[Mapping[str, str]]) -> None:
+    """Raise a GemmaError unless user and model take turns, the user first and last."""
+    if not messages:
+        raise GemmaError("messages: none, expected at least one from the user")
+    for number, message in enumerate(messages):
+        if set(message) != {"role", "content"} or not isinstance(message["content"], str):
+            raise GemmaError(f"message {number}: {message!r}, expected a role and a content, both text")
+        role, expected = message["role"], ROLES[number % 2]
+        if role not in ROLES:
+            raise GemmaError(f"message {number}: role {role!r}, expected 'user' or 'model' (the format has no other)")
+        if role != expected:
+            raise GemmaError(f"message {number}: role {role!r}, expected {expected!r} (user and model take turns)")
+    if len(messages) % 2 == 0:
+        raise GemmaError("messages: the last is the model's, expected the user's")
