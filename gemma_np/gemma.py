@@ -4,14 +4,16 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from gemma_np.checkpoints.gguf import load_gguf
+from gemma_np.checkpoints.config_json import read_config
+from gemma_np.checkpoints.gguf import config_from_metadata, load_gguf, open_gguf
 from gemma_np.checkpoints.hub import download
 from gemma_np.checkpoints.huggingface import load_folder, save_folder
-from gemma_np.config import GemmaConfig
+from gemma_np.config import RELEASED, GemmaConfig
 from gemma_np.errors import GemmaError
 from gemma_np.evaluation.perplexity import negative_log_likelihood
 from gemma_np.model.transformer import checked_ids, output_logits, transformer
@@ -36,24 +38,37 @@ def load(name_or_path: str | Path, dtype: str = "float32") -> "Gemma":
     """
     if dtype not in ("float32", "float64"):
         raise GemmaError(f"dtype: {dtype!r}, expected 'float32' or 'float64'")
-    path = Path(name_or_path)
-    vocabulary: bytes | None
-    if path.is_file() and path.suffix == ".gguf":
-        config, weights, vocabulary = load_gguf(path, dtype)
-    elif path.is_file():
-        raise GemmaError(f"{path}: a file, expected a .gguf file, a checkpoint folder or a hub id")
-    else:
-        if not path.exists() and not _HUB_ID.fullmatch(str(name_or_path)):
-            raise GemmaError(f"{path}: no such folder or file (a hub id looks like google/gemma-2-2b-it)")
-        folder = path if path.exists() else download(str(name_or_path))
-        config, weights, vocabulary = load_folder(folder, dtype)
+    path = find(name_or_path)
+    config, weights, vocabulary = load_gguf(path, dtype) if path.is_file() else load_folder(path, dtype)
     tokenizer = Tokenizer(vocabulary) if vocabulary is not None else None
-    if tokenizer and len(tokenizer) > config.vocab_size:
-        raise GemmaError(
-            f"{path}: tokenizer of {len(tokenizer)} pieces, expected at most the embedding's "
-            f"{config.vocab_size} rows (vocab_size)"
-        )
+    # The multimodal Gemma 3 checkpoints have 64 rows more, for images.
+    if tokenizer and config.vocab_size - len(tokenizer) not in (0, 64):
+        raise GemmaError(f"{path}: tokenizer of {len(tokenizer)} pieces, expected vocab_size={config.vocab_size}")
     return Gemma(config, weights, tokenizer)
+
+
+def find(name_or_path: str | Path) -> Path:
+    """The checkpoint folder or .gguf file of that name; a hub id is downloaded first.
+
+    Raises GemmaError when it is neither.
+    """
+    path = Path(name_or_path)
+    if path.is_dir() or (path.is_file() and path.suffix == ".gguf"):
+        return path
+    if path.exists():
+        raise GemmaError(f"{path}: a file, expected a .gguf file, a checkpoint folder or a hub id")
+    if not _HUB_ID.fullmatch(str(name_or_path)):
+        raise GemmaError(f"{path}: no such folder or file (a hub id looks like google/gemma-2-2b-it)")
+    return download(str(name_or_path))
+
+
+def find_config(name_or_path: str | Path) -> GemmaConfig:
+    """The config alone, without any weights; for a released name, such as gemma-2-2b, without any file."""
+    released = re.sub(r"^google/|-(it|pt)$", "", str(name_or_path))
+    if released in RELEASED and not Path(name_or_path).exists():
+        return RELEASED[released]
+    path = find(name_or_path)
+    return config_from_metadata(open_gguf(path)[1]) if path.is_file() else read_config(path / "config.json")
 
 
 @dataclass
@@ -113,17 +128,16 @@ class Gemma:
         )
         return tokenizer.decode_stream(new)
 
-    def chat(
-        self,
-        messages: Sequence[Mapping[str, str]],
-        max_new_tokens: int = 512,
-        temperature: float = 0.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        seed: int | None = None,
-    ) -> str:
-        """The model's answer to a conversation: [{"role": "user", "content": "Hello"}, ...]. See `chat_ids`."""
-        return self.generate(chat_ids(messages, self._text()), max_new_tokens, temperature, top_k, top_p, seed)
+    def chat(self, messages: Sequence[Mapping[str, str]], max_new_tokens: int = 512, **sampling: Any) -> str:
+        """The model's answer to a conversation: [{"role": "user", "content": "Hello"}, ...]; see `chat_ids` for its
+        form, and `generate` for the other arguments."""
+        return "".join(self.stream_chat(messages, max_new_tokens, **sampling))
+
+    def stream_chat(
+        self, messages: Sequence[Mapping[str, str]], max_new_tokens: int = 512, **sampling: Any
+    ) -> Iterator[str]:
+        """The same answer, piece by piece as it is written."""
+        return self.stream(chat_ids(messages, self._text()), max_new_tokens, **sampling)
 
     def perplexity(self, text: str) -> float:
         """The exponential of the mean of -log p over the text's tokens, `<bos>` before them.

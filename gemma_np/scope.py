@@ -49,6 +49,7 @@ class Record(dict[str, np.ndarray]):
     """The tape that keeps everything: name -> value, in the order of execution."""
 
     def __call__(self, name: str, value: np.ndarray) -> np.ndarray:
+        """Keep the value under its name and hand it on."""
         self[name] = value
         return value
 

@@ -62,6 +62,7 @@ def config_from_json(values: dict[str, Any]) -> GemmaConfig:
     _refuse_variants(values)
 
     fields: dict[str, Any] = {name: _required(values, name) for name in _SAME_SPELLING}
+    fields |= _rope(model_type, values)
     if model_type == "gemma":
         fields["query_pre_attn_scalar"] = fields["head_dim"]
     else:
@@ -74,7 +75,6 @@ def config_from_json(values: dict[str, Any]) -> GemmaConfig:
         model_type=model_type,
         layer_types=_layer_types(model_type, values),
         rms_norm_eps=values.get("rms_norm_eps", 1e-6),
-        **_rope(model_type, values),
         **fields,
     )
 

@@ -15,9 +15,7 @@ def download(repo: str) -> Path:
     try:
         from huggingface_hub import errors, snapshot_download
     except ImportError:
-        raise GemmaError(
-            f'{repo}: no such folder or file; as a hub id it needs pip install "gemma-np[hub]"'
-        ) from None
+        raise GemmaError(f'{repo}: no such folder or file; as a hub id it needs pip install "gemma-np[hub]"') from None
     try:
         return Path(snapshot_download(repo, allow_patterns=_FILES))
     except errors.GatedRepoError:

@@ -114,7 +114,7 @@ def save_folder(
     partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
     partial.mkdir(parents=True)
     shards = _shards(weights, shard_bytes)
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number, shard in enumerate(shards, start=1):
         file = f"model-{number:05}-of-{len(shards):05}.safetensors" if len(shards) > 1 else "model.safetensors"
         save_file({name: np.ascontiguousarray(weights[name]) for name in shard}, partial / file, {"format": "pt"})

@@ -72,6 +72,5 @@ def per_group(heads: np.ndarray, shared: np.ndarray) -> np.ndarray:
     heads [..., H, T, a], shared [..., K, a, b] -> [..., H, T, b]. Query heads g*G to g*G + G - 1 share head g: their
     rows are stacked into one tall matrix, so that nothing shared is ever repeated.
     """
-    K, T = shared.shape[-3], heads.shape[-2]
-    stacked = heads.reshape(*heads.shape[:-3], K, -1, heads.shape[-1])  # [..., K, G*T, a]
+    stacked = heads.reshape(*shared.shape[:-2], -1, heads.shape[-1])  # [..., K, G*T, a]
     return (stacked @ shared).reshape(*heads.shape[:-1], shared.shape[-1])

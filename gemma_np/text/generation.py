@@ -50,9 +50,7 @@ def generate_ids(
         unread = [token]
 
 
-def prefill(
-    ids: Sequence[int], weights: Mapping[str, np.ndarray], config: GemmaConfig, cache: KVCache
-) -> np.ndarray:
+def prefill(ids: Sequence[int], weights: Mapping[str, np.ndarray], config: GemmaConfig, cache: KVCache) -> np.ndarray:
     """Read ids into the cache, a chunk at a time, and return what the model makes of the last of them: [D]."""
     from tqdm import tqdm
 

@@ -62,7 +62,7 @@ class Tokenizer:
         end = 0
         for match in _CONTROL_PIECE.finditer(text):
             if match[0] in self:
-                ids += self._processor.EncodeAsIds(text[end : match.start()]) + [self.id(match[0])]
+                ids += [*self._processor.EncodeAsIds(text[end : match.start()]), self.id(match[0])]
                 end = match.end()
         return ids + self._processor.EncodeAsIds(text[end:])
 
