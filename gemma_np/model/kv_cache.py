@@ -27,24 +27,25 @@ class LayerCache:
         """
         start, end = self.length, self.length + k.shape[-2]
         self.length = end
-        if end <= self.slots or end - start == 1:
-            # One token overwrites nothing that it could see: the key `window` steps back is out of its sight.
-            self._write(range(start, end), k, v)
-            used = np.arange(min(end, self.slots))
-            positions = end - 1 - (end - 1 - used) % self.slots  # the latest position that lives in each slot
-            return self.keys[..., : len(used), :], self.values[..., : len(used), :], positions
-        # Several tokens that wrap: the first of them still see keys that the last of them overwrite.
-        kept = np.arange(max(0, start - self.slots), start)
-        keys = np.concatenate([self.keys[..., kept % self.slots, :], k], axis=-2)
-        values = np.concatenate([self.values[..., kept % self.slots, :], v], axis=-2)
-        self._write(range(max(start, end - self.slots), end), k, v)
-        return keys, values, np.arange(end - keys.shape[-2], end)
+        if end <= self.slots:  # room for all: position and slot are the same
+            self.keys[..., start:end, :] = k
+            self.values[..., start:end, :] = v
+            return self.keys[..., :end, :], self.values[..., :end, :], np.arange(end)
 
-    def _write(self, positions: range, k: np.ndarray, v: np.ndarray) -> None:
-        """Put the last tokens of k and v into the slots of their positions."""
-        slots = np.asarray(positions) % self.slots
-        self.keys[..., slots, :] = k[..., -len(positions) :, :]
-        self.values[..., slots, :] = v[..., -len(positions) :, :]
+        if end == start + 1:  # one token takes the slot of the key that has just left its window
+            self.keys[..., start % self.slots, :] = k[..., 0, :]
+            self.values[..., start % self.slots, :] = v[..., 0, :]
+            positions = start - (start - np.arange(self.slots)) % self.slots
+            return self.keys, self.values, positions
+
+        # Several tokens that wrap: the first of them still see keys whose slots the last of them take.
+        before = np.arange(max(0, start - self.slots), start)
+        keys = np.concatenate([self.keys[..., before % self.slots, :], k], axis=-2)
+        values = np.concatenate([self.values[..., before % self.slots, :], v], axis=-2)
+        kept = np.arange(max(start, end - self.slots), end)
+        self.keys[..., kept % self.slots, :] = k[..., kept - start, :]
+        self.values[..., kept % self.slots, :] = v[..., kept - start, :]
+        return keys, values, np.arange(end - keys.shape[-2], end)
 
 
 class KVCache:

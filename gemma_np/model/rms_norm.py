@@ -11,5 +11,5 @@ def rms_norm(x: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray:
 
     x [..., D], weight [D] -> [..., D]
     """
-    mean_square = np.mean(x * x, axis=-1, keepdims=True)
+    mean_square = np.vecdot(x, x)[..., None] / x.shape[-1]
     return x / np.sqrt(mean_square + eps) * (1 + weight)

@@ -1,0 +1,203 @@
+"""Speed and memory, as ratios measured in alternation within one run. Needs the extra `framework`.
+
+    python tests/benchmarks/speed.py                 # everything; the 2B shape needs 12 GB and some minutes
+    python tests/benchmarks/speed.py tiny 270m       # some shapes only
+    python tests/benchmarks/speed.py import memory   # start-up, loading and long prefill
+
+A ratio above 1 means that gemma_np is that much faster than `transformers` (eager, float32, same threads, the very
+same weights). Rounds alternate, since these machines drift; the median and the range over the rounds are shown.
+"""
+
+import argparse
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+
+from gemma_np import RELEASED, GemmaConfig
+from gemma_np.checkpoints.config_json import config_to_json
+from gemma_np.config import layer_pattern
+from gemma_np.model.kv_cache import KVCache
+from gemma_np.model.transformer import output_logits, transformer
+
+TINY = replace(
+    RELEASED["gemma-2-2b"],
+    **{"vocab_size": 2048, "hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4, "head_dim": 32},
+    **{"num_key_value_heads": 2, "intermediate_size": 512, "max_position_embeddings": 2048, "sliding_window": 256},
+    **{"query_pre_attn_scalar": 32, "layer_types": layer_pattern(4, 1)},
+)
+SHAPES = {"tiny": TINY, "270m": RELEASED["gemma-3-270m"], "2b": RELEASED["gemma-2-2b"]}
+PREFILL = {"tiny": 1024, "270m": 512, "2b": 512}
+DECODE = {"tiny": 64, "270m": 24, "2b": 6}
+
+
+def main() -> None:
+    choices = [*SHAPES, "import", "memory"]
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("what", nargs="*", help=f"any of {', '.join(choices)} (default: all)")
+    arguments.add_argument("--rounds", type=int, default=7)
+    options = arguments.parse_args()
+    for what in options.what or choices:
+        if what == "import":
+            import_time(options.rounds)
+        elif what == "memory":
+            peak_memory()
+        else:
+            against_framework(what, options.rounds)
+
+
+def against_framework(shape: str, rounds: int) -> None:
+    """Prefill and decode of one shape, ours and the framework's in turn, on the same weights."""
+    import torch
+
+    config = SHAPES[shape]
+    model = framework_model(config)
+    weights = {name: p.detach().numpy() for name, p in model.named_parameters() if name != "lm_head.weight"}
+    ids = np.random.default_rng(0).integers(0, config.vocab_size, PREFILL[shape])
+    steps = DECODE[shape]
+
+    def ours_prefill() -> KVCache:
+        cache = KVCache(config, len(ids) + steps)
+        output_logits(transformer(ids, weights, config, cache)[-1:], weights, config)
+        return cache
+
+    def ours_decode(cache: KVCache) -> None:
+        for _ in range(steps):
+            output_logits(transformer([5], weights, config, cache), weights, config)
+
+    @torch.no_grad()
+    def theirs_prefill():
+        return model(torch.from_numpy(ids)[None], use_cache=True, logits_to_keep=1).past_key_values
+
+    @torch.no_grad()
+    def theirs_decode(cache) -> None:
+        for _ in range(steps):
+            model(torch.tensor([[5]]), past_key_values=cache, use_cache=True)
+
+    ours, theirs = pairs(ours_prefill, theirs_prefill, rounds=rounds)
+    report(f"{shape} prefill {len(ids)}", len(ids) / ours, len(ids) / theirs)
+    ours, theirs, bandwidth = pairs(
+        *(timed_after(ours_prefill, ours_decode), timed_after(theirs_prefill, theirs_decode), read_bandwidth),
+        rounds=rounds,
+        timed=True,
+    )
+    report(f"{shape} decode", steps / ours, steps / theirs)
+    read = sum(w.nbytes for w in weights.values()) * steps / ours / bandwidth
+    print(f"{'':20}{np.median(read):6.2f} of the matrix-vector read bandwidth ({np.median(bandwidth) / 1e9:.0f} GB/s)")
+
+
+def framework_model(config: GemmaConfig):
+    """The framework's model of this config, with random weights."""
+    import torch
+    import transformers
+
+    torch.manual_seed(0)
+    values = config_to_json(config)
+    kind = {"gemma2": "Gemma2", "gemma3_text": "Gemma3"}[config.model_type]
+    text = "Text" if kind == "Gemma3" else ""
+    framework_config = getattr(transformers, f"{kind}{text}Config")(**values)
+    framework_config._attn_implementation = "eager"
+    return getattr(transformers, f"{kind}ForCausalLM")(framework_config).eval()
+
+
+def timed_after(prepare: Callable, run: Callable) -> Callable[[], float]:
+    """A measurement of `run`, given what `prepare` makes, in seconds."""
+
+    def measure() -> float:
+        prepared = prepare()
+        start = time.perf_counter()
+        run(prepared)
+        return time.perf_counter() - start
+
+    return measure
+
+
+def read_bandwidth() -> float:
+    """Bytes a second that a matrix-vector product reads, from a matrix far larger than any processor's cache."""
+    start = time.perf_counter()
+    MATRIX @ VECTOR
+    return MATRIX.nbytes / (time.perf_counter() - start)
+
+
+MATRIX = np.ones((2**16, 4096), np.float32)
+VECTOR = np.ones(4096, np.float32)
+
+
+def pairs(*functions: Callable, rounds: int = 7, timed: bool = False) -> np.ndarray:
+    """Measure the functions in turn, `rounds` times after one for warming up: [functions, rounds]."""
+    table = []
+    for _ in range(rounds + 1):
+        row = []
+        for function in functions:
+            start = time.perf_counter()
+            result = function()
+            row.append(result if timed else time.perf_counter() - start)
+        table.append(row)
+    return np.array(table[1:]).T
+
+
+def report(what: str, ours: np.ndarray, theirs: np.ndarray) -> None:
+    ratio = ours / theirs
+    print(
+        f"{what:20}{np.median(ratio):6.2f} x the framework (range {ratio.min():.2f} to {ratio.max():.2f}): "
+        f"{np.median(ours):,.1f} against {np.median(theirs):,.1f} tokens/s",
+        flush=True,
+    )
+
+
+def import_time(rounds: int) -> None:
+    """Seconds of `import gemma_np`, in a fresh interpreter each time."""
+    code = "import time; t = time.perf_counter(); import gemma_np; print(time.perf_counter() - t)"
+    seconds = [float(subprocess.check_output([sys.executable, "-c", code])) for _ in range(rounds)]
+    print(f"{'import gemma_np':20}{np.median(seconds):6.3f} s (range {min(seconds):.3f} to {max(seconds):.3f})")
+
+
+LOADING = """
+import resource, sys, gemma_np
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+before = peak()
+model = gemma_np.load(sys.argv[1])
+weights = sum(w.nbytes for w in model.weights.values())
+print((peak() - before) / weights)
+"""
+
+PREFILLING = """
+import resource, numpy as np
+from gemma_np import RELEASED
+from gemma_np.model.kv_cache import KVCache
+from gemma_np.text.generation import prefill
+config = RELEASED["gemma-2-2b"]
+weights = {name: np.zeros(shape, np.float32) for name, shape in config.weight_shapes()}  # all one page of zeros
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+before = peak()
+cache = KVCache(config, 8192)
+prefill(np.ones(8192, int), weights, config, cache)
+size = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+print(size / 1e9, (peak() - before - size) / 1e9)
+"""
+
+
+def peak_memory() -> None:
+    """Peak of loading a bfloat16 checkpoint as float32, and of a prefill of 8,192 tokens, in processes of their own."""
+    import tempfile
+    from pathlib import Path
+
+    import ml_dtypes
+
+    from gemma_np.checkpoints.huggingface import save_folder
+
+    config = RELEASED["gemma-3-270m"]
+    weights = {name: np.ones(shape, ml_dtypes.bfloat16) for name, shape in config.weight_shapes()}
+    with tempfile.TemporaryDirectory() as folder:
+        save_folder(Path(folder) / "model", config, weights, None)
+        ratio = float(subprocess.check_output([sys.executable, "-c", LOADING, f"{folder}/model"]))
+    print(f"{'270m loading':20}{ratio:6.2f} of the float32 weights at the peak")
+    cache, rest = subprocess.check_output([sys.executable, "-c", PREFILLING]).split()
+    print(f"{'2b prefill 8192':20}{float(rest):6.2f} GB beyond the weights and the cache ({float(cache):.2f} GB)")
+
+
+if __name__ == "__main__":
+    main()
