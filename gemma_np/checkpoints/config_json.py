@@ -30,6 +30,8 @@ _GEMMA3_TEXT_DEFAULTS = {
     "sliding_window": 4096,
 }
 
+_MOST_LAYERS = 1000  # more is a damaged file, and would fill the memory with layer types
+
 _ARCHITECTURES = {"gemma": "GemmaForCausalLM", "gemma2": "Gemma2ForCausalLM", "gemma3_text": "Gemma3ForCausalLM"}
 
 
@@ -39,7 +41,7 @@ def read_config(path: Path) -> GemmaConfig:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise GemmaError(f"{path}: no such file, expected a config.json beside the weights") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise GemmaError(f"{path}: not JSON ({error})") from None
     if not isinstance(values, dict):
         raise GemmaError(f"{path}: {type(values).__name__}, expected a JSON object")
@@ -127,9 +129,11 @@ def _refuse_variants(values: dict[str, Any]) -> None:
 
 def _layer_types(model_type: str, values: dict[str, Any]) -> tuple[str, ...]:
     layers = values["num_hidden_layers"]
+    if not isinstance(layers, int) or not 0 < layers <= _MOST_LAYERS:
+        raise GemmaError(f"num_hidden_layers: {layers!r}, expected a whole number from 1 to {_MOST_LAYERS}")
     if model_type == "gemma":
         return (GLOBAL,) * layers
-    if values.get("layer_types"):
+    if isinstance(values.get("layer_types"), list):
         return tuple(values["layer_types"])
     default = 2 if model_type == "gemma2" else 6
     pattern = values.get("sliding_window_pattern", values.get("_sliding_window_pattern", default))

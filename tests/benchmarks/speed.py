@@ -79,14 +79,17 @@ def against_framework(shape: str, rounds: int) -> None:
 
     ours, theirs = pairs(ours_prefill, theirs_prefill, rounds=rounds)
     report(f"{shape} prefill {len(ids)}", len(ids) / ours, len(ids) / theirs)
-    ours, theirs, bandwidth = pairs(
-        *(timed_after(ours_prefill, ours_decode), timed_after(theirs_prefill, theirs_decode), read_bandwidth),
+    ours, theirs, read = pairs(
+        timed_after(ours_prefill, ours_decode),
+        timed_after(theirs_prefill, theirs_decode),
+        timed_after(large_matrix, lambda matrix: matrix @ matrix[0]),
         rounds=rounds,
         timed=True,
     )
     report(f"{shape} decode", steps / ours, steps / theirs)
-    read = sum(w.nbytes for w in weights.values()) * steps / ours / bandwidth
-    print(f"{'':20}{np.median(read):6.2f} of the matrix-vector read bandwidth ({np.median(bandwidth) / 1e9:.0f} GB/s)")
+    bandwidth = MATRIX_BYTES / read
+    share = sum(weight.nbytes for weight in weights.values()) * steps / ours / bandwidth
+    print(f"{'':20}{np.median(share):6.2f} of the matrix-vector read bandwidth ({np.median(bandwidth) / 1e9:.0f} GB/s)")
 
 
 def framework_model(config: GemmaConfig):
@@ -115,15 +118,12 @@ def timed_after(prepare: Callable, run: Callable) -> Callable[[], float]:
     return measure
 
 
-def read_bandwidth() -> float:
-    """Bytes a second that a matrix-vector product reads, from a matrix far larger than any processor's cache."""
-    start = time.perf_counter()
-    MATRIX @ VECTOR
-    return MATRIX.nbytes / (time.perf_counter() - start)
+MATRIX_BYTES = 2**30
 
 
-MATRIX = np.ones((2**16, 4096), np.float32)
-VECTOR = np.ones(4096, np.float32)
+def large_matrix() -> np.ndarray:
+    """A matrix far larger than any processor's cache, so that a product with it measures how fast memory is read."""
+    return np.ones((MATRIX_BYTES // 2**14, 2**12), np.float32)
 
 
 def pairs(*functions: Callable, rounds: int = 7, timed: bool = False) -> np.ndarray:
@@ -155,29 +155,41 @@ def import_time(rounds: int) -> None:
     print(f"{'import gemma_np':20}{np.median(seconds):6.3f} s (range {min(seconds):.3f} to {max(seconds):.3f})")
 
 
-LOADING = """
-import resource, sys, gemma_np
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+# The peak of this very process; getrusage would count what the parent held when it forked.
+PEAK = """
+import re, sys
+from pathlib import Path
+def peak():
+    return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
+"""
+
+LOADING = (
+    PEAK
+    + """
+import gemma_np
 before = peak()
 model = gemma_np.load(sys.argv[1])
 weights = sum(w.nbytes for w in model.weights.values())
 print((peak() - before) / weights)
 """
+)
 
-PREFILLING = """
-import resource, numpy as np
+PREFILLING = (
+    PEAK
+    + """
+import numpy as np
 from gemma_np import RELEASED
 from gemma_np.model.kv_cache import KVCache
 from gemma_np.text.generation import prefill
 config = RELEASED["gemma-2-2b"]
 weights = {name: np.zeros(shape, np.float32) for name, shape in config.weight_shapes()}  # all one page of zeros
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 before = peak()
 cache = KVCache(config, 8192)
 prefill(np.ones(8192, int), weights, config, cache)
 size = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
 print(size / 1e9, (peak() - before - size) / 1e9)
 """
+)
 
 
 def peak_memory() -> None:
