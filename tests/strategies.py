@@ -1,0 +1,96 @@
+"""What hypothesis draws: configs whose every constant matters, weights for them, token ids, arrays.
+
+With the released constants a tiny random model would not notice a missing cap or window. Here caps are 2 to 3,
+windows 2 to 4, key-value heads are shared, no two sizes are equal that only seem to be, and there are several layers
+of each kind.
+"""
+
+import numpy as np
+from hypothesis import strategies as st
+
+from gemma_np import GemmaConfig
+from gemma_np.config import GLOBAL, LOCAL
+
+MODEL_TYPES = ("gemma", "gemma2", "gemma3_text")
+
+seeds = st.integers(0, 2**32 - 1)
+lengths = st.integers(1, 9)  # of texts; the windows below are 2 to 4
+sizes = st.integers(2, 6)  # of vectors; a lone number may cancel to nearly nothing, and then has no digits to compare
+batches = st.lists(st.integers(1, 3), max_size=2).map(tuple)
+
+
+def normal(seed, *shape, dtype=np.float64):
+    """Standard normal numbers; two seeds give two arrays."""
+    return np.random.default_rng(seed).standard_normal(shape).astype(dtype)
+
+
+@st.composite
+def configs(draw, model_type=None):
+    """A small model of the given type, or of any. The framework has to be able to build it, too: D is a multiple of
+    H, Gemma 1 scales its scores by the head dimension, Gemma 1 and 2 have one RoPE base."""
+    model_type = model_type or draw(st.sampled_from(MODEL_TYPES))
+    K, G, h = draw(st.integers(1, 3)), draw(st.integers(2, 3)), draw(st.sampled_from([4, 6, 8]))
+    H = K * G
+    sizes = {
+        "vocab_size": draw(st.sampled_from([17, 23, 31])),
+        "hidden_size": H * draw(st.sampled_from([5, 7])),
+        "num_attention_heads": H,
+        "num_key_value_heads": K,
+        "head_dim": h,
+        "intermediate_size": draw(st.sampled_from([13, 19, 29])),
+        "max_position_embeddings": 48,
+        "rms_norm_eps": draw(st.sampled_from([1e-6, 1e-3])),
+    }
+    if model_type == "gemma":
+        kinds, scalar = [GLOBAL] * 4, h
+        extras = {"rope_theta": draw(st.sampled_from([10.0, 300.0]))}
+    else:
+        kinds, scalar = draw(st.permutations([LOCAL, LOCAL, GLOBAL, GLOBAL])), draw(st.sampled_from([3, 5]))
+        extras = {"sliding_window": draw(st.integers(2, 4))}
+    if model_type == "gemma2":
+        base = draw(st.sampled_from([10.0, 300.0]))
+        extras |= {"rope_theta": base, "rope_local_base_freq": base}
+        extras |= {"attn_logit_softcapping": draw(st.sampled_from([2.0, 2.25]))}
+        extras |= {"final_logit_softcapping": draw(st.sampled_from([2.75, 3.0]))}
+    if model_type == "gemma3_text":
+        extras |= {"rope_theta": 300.0, "rope_local_base_freq": 10.0}
+        extras |= {"rope_scaling_factor": draw(st.sampled_from([2.0, 8.0]))}
+    return GemmaConfig(
+        model_type=model_type,
+        num_hidden_layers=len(kinds),
+        query_pre_attn_scalar=scalar,
+        layer_types=tuple(kinds),
+        **sizes,
+        **extras,
+    )
+
+
+def random_weights(config, seed, dtype=np.float32):
+    """Weights whose scores and logits reach the caps and whose norms differ from channel to channel. Read-only, as
+    those of a mapped file are: a forward pass that writes to them fails.
+
+    The embedding is larger than what the layers add to it. Otherwise some models amplify rounding a hundredfold from
+    layer to layer, and a comparison says more about them than about the code.
+    """
+    generator = np.random.default_rng(seed)
+    weights = {}
+    for name, shape in config.weight_shapes():
+        if len(shape) == 1:
+            spread = 0.3
+        else:
+            spread = (4 if "embed" in name else 1.2) / np.sqrt(shape[1])
+        weights[name] = (spread * generator.standard_normal(shape)).astype(dtype)
+        weights[name].flags.writeable = False
+    return weights
+
+
+def random_ids(config, seed, *shape):
+    """Token ids of the given shape."""
+    return np.random.default_rng(seed).integers(0, config.vocab_size, shape)
+
+
+@st.composite
+def splits(draw, total):
+    """A list of chunk sizes that sum to the total."""
+    cuts = sorted(draw(st.sets(st.integers(1, total - 1)))) if total > 1 else []
+    return list(np.diff([0, *cuts, total]))
