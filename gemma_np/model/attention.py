@@ -10,12 +10,12 @@ import numpy as np
 
 from gemma_np.config import GemmaConfig
 from gemma_np.model.kv_cache import LayerCache
-from gemma_np.model.rms_norm import rms_norm
-from gemma_np.model.rope import rope, rotation
-from gemma_np.model.soft_cap import soft_cap
-from gemma_np.model.visibility import masked_softmax, visible
+from gemma_np.model.rms_norm import rms_norm, rms_norm_backward
+from gemma_np.model.rope import rope, rope_backward, rotation
+from gemma_np.model.soft_cap import soft_cap, soft_cap_backward
+from gemma_np.model.visibility import masked_softmax, masked_softmax_backward, visible
 from gemma_np.scope import Scope, Tape, no_tape
-from gemma_np.storage import linear
+from gemma_np.storage import linear, linear_backward
 
 
 def attention(
@@ -55,6 +55,38 @@ def attention(
     return tape("o", linear(mixed, weights["o_proj.weight"]))
 
 
+def attention_backward(
+    dy: np.ndarray, x: np.ndarray, weights: Scope, config: GemmaConfig, layer: int, record: Scope, gradients: Scope
+) -> np.ndarray:
+    """Undo `attention` without a cache, last line first; the gradients of its weights go into `gradients`.
+
+    dy and x [..., T, D], record of the layer's `self_attn` -> dx [..., T, D]
+    """
+    q_scaled = record["q_rope"] / math.sqrt(config.query_pre_attn_scalar)
+    keys, values, probs = record["k_rope"], record["v"], record["probs"]
+
+    dmixed, gradients["o_proj.weight"] = linear_backward(dy, record["mixed"], weights["o_proj.weight"])
+    dheads = split_heads(dmixed, config.head_dim)  # undoes: merge_heads
+    dprobs = per_group(dheads, values.swapaxes(-1, -2))  # undoes: per_group(probs, values)
+    dv = sum_group(probs, dheads, config.num_key_value_heads)
+    dscores = masked_softmax_backward(dprobs, probs)
+    if config.attn_logit_softcapping:
+        dscores = soft_cap_backward(dscores, record["scores_capped"], config.attn_logit_softcapping)
+    dq = per_group(dscores, keys) / math.sqrt(config.query_pre_attn_scalar)  # undoes: per_group(q_scaled, keys^T)
+    dk = sum_group(dscores, q_scaled, config.num_key_value_heads)
+
+    cos, sin = rotation(range(x.shape[-2]), config.head_dim, *config.rope(layer), x.dtype)
+    dq, dk = rope_backward(dq, cos, sin), rope_backward(dk, cos, sin)
+    if config.has_qk_norm:
+        eps = config.rms_norm_eps
+        dq, gradients["q_norm.weight"] = rms_norm_backward(dq, record["q"], weights["q_norm.weight"], eps)
+        dk, gradients["k_norm.weight"] = rms_norm_backward(dk, record["k"], weights["k_norm.weight"], eps)
+    dx_q, gradients["q_proj.weight"] = linear_backward(merge_heads(dq), x, weights["q_proj.weight"])
+    dx_k, gradients["k_proj.weight"] = linear_backward(merge_heads(dk), x, weights["k_proj.weight"])
+    dx_v, gradients["v_proj.weight"] = linear_backward(merge_heads(dv), x, weights["v_proj.weight"])
+    return dx_q + dx_k + dx_v
+
+
 def split_heads(x: np.ndarray, head_dim: int) -> np.ndarray:
     """[..., T, H*h] -> [..., H, T, h]: each head gets its h neighbouring channels."""
     return x.reshape(*x.shape[:-1], -1, head_dim).swapaxes(-2, -3)
@@ -74,3 +106,13 @@ def per_group(heads: np.ndarray, shared: np.ndarray) -> np.ndarray:
     """
     stacked = heads.reshape(*shared.shape[:-2], -1, heads.shape[-1])  # [..., K, G*T, a]
     return (stacked @ shared).reshape(*heads.shape[:-1], shared.shape[-1])
+
+
+def sum_group(left: np.ndarray, right: np.ndarray, kv_heads: int) -> np.ndarray:
+    """left^T @ right of each query head, summed over the heads of a group: the gradient of what the group shares.
+
+    left [..., H, T, S], right [..., H, T, h] -> [..., K, S, h]
+    """
+    left = left.reshape(*left.shape[:-3], kv_heads, -1, left.shape[-1])  # [..., K, G*T, S]
+    right = right.reshape(*right.shape[:-3], kv_heads, -1, right.shape[-1])  # [..., K, G*T, h]
+    return left.swapaxes(-1, -2) @ right

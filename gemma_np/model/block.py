@@ -6,10 +6,10 @@ Source: Gemma 2 report, section 2 (pre-norm and post-norm with RMSNorm). Gemma 1
 import numpy as np
 
 from gemma_np.config import GemmaConfig
-from gemma_np.model.attention import attention
-from gemma_np.model.feed_forward import feed_forward
+from gemma_np.model.attention import attention, attention_backward
+from gemma_np.model.feed_forward import feed_forward, feed_forward_backward
 from gemma_np.model.kv_cache import LayerCache
-from gemma_np.model.rms_norm import rms_norm
+from gemma_np.model.rms_norm import rms_norm, rms_norm_backward
 from gemma_np.scope import Scope, Tape, no_tape, within
 
 
@@ -26,21 +26,59 @@ def block(
     x [..., T, D] -> [..., T, D]; weights are those of the layer.
     """
 
-    def norm(name: str, y: np.ndarray, weight_name: str | None = None) -> np.ndarray:
-        weight = weights[f"{weight_name or name}.weight"]
-        return tape(name, rms_norm(y, weight, config.rms_norm_eps))
+    def norm(y: np.ndarray, weight_name: str) -> np.ndarray:
+        return rms_norm(y, weights[f"{weight_name}.weight"], config.rms_norm_eps)
 
-    # In Gemma 1 the norm before the feed-forward is the one *after* attention, and that is its name there.
-    pre_feedforward = "pre_feedforward_layernorm" if config.has_post_norms else "post_attention_layernorm"
-
-    y = norm("input_layernorm", x)
+    y = tape("input_layernorm", norm(x, "input_layernorm"))
     y = attention(y, weights / "self_attn", config, layer, cache, within(tape, "self_attn"))
     if config.has_post_norms:
-        y = norm("post_attention_layernorm", y)
+        y = tape("post_attention_layernorm", norm(y, "post_attention_layernorm"))
     x = tape("resid_mid", x + y)
 
-    y = norm("pre_feedforward_layernorm", x, pre_feedforward)
+    y = tape("pre_feedforward_layernorm", norm(x, pre_feedforward_name(config)))
     y = feed_forward(y, weights / "mlp", within(tape, "mlp"))
     if config.has_post_norms:
-        y = norm("post_feedforward_layernorm", y)
+        y = tape("post_feedforward_layernorm", norm(y, "post_feedforward_layernorm"))
     return tape("resid_post", x + y)
+
+
+def block_backward(
+    dy: np.ndarray, x: np.ndarray, weights: Scope, config: GemmaConfig, layer: int, record: Scope, gradients: Scope
+) -> np.ndarray:
+    """Undo `block`, last line first; the gradients of its weights go into `gradients`.
+
+    dy and x [..., T, D], record of the layer -> dx [..., T, D]
+    """
+
+    def norm_backward(dz: np.ndarray, z: np.ndarray, name: str) -> np.ndarray:
+        weight = f"{name}.weight"
+        dz, gradients[weight] = rms_norm_backward(dz, z, weights[weight], config.rms_norm_eps)
+        return dz
+
+    dz = dy  # undoes: x + y; the residual stream's own gradient is dy as it is
+    if config.has_post_norms:
+        dz = norm_backward(dz, record["mlp.down"], "post_feedforward_layernorm")
+    dz = feed_forward_backward(
+        dz, record["pre_feedforward_layernorm"], weights / "mlp", record / "mlp", gradients / "mlp"
+    )
+    dmid = dy + norm_backward(dz, record["resid_mid"], pre_feedforward_name(config))
+
+    dz = dmid
+    if config.has_post_norms:
+        dz = norm_backward(dz, record["self_attn.o"], "post_attention_layernorm")
+    dz = attention_backward(
+        dz,
+        record["input_layernorm"],
+        weights / "self_attn",
+        config,
+        layer,
+        record / "self_attn",
+        gradients / "self_attn",
+    )
+    return dmid + norm_backward(dz, x, "input_layernorm")
+
+
+def pre_feedforward_name(config: GemmaConfig) -> str:
+    """The weight's name of the norm before the feed-forward: Gemma 1, which has no norm on what attention returns,
+    names it after where it stands, behind attention."""
+    return "pre_feedforward_layernorm" if config.has_post_norms else "post_attention_layernorm"

@@ -21,6 +21,16 @@ def embed(ids: np.ndarray, embedding: np.ndarray) -> np.ndarray:
     return embedding[ids] * math.sqrt(embedding.shape[1])
 
 
+def embed_backward(dx: np.ndarray, ids: np.ndarray, embedding: np.ndarray) -> np.ndarray:
+    """Undo `embedding[ids] * sqrt(D)`: each token's gradient is added to its row, as often as the token occurs.
+
+    dx [..., T, D], ids [..., T], embedding [V, D] -> dembedding [V, D]
+    """
+    gradient = np.zeros_like(embedding)
+    np.add.at(gradient, ids, dx * math.sqrt(embedding.shape[1]))
+    return gradient
+
+
 def unembed(x: np.ndarray, embedding: np.ndarray) -> np.ndarray:
     """Score every token of the vocabulary against x, with the same matrix and no scale.
 

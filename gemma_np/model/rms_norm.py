@@ -13,3 +13,19 @@ def rms_norm(x: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray:
     """
     mean_square = np.vecdot(x, x)[..., None] / x.shape[-1]
     return x / np.sqrt(mean_square + eps) * (1 + weight)
+
+
+def rms_norm_backward(dy: np.ndarray, x: np.ndarray, weight: np.ndarray, eps: float) -> tuple[np.ndarray, np.ndarray]:
+    """The gradients of x and of the weight.
+
+    dy and x [..., D], weight [D] -> dx [..., D], dweight [D]
+
+    With n = x / rms: growing x along itself changes the length alone, which the norm undoes, so that part of the
+    gradient along n is taken out (not quite all of it, thanks to eps).
+    """
+    rms = np.sqrt(np.vecdot(x, x)[..., None] / x.shape[-1] + eps)
+    n = x / rms
+    dn = dy * (1 + weight)  # undoes: n * (1 + weight)
+    dweight = (dy * n).reshape(-1, x.shape[-1]).sum(axis=0)
+    dx = (dn - n * (np.vecdot(dn, n)[..., None] / x.shape[-1])) / rms  # undoes: x / rms(x)
+    return dx, dweight

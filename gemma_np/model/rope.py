@@ -36,3 +36,11 @@ def rope(x: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> np.ndarray:
     half = x.shape[-1] // 2
     first, second = x[..., :half], x[..., half:]
     return np.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+
+
+def rope_backward(dy: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> np.ndarray:
+    """Undo the turn: a rotation's transpose is the rotation by the opposite angle.
+
+    dy [..., T, h], cos and sin [T, h/2] -> dx [..., T, h]
+    """
+    return rope(dy, cos, -sin)

@@ -12,3 +12,15 @@ def soft_cap(x: np.ndarray, cap: float) -> np.ndarray:
     np.tanh(y, out=y)
     y *= cap
     return y
+
+
+def soft_cap_backward(dy: np.ndarray, y: np.ndarray, cap: float) -> np.ndarray:
+    """Undo `y = cap * tanh(x / cap)`, from its output: the derivative is 1 - (y / cap)^2.
+
+    dy and y of any one shape -> dx of that shape
+    """
+    slope = y / cap
+    slope *= slope
+    np.subtract(1, slope, out=slope)
+    slope *= dy
+    return slope

@@ -1,18 +1,19 @@
 """The whole model: embed, blocks, final norm; then head and final cap."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from gemma_np.config import GemmaConfig
 from gemma_np.errors import GemmaError
-from gemma_np.model.block import block
-from gemma_np.model.embedding import embed, unembed
+from gemma_np.model.block import block, block_backward
+from gemma_np.model.embedding import embed, embed_backward, unembed
 from gemma_np.model.kv_cache import KVCache
-from gemma_np.model.rms_norm import rms_norm
-from gemma_np.model.soft_cap import soft_cap
+from gemma_np.model.rms_norm import rms_norm, rms_norm_backward
+from gemma_np.model.soft_cap import soft_cap, soft_cap_backward
 from gemma_np.scope import Scope, Tape, no_tape, within
+from gemma_np.storage import linear_backward
 
 
 def transformer(
@@ -51,6 +52,47 @@ def output_logits(
     if config.final_logit_softcapping:
         logits = tape("logits_capped", soft_cap(logits, config.final_logit_softcapping))
     return logits
+
+
+def transformer_backward(
+    dx: np.ndarray,
+    ids: ArrayLike,
+    weights: Mapping[str, np.ndarray],
+    config: GemmaConfig,
+    record: Mapping[str, np.ndarray],
+    gradients: MutableMapping[str, np.ndarray],
+) -> None:
+    """Undo `transformer` without a cache, last line first; the gradients go under the weights' names.
+
+    dx [..., T, D], record of the forward pass. The embedding's gradient is added to what the head has left there.
+    """
+    tape, model, model_gradients = Scope(record), Scope(weights) / "model", Scope(gradients) / "model"
+    inputs = ["embedding", *(f"layers.{layer}.resid_post" for layer in range(config.num_hidden_layers))]
+    dx, model_gradients["norm.weight"] = rms_norm_backward(
+        dx, record[inputs[-1]], model["norm.weight"], config.rms_norm_eps
+    )
+    for layer in reversed(range(config.num_hidden_layers)):
+        part = f"layers.{layer}"
+        dx = block_backward(dx, record[inputs[layer]], model / part, config, layer, tape / part, model_gradients / part)
+    model_gradients["embed_tokens.weight"] += embed_backward(dx, np.asarray(ids), model["embed_tokens.weight"])
+
+
+def output_logits_backward(
+    dlogits: np.ndarray,
+    weights: Mapping[str, np.ndarray],
+    config: GemmaConfig,
+    record: Mapping[str, np.ndarray],
+    gradients: MutableMapping[str, np.ndarray],
+) -> np.ndarray:
+    """Undo `output_logits`; the head's gradient is the first of the two contributions to the tied matrix.
+
+    dlogits [..., T, V], record of the forward pass -> dx [..., T, D]
+    """
+    name = "model.embed_tokens.weight"
+    if config.final_logit_softcapping:
+        dlogits = soft_cap_backward(dlogits, record["logits_capped"], config.final_logit_softcapping)
+    dx, gradients[name] = linear_backward(dlogits, record["norm"], weights[name])
+    return dx
 
 
 def checked_ids(ids: ArrayLike, config: GemmaConfig, cache: KVCache | None = None) -> np.ndarray:

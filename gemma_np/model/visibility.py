@@ -33,3 +33,11 @@ def masked_softmax(scores: np.ndarray, mask: np.ndarray) -> np.ndarray:
     np.exp(probs, out=probs)
     probs /= probs.sum(axis=-1, keepdims=True)
     return probs
+
+
+def masked_softmax_backward(dprobs: np.ndarray, probs: np.ndarray) -> np.ndarray:
+    """The gradient of the scores, from the probabilities; zero where the mask hid the key, as its probability is.
+
+    dprobs and probs [..., T, S] -> dscores [..., T, S]
+    """
+    return probs * (dprobs - np.vecdot(dprobs, probs)[..., None])
