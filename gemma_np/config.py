@@ -56,6 +56,7 @@ class GemmaConfig:
     rms_norm_eps: float = 1e-6
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "layer_types", tuple(self.layer_types))  # a list, as JSON has it, is welcome
         if self.model_type not in ("gemma", "gemma2", "gemma3_text"):
             raise GemmaError(f"model_type: {self.model_type!r}, expected 'gemma', 'gemma2' or 'gemma3_text'")
         for name in _WHOLE_NUMBERS + _NUMBERS + _OPTIONAL_NUMBERS:

@@ -30,10 +30,13 @@ def torch():
 
 
 @pytest.fixture(scope="module")
-def framework():
+def framework(torch):
     from tests import framework
 
-    return framework
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # models this small only wait for each other's threads
+    yield framework
+    torch.set_num_threads(threads)
 
 
 def logits(ids, weights, config, chunks=None):

@@ -62,8 +62,9 @@ class KVCache:
 
         Raises GemmaError when more is asked for than the model can read.
         """
+        self.batch, self.dtype = batch, np.dtype(dtype)
         self.max_length = config.max_position_embeddings if max_length is None else max_length
-        if not 0 < self.max_length <= config.max_position_embeddings:
+        if not isinstance(self.max_length, int) or not 0 < self.max_length <= config.max_position_embeddings:
             raise GemmaError(
                 f"cache: room for {max_length} tokens, expected 1 to max_position_embeddings="
                 f"{config.max_position_embeddings}"

@@ -28,11 +28,13 @@ def transformer(
     ids [..., T] -> [..., T, D]; weights by the names of the published checkpoints. With a cache, the ids follow the
     tokens that it holds, and are added to it; without, they start at position 0.
 
-    Raises GemmaError when there are no ids, when one is no row of the embedding, or when they run past the model's
-    (or the cache's) maximum length.
+    Raises GemmaError when there are no ids, when one is no row of the embedding, when they run past the model's (or
+    the cache's) maximum length, or when the cache was made for another batch or dtype.
     """
     ids = checked_ids(ids, config, cache)
     model = Scope(weights) / "model"
+    if cache and cache.dtype != model["norm.weight"].dtype:
+        raise GemmaError(f"cache: dtype {cache.dtype}, expected {model['norm.weight'].dtype} as the weights")
     x = tape("embedding", embed(ids, model["embed_tokens.weight"]))
     for layer in range(config.num_hidden_layers):
         part = f"layers.{layer}"
@@ -97,14 +99,19 @@ def output_logits_backward(
 
 def checked_ids(ids: ArrayLike, config: GemmaConfig, cache: KVCache | None = None) -> np.ndarray:
     """The ids as an array, or the GemmaError that `transformer` promises."""
-    ids = np.asarray(ids)
-    if ids.size == 0:
-        raise GemmaError("token ids: none, expected at least one")
+    try:
+        ids = np.asarray(ids)
+    except ValueError:
+        raise GemmaError("token ids: texts of different lengths, expected one array [..., T]") from None
+    if ids.ndim == 0 or ids.size == 0:
+        raise GemmaError(f"token ids: shape {ids.shape}, expected at least one id along an axis T")
     if not np.issubdtype(ids.dtype, np.integer):
         raise GemmaError(f"token ids: dtype {ids.dtype}, expected integers")
     if ids.min() < 0 or ids.max() >= config.vocab_size:
         wrong = ids[(ids < 0) | (ids >= config.vocab_size)][0]
         raise GemmaError(f"token ids: {wrong}, expected 0 to {config.vocab_size - 1} (vocab_size={config.vocab_size})")
+    if cache and ids.shape[:-1] != cache.batch:
+        raise GemmaError(f"token ids: batch axes {ids.shape[:-1]}, expected the cache's {cache.batch}")
     seen = cache.length if cache else 0
     room = cache.max_length if cache else config.max_position_embeddings
     if seen + ids.shape[-1] > room:

@@ -59,7 +59,7 @@ def test_room_for_the_longest_text_by_default():
     assert cache.layers[1].keys.shape == (4, 20, 256)
 
 
-@pytest.mark.parametrize("length", [0, -1, 8193])
+@pytest.mark.parametrize("length", [0, -1, 8193, 5.0])
 def test_room_that_the_model_cannot_use_is_refused(length):
     expected = f"cache: room for {length} tokens, expected 1 to max_position_embeddings=8192"
     with pytest.raises(GemmaError, match=expected):

@@ -225,8 +225,10 @@ def test_the_model_goes_on_with_what_the_tape_returns(config):
 @pytest.mark.parametrize(
     ("ids", "message"),
     [
-        ([], "token ids: none, expected at least one"),
-        (np.zeros((2, 0), int), "token ids: none, expected at least one"),
+        ([], "token ids: shape (0,), expected at least one id along an axis T"),
+        (np.zeros((2, 0), int), "token ids: shape (2, 0), expected at least one id along an axis T"),
+        (5, "token ids: shape (), expected at least one id along an axis T"),
+        ([[1, 2], [3]], "token ids: texts of different lengths, expected one array [..., T]"),
         ([1.0, 2.0], "token ids: dtype float64, expected integers"),
         ([True], "token ids: dtype bool, expected integers"),
         (["a"], "token ids: dtype <U1, expected integers"),
@@ -253,6 +255,21 @@ def test_the_longest_text_is_read_and_one_token_more_is_refused():
     with pytest.raises(GemmaError, match="1 after 24 in the cache, expected at most 24 together"):
         transformer(ids[24:], weights, config, cache)
     assert cache.length == 24
+
+
+@pytest.mark.parametrize(("batch", "ids"), [((2,), [1, 2]), ((), [[1, 2], [3, 4]]), ((2,), [[1, 2]] * 3)])
+def test_a_cache_made_for_another_batch_is_refused(batch, ids):
+    config = MODELS["gemma2"]
+    cache = KVCache(config, batch=batch)
+    with pytest.raises(GemmaError, match="batch axes"):
+        transformer(ids, random_weights(config, 0), config, cache)
+    assert [layer.length for layer in cache.layers] == [0] * config.num_hidden_layers
+
+
+def test_a_cache_of_another_dtype_is_refused():
+    config = MODELS["gemma2"]
+    with pytest.raises(GemmaError, match="cache: dtype float64, expected float32 as the weights"):
+        transformer([1], random_weights(config, 0, np.float32), config, KVCache(config, dtype=np.float64))
 
 
 def test_a_cache_made_for_less_refuses_more():
