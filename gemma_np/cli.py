@@ -99,7 +99,7 @@ def models(options: argparse.Namespace) -> None:
 def describe(config: GemmaConfig) -> Iterable[str]:
     """The lines that `info` prints."""
     for name, value in vars(config).items():
-        if name != "layer_types":
+        if name != "layer_types" and value is not None:
             yield f"{name:26}{value}"
     globals_ = config.layer_types.count(GLOBAL)
     yield f"{'layer_types':26}{config.num_hidden_layers - globals_} local, {globals_} global"

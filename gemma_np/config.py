@@ -23,8 +23,8 @@ _WHOLE_NUMBERS = (
     *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
     *("head_dim", "intermediate_size", "max_position_embeddings"),
 )
-_NUMBERS = ("query_pre_attn_scalar", "rope_theta", "rope_local_base_freq", "rope_scaling_factor", "rms_norm_eps")
-_OPTIONAL_NUMBERS = ("sliding_window", "attn_logit_softcapping", "final_logit_softcapping")
+_NUMBERS = ("query_pre_attn_scalar", "rope_theta", "rope_scaling_factor", "rms_norm_eps")
+_OPTIONAL_NUMBERS = (*("sliding_window", "rope_local_base_freq", "attn_logit_softcapping", "final_logit_softcapping"),)
 
 _PARTS = {"embed_tokens": "embedding", "norm": "norms", "self_attn": "attention", "mlp": "feed-forward"}
 
@@ -48,8 +48,8 @@ class GemmaConfig:
     query_pre_attn_scalar: float  # scores are divided by its square root
     layer_types: tuple[str, ...]  # LOCAL or GLOBAL, one per layer
     sliding_window: int | None = None  # how many keys a local layer sees, the query's own among them
-    rope_theta: float = 10_000.0  # RoPE base of the global layers
-    rope_local_base_freq: float = 10_000.0  # RoPE base of the local layers
+    rope_theta: float = 10_000.0  # RoPE base
+    rope_local_base_freq: float | None = None  # RoPE base of the local layers, where it is another (Gemma 3)
     rope_scaling_factor: float = 1.0  # the global layers divide positions by it
     attn_logit_softcapping: float | None = None
     final_logit_softcapping: float | None = None
@@ -109,7 +109,7 @@ class GemmaConfig:
     def rope(self, layer: int) -> tuple[float, float]:
         """RoPE base and position divisor of this layer."""
         if self.layer_types[layer] == LOCAL:
-            return self.rope_local_base_freq, 1.0
+            return self.rope_local_base_freq or self.rope_theta, 1.0
         return self.rope_theta, self.rope_scaling_factor
 
     def weight_shapes(self) -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -171,6 +171,7 @@ def _gemma3(
     return GemmaConfig(
         *("gemma3_text", 262_144, D, layers, H, K, h, F, length, query_scalar, five_local_then_global, window),
         rope_theta=1_000_000.0,
+        rope_local_base_freq=10_000.0,
         rope_scaling_factor=factor,
     )
 

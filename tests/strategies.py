@@ -48,8 +48,7 @@ def configs(draw, model_type=None):
         kinds, scalar = draw(st.permutations([LOCAL, LOCAL, GLOBAL, GLOBAL])), draw(st.sampled_from([3, 5]))
         extras = {"sliding_window": draw(st.integers(2, 4))}
     if model_type == "gemma2":
-        base = draw(st.sampled_from([10.0, 300.0]))
-        extras |= {"rope_theta": base, "rope_local_base_freq": base}
+        extras |= {"rope_theta": draw(st.sampled_from([10.0, 300.0]))}
         extras |= {"attn_logit_softcapping": draw(st.sampled_from([2.0, 2.25]))}
         extras |= {"final_logit_softcapping": draw(st.sampled_from([2.75, 3.0]))}
     if model_type == "gemma3_text":

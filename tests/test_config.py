@@ -120,7 +120,7 @@ NUMBERS = (
     *("query_pre_attn_scalar", "rope_theta", "rope_local_base_freq", "rope_scaling_factor", "rms_norm_eps"),
     *("attn_logit_softcapping", "final_logit_softcapping"),
 )
-MAY_BE_NONE = ("attn_logit_softcapping", "final_logit_softcapping")
+MAY_BE_NONE = ("rope_local_base_freq", "attn_logit_softcapping", "final_logit_softcapping")
 
 
 def message_of(**changes):

@@ -94,7 +94,7 @@ def config_to_json(config: GemmaConfig) -> dict[str, Any]:
         values["attn_logit_softcapping"] = config.attn_logit_softcapping
         values["final_logit_softcapping"] = config.final_logit_softcapping
     if config.model_type == "gemma3_text":
-        values["rope_local_base_freq"] = config.rope_local_base_freq
+        values["rope_local_base_freq"] = config.rope_local_base_freq or config.rope_theta
         if config.rope_scaling_factor != 1:
             values["rope_scaling"] = {"rope_type": "linear", "factor": config.rope_scaling_factor}
     return values
@@ -148,7 +148,7 @@ def _rope(model_type: str, values: dict[str, Any]) -> dict[str, float]:
     if model_type != "gemma3_text":
         theta = new.get("rope_theta", values.get("rope_theta", 10_000.0))
         _linear_factor(new or _object(values, "rope_scaling"), allowed=False)
-        return {"rope_theta": theta, "rope_local_base_freq": theta}
+        return {"rope_theta": theta}
     for_local, for_global = _object(new, LOCAL), _object(new, GLOBAL)
     _linear_factor(for_local, allowed=False)
     return {

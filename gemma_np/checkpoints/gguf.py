@@ -143,7 +143,7 @@ def config_from_metadata(metadata: dict[str, Any]) -> GemmaConfig:
         layer_types=layer_pattern(layers, local_per_global) if local_per_global else (GLOBAL,) * layers,
         sliding_window=get("attention.sliding_window") if local_per_global else None,
         rope_theta=theta,
-        rope_local_base_freq=get("rope.freq_base_swa", 10_000.0) if architecture == "gemma3" else theta,
+        rope_local_base_freq=get("rope.freq_base_swa", 10_000.0) if architecture == "gemma3" else None,
         rope_scaling_factor=get("rope.scaling.factor", 1.0),
         attn_logit_softcapping=get("attn_logit_softcapping", 50.0) if is_gemma2 else None,
         final_logit_softcapping=get("final_logit_softcapping", 30.0) if is_gemma2 else None,

@@ -6,6 +6,7 @@ read: what the model does not touch costs no memory.
 
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,7 @@ def _weight_files(folder: Path) -> list[Path]:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise GemmaError(f"{index}: no index of shards ({error!r}), expected a JSON object with weight_map") from None
     for name in names:
-        if not isinstance(name, str) or Path(name).name != name:
+        if not isinstance(name, str) or Path(name).name != name or name in ("", ".."):
             raise GemmaError(f"{index}: names {name!r}, expected a file in the same folder")
         if not (folder / name).exists():
             raise GemmaError(f"{index}: names {name!r}, which is missing")
@@ -107,26 +108,40 @@ def save_folder(
 
     It is written beside its target and renamed, whole. Raises GemmaError when something is there already.
     """
-    from safetensors.numpy import save_file
-
     if folder.exists() and any(folder.iterdir()):
         raise GemmaError(f"{folder}: is not empty, expected a new folder to save into")
     partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
-    partial.mkdir(parents=True)
+    try:
+        _write_folder(partial, config, weights, vocabulary, shard_bytes)
+        partial.replace(folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def _write_folder(
+    folder: Path,
+    config: GemmaConfig,
+    weights: Mapping[str, np.ndarray],
+    vocabulary: bytes | None,
+    shard_bytes: int,
+) -> None:
+    from safetensors.numpy import save_file
+
+    folder.mkdir(parents=True)
     shards = _shards(weights, shard_bytes)
     weight_map: dict[str, str] = {}
     for number, shard in enumerate(shards, start=1):
         file = f"model-{number:05}-of-{len(shards):05}.safetensors" if len(shards) > 1 else "model.safetensors"
-        save_file({name: np.ascontiguousarray(weights[name]) for name in shard}, partial / file, {"format": "pt"})
+        save_file({name: np.ascontiguousarray(weights[name]) for name in shard}, folder / file, {"format": "pt"})
         weight_map |= dict.fromkeys(shard, file)
     if len(shards) > 1:
         size = sum(weight.nbytes for weight in weights.values())
-        _write_json(partial / _INDEX, {"metadata": {"total_size": size}, "weight_map": weight_map})
+        _write_json(folder / _INDEX, {"metadata": {"total_size": size}, "weight_map": weight_map})
     dtype = next(iter(weights.values())).dtype.name
-    _write_json(partial / "config.json", config_to_json(config) | {"torch_dtype": dtype})
+    _write_json(folder / "config.json", config_to_json(config) | {"torch_dtype": dtype})
     if vocabulary is not None:
-        (partial / "tokenizer.model").write_bytes(vocabulary)
-    partial.replace(folder)
+        (folder / "tokenizer.model").write_bytes(vocabulary)
 
 
 def _shards(weights: Mapping[str, np.ndarray], shard_bytes: int) -> list[list[str]]:

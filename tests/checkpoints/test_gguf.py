@@ -1,0 +1,214 @@
+"""GGUF files, written here with the `gguf` library: weights, config, vocabulary, and damage."""
+
+import gguf
+import numpy as np
+import pytest
+import sentencepiece
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gemma_np import GemmaError
+from gemma_np.checkpoints.gguf import config_from_metadata, load_gguf, open_gguf, sentencepiece_model
+from gemma_np.config import RELEASED
+from tests import tiny
+from tests.strategies import MODEL_TYPES
+
+TYPES = gguf.GGMLQuantizationType
+ARCHITECTURES = {"gemma": "gemma", "gemma2": "gemma2", "gemma3_text": "gemma3"}
+
+# llama.cpp's names of the tensors, written out once more
+NAMES = {
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "post_attention_norm",
+    "pre_feedforward_layernorm": "ffn_norm",
+    "post_feedforward_layernorm": "post_ffw_norm",
+}
+
+
+def gguf_name(name, model_type):
+    if name == "model.embed_tokens.weight":
+        return "token_embd.weight"
+    if name == "model.norm.weight":
+        return "output_norm.weight"
+    _, _, layer, part = name.removesuffix(".weight").split(".", 3)
+    if model_type == "gemma" and part == "post_attention_layernorm":
+        return f"blk.{layer}.ffn_norm.weight"
+    return f"blk.{layer}.{NAMES[part]}.weight"
+
+
+def model_of(model_type):
+    """Matrices a multiple of 32 wide, as quantization wants them; the pattern that the format implies."""
+    kinds = tiny.config(model_type).layer_types
+    if model_type == "gemma3_text":
+        kinds = ("sliding_attention",) * 4  # the global layer would be the sixth
+    sizes = {"hidden_size": 32, "head_dim": 32, "intermediate_size": 64, "query_pre_attn_scalar": 32}
+    return tiny.gemma(model_type, layer_types=kinds, **sizes)
+
+
+def write(path, model, kind=TYPES.F32, without=(), **extra):
+    config, arch = model.config, ARCHITECTURES[model.config.model_type]
+    writer = gguf.GGUFWriter(path, arch)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_key_length(config.head_dim)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_freq_base(config.rope_theta)
+    if config.sliding_window:
+        writer.add_sliding_window(config.sliding_window)
+    if config.attn_logit_softcapping:
+        writer.add_attn_logit_softcapping(config.attn_logit_softcapping)
+        writer.add_final_logit_softcapping(config.final_logit_softcapping)
+    if config.rope_scaling_factor != 1:
+        writer.add_rope_scaling_factor(config.rope_scaling_factor)
+    if config.rope_local_base_freq:
+        writer.add_float32(f"{arch}.rope.freq_base_swa", config.rope_local_base_freq)
+    library = sentencepiece.SentencePieceProcessor(model_proto=tiny.vocabulary())
+    ids = range(len(library))
+    writer.add_token_list([library.id_to_piece(id) for id in ids])
+    writer.add_token_scores([library.get_score(id) for id in ids])
+    writer.add_token_types([token_type(library, id) for id in ids])
+    for name, weight in model.weights.items():
+        if name in without:
+            continue
+        stored = weight + 1 if weight.ndim == 1 else weight
+        kept = TYPES.F32 if weight.ndim == 1 else kind
+        writer.add_tensor(gguf_name(name, config.model_type), gguf.quantize(stored, kept), raw_dtype=kept)
+    for name, tensor in extra.items():
+        writer.add_tensor(name, tensor)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def token_type(library, id):
+    user_defined = library.id_to_piece(id) in tiny.CONTROLS
+    flags = [library.is_unknown(id), library.is_control(id), user_defined, library.is_unused(id), library.is_byte(id)]
+    return (2, 3, 4, 5, 6)[flags.index(True)] if any(flags) else 1
+
+
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_config_weights_and_vocabulary(model_type, tmp_path):
+    model = model_of(model_type)
+    config, weights, vocabulary = load_gguf(write(tmp_path / "model.gguf", model), np.float32)
+    assert config == model.config
+    for name, weight in weights.items():
+        expected = (model.weights[name] + 1) - 1 if weight.ndim == 1 else model.weights[name]
+        assert (weight == expected).all(), name
+    theirs = sentencepiece.SentencePieceProcessor(model_proto=vocabulary)
+    assert theirs.encode(tiny.TEXT) == model.tokenizer.encode(tiny.TEXT, bos=False)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [TYPES.F16, TYPES.BF16, TYPES.Q8_0, TYPES.Q4_0, TYPES.Q4_1, TYPES.Q5_0, TYPES.Q5_1],
+    ids=lambda kind: kind.name,
+)
+def test_every_type_is_widened_as_the_library_does(kind, tmp_path):
+    model = model_of("gemma2")
+    _, weights, _ = load_gguf(write(tmp_path / "model.gguf", model, kind), np.float32)
+    for name, weight in model.weights.items():
+        if weight.ndim > 1:
+            assert (weights[name] == gguf.dequantize(gguf.quantize(weight, kind), kind)).all(), name
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_the_dtype_is_the_one_asked_for(dtype, tmp_path):
+    _, weights, _ = load_gguf(write(tmp_path / "model.gguf", model_of("gemma2")), dtype)
+    assert {weight.dtype for weight in weights.values()} == {np.dtype(dtype)}
+
+
+@pytest.fixture(scope="module")
+def rebuilt(tmp_path_factory):
+    path = write(tmp_path_factory.mktemp("gguf") / "model.gguf", model_of("gemma2"))
+    return sentencepiece.SentencePieceProcessor(model_proto=sentencepiece_model(open_gguf(path)[1]))
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"]), max_size=40))
+def test_the_rebuilt_vocabulary_gives_the_same_ids(rebuilt, text):
+    original = sentencepiece.SentencePieceProcessor(model_proto=tiny.vocabulary())
+    assert rebuilt.encode(text) == original.encode(text)
+
+
+@pytest.mark.parametrize("name", RELEASED)
+def test_what_the_format_leaves_out_is_filled_in(name):
+    """Query scale, layer pattern and local RoPE base of each released model, from what its file says."""
+    config = RELEASED[name]
+    arch = ARCHITECTURES[config.model_type]
+    said = {
+        "embedding_length": config.hidden_size,
+        "block_count": config.num_hidden_layers,
+        "context_length": config.max_position_embeddings,
+        "feed_forward_length": config.intermediate_size,
+        "attention.head_count": config.num_attention_heads,
+        "attention.head_count_kv": config.num_key_value_heads,
+        "attention.key_length": config.head_dim,
+        "attention.layer_norm_rms_epsilon": float(np.float32(1e-6)),
+        "attention.sliding_window": config.sliding_window,
+        "rope.scaling.factor": config.rope_scaling_factor,
+    }
+    if arch == "gemma3":
+        said["rope.freq_base"] = 1e6
+    metadata = {"general.architecture": arch, "tokenizer.ggml.tokens": range(config.vocab_size)}
+    metadata |= {f"{arch}.{key}": value for key, value in said.items() if value is not None}
+    assert config_from_metadata(metadata) == config
+
+
+def test_a_missing_and_an_extra_tensor_are_named(tmp_path):
+    path = write(
+        *(tmp_path / "model.gguf", model_of("gemma2")),
+        without=["model.layers.1.mlp.up_proj.weight"],
+        **{"output.weight": np.zeros((2, 2), np.float32)},
+    )
+    with pytest.raises(GemmaError) as error:
+        load_gguf(path, np.float32)
+    assert "model.layers.1.mlp.up_proj.weight: missing" in str(error.value)
+    assert "output.weight: extra" in str(error.value)
+
+
+def test_another_architecture(tmp_path):
+    writer = gguf.GGUFWriter(tmp_path / "llama.gguf", "llama")
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(GemmaError, match="expected 'gemma', 'gemma2' or 'gemma3'"):
+        load_gguf(tmp_path / "llama.gguf", np.float32)
+
+
+@pytest.mark.parametrize("share", [0, 0.00001, 0.0001, 0.001, 0.01, 0.03, 0.1, 0.3, 0.5, 0.9, 0.999])
+def test_a_file_cut_short_is_damaged(share, tmp_path):
+    path = write(tmp_path / "model.gguf", model_of("gemma2"))
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
+    with pytest.raises(GemmaError, match=r"model\.gguf: ") as error:
+        load_gguf(path, np.float32)
+    assert "\n" not in str(error.value)
+
+
+def test_no_gguf_at_all(tmp_path):
+    (tmp_path / "model.gguf").write_bytes(b"GGML and some more bytes that say nothing" * 10)
+    with pytest.raises(GemmaError, match=r"damaged \(.*expected a whole GGUF file"):
+        load_gguf(tmp_path / "model.gguf", np.float32)
+
+
+def test_a_length_that_lies_does_not_hang(tmp_path):
+    path = write(tmp_path / "model.gguf", model_of("gemma2"))
+    data = path.read_bytes()
+    length = len(tiny.tokenizer()).to_bytes(8, "little")
+    path.write_bytes(data.replace(length, (2**60).to_bytes(8, "little")))
+    with pytest.raises(GemmaError, match="damaged"):
+        load_gguf(path, np.float32)

@@ -1,0 +1,290 @@
+"""Checkpoint folders: there and back, mapped, strict, and every way in which a file can lie."""
+
+import json
+
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from gemma_np import GemmaError
+from gemma_np.checkpoints import huggingface, loading
+from gemma_np.checkpoints.huggingface import load_folder, save_folder
+from tests import tiny
+from tests.strategies import MODEL_TYPES
+from tests.tolerances import assert_close
+
+CONFIG = tiny.config()
+WEIGHTS = tiny.gemma().weights
+NAME = "model.layers.3.self_attn.k_proj.weight"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    save_folder(tmp_path / "model", CONFIG, WEIGHTS, tiny.vocabulary())
+    return tmp_path / "model"
+
+
+def rewrite(folder, change):
+    """Write the folder's weights again, after `change` was made to them."""
+    weights = load_file(folder / "model.safetensors")
+    change(weights)
+    save_file(weights, folder / "model.safetensors")
+
+
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+@pytest.mark.parametrize("shard_bytes", [10**9, 5000])
+def test_there_and_back(model_type, shard_bytes, tmp_path):
+    model = tiny.gemma(model_type)
+    save_folder(tmp_path / "model", model.config, model.weights, tiny.vocabulary(), shard_bytes)
+    assert (tmp_path / "model" / "model.safetensors.index.json").exists() == (shard_bytes == 5000)
+    config, weights, vocabulary = load_folder(tmp_path / "model", np.float32)
+    assert config == model.config
+    assert vocabulary == tiny.vocabulary()
+    assert list(weights) == [name for name, _ in config.weight_shapes()]
+    assert all((weights[name] == model.weights[name]).all() for name in weights)
+
+
+@pytest.mark.parametrize("stored", [np.float64, np.float32, np.float16, ml_dtypes.bfloat16])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_every_stored_dtype_becomes_the_one_asked_for(stored, dtype, tmp_path):
+    written = {name: weight.astype(stored) for name, weight in WEIGHTS.items()}
+    save_folder(tmp_path / "model", CONFIG, written, None)
+    _, weights, _ = load_folder(tmp_path / "model", dtype)
+    for name, weight in weights.items():
+        assert weight.dtype == dtype
+        assert (weight == written[name].astype(dtype)).all()
+
+
+def test_large_tensors_are_converted_block_by_block(tmp_path, monkeypatch):
+    monkeypatch.setattr(loading, "_BLOCK_BYTES", 100)
+    written = {name: weight.astype(ml_dtypes.bfloat16) for name, weight in WEIGHTS.items()}
+    save_folder(tmp_path / "model", CONFIG, written, None)
+    _, weights, _ = load_folder(tmp_path / "model", np.float32)
+    assert all((weights[name] == written[name].astype(np.float32)).all() for name in weights)
+
+
+def test_what_is_stored_as_asked_for_stays_in_the_file(folder):
+    _, weights, _ = load_folder(folder, np.float32)
+    for weight in weights.values():
+        assert isinstance(weight, np.memmap)
+        assert not weight.flags.writeable
+
+
+def test_a_multimodal_checkpoint_gives_its_text_model(tmp_path):
+    model = tiny.gemma("gemma3_text")
+    for number, prefix in enumerate(["language_model.model.", "model.language_model."]):
+        folder = tmp_path / str(number)
+        save_folder(folder, model.config, model.weights, None)
+        renamed = {prefix + name.removeprefix("model."): w for name, w in model.weights.items()}
+        renamed["vision_tower.x" if number == 0 else "model.vision_tower.x"] = np.zeros(3, np.float32)
+        save_file(renamed, folder / "model.safetensors")
+        _, weights, _ = load_folder(folder, np.float32)
+        assert all((weights[name] == model.weights[name]).all() for name in model.weights)
+
+
+# Names and shapes
+
+
+def test_every_missing_extra_and_misshapen_tensor_is_named(folder):
+    def change(weights):
+        del weights["model.norm.weight"]
+        weights["lm_head.weight"] = np.zeros((2, 2), np.float32)
+        weights[NAME] = np.ascontiguousarray(weights[NAME].T)
+
+    rewrite(folder, change)
+    with pytest.raises(GemmaError) as error:
+        load_folder(folder, np.float32)
+    message = str(error.value)
+    assert "model.norm.weight: missing" in message
+    assert "lm_head.weight: extra" in message
+    expected = "shape (12, 8), expected (8, 12) from num_key_value_heads=2, head_dim=4, hidden_size=12"
+    assert f"{NAME}: {expected}" in message
+
+
+@pytest.mark.parametrize("name", [name for name, _ in tiny.config("gemma3_text").weight_shapes()][:15])
+def test_a_wrong_shape_is_explained_for_every_kind_of_tensor(name, tmp_path):
+    model = tiny.gemma("gemma3_text")
+    weights = dict(model.weights) | {name: np.zeros((3, 3), np.float32)}
+    save_folder(tmp_path / "model", model.config, weights, None)
+    with pytest.raises(GemmaError, match=r"shape \(3, 3\), expected \(.*\) from .*="):
+        load_folder(tmp_path / "model", np.float32)
+
+
+# Files that lie
+
+
+def header_of(path):
+    data = path.read_bytes()
+    size = int.from_bytes(data[:8], "little")
+    return json.loads(data[8 : 8 + size]), data[8 + size :]
+
+
+def with_header(path, header, data, size=None):
+    text = json.dumps(header).encode() if isinstance(header, dict) else header
+    path.write_bytes((len(text) if size is None else size).to_bytes(8, "little") + text + data)
+
+
+def offsets_outside(path):
+    header, data = header_of(path)
+    header[NAME]["data_offsets"][1] += 10**9
+    with_header(path, header, data)
+
+
+def offsets_that_overlap(path):
+    header, data = header_of(path)
+    header[NAME]["data_offsets"] = [0, 384]
+    with_header(path, header, data)
+
+
+def shape_that_lies(path):
+    header, data = header_of(path)
+    header[NAME]["shape"] = [8, 13]
+    with_header(path, header, data)
+
+
+def unknown_dtype(path):
+    header, data = header_of(path)
+    header[NAME]["dtype"] = "F3"
+    with_header(path, header, data)
+
+
+DAMAGE = {
+    "empty": lambda path: path.write_bytes(b""),
+    "seven bytes": lambda path: path.write_bytes(b"1234567"),
+    "truncated in the header": lambda path: path.write_bytes(path.read_bytes()[:50]),
+    "truncated in the data": lambda path: path.write_bytes(path.read_bytes()[:-1]),
+    "more than it says": lambda path: path.write_bytes(path.read_bytes() + b"x"),
+    "header size huge": lambda path: with_header(path, *header_of(path), size=2**63),
+    "header size all ones": lambda path: with_header(path, *header_of(path), size=2**64 - 1),
+    "header size past the end": lambda path: with_header(path, *header_of(path), size=10**6),
+    "header size zero": lambda path: with_header(path, *header_of(path), size=0),
+    "header not JSON": lambda path: with_header(path, b"{not json}", b""),
+    "header a list": lambda path: with_header(path, b"[]", b""),
+    "offsets outside": offsets_outside,
+    "offsets that overlap": offsets_that_overlap,
+    "a shape that lies": shape_that_lies,
+    "an unknown dtype": unknown_dtype,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_a_damaged_file_is_told_by_its_name(damage, folder):
+    damage(folder / "model.safetensors")
+    with pytest.raises(GemmaError, match=r"model\.safetensors: damaged \(") as error:
+        load_folder(folder, np.float32)
+    assert "\n" not in str(error.value)
+
+
+def test_integers_are_no_weights(folder):
+    rewrite(folder, lambda weights: weights.update({NAME: np.zeros((8, 12), np.int8)}))
+    with pytest.raises(GemmaError, match=f"{NAME}: dtype I8, expected one of F64, F32, F16, BF16"):
+        load_folder(folder, np.float32)
+
+
+def test_an_empty_tensor_is_no_weight(folder):
+    rewrite(folder, lambda weights: weights.update({NAME: np.zeros((0, 12), np.float32)}))
+    with pytest.raises(GemmaError, match=rf"{NAME}: shape \(0, 12\), expected a tensor that is not empty"):
+        load_folder(folder, np.float32)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"weight_map": {"a": "../model.safetensors"}}', "names '../model.safetensors', expected a file in the same"),
+        ('{"weight_map": {"a": "/etc/passwd"}}', "names '/etc/passwd'"),
+        ('{"weight_map": {"a": 5}}', "names 5"),
+        ('{"weight_map": {"a": ".."}}', "names '..'"),
+        ('{"weight_map": {"a": "gone.safetensors"}}', "names 'gone.safetensors', which is missing"),
+        ('{"weight_map": 5}', "no index of shards"),
+        ("{}", "no index of shards"),
+        ("nonsense", "no index of shards"),
+    ],
+)
+def test_an_index_that_lies(content, message, folder):
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors.index.json").write_text(content)
+    with pytest.raises(GemmaError) as error:
+        load_folder(folder, np.float32)
+    assert message in str(error.value)
+
+
+def test_no_weights_at_all(folder):
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(GemmaError, match=r"no weights, expected model\.safetensors"):
+        load_folder(folder, np.float32)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_numbers_that_are_none_are_warned_of_by_name(bad, dtype, folder):
+    rewrite(folder, lambda weights: weights[NAME].__setitem__((7, 11), bad))
+    with pytest.warns(UserWarning, match=f"{NAME}: has NaN or infinity"):
+        load_folder(folder, dtype)
+
+
+def test_too_little_memory_is_said_before_anything_is_read(folder, monkeypatch):
+    monkeypatch.setattr(loading, "available_memory", lambda: 1000)
+    monkeypatch.setattr(loading, "load_tensor", lambda *_: pytest.fail("something was read"))
+    needed = sum(weight.nbytes for weight in WEIGHTS.values()) * 2
+    with pytest.raises(GemmaError, match=f"memory: 0.0 GB available, expected {needed / 1e9:.1f} GB .* in float64"):
+        load_folder(folder, np.float64)
+
+
+def test_mapped_weights_need_no_memory(folder, monkeypatch):
+    monkeypatch.setattr(loading, "available_memory", lambda: 1000)
+    assert load_folder(folder, np.float32)
+
+
+def test_available_memory_is_a_sensible_number():
+    assert 2**20 < loading.available_memory() < 2**50
+
+
+# Saving
+
+
+def test_saving_over_something_is_refused(folder):
+    with pytest.raises(GemmaError, match="is not empty"):
+        save_folder(folder, CONFIG, WEIGHTS, None)
+
+
+def test_a_crash_while_saving_leaves_nothing_at_the_target(tmp_path, monkeypatch):
+    monkeypatch.setattr(huggingface, "config_to_json", lambda _: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        save_folder(tmp_path / "model", CONFIG, WEIGHTS, None)
+    assert list(tmp_path.iterdir()) == []
+
+
+# The framework
+
+
+@pytest.mark.framework
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+@pytest.mark.parametrize("shard_bytes", [10**9, 5000])
+def test_the_framework_loads_what_was_saved(model_type, shard_bytes, tmp_path):
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = tiny.gemma(model_type)
+    save_folder(tmp_path / "model", model.config, model.weights, tiny.vocabulary(), shard_bytes)
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "model", attn_implementation="eager")
+    ids = [2, 5, 300, 17, 21, 22, 23]
+    with torch.no_grad():
+        expected = theirs(torch.tensor([ids])).logits[0].numpy()
+    assert expected.dtype == np.float32
+    assert_close(model.logits(ids), expected, "framework")
+
+
+@pytest.mark.framework
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_what_the_framework_saved_is_loaded(model_type, tmp_path):
+    import torch
+
+    from tests.framework import framework_model
+
+    model = tiny.gemma(model_type)
+    framework_model(model.config, model.weights).to(torch.bfloat16).save_pretrained(tmp_path / "theirs")
+    config, weights, _ = load_folder(tmp_path / "theirs", np.float32)
+    assert config == model.config
+    for name, weight in weights.items():
+        assert (weight == model.weights[name].astype(ml_dtypes.bfloat16).astype(np.float32)).all()

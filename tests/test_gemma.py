@@ -1,0 +1,152 @@
+"""load() and the object that it gives."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import gemma_np
+from gemma_np import GemmaError
+from tests import tiny
+from tests.strategies import MODEL_TYPES
+from tests.tolerances import assert_close
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("gemma") / "tiny"
+    tiny.gemma().save(folder)
+    return folder
+
+
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_saved_and_loaded_is_the_same_model(model_type, tmp_path):
+    model = tiny.gemma(model_type)
+    model.save(tmp_path / "saved")
+    loaded = gemma_np.load(tmp_path / "saved")
+    assert loaded.config == model.config
+    assert loaded.tokenizer.model == model.tokenizer.model
+    ids = model.tokenizer.encode("The lamp was lit")
+    assert (loaded.logits(ids) == model.logits(ids)).all()
+
+
+def test_float64_is_the_truth_that_float32_comes_close_to(folder):
+    ids = [2, 5, 300, 17, 21, 22, 23]
+    rough, exact = gemma_np.load(folder).logits(ids), gemma_np.load(folder, dtype="float64").logits(ids)
+    assert exact.dtype == np.float64
+    assert_close(rough, exact, "precision")
+
+
+def test_logits_of_ids_and_of_a_batch():
+    model = tiny.gemma()
+    assert model.logits([2, 5, 7]).shape == (3, model.config.vocab_size)
+    assert model.logits([[2, 5, 7], [2, 8, 9]]).shape == (2, 3, model.config.vocab_size)
+
+
+def test_trace_ends_in_the_logits():
+    model = tiny.gemma()
+    trace = model.trace([2, 5, 7])
+    assert next(iter(trace)) == "embedding"
+    assert (trace["logits_capped"] == model.logits([2, 5, 7])).all()
+
+
+def test_a_prompt_is_a_text_or_its_ids():
+    model = tiny.gemma()
+    assert model.generate("The sea", max_new_tokens=6) == model.generate(
+        model.tokenizer.encode("The sea"), max_new_tokens=6
+    )
+    assert "".join(model.stream("The sea", max_new_tokens=6)) == model.generate("The sea", max_new_tokens=6)
+
+
+def test_the_same_seed_gives_the_same_text():
+    model = tiny.gemma()
+    texts = [model.generate("The", max_new_tokens=20, temperature=2, seed=seed) for seed in (1, 1, 2)]
+    assert texts[0] == texts[1] != texts[2]
+
+
+def test_perplexity_is_that_of_the_logits():
+    model = tiny.gemma()
+    ids = model.tokenizer.encode(text := "The lamp was lit in the night.")
+    logits = model.logits(ids)[:-1].astype(np.float64)
+    log_probs = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+    expected = np.exp(-log_probs[np.arange(len(ids) - 1), ids[1:]].mean())
+    assert model.perplexity(text) == pytest.approx(expected, rel=1e-5)
+
+
+def test_perplexity_of_a_text_longer_than_the_model_reads():
+    """63 tokens behind a <bos> fill the 64 positions: two texts of 63 tokens are two independent pieces."""
+    model = tiny.gemma()
+    ids = model.tokenizer.encode(tiny.TEXT, bos=False)[:126]
+    whole, halves = tiny.tokenizer().decode(ids), [ids[:63], ids[63:]]
+    assert model.tokenizer.encode(whole, bos=False) == ids
+    parts = [np.log(model.perplexity(model.tokenizer.decode(half))) for half in halves]
+    assert np.log(model.perplexity(whole)) == pytest.approx(np.mean(parts), rel=1e-6)
+
+
+# Bad input
+
+
+@pytest.mark.parametrize("name", ["no-such-folder", "./no/such/folder", "no-such-file.gguf"])
+def test_what_is_not_there(name):
+    with pytest.raises(GemmaError, match="no such folder or file"):
+        gemma_np.load(name)
+
+
+def test_a_file_of_another_kind(tmp_path):
+    (tmp_path / "model.bin").write_bytes(b"pickle?")
+    with pytest.raises(GemmaError, match=r"model\.bin: a file, expected a \.gguf file"):
+        gemma_np.load(tmp_path / "model.bin")
+
+
+def test_another_dtype(folder):
+    with pytest.raises(GemmaError, match="dtype: 'float16', expected 'float32' or 'float64'"):
+        gemma_np.load(folder, dtype="float16")
+
+
+def test_a_tokenizer_of_another_size_than_the_embedding(tmp_path):
+    model = tiny.gemma(vocab_size=401)
+    model.save(tmp_path / "other")
+    with pytest.raises(GemmaError, match="tokenizer of 400 pieces, expected vocab_size=401"):
+        gemma_np.load(tmp_path / "other")
+
+
+def test_the_64_image_rows_of_a_multimodal_checkpoint_are_no_other_size(tmp_path):
+    tiny.gemma("gemma3_text", vocab_size=464).save(tmp_path / "images")
+    assert gemma_np.load(tmp_path / "images").generate("The", max_new_tokens=1) is not None
+
+
+def test_a_damaged_tokenizer(tmp_path):
+    tiny.gemma().save(tmp_path / "damaged")
+    (tmp_path / "damaged" / "tokenizer.model").write_bytes(b"not a model")
+    with pytest.raises(GemmaError, match="no sentencepiece model"):
+        gemma_np.load(tmp_path / "damaged")
+
+
+def test_without_a_tokenizer_ids_still_work(tmp_path):
+    tiny.gemma().save(tmp_path / "bare")
+    (tmp_path / "bare" / "tokenizer.model").unlink()
+    model = gemma_np.load(tmp_path / "bare")
+    assert model.logits([2, 5]).shape == (2, 400)
+    with pytest.raises(GemmaError, match=r"tokenizer\.model: missing"):
+        model.generate("The")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"), [("", "prompt: empty"), ([], "token ids"), ([2, 400], "token ids: 400")]
+)
+def test_a_prompt_that_is_none(prompt, message):
+    with pytest.raises(GemmaError, match=message):
+        tiny.gemma().generate(prompt)
+
+
+def test_an_empty_text_has_no_perplexity():
+    with pytest.raises(GemmaError, match="text: empty"):
+        tiny.gemma().perplexity("")
+
+
+def test_import_brings_nothing_heavy():
+    code = "import sys, gemma_np; print([name for name in sys.argv[1:] if name in sys.modules])"
+    heavy = ["torch", "transformers", "gguf", "huggingface_hub", "tqdm", "safetensors", "matplotlib"]
+    printed = subprocess.run([sys.executable, "-c", code, *heavy], capture_output=True, text=True, check=True).stdout
+    assert printed == "[]\n"

