@@ -19,7 +19,15 @@ In 1847 the tower was raised by 12 metres; in 1903 its lamp was changed for a br
 Über dem Wasser stand der Mond, et la mer était calme. ¿Quién pregunta al mar?
 """
 
-CONTROLS = ["<start_of_turn>", "<end_of_turn>", "<unused0>", "\n", "\n\n", "  "]
+USER_DEFINED = [
+    "<start_of_turn>",
+    "<end_of_turn>",
+    "<unused0>",
+    "\n",
+    "\n\n",
+    "\u2581\u2581",
+    "\u2581\u2581\u2581\u2581",
+]
 
 SIZES = {"hidden_size": 12, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2}
 SIZES |= {"head_dim": 4, "intermediate_size": 7, "max_position_embeddings": 64, "query_pre_attn_scalar": 4}
@@ -48,7 +56,7 @@ def vocabulary():
         eos_piece="<eos>",
         bos_piece="<bos>",
         unk_piece="<unk>",
-        user_defined_symbols=CONTROLS,
+        user_defined_symbols=USER_DEFINED,
         minloglevel=2,
     )
     return model.getvalue()

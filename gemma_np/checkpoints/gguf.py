@@ -165,7 +165,9 @@ def sentencepiece_model(metadata: dict[str, Any]) -> bytes:
     protobuf: Any = sentencepiece_model_pb2  # its classes are made when it is imported
     model = protobuf.ModelProto()
     for token, score, kind in zip(tokens, scores, types, strict=True):
-        model.pieces.add(piece=token, score=score, type=kind)  # both formats number the types alike
+        # Sentencepiece writes a space as U+2581; GGUF files have it as a space again in user-defined pieces.
+        piece = token.replace(" ", "\N{LOWER ONE EIGHTH BLOCK}")
+        model.pieces.add(piece=piece, score=score, type=kind)  # both formats number the types alike
     model.trainer_spec.model_type = protobuf.TrainerSpec.BPE
     model.trainer_spec.byte_fallback = True
     model.trainer_spec.vocab_size = len(tokens)

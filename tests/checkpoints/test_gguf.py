@@ -77,7 +77,7 @@ def write(path, model, kind=TYPES.F32, without=(), **extra):
         writer.add_float32(f"{arch}.rope.freq_base_swa", config.rope_local_base_freq)
     library = sentencepiece.SentencePieceProcessor(model_proto=tiny.vocabulary())
     ids = range(len(library))
-    writer.add_token_list([library.id_to_piece(id) for id in ids])
+    writer.add_token_list([token_text(library, id) for id in ids])
     writer.add_token_scores([library.get_score(id) for id in ids])
     writer.add_token_types([token_type(library, id) for id in ids])
     for name, weight in model.weights.items():
@@ -95,8 +95,14 @@ def write(path, model, kind=TYPES.F32, without=(), **extra):
     return path
 
 
+def token_text(library, id):
+    """Where a piece is user-defined, the common converter writes its spaces as spaces."""
+    piece = library.id_to_piece(id)
+    return piece.replace("\N{LOWER ONE EIGHTH BLOCK}", " ") if token_type(library, id) == 4 else piece
+
+
 def token_type(library, id):
-    user_defined = library.id_to_piece(id) in tiny.CONTROLS
+    user_defined = library.id_to_piece(id) in tiny.USER_DEFINED
     flags = [library.is_unknown(id), library.is_control(id), user_defined, library.is_unused(id), library.is_byte(id)]
     return (2, 3, 4, 5, 6)[flags.index(True)] if any(flags) else 1
 
