@@ -20,11 +20,17 @@ from gemma_np.errors import GemmaError
 LOCAL, GLOBAL = "sliding_attention", "full_attention"
 
 _WHOLE_NUMBERS = (
-    *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
-    *("head_dim", "intermediate_size", "max_position_embeddings"),
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "intermediate_size",
+    "max_position_embeddings",
 )
 _NUMBERS = ("query_pre_attn_scalar", "rope_theta", "rope_scaling_factor", "rms_norm_eps")
-_OPTIONAL_NUMBERS = (*("sliding_window", "rope_local_base_freq", "attn_logit_softcapping", "final_logit_softcapping"),)
+_OPTIONAL_NUMBERS = ("sliding_window", "rope_local_base_freq", "attn_logit_softcapping", "final_logit_softcapping")
 
 _PARTS = {"embed_tokens": "embedding", "norm": "norms", "self_attn": "attention", "mlp": "feed-forward"}
 
@@ -75,6 +81,8 @@ class GemmaConfig:
         for kind in self.layer_types:
             if kind not in (LOCAL, GLOBAL):
                 raise GemmaError(f"layer_types: {kind!r}, expected {LOCAL!r} or {GLOBAL!r}")
+        if LOCAL in self.layer_types and self.model_type == "gemma":
+            raise GemmaError("layer_types: has local layers, expected none since model_type is 'gemma'")
         if LOCAL in self.layer_types and self.sliding_window is None:
             raise GemmaError("sliding_window: missing, expected a number since layer_types has local layers")
 
@@ -86,11 +94,6 @@ class GemmaConfig:
         is_number = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
         if not is_number or not 0 < value < math.inf:
             raise GemmaError(f"{name}: {value!r}, expected a positive {'whole ' if whole else ''}number")
-
-    @property
-    def group_size(self) -> int:
-        """G, the query heads that share one key-value head."""
-        return self.num_attention_heads // self.num_key_value_heads
 
     @property
     def has_post_norms(self) -> bool:

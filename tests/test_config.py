@@ -60,7 +60,6 @@ def test_released_layers_and_constants(name):
     assert config.rms_norm_eps == 1e-6
     assert config.has_post_norms == (generation(name) > 1)
     assert config.has_qk_norm == (generation(name) == 3)
-    assert config.group_size == config.num_attention_heads / config.num_key_value_heads
 
 
 @pytest.mark.parametrize(
@@ -100,11 +99,11 @@ def test_weight_names_are_those_of_the_checkpoints():
     assert shapes["model.layers.1.self_attn.o_proj.weight"] == (12, 24)
     assert shapes["model.layers.1.mlp.down_proj.weight"] == (12, 7)
     assert len(shapes) == 2 + 2 * 11
-    names = {type_: len(dict(dataclasses.replace(SMALL, model_type=type_).weight_shapes())) for type_ in TYPES}
-    assert names == {"gemma": 2 + 2 * 9, "gemma2": 2 + 2 * 11, "gemma3_text": 2 + 2 * 13}
-
-
-TYPES = ("gemma", "gemma2", "gemma3_text")
+    every_layer_global = dataclasses.replace(SMALL, layer_types=(GLOBAL,) * 2)
+    counts = {"gemma": 2 + 2 * 9, "gemma2": 2 + 2 * 11, "gemma3_text": 2 + 2 * 13}
+    for model_type, count in counts.items():
+        config = dataclasses.replace(every_layer_global, model_type=model_type)
+        assert len(dict(config.weight_shapes())) == count
 
 
 def test_layer_pattern():
@@ -121,6 +120,11 @@ NUMBERS = (
     *("attn_logit_softcapping", "final_logit_softcapping"),
 )
 MAY_BE_NONE = ("rope_local_base_freq", "attn_logit_softcapping", "final_logit_softcapping")
+
+
+def test_gemma_1_has_no_local_layers():
+    with pytest.raises(GemmaError, match="has local layers, expected none since model_type is 'gemma'"):
+        dataclasses.replace(RELEASED["gemma-2b"], layer_types=layer_pattern(18, 1), sliding_window=4)
 
 
 def message_of(**changes):

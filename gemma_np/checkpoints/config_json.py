@@ -12,8 +12,14 @@ from gemma_np.config import GLOBAL, LOCAL, GemmaConfig, layer_pattern
 from gemma_np.errors import GemmaError
 
 _SAME_SPELLING = (
-    *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
-    *("head_dim", "intermediate_size", "max_position_embeddings"),
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "intermediate_size",
+    "max_position_embeddings",
 )
 
 # A multimodal config.json lists of its text part only what differs from these defaults of the framework.
@@ -70,9 +76,11 @@ def config_from_json(values: dict[str, Any]) -> GemmaConfig:
     else:
         fields["query_pre_attn_scalar"] = _required(values, "query_pre_attn_scalar")
         fields["sliding_window"] = _required(values, "sliding_window")
-    if model_type == "gemma2":
-        fields["attn_logit_softcapping"] = _required(values, "attn_logit_softcapping")
-        fields["final_logit_softcapping"] = _required(values, "final_logit_softcapping")
+    for name in ("attn_logit_softcapping", "final_logit_softcapping"):
+        if model_type == "gemma2":
+            fields[name] = _required(values, name)
+        elif values.get(name) is not None:
+            raise GemmaError(f"{name}: {values[name]!r}, expected null (only Gemma 2 has caps)")
     return GemmaConfig(
         model_type=model_type,
         layer_types=_layer_types(model_type, values),

@@ -175,6 +175,12 @@ def test_values_that_are_refused(change, message):
     assert message in str(error.value)
 
 
+@pytest.mark.parametrize("name", ["attn_logit_softcapping", "final_logit_softcapping"])
+def test_caps_where_no_released_model_has_them(name):
+    with pytest.raises(GemmaError, match=f"{name}: 30.0, expected null"):
+        config_from_json(GEMMA_3_1B | {name: 30.0})
+
+
 @pytest.mark.parametrize("name", ["vocab_size", "head_dim", "query_pre_attn_scalar", "attn_logit_softcapping"])
 def test_values_that_are_missing(name):
     values = {key: value for key, value in GEMMA_2_27B.items() if key != name}

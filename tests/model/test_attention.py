@@ -43,7 +43,9 @@ def test_multi_head_attention_is_the_case_of_equal_heads(config, layer, T, seed)
     repeated = dict(weights)
     for name in ("k_proj.weight", "v_proj.weight"):
         heads = weights[name].reshape(config.num_key_value_heads, config.head_dim, -1)
-        repeated[name] = heads.repeat(config.group_size, axis=0).reshape(-1, config.hidden_size)
+        repeated[name] = heads.repeat(config.num_attention_heads // config.num_key_value_heads, axis=0).reshape(
+            -1, config.hidden_size
+        )
     expected = attention(x, Scope(repeated), multi_head, layer)
     assert_close(attention(x, weights, config, layer), expected, "operation")
 
