@@ -13,6 +13,8 @@ TOLERANCES = {
     ("float32", "model"): 1e-5,
     # a float32 forward pass against the same in float64
     ("float32", "precision"): 1e-5,
+    # the gradients of all weights in float32, against those of the framework
+    ("float32", "gradient"): 1e-4,
     # a float32 forward pass, and each intermediate of it, against the framework's
     ("float32", "framework"): 2e-5,
 }
