@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from gemma_np import cli_training
 from gemma_np.config import GLOBAL, RELEASED, GemmaConfig
 from gemma_np.errors import GemmaError
 from gemma_np.gemma import Gemma, find_config, load
@@ -191,6 +192,17 @@ def parser() -> argparse.ArgumentParser:
     _add_model(sub)
 
     command(models, "  gemma-np models")
+
+    sub = command(cli_training.tokenizer, "  gemma-np tokenizer texts/ --size 2048 -o tokenizer.model")
+    cli_training.add_tokenizer_arguments(sub)
+
+    sub = command(
+        cli_training.train,
+        "  gemma-np train texts/ --tokenizer tokenizer.model -o run --steps 2000\n"
+        "  gemma-np train texts/ --tokenizer tokenizer.model -o run --steps 2000 --resume\n"
+        "  gemma-np train letters/ --model google/gemma-3-270m -o tuned --rate 1e-5 --length 512 --batch 1",
+    )
+    cli_training.add_train_arguments(sub)
     return top
 
 

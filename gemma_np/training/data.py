@@ -1,0 +1,81 @@
+"""Text as training reads it: documents, tokenized once into a file of ids that is then memory-mapped."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from gemma_np.errors import GemmaError
+from gemma_np.text.tokenizer import Tokenizer
+
+
+def text_files(path: Path) -> list[Path]:
+    """The .txt files below a folder, or the file itself, in the order of their names. One file is one document."""
+    files = sorted(path.rglob("*.txt")) if path.is_dir() else [path]
+    if not files or not all(file.is_file() for file in files):
+        raise GemmaError(f"{path}: no text, expected a file or a folder with .txt files")
+    return files
+
+
+def read_text(file: Path) -> str:
+    """The text of a file. Raises GemmaError when it is no UTF-8."""
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise GemmaError(f"{file}: {error}, expected a text file in UTF-8") from None
+
+
+def write_tokens(files: Sequence[Path], tokenizer: Tokenizer, folder: Path, validation: float, seed: int) -> None:
+    """Tokenize documents into folder/train.npy and folder/validation.npy: one long array of ids each, every document
+    behind its own `<bos>`.
+
+    The split is by document, so that nothing of a validation document was trained on: they are shuffled by the seed,
+    and the first `validation` of them (at least one, if any is asked for) are held out.
+
+    Raises GemmaError when there are too few documents to split.
+    """
+    from tqdm import tqdm
+
+    held_out = max(1, round(validation * len(files))) if validation else 0
+    if held_out >= len(files):
+        raise GemmaError(f"{len(files)} documents, expected at least {held_out + 1} to hold {held_out} out")
+    order = np.random.default_rng(seed).permutation(len(files))
+    dtype = np.uint16 if len(tokenizer) <= 2**16 else np.uint32
+    folder.mkdir(parents=True, exist_ok=True)
+    with tqdm(total=len(files), desc="tokenizing", unit=" documents", delay=2, leave=False) as progress:
+        for name, chosen in (("validation", order[:held_out]), ("train", order[held_out:])):
+            ids = [np.empty(0, dtype)]
+            for number in chosen:
+                ids.append(np.array(tokenizer.encode(read_text(files[number])), dtype))
+                progress.update()
+            partial = folder / f".{name}.{os.getpid()}.npy"
+            np.save(partial, np.concatenate(ids))
+            partial.replace(folder / f"{name}.npy")
+
+
+def open_tokens(path: Path, length: int) -> np.ndarray:
+    """The memory-mapped ids of a token file, [N]. Raises GemmaError when it is none, or too short for one text."""
+    try:
+        tokens = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise GemmaError(f"{path}: {error}, expected a token file") from None
+    if tokens.ndim != 1 or not np.issubdtype(tokens.dtype, np.unsignedinteger):
+        raise GemmaError(f"{path}: {tokens.dtype} of shape {tokens.shape}, expected unsigned integers in one row")
+    if len(tokens) <= length:
+        raise GemmaError(f"{path}: {len(tokens)} tokens, expected more than the length of {length}")
+    return tokens
+
+
+def draw_batch(tokens: np.ndarray, batch: int, length: int, generator: np.random.Generator) -> np.ndarray:
+    """Texts that begin anywhere: [batch, length + 1] ids, each position's target being the next."""
+    starts = generator.integers(0, len(tokens) - length, batch)
+    return np.stack([tokens[start : start + length + 1] for start in starts]).astype(np.int64)
+
+
+def consecutive_batches(tokens: np.ndarray, batch: int, length: int, limit: int) -> list[np.ndarray]:
+    """The texts of a validation file one after the other, without overlap: at most `limit` batches of
+    [<= batch, length + 1] ids, always the same."""
+    starts = range(0, len(tokens) - length, length)
+    texts = [tokens[start : start + length + 1].astype(np.int64) for start in starts[: batch * limit]]
+    return [np.stack(texts[first : first + batch]) for first in range(0, len(texts), batch)]

@@ -1,0 +1,66 @@
+"""A tokenizer of one's own, trained with sentencepiece the way Gemma's was.
+
+Source: Gemma 2 report, section 2: SentencePiece with split digits, preserved whitespace, byte-level encodings; Gemma 1
+report (arXiv 2403.08295), section 3.3. The special pieces stand where they stand in Gemma 1 and 2.
+"""
+
+import io
+from collections.abc import Iterable
+
+from gemma_np.errors import GemmaError
+
+_SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
+_OPENING = ("table", "caption", "thead", "tbody", "tfoot", "tr", "th", "td")
+_HEADINGS = ("h1", "h2", "h3", "h4", "h5", "h6", "blockquote")
+_INLINE = ("strong", "em", "b", "i", "u", "s", "sub", "sup", "code")
+
+SPECIAL_PIECES = (
+    *("<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "<2mass>", "[@BOS@]"),  # 0 to 6
+    *(f"<unused{number}>" for number in range(99)),  # 7 to 105
+    *("<start_of_turn>", "<end_of_turn>"),  # 106 and 107
+    *("\n" * length for length in range(1, 31)),  # 108 to 137
+    *(_SPACE * length for length in range(2, 32)),  # 138 to 167
+    *(f"<{slash}{tag}>" for tags in (_OPENING, _HEADINGS, _INLINE) for slash in ("", "/") for tag in tags),
+)
+"""Behind them come 256 bytes, and then what is learned."""
+
+
+def train_vocabulary(lines: Iterable[str], size: int) -> bytes:
+    """A sentencepiece model file of `size` pieces, learned from the lines by byte-pair merges.
+
+    Raises GemmaError when the text is too small for so many pieces, or the size too small for the special ones.
+    """
+    from sentencepiece import SentencePieceTrainer
+
+    smallest = len(SPECIAL_PIECES) + 256 + 1
+    if size < smallest:
+        raise GemmaError(f"vocabulary size: {size}, expected at least {smallest} for the special pieces and the bytes")
+    model = io.BytesIO()
+    try:
+        SentencePieceTrainer.train(
+            sentence_iterator=iter(lines),
+            model_writer=model,
+            model_type="bpe",
+            vocab_size=size,
+            byte_fallback=True,
+            split_digits=True,
+            normalization_rule_name="identity",
+            add_dummy_prefix=False,
+            remove_extra_whitespaces=False,
+            pad_id=0,
+            eos_id=1,
+            bos_id=2,
+            unk_id=3,
+            pad_piece="<pad>",
+            eos_piece="<eos>",
+            bos_piece="<bos>",
+            unk_piece="<unk>",
+            user_defined_symbols=list(SPECIAL_PIECES[4:]),  # a tuple would be taken for one name
+            max_sentence_length=100_000,
+            num_threads=1,  # more of them make the result depend on chance
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        reason = str(error).rsplit("] ", 1)[-1]
+        raise GemmaError(f"vocabulary of {size} pieces: {reason}") from None
+    return model.getvalue()

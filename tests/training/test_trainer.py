@@ -1,0 +1,253 @@
+"""Training runs: they learn, and whatever kills them, they end where an undisturbed run ends."""
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+import gemma_np
+from gemma_np import GemmaError
+from gemma_np.cli import main
+from gemma_np.training import run_state, trainer
+from gemma_np.training.data import consecutive_batches, draw_batch, open_tokens, text_files, write_tokens
+from gemma_np.training.run_state import Recipe
+from gemma_np.training.trainer import initial_weights, train, validation_loss
+from tests import tiny
+
+CONFIG = tiny.config()
+RECIPE = Recipe(steps=8, batch=3, length=12, rate=0.01, warmup=2, save_every=2, validate_every=4)
+TOKENS = np.array(tiny.tokenizer().encode(tiny.TEXT * 3), np.uint16)
+
+
+def run(folder, recipe=RECIPE, **options):
+    weights = initial_weights(CONFIG, np.random.default_rng(0))
+    return train(CONFIG, weights, tiny.vocabulary(), TOKENS, TOKENS[:60], recipe, folder, **options)
+
+
+def log_of(folder):
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def test_it_learns(tmp_path):
+    run(tmp_path / "run", replace(RECIPE, steps=60))
+    log = log_of(tmp_path / "run")
+    assert [entry["step"] for entry in log] == list(range(1, 61))
+    assert log[-1]["validation"] < log[3]["validation"] - 1
+    assert log[-1]["validation"] < np.log(len(tiny.tokenizer())) - 1
+
+
+def test_the_folder_is_a_checkpoint(tmp_path):
+    weights = run(tmp_path / "run")
+    model = gemma_np.load(tmp_path / "run")
+    assert model.config == CONFIG
+    assert all((model.weights[name] == weights[name]).all() for name in weights)
+    assert model.generate("The", max_new_tokens=3) is not None
+
+
+@pytest.mark.framework
+def test_the_framework_reads_the_folder(tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    weights = run(tmp_path / "run")
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "run", attn_implementation="eager")
+    name = "model.layers.2.mlp.up_proj.weight"
+    assert (theirs.get_parameter(name).detach().numpy() == weights[name]).all()
+
+
+def test_accumulating_two_batches_is_one_of_both(tmp_path):
+    """Drawn one after the other, two batches of 2 are what one of 4 draws."""
+    one = run(tmp_path / "one", replace(RECIPE, batch=4, steps=3))
+    two = run(tmp_path / "two", replace(RECIPE, batch=2, steps=3, accumulation=2))
+    for name in one:
+        np.testing.assert_allclose(two[name], one[name], atol=1e-3)
+
+
+def test_a_run_that_crashed_goes_on_to_the_same_end(tmp_path, monkeypatch):
+    expected = run(tmp_path / "whole")
+
+    def crash_at_6(state, *rest, original=trainer.train_step):
+        if state.step == 5:
+            raise KeyboardInterrupt
+        return original(state, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "train_step", crash_at_6)
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path / "crashed")
+    found = run(tmp_path / "crashed", resume=True)
+    assert all((found[name] == expected[name]).all() for name in expected)
+    assert [entry["step"] for entry in log_of(tmp_path / "crashed")] == list(range(1, 9))
+    assert log_of(tmp_path / "crashed")[-1]["loss"] == log_of(tmp_path / "whole")[-1]["loss"]
+
+
+def test_killed_at_20_random_moments_it_ends_bit_identical(tmp_path):
+    (tmp_path / "texts").mkdir()
+    for number in range(3):
+        (tmp_path / "texts" / f"{number}.txt").write_text(tiny.TEXT * 2, encoding="utf-8")
+    (tmp_path / "tokenizer.model").write_bytes(tiny.vocabulary())
+    shape = "--hidden-size 12 --layers 2 --heads 2 --kv-heads 1 --head-dim 4 --ffn 8 --window 4 --context 16"
+    recipe = "--steps 4000 --batch 2 --length 16 --save-every 1 --validate-every 500"
+
+    def command(out):
+        texts, vocabulary = str(tmp_path / "texts"), str(tmp_path / "tokenizer.model")
+        start = [sys.executable, "-m", "gemma_np", "train", texts, "--tokenizer", vocabulary, "-o", str(tmp_path / out)]
+        return [*start, "--resume", *shape.split(), *recipe.split()]
+
+    subprocess.run(command("whole"), check=True, capture_output=True, timeout=300)
+    chance = random.Random(0)
+    for kills in range(20):
+        process = subprocess.Popen(command("killed"), stderr=subprocess.PIPE)
+        time.sleep(chance.uniform(0.3, 0.6))
+        assert process.poll() is None, f"the run ended after {kills} kills"
+        process.send_signal(signal.SIGKILL)
+        assert process.communicate()[1] == b""
+    subprocess.run(command("killed"), check=True, capture_output=True, timeout=300)
+    for file in ("model.safetensors", "training.safetensors"):
+        killed, whole = load_file(tmp_path / "killed" / file), load_file(tmp_path / "whole" / file)
+        assert set(killed) == set(whole)
+        assert all(killed[name].tobytes() == whole[name].tobytes() for name in whole)
+    assert [entry["step"] for entry in log_of(tmp_path / "killed")] == list(range(1, 4001))
+
+
+# What goes wrong
+
+
+def test_a_run_is_not_begun_over_another(tmp_path):
+    run(tmp_path / "run")
+    with pytest.raises(GemmaError, match="holds a run already, expected --resume or another folder"):
+        run(tmp_path / "run")
+
+
+def test_a_run_is_not_resumed_as_another(tmp_path):
+    run(tmp_path / "run")
+    with pytest.raises(GemmaError, match=r"recipe with rate=0\.01, expected 0\.5"):
+        run(tmp_path / "run", replace(RECIPE, rate=0.5), resume=True)
+    assert run(tmp_path / "run", replace(RECIPE, save_every=7), resume=True)
+
+
+@pytest.mark.filterwarnings("ignore:invalid value")
+def test_a_loss_that_is_no_number_leaves_the_last_good_checkpoint(tmp_path):
+    run(tmp_path / "run")
+    good = (tmp_path / "run" / "training.safetensors").read_bytes()
+
+    def spoiled(logits, ids):
+        losses, dlogits = trainer.next_token(logits, ids)
+        return losses * np.nan, dlogits
+
+    state = run_state.load_state(tmp_path / "run" / "training.safetensors", CONFIG, RECIPE)
+    state.weights["model.layers.1.mlp.up_proj.weight"][0, 0] = np.inf
+    with pytest.raises(GemmaError, match=r"step 9: the loss is not finite; first in model\.layers\.1\.mlp\.up_proj"):
+        trainer.train_step(state, CONFIG, RECIPE, TOKENS, trainer.next_token)
+    state = run_state.load_state(tmp_path / "run" / "training.safetensors", CONFIG, RECIPE)
+    with pytest.raises(GemmaError, match="step 9: the loss is not finite; first in the loss itself"):
+        trainer.train_step(state, CONFIG, RECIPE, TOKENS, spoiled)
+    assert (tmp_path / "run" / "training.safetensors").read_bytes() == good
+
+
+def test_a_full_disk_leaves_the_checkpoint_before_whole(tmp_path, monkeypatch):
+    run(tmp_path / "run", replace(RECIPE, steps=8))
+    before = {file.name: file.read_bytes() for file in (tmp_path / "run").iterdir()}
+    state = run_state.load_state(tmp_path / "run" / "training.safetensors", CONFIG, RECIPE)
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("safetensors.numpy.save_file", full)
+    with pytest.raises(GemmaError, match=r"could not be saved .*No space left.* the checkpoint before is whole"):
+        run_state.save_state(tmp_path / "run", state, CONFIG, RECIPE, tiny.vocabulary())
+    assert {file.name: file.read_bytes() for file in (tmp_path / "run").iterdir()} == before
+
+
+def test_a_damaged_state(tmp_path):
+    run(tmp_path / "run")
+    path = tmp_path / "run" / "training.safetensors"
+    path.write_bytes(path.read_bytes()[:-5])
+    with pytest.raises(GemmaError, match=r"training\.safetensors: damaged"):
+        run(tmp_path / "run", resume=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"steps": 0}, "steps: 0, expected 1 or more"),
+        ({"rate": -1.0}, "rate: -1.0, expected"),
+        ({"rate": float("nan")}, "rate: nan"),
+        ({"warmup": -1}, "warmup: -1, expected 0 or more"),
+    ],
+)
+def test_recipes_that_make_no_sense(change, message):
+    with pytest.raises(GemmaError, match=message):
+        replace(RECIPE, **change)
+
+
+# Data
+
+
+def test_the_split_is_by_document(tmp_path):
+    texts = [f"Document {letter} says {letter * 9}." for letter in "abcdefgh"]
+    for number, text in enumerate(texts):
+        (tmp_path / f"{number}.txt").write_text(text)
+    write_tokens(text_files(tmp_path), tiny.tokenizer(), tmp_path / "data", validation=0.25, seed=0)
+    decoded = {}
+    for name in ("train", "validation"):
+        ids = open_tokens(tmp_path / "data" / f"{name}.npy", 2)
+        cuts = np.flatnonzero(ids == tiny.tokenizer().bos)
+        assert cuts[0] == 0
+        decoded[name] = {tiny.tokenizer().decode(part.tolist()) for part in np.split(ids, cuts[1:])}
+    assert len(decoded["train"]) == 6
+    assert len(decoded["validation"]) == 2
+    assert decoded["train"] | decoded["validation"] == set(texts)
+
+
+def test_a_batch_is_texts_of_the_file():
+    ids = draw_batch(TOKENS, 5, 7, np.random.default_rng(0))
+    windows = {tuple(TOKENS[start : start + 8]) for start in range(len(TOKENS) - 7)}
+    assert ids.shape == (5, 8)
+    assert {tuple(row) for row in ids.tolist()} <= windows
+
+
+def test_the_last_text_of_a_file_can_be_drawn():
+    assert (draw_batch(TOKENS[:8], 3, 7, np.random.default_rng(0)) == TOKENS[:8]).all()
+
+
+def test_validation_covers_the_file_once():
+    batches = consecutive_batches(TOKENS[:31], batch=2, length=7, limit=100)
+    assert [batch.shape for batch in batches] == [(2, 8), (2, 8)]
+    assert (np.concatenate([batch[:, 1:].ravel() for batch in batches]) == TOKENS[1:29]).all()
+
+
+def test_the_validation_loss_of_uniform_guesses():
+    weights = initial_weights(CONFIG, np.random.default_rng(0))
+    weights["model.norm.weight"] -= 1  # 1 + w is zero: all logits are
+    assert validation_loss(weights, CONFIG, TOKENS, RECIPE) == pytest.approx(np.log(CONFIG.vocab_size))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["EMPTY", "--tokenizer", "VOCABULARY"], "no text, expected a file or a folder with .txt files"),
+        (["SHORT", "--tokenizer", "VOCABULARY"], "1 documents, expected at least 2 to hold 1 out"),
+        (["SHORT", "--tokenizer", "VOCABULARY", "--validation", "0"], "expected more than the length of 128"),
+        (["SHORT"], "expected --tokenizer to train from scratch"),
+        (["SHORT", "--tokenizer", "VOCABULARY", "--length", "300"], "length: 300, expected at most the context of 256"),
+        (["SHORT", "--tokenizer", "VOCABULARY", "--kv-heads", "3"], "num_attention_heads: 4, expected a multiple"),
+    ],
+)
+def test_bad_input_is_one_line(arguments, message, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "short").mkdir()
+    (tmp_path / "short" / "a.txt").write_text("Too short.")
+    (tmp_path / "tokenizer.model").write_bytes(tiny.vocabulary())
+    places = {"EMPTY": tmp_path / "empty", "SHORT": tmp_path / "short", "VOCABULARY": tmp_path / "tokenizer.model"}
+    arguments = [str(places.get(argument, argument)) for argument in arguments]
+    assert main(["train", *arguments, "-o", str(tmp_path / "run")]) == 2
+    err = capsys.readouterr().err
+    assert message in err
+    assert err.count("\n") == 1
