@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from gemma_np import cli_training
 from gemma_np.config import GLOBAL, RELEASED, GemmaConfig
 from gemma_np.errors import GemmaError
@@ -25,7 +27,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     warnings.showwarning = lambda message, *_, **__: print(f"gemma-np: warning: {message}", file=sys.stderr)
     try:
-        options.run(options)
+        with np.errstate(all="ignore"):  # NaN in the weights is told once, by the tensor's name
+            options.run(options)
         sys.stdout.flush()
     except GemmaError as error:
         print(f"gemma-np: {error}", file=sys.stderr)

@@ -32,6 +32,8 @@ _WHOLE_NUMBERS = (
 _NUMBERS = ("query_pre_attn_scalar", "rope_theta", "rope_scaling_factor", "rms_norm_eps")
 _OPTIONAL_NUMBERS = ("sliding_window", "rope_local_base_freq", "attn_logit_softcapping", "final_logit_softcapping")
 
+_MOST_LAYERS = 1000
+
 _PARTS = {"embed_tokens": "embedding", "norm": "norms", "self_attn": "attention", "mlp": "feed-forward"}
 
 
@@ -150,12 +152,18 @@ class GemmaConfig:
 
 
 def layer_pattern(layers: int, local_per_global: int) -> tuple[str, ...]:
-    """`local_per_global` local layers, then a global one, and so on (Gemma 2: 1; Gemma 3: 5)."""
+    """`local_per_global` local layers, then a global one, and so on (Gemma 1: 0; Gemma 2: 1; Gemma 3: 5).
+
+    Raises GemmaError for a number of layers that only a damaged file has, and that would fill the memory.
+    """
+    if not isinstance(layers, int) or not 0 < layers <= _MOST_LAYERS:
+        raise GemmaError(f"num_hidden_layers: {layers!r}, expected a whole number from 1 to {_MOST_LAYERS}")
     return tuple(GLOBAL if (i + 1) % (local_per_global + 1) == 0 else LOCAL for i in range(layers))
 
 
 def _gemma1(D: int, layers: int, H: int, K: int, h: int, F: int, query_scalar: int) -> GemmaConfig:
-    return GemmaConfig("gemma", 256_000, D, layers, H, K, h, F, 8192, query_scalar, (GLOBAL,) * layers)
+    every_layer_global = layer_pattern(layers, local_per_global=0)
+    return GemmaConfig("gemma", 256_000, D, layers, H, K, h, F, 8192, query_scalar, every_layer_global)
 
 
 def _gemma2(D: int, layers: int, H: int, K: int, h: int, F: int, query_scalar: int) -> GemmaConfig:

@@ -143,6 +143,7 @@ class Gemma:
         """The exponential of the mean of -log p over the text's tokens, `<bos>` before them.
 
         A text longer than the model can read is cut into pieces of the maximum length, each with its own `<bos>`.
+        Raises GemmaError for an empty text, and when the weights give no finite number.
         """
         tokenizer = self._text()
         ids = tokenizer.encode(text, bos=False)
@@ -151,7 +152,10 @@ class Gemma:
         size = self.config.max_position_embeddings - 1
         pieces = [[tokenizer.bos, *ids[start : start + size]] for start in range(0, len(ids), size)]
         losses = [negative_log_likelihood(piece, self.weights, self.config) for piece in pieces]
-        return float(np.exp(np.concatenate(losses).mean()))
+        perplexity = float(np.exp(np.concatenate(losses).mean()))
+        if not np.isfinite(perplexity):
+            raise GemmaError(f"perplexity: {perplexity}, expected a finite number (are the weights damaged?)")
+        return perplexity
 
     def save(self, folder: str | Path) -> None:
         """Write a checkpoint folder that `load` and the framework read. Raises GemmaError when it is not empty."""

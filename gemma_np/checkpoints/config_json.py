@@ -36,8 +36,6 @@ _GEMMA3_TEXT_DEFAULTS = {
     "sliding_window": 4096,
 }
 
-_MOST_LAYERS = 1000  # more is a damaged file, and would fill the memory with layer types
-
 _ARCHITECTURES = {"gemma": "GemmaForCausalLM", "gemma2": "Gemma2ForCausalLM", "gemma3_text": "Gemma3ForCausalLM"}
 
 
@@ -137,10 +135,8 @@ def _refuse_variants(values: dict[str, Any]) -> None:
 
 def _layer_types(model_type: str, values: dict[str, Any]) -> tuple[str, ...]:
     layers = values["num_hidden_layers"]
-    if not isinstance(layers, int) or not 0 < layers <= _MOST_LAYERS:
-        raise GemmaError(f"num_hidden_layers: {layers!r}, expected a whole number from 1 to {_MOST_LAYERS}")
     if model_type == "gemma":
-        return (GLOBAL,) * layers
+        return layer_pattern(layers, local_per_global=0)
     if isinstance(values.get("layer_types"), list):
         return tuple(values["layer_types"])
     default = 2 if model_type == "gemma2" else 6

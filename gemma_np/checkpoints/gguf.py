@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from gemma_np.checkpoints.loading import StoredTensor, load_weights, row_reader
-from gemma_np.config import GLOBAL, GemmaConfig, layer_pattern
+from gemma_np.config import GemmaConfig, layer_pattern
 from gemma_np.errors import GemmaError
 
 _MODEL_TYPES = {"gemma": "gemma", "gemma2": "gemma2", "gemma3": "gemma3_text"}
@@ -140,7 +140,7 @@ def config_from_metadata(metadata: dict[str, Any]) -> GemmaConfig:
         intermediate_size=get("feed_forward_length"),
         max_position_embeddings=get("context_length"),
         query_pre_attn_scalar=D / H if is_27b else head_dim,
-        layer_types=layer_pattern(layers, local_per_global) if local_per_global else (GLOBAL,) * layers,
+        layer_types=layer_pattern(layers, local_per_global),
         sliding_window=get("attention.sliding_window") if local_per_global else None,
         rope_theta=theta,
         rope_local_base_freq=get("rope.freq_base_swa", 10_000.0) if architecture == "gemma3" else None,

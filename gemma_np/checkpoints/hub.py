@@ -30,6 +30,6 @@ def download(repo: str) -> Path:
         ) from None
     except errors.HFValidationError as error:
         raise GemmaError(f"{repo}: neither a folder, nor a file, nor a hub id ({error})") from None
-    except (errors.LocalEntryNotFoundError, OSError) as error:
+    except Exception as error:  # the library hands on whatever its HTTP client raises
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise GemmaError(f"{repo}: not downloaded before, and the hub cannot be reached ({reason})") from None

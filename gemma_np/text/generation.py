@@ -41,9 +41,9 @@ def generate_ids(
     unread = prompt
     for _ in range(max_new_tokens):
         logits = output_logits(prefill(unread, weights, config, cache), weights, config)
+        if not np.isfinite(logits.max()):
+            raise GemmaError(f"logits: {logits.max()} after {cache.length} tokens, expected finite numbers")
         token = choose(logits)
-        if not np.isfinite(logits[token]):
-            raise GemmaError(f"logits: {logits[token]} after {cache.length} tokens, expected finite numbers")
         if token in stop:
             return
         yield token

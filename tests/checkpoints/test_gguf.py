@@ -218,3 +218,11 @@ def test_a_length_that_lies_does_not_hang(tmp_path):
     path.write_bytes(data.replace(length, (2**60).to_bytes(8, "little")))
     with pytest.raises(GemmaError, match="damaged"):
         load_gguf(path, np.float32)
+
+
+def test_an_absurd_number_of_layers_fills_no_memory():
+    metadata = {"general.architecture": "gemma", "gemma.embedding_length": 8, "gemma.attention.head_count": 1}
+    metadata |= {"gemma.block_count": 2**32 - 1, "gemma.attention.key_length": 8, "gemma.context_length": 8}
+    metadata |= {"gemma.feed_forward_length": 8, "gemma.attention.head_count_kv": 1}
+    with pytest.raises(GemmaError, match="num_hidden_layers: 4294967295, expected a whole number from 1 to 1000"):
+        config_from_metadata(metadata | {"gemma.attention.layer_norm_rms_epsilon": 1e-6})

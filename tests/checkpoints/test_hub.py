@@ -59,6 +59,7 @@ def test_what_was_downloaded_is_loaded(hub, tmp_path):
         (Errors.RepositoryNotFoundError("404"), "no such repository on the hub"),
         (Errors.HFValidationError("bad"), "neither a folder, nor a file, nor a hub id"),
         (Errors.LocalEntryNotFoundError("offline\nmore"), "the hub cannot be reached (offline)"),
+        (RuntimeError("the client was closed"), "the hub cannot be reached (the client was closed)"),
         (ConnectionError(), "the hub cannot be reached (ConnectionError)"),
     ],
 )

@@ -64,8 +64,11 @@ def test_the_longest_text_that_fits_and_one_token_more():
         next(generate_ids(ids, model.weights, model.config, greedy, max_new_tokens=5))
 
 
-def test_logits_that_are_no_numbers_are_no_text():
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_logits_that_are_no_numbers_are_no_text(temperature):
     model = tiny.gemma()
-    weights = dict(model.weights) | {"model.norm.weight": np.full(12, np.nan, np.float32)}
+    model.weights = dict(model.weights) | {"model.norm.weight": np.full(12, np.nan, np.float32)}
     with pytest.raises(GemmaError, match="logits: nan after 3 tokens, expected finite numbers"):
-        next(generate_ids([2, 5, 7], weights, model.config, greedy, max_new_tokens=1))
+        model.generate([2, 5, 7], temperature=temperature, max_new_tokens=1)
+    with pytest.raises(GemmaError, match="perplexity: nan, expected a finite number"):
+        model.perplexity("The sea")
