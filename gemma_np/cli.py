@@ -206,6 +206,15 @@ def parser() -> argparse.ArgumentParser:
         "  gemma-np train letters/ --model google/gemma-3-270m -o tuned --rate 1e-5 --length 512 --batch 1",
     )
     cli_training.add_train_arguments(sub)
+
+    sub = command(
+        cli_training.distill,
+        "  gemma-np distill texts/ --teacher run -o student --hidden-size 64 --ffn 256 --heads 2 --kv-heads 1",
+    )
+    cli_training.add_distill_arguments(sub)
+
+    sub = command(cli_training.merge, "  gemma-np merge run-1 run-2 run-3 -o merged")
+    cli_training.add_merge_arguments(sub)
     return top
 
 

@@ -236,6 +236,7 @@ def test_the_validation_loss_of_uniform_guesses():
         (["SHORT", "--tokenizer", "VOCABULARY"], "1 documents, expected at least 2 to hold 1 out"),
         (["SHORT", "--tokenizer", "VOCABULARY", "--validation", "0"], "expected more than the length of 128"),
         (["SHORT"], "expected --tokenizer to train from scratch"),
+        (["SHORT", "--tokenizer", "no-such-file"], "no-such-file: No such file or directory, expected a tokenizer"),
         (["SHORT", "--tokenizer", "VOCABULARY", "--length", "300"], "length: 300, expected at most the context of 256"),
         (["SHORT", "--tokenizer", "VOCABULARY", "--kv-heads", "3"], "num_attention_heads: 4, expected a multiple"),
     ],
