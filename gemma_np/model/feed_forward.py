@@ -30,8 +30,10 @@ def feed_forward_backward(dy: np.ndarray, x: np.ndarray, weights: Scope, record:
     """
     gate, up, hidden = record["gate"], record["up"], record["hidden"]
     dhidden, gradients["down_proj.weight"] = linear_backward(dy, hidden, weights["down_proj.weight"])
-    dup = dhidden * gelu(gate)  # undoes: hidden = gelu(gate) * up
-    dgate = dhidden * up * gelu_slope(gate)
+    opened, slope = gelu_and_slope(gate)
+    dup = opened * dhidden  # undoes: hidden = gelu(gate) * up
+    slope *= up
+    dgate = np.multiply(slope, dhidden, out=slope)
     dx_up, gradients["up_proj.weight"] = linear_backward(dup, x, weights["up_proj.weight"])
     dx_gate, gradients["gate_proj.weight"] = linear_backward(dgate, x, weights["gate_proj.weight"])
     return dx_up + dx_gate
@@ -51,12 +53,27 @@ def gelu(x: np.ndarray) -> np.ndarray:
     return y
 
 
-def gelu_slope(x: np.ndarray) -> np.ndarray:
-    """The derivative of `gelu`, for an x of any shape.
+def gelu_and_slope(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """`gelu` and its derivative, which share their tanh, for an x of any shape; four buffers, filled in place.
 
-    With u = sqrt(2/pi) * (x + 0.044715 x^3): (1 + tanh u) / 2 + x/2 * (1 - tanh^2 u) * du/dx.
+    With u = sqrt(2/pi) * (x + 0.044715 x^3), the derivative is (1 + tanh u) / 2 + x/2 * (1 - tanh^2 u) * du/dx.
     """
-    square = x * x
-    t = np.tanh(math.sqrt(2 / math.pi) * x * (1 + 0.044715 * square))
-    du = math.sqrt(2 / math.pi) * (1 + 3 * 0.044715 * square)
-    return 0.5 * (1 + t) + 0.5 * x * (1 - t * t) * du
+    du = x * x
+    t = 0.044715 * du
+    t += 1
+    t *= x
+    t *= math.sqrt(2 / math.pi)
+    np.tanh(t, out=t)
+    half = 0.5 * t
+    half += 0.5
+    du *= 3 * 0.044715
+    du += 1
+    du *= math.sqrt(2 / math.pi)
+    t *= t
+    slope = np.subtract(1, t, out=t)
+    slope *= du
+    slope *= x
+    slope *= 0.5
+    slope += half
+    half *= x
+    return half, slope

@@ -78,9 +78,11 @@ def test_masked_softmax(batch, T, seed, window):
 
 
 @given(seeds)
-def test_gelu_slope(seed):
+def test_gelu_and_slope(seed):
     x, dy = 3 * normal(seed, 7), normal(seed + 1, 7)
-    assert_gradient(weighted(feed_forward.gelu, dy), (x,), (dy * feed_forward.gelu_slope(x),), step=1e-4)
+    y, slope = feed_forward.gelu_and_slope(x)
+    np.testing.assert_allclose(y, feed_forward.gelu(x), rtol=1e-14)
+    assert_gradient(weighted(feed_forward.gelu, dy), (x,), (dy * slope,), step=1e-4)
 
 
 @given(batches, sizes, sizes, sizes, seeds)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from gemma_np.model import attention
+from gemma_np.model.feed_forward import gelu
 from gemma_np.model.rms_norm import rms_norm_backward
 from gemma_np.training import losses, optimizer
 from gemma_np.training.trainer import loss_and_gradients, next_token
@@ -91,7 +92,10 @@ FAULTS = {
     "rope-not-turned-back": ("gemma2", "gemma_np.model.attention.rope_backward", turned_the_same_way),
     "attncap-forgotten": ("gemma2", "gemma_np.model.attention.soft_cap_backward", lambda dy, y, cap: dy),
     "finalcap-forgotten": ("gemma2", "gemma_np.model.transformer.soft_cap_backward", lambda dy, y, cap: dy),
-    "gelu-slope-one": ("gemma2", "gemma_np.model.feed_forward.gelu_slope", np.ones_like),
+    "gelu-slope-one": (
+        *("gemma2", "gemma_np.model.feed_forward.gelu_and_slope"),
+        lambda x: (gelu(x), np.ones_like(x)),
+    ),
 }
 
 
