@@ -1,25 +1,45 @@
-"""The command line, one function a subcommand. What it computes is computed elsewhere."""
+"""The command line: what can be asked, in which words. What is done then: cli_model.py and cli_training.py."""
 
 import argparse
 import os
 import sys
-import time
 import warnings
-from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import fields
 
 import numpy as np
 
-from gemma_np import cli_training
-from gemma_np.config import GLOBAL, RELEASED, GemmaConfig
+from gemma_np import cli_model, cli_training
 from gemma_np.errors import GemmaError
-from gemma_np.gemma import Gemma, find_config, load
+from gemma_np.gemma import DEFAULT
+from gemma_np.training.run_state import Recipe
 
-NO_MODEL = (
-    "--model: missing; name a checkpoint folder, a .gguf file, or a hub id such as google/gemma-2-2b-it "
-    "(gemma-np models lists the released ones)"
-)
+MODEL_HELP = "a checkpoint folder, a .gguf file, a hub id such as google/gemma-2-2b-it, or a name from gemma-np models"
+
+SHAPE = {  # option: default, meaning
+    "hidden-size": (128, "D"),
+    "layers": (4, "layers, local and global in turn"),
+    "heads": (4, "query heads"),
+    "kv-heads": (2, "key-value heads"),
+    "head-dim": (32, "channels a head"),
+    "ffn": (512, "channels of the feed-forward"),
+    "window": (64, "keys that a local layer sees"),
+    "context": (256, "the longest text that the model reads"),
+}
+
+RECIPE = {
+    "steps": "steps",
+    "batch": "texts a batch, shared by the ranks",
+    "length": "tokens a text",
+    "rate": "peak of the learning rate",
+    "warmup": "steps until the peak",
+    "clip": "largest global norm of the gradients",
+    "weight_decay": "decay of the matrices",
+    "accumulation": "batches averaged into one step",
+    "seed": "of weights, data and split",
+    "save_every": "steps between two checkpoints",
+    "validate_every": "steps between two validations",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -44,182 +64,120 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def generate(options: argparse.Namespace) -> None:
-    """Write what follows a prompt."""
-    model = load_model(options)
-    _print_stream(model.stream(options.prompt, **_sampling(options)))
-
-
-def chat(options: argparse.Namespace) -> None:
-    """Talk: a line from standard input is a turn, until end of file."""
-    model = load_model(options)
-    messages: list[dict[str, str]] = []
-    interactive = sys.stdin.isatty()
-    if interactive:
-        print("One line is one turn; Ctrl-D ends.", file=sys.stderr)
-    while True:
-        try:
-            line = input("> " if interactive else "")
-        except EOFError:
-            return
-        if not line.strip():
-            continue
-        messages.append({"role": "user", "content": line})
-        answer = _print_stream(model.stream_chat(messages, **_sampling(options)))
-        messages.append({"role": "model", "content": answer})
-
-
-def perplexity(options: argparse.Namespace) -> None:
-    """Measure how well a model predicts a text."""
-    try:
-        text = sys.stdin.read() if options.file == "-" else Path(options.file).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise GemmaError(f"{options.file}: {error}, expected a text file in UTF-8") from None
-    print(f"{load_model(options).perplexity(text):.4f}")
-
-
-def info(options: argparse.Namespace) -> None:
-    """Describe a model: config, parameters, memory."""
-    if options.model is None:
-        raise GemmaError(NO_MODEL)
-    config = find_config(options.model)
-    for line in describe(config):
-        print(line)
-
-
-def models(options: argparse.Namespace) -> None:
-    """List the released models."""
-    print(f"{'name':14}{'hub id':27}{'parameters':>11}{'layers':>8}{'context':>9}{'float32':>10}")
-    for name, config in RELEASED.items():
-        count = sum(config.parameter_count().values())
-        pretrained = f"google/{name}-pt" if name.startswith("gemma-3") and name != "gemma-3-270m" else f"google/{name}"
-        print(
-            f"{name:14}{pretrained:27}{count / 1e9:9.2f} B{config.num_hidden_layers:8}"
-            f"{config.max_position_embeddings:9,}{count * 4 / 1e9:7.1f} GB"
-        )
-    print("\nThe instruction-tuned ones, for chat, end in -it: google/gemma-2-2b-it, google/gemma-3-1b-it.")
-
-
-def describe(config: GemmaConfig) -> Iterable[str]:
-    """The lines that `info` prints."""
-    for name, value in vars(config).items():
-        if name != "layer_types" and value is not None:
-            yield f"{name:26}{value}"
-    globals_ = config.layer_types.count(GLOBAL)
-    yield f"{'layer_types':26}{config.num_hidden_layers - globals_} local, {globals_} global"
-
-    parts = config.parameter_count()
-    total = sum(parts.values())
-    yield "\nparameters"
-    for part, count in (parts | {"total": total}).items():
-        yield f"  {part:24}{count:>16,}{count / total:8.1%}"
-
-    yield "\nmemory for the weights"
-    for dtype, size in (("float64", 8), ("float32", 4), ("bfloat16 (as published)", 2)):
-        yield f"  {dtype:24}{total * size / 1e9:>13.2f} GB"
-
-    per_layer = 2 * config.num_key_value_heads * config.head_dim * 4 * 1000 / 1e6
-    yield "\nmemory for the cache, float32, per 1,000 tokens"
-    if config.sliding_window and globals_ < config.num_hidden_layers:
-        yield f"  {f'up to {config.sliding_window:,} tokens':24}{per_layer * config.num_hidden_layers:>13.1f} MB"
-        yield f"  {'after that':24}{per_layer * globals_:>13.1f} MB"
-    else:
-        yield f"  {'at any length':24}{per_layer * config.num_hidden_layers:>13.1f} MB"
-
-
-def load_model(options: argparse.Namespace) -> Gemma:
-    """The model that --model names."""
-    if options.model is None:
-        raise GemmaError(NO_MODEL)
-    return load(options.model)
-
-
-def _print_stream(pieces: Iterable[str]) -> str:
-    """Print the text as it comes, and its speed to standard error; return it whole."""
-    text, started, first = [], time.perf_counter(), 0.0
-    for piece in pieces:
-        first = first or time.perf_counter()
-        text.append(piece)
-        print(piece, end="", flush=True)
-    print(flush=True)
-    now, tokens = time.perf_counter(), len(text) - 1  # the last piece is what was left of a character
-    if tokens > 1:
-        rate = (tokens - 1) / (now - first)
-        print(f"first token after {first - started:.2f} s, then {rate:.1f} tokens/s", file=sys.stderr)
-    return "".join(text)
-
-
-def _sampling(options: argparse.Namespace) -> dict[str, Any]:
-    names = ("max_new_tokens", "temperature", "top_k", "top_p", "seed")
-    return {name: getattr(options, name) for name in names}
-
-
 def parser() -> argparse.ArgumentParser:
     """The arguments of every subcommand."""
     top = argparse.ArgumentParser("gemma-np", description="Google's Gemma 2, whole, in NumPy that a person can read.")
     commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
-    def command(run: Callable[[argparse.Namespace], None], example: str) -> argparse.ArgumentParser:
+    def command(run: Callable[[argparse.Namespace], None], *examples: str) -> argparse.ArgumentParser:
         sub = commands.add_parser(
-            run.__name__,
+            run.__name__.replace("_", "-"),
             help=run.__doc__,
             description=run.__doc__,
-            epilog=f"examples:\n{example}",
+            epilog="\n  ".join(["examples:", *examples]),
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         sub.set_defaults(run=run)
         return sub
 
     sub = command(
-        generate,
-        '  gemma-np generate --model google/gemma-2-2b "The capital of France is"\n'
-        "  gemma-np generate --model ./gemma-3-270m.gguf --temperature 0.8 --top-p 0.95 --seed 1 'Once upon a time'",
+        cli_model.generate,
+        'gemma-np generate "To be"',
+        'gemma-np generate --model google/gemma-2-2b "The capital of France is"',
+        "gemma-np generate --model ./gemma-3-270m.gguf --temperature 0.8 --top-p 0.95 --seed 1 'Once upon a time'",
     )
     _add_model(sub)
     _add_sampling(sub, max_new_tokens=128)
     sub.add_argument("prompt", metavar="PROMPT", help="the text to continue")
 
     sub = command(
-        chat,
-        "  gemma-np chat --model google/gemma-2-2b-it\n"
-        '  echo "Why is the sky blue?" | gemma-np chat --model google/gemma-2-2b-it',
+        cli_model.chat,
+        "gemma-np chat --model google/gemma-2-2b-it",
+        'echo "Why is the sky blue?" | gemma-np chat --model google/gemma-2-2b-it',
     )
     _add_model(sub)
     _add_sampling(sub, max_new_tokens=512)
 
-    sub = command(perplexity, "  gemma-np perplexity --model ./gemma-2-2b book.txt")
+    sub = command(cli_model.perplexity, "gemma-np perplexity --model ./gemma-2-2b book.txt")
     _add_model(sub)
     sub.add_argument("file", metavar="FILE", help="a text file in UTF-8, or - for standard input")
 
-    sub = command(info, "  gemma-np info --model gemma-2-27b\n  gemma-np info --model ./my-checkpoint")
+    sub = command(
+        cli_model.info,
+        "gemma-np info --model gemma-2-27b",
+        "gemma-np info --model ./my-checkpoint --training --batch 8 --length 512",
+    )
     _add_model(sub)
+    sub.add_argument("--training", action="store_true", help="the memory that training takes, too")
+    sub.add_argument("--batch", metavar="N", type=int, default=8, help="texts a step and rank (8)")
+    sub.add_argument("--length", metavar="N", type=int, default=128, help="tokens a text (128)")
 
-    command(models, "  gemma-np models")
-
-    sub = command(cli_training.tokenizer, "  gemma-np tokenizer texts/ --size 2048 -o tokenizer.model")
-    cli_training.add_tokenizer_arguments(sub)
-
-    sub = command(
-        cli_training.train,
-        "  gemma-np train texts/ --tokenizer tokenizer.model -o run --steps 2000\n"
-        "  gemma-np train texts/ --tokenizer tokenizer.model -o run --steps 2000 --resume\n"
-        "  gemma-np train letters/ --model google/gemma-3-270m -o tuned --rate 1e-5 --length 512 --batch 1",
-    )
-    cli_training.add_train_arguments(sub)
-
-    sub = command(
-        cli_training.distill,
-        "  gemma-np distill texts/ --teacher run -o student --hidden-size 64 --ffn 256 --heads 2 --kv-heads 1",
-    )
-    cli_training.add_distill_arguments(sub)
-
-    sub = command(cli_training.merge, "  gemma-np merge run-1 run-2 run-3 -o merged")
-    cli_training.add_merge_arguments(sub)
+    command(cli_model.models, "gemma-np models")
+    _add_training(command)
     return top
 
 
+def _add_training(command: Callable[..., argparse.ArgumentParser]) -> None:
+    text_help = "a text file, or a folder of .txt files; one file is one document"
+
+    sub = command(cli_training.tokenizer, "gemma-np tokenizer texts/ --size 2048 -o tokenizer.model")
+    sub.add_argument("text", metavar="TEXT", help=text_help)
+    sub.add_argument("--size", metavar="V", type=int, default=2048, help="number of pieces (default 2048)")
+    sub.add_argument("-o", "--output", metavar="FILE", default="tokenizer.model", help="default tokenizer.model")
+
+    sub = command(
+        cli_training.train,
+        "gemma-np train texts/ --tokenizer tokenizer.model -o run --steps 2000",
+        "gemma-np train texts/ --tokenizer tokenizer.model -o run --steps 2000 --resume",
+        "gemma-np train chats.jsonl --model google/gemma-3-270m -o tuned --rate 1e-5 --length 512 --batch 1",
+        "mpiexec -n 4 gemma-np train texts/ --tokenizer tokenizer.model -o run",
+    )
+    sub.add_argument("text", metavar="TEXT", help=f"{text_help}; or a .jsonl file, one conversation a line")
+    sub.add_argument("--tokenizer", metavar="FILE", help="train from scratch, with this tokenizer.model")
+    _add_run(sub)
+
+    sub = command(
+        cli_training.distill,
+        "gemma-np distill texts/ --teacher run -o student --hidden-size 64 --ffn 256 --heads 2 --kv-heads 1",
+        "gemma-np distill --targets targets -o student",
+        "gemma-np distill texts/ --teacher run --model student --on-policy --divergence jensen-shannon -o better",
+    )
+    sub.add_argument("text", metavar="TEXT", nargs="?", help=f"{text_help} (not with --targets)")
+    sub.add_argument("--teacher", metavar="M", help="the checkpoint to learn from, live")
+    sub.add_argument("--targets", metavar="FOLDER", help="learn from what gemma-np targets has stored; sets --length")
+    sub.add_argument(
+        "--divergence",
+        choices=("forward", *cli_training.DIVERGENCES),
+        default="forward",
+        help="between teacher and student (forward: -sum P_T log P_S)",
+    )
+    sub.add_argument("--temperature", metavar="T", type=float, default=1.0, help="softens both distributions (1.0)")
+    sub.add_argument("--on-policy", action="store_true", help="learn from texts that the student itself goes on with")
+    sub.add_argument("--prompt", metavar="N", type=int, default=16, help="tokens of TEXT before the student's own (16)")
+    _add_run(sub)
+
+    sub = command(cli_training.targets, "gemma-np targets texts/ --teacher run -o targets --top-k 32 --length 256")
+    sub.add_argument("text", metavar="TEXT", help=text_help)
+    sub.add_argument("--teacher", metavar="M", required=True, help="the checkpoint that reads")
+    sub.add_argument("-o", "--output", metavar="FOLDER", required=True, help="where to; what is there already is kept")
+    sub.add_argument(
+        "--top-k", metavar="K", type=int, default=32, help="likeliest tokens to keep at each position (32)"
+    )
+    sub.add_argument("--length", metavar="N", type=int, default=128, help="tokens a text (128)")
+    sub.add_argument("--validation", metavar="P", type=float, default=0.05, help="share of documents held out (0.05)")
+    sub.add_argument("--seed", metavar="S", type=int, default=0, help="of the split (0)")
+
+    sub = command(cli_training.merge, "gemma-np merge run-1 run-2 run-3 -o merged")
+    sub.add_argument("models", metavar="M", nargs="+", help="checkpoints of one shape")
+    sub.add_argument("-o", "--output", metavar="OUT", required=True, help="the new checkpoint folder")
+
+    sub = command(cli_training.plot_log, "gemma-np plot-log run", "gemma-np plot-log student twin -o losses.svg")
+    sub.add_argument("runs", metavar="RUN", nargs="+", help="folders of runs")
+    sub.add_argument("-o", "--output", metavar="FILE", default="log.png", help="a png, svg or pdf file (log.png)")
+
+
 def _add_model(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--model", metavar="M", help="a checkpoint folder, a .gguf file, or a hub id")
+    sub.add_argument("--model", metavar="M", default=DEFAULT, help=f"{MODEL_HELP} (default: {DEFAULT})")
 
 
 def _add_sampling(sub: argparse.ArgumentParser, max_new_tokens: int) -> None:
@@ -236,3 +194,19 @@ def _add_sampling(sub: argparse.ArgumentParser, max_new_tokens: int) -> None:
     sub.add_argument("--top-k", metavar="K", type=int, help="draw from the K most likely tokens")
     sub.add_argument("--top-p", metavar="P", type=float, help="draw from the fewest tokens with probability P together")
     sub.add_argument("--seed", metavar="S", type=int, help="the same seed gives the same text")
+
+
+def _add_run(sub: argparse.ArgumentParser) -> None:
+    """What `train` and `distill` have in common."""
+    sub.add_argument("-o", "--output", metavar="OUT", required=True, help="the folder of the run, a checkpoint")
+    sub.add_argument("--resume", action="store_true", help="go on from what OUT holds")
+    sub.add_argument("--model", metavar="M", help=f"go on from {MODEL_HELP}")
+    sub.add_argument("--validation", metavar="P", type=float, default=0.05, help="share of documents held out (0.05)")
+    shape = sub.add_argument_group("shape of a model from scratch")
+    for name, (default, meaning) in SHAPE.items():
+        shape.add_argument(f"--{name}", metavar="N", type=int, default=default, help=f"{meaning} ({default})")
+    recipe = sub.add_argument_group("recipe")
+    for field in fields(Recipe):
+        name = f"--{field.name.replace('_', '-')}"
+        meaning = f"{RECIPE[field.name]} ({field.default})"
+        recipe.add_argument(name, metavar="N", type=type(field.default), default=field.default, help=meaning)

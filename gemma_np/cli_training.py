@@ -1,7 +1,8 @@
-"""The training part of the command line: tokenizer, train, distill, merge."""
+"""The commands that make a model, one function each: tokenizer, train, distill, targets, merge, plot-log."""
 
 import argparse
-from dataclasses import fields
+from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,36 +12,19 @@ from gemma_np.errors import GemmaError
 from gemma_np.gemma import Gemma, load
 from gemma_np.text.tokenizer import Tokenizer
 from gemma_np.training import trainer
-from gemma_np.training.data import open_tokens, read_text, text_files, write_tokens
-from gemma_np.training.distillation import check_vocabularies, from_teacher
+from gemma_np.training.conversations import all_conversations, draw_conversations, write_conversations
+from gemma_np.training.data import consecutive_texts, draw_texts, open_tokens, read_text, text_files, write_tokens
+from gemma_np.training.distillation import Divergence, check_vocabularies, fingerprint, from_teacher, on_policy
+from gemma_np.training.losses import distillation, jensen_shannon, reverse_kl
 from gemma_np.training.merging import average
-from gemma_np.training.run_state import Recipe, write_beside
+from gemma_np.training.parallel import Ranks, ranks_of_this_run
+from gemma_np.training.run_log import plot_logs
+from gemma_np.training.run_state import Recipe, check_folder, write_beside
+from gemma_np.training.targets import draw_from_targets, from_targets, read_settings, write_targets
+from gemma_np.training.task import Task
 from gemma_np.training.vocabulary import train_vocabulary
 
-SHAPE = {  # option: default, meaning
-    "hidden-size": (128, "D"),
-    "layers": (4, "layers, local and global in turn"),
-    "heads": (4, "query heads"),
-    "kv-heads": (2, "key-value heads"),
-    "head-dim": (32, "channels a head"),
-    "ffn": (512, "channels of the feed-forward"),
-    "window": (64, "keys that a local layer sees"),
-    "context": (256, "the longest text that the model reads"),
-}
-
-RECIPE_HELP = {
-    "steps": "steps",
-    "batch": "texts a batch",
-    "length": "tokens a text",
-    "rate": "peak of the learning rate",
-    "warmup": "steps until the peak",
-    "clip": "largest global norm of the gradients",
-    "weight_decay": "decay of the matrices",
-    "accumulation": "batches averaged into one step",
-    "seed": "of weights, data and split",
-    "save_every": "steps between two checkpoints",
-    "validate_every": "steps between two validations",
-}
+DIVERGENCES: dict[str, Divergence] = {"reverse": reverse_kl, "jensen-shannon": jensen_shannon}
 
 
 def tokenizer(options: argparse.Namespace) -> None:
@@ -52,13 +36,39 @@ def tokenizer(options: argparse.Namespace) -> None:
 
 
 def train(options: argparse.Namespace) -> None:
-    """Train a Gemma 2 on texts, from scratch or from a checkpoint."""
-    _train(options, teacher=None)
+    """Train a Gemma 2 on texts or conversations, from scratch or from a checkpoint."""
+    out = Path(options.output)
+    check_folder(out, options.resume)
+    with ranks_of_this_run() as ranks:
+        recipe = _recipe(options)
+        model = (
+            _from_checkpoint(options) if options.model else _from_scratch(options, _read_tokenizer(options.tokenizer))
+        )
+        task = _reading(options, model, recipe, ranks)
+        trainer.train(model, task, recipe, out, options.resume, ranks)
 
 
 def distill(options: argparse.Namespace) -> None:
-    """Train a Gemma 2 towards what a teacher makes of the texts."""
-    _train(options, load(options.teacher))
+    """Train a Gemma 2 towards what a teacher makes of texts: live, stored beforehand, or of the student's own."""
+    if bool(options.targets) == bool(options.teacher):
+        raise GemmaError("expected --teacher and TEXT for a live teacher, or --targets for what one has said before")
+    check_folder(Path(options.output), options.resume)
+    with ranks_of_this_run() as ranks:
+        if options.targets:
+            _distill_from_targets(options, ranks)
+        else:
+            _distill_from_teacher(options, ranks)
+
+
+def targets(options: argparse.Namespace) -> None:
+    """Let a teacher read texts once, and store what it expected, for any number of students."""
+    teacher, out = load(options.teacher), Path(options.output)
+    words = _tokenizer_of(teacher, options.teacher)
+    if not (out / "data" / "train.npy").exists():
+        write_tokens(text_files(Path(options.text)), words, out / "data", options.validation, options.seed)
+    write_beside(out / "tokenizer.model", lambda path: path.write_bytes(words.model))
+    tokens = open_tokens(out / "data" / "train.npy", options.length)
+    write_targets(teacher, tokens, options.length, options.top_k, out)
 
 
 def merge(options: argparse.Namespace) -> None:
@@ -70,50 +80,98 @@ def merge(options: argparse.Namespace) -> None:
     Gemma(first.config, average([model.weights for model in models]), first.tokenizer).save(options.output)
 
 
-def _train(options: argparse.Namespace, teacher: Gemma | None) -> None:
-    recipe = Recipe(**{field.name: getattr(options, field.name) for field in fields(Recipe)})
-    out = Path(options.output)
-    if options.model:
-        start = load(options.model)
-        config, words = start.config, _tokenizer_of(start, options.model)
-        weights = {name: np.array(weight) for name, weight in start.weights.items()}
-    else:
-        words = _tokenizer_of(teacher, options.teacher) if teacher else _read_tokenizer(options.tokenizer)
-        config = _config(options, len(words))
-        weights = trainer.initial_weights(config, np.random.default_rng(recipe.seed))
-    if recipe.length > config.max_position_embeddings:
-        raise GemmaError(f"length: {recipe.length}, expected at most the context of {config.max_position_embeddings}")
-    data = out / "data"
-    if not (data / "train.npy").exists():
-        write_tokens(text_files(Path(options.text)), words, data, options.validation, recipe.seed)
+def plot_log(options: argparse.Namespace) -> None:
+    """Draw the losses of one run or of several."""
+    plot_logs([Path(run) for run in options.runs], Path(options.output))
+
+
+def _reading(options: argparse.Namespace, model: Gemma, recipe: Recipe, ranks: Ranks) -> Task:
+    """The task of predicting the next token of the texts that the options name."""
+    _check_length(recipe, model)
+    words, text, data = _tokenizer_of(model, "the model"), Path(options.text), Path(options.output) / "data"
+    talk = text.suffix == ".jsonl"
+    if ranks.rank == 0 and not (options.resume and (data / "train.npy").exists()):
+        if talk:
+            write_conversations(text, words, data, recipe.length, options.validation, recipe.seed)
+        else:
+            write_tokens(text_files(text), words, data, options.validation, recipe.seed)
+    ranks.wait()
+    if talk:
+        rows, held_out = (np.load(data / f"{name}.npy", mmap_mode="r") for name in ("train", "validation"))
+        return Task(draw_conversations(rows, recipe.batch), validation=all_conversations(held_out, recipe.batch))
     tokens = open_tokens(data / "train.npy", recipe.length)
-    validation = open_tokens(data / "validation.npy", recipe.length) if options.validation else None
-    loss: trainer.Loss = trainer.next_token
-    if teacher:
-        check_vocabularies(_tokenizer_of(teacher, options.teacher).model, words.model)
-        loss = from_teacher(teacher.weights, teacher.config, options.temperature)
-    trainer.train(config, weights, words.model, tokens, validation, recipe, out, loss, options.resume)
+    validation = _validation(data, recipe) if options.validation else []
+    return Task(draw_texts(tokens, recipe.batch, recipe.length), validation=validation)
 
 
-def _tokenizer_of(model: Gemma, name: str) -> Tokenizer:
-    if model.tokenizer is None:
-        raise GemmaError(f"{name}: no tokenizer.model, expected one to read the text with")
-    return model.tokenizer
+def _validation(data: Path, recipe: Recipe) -> list:
+    return consecutive_texts(open_tokens(data / "validation.npy", recipe.length), recipe.batch, recipe.length)
 
 
-def _read_tokenizer(path: str | None) -> Tokenizer:
-    if path is None:
-        raise GemmaError("expected --tokenizer to train from scratch, or --model to go on from a checkpoint")
-    try:
-        return Tokenizer(Path(path).read_bytes())
-    except OSError as error:
-        raise GemmaError(f"{path}: {error.strerror}, expected a tokenizer.model file") from None
+def _distill_from_teacher(options: argparse.Namespace, ranks: Ranks) -> None:
+    if options.text is None:
+        raise GemmaError("TEXT: missing, expected a text file or a folder for the teacher to read")
+    recipe, teacher = _recipe(options), load(options.teacher)
+    words = _tokenizer_of(teacher, options.teacher)
+    student = _from_checkpoint(options) if options.model else _from_scratch(options, words)
+    check_vocabularies(words.model, _tokenizer_of(student, "the student").model)
+    if options.divergence == "forward":
+        divergence: Divergence = partial(distillation, temperature=options.temperature)
+    elif options.temperature == 1:
+        divergence = DIVERGENCES[options.divergence]
+    else:
+        raise GemmaError(f"temperature: {options.temperature}, expected 1 for the {options.divergence} divergence")
+    task = _reading(options, student, recipe, ranks)
+    if options.on_policy:
+        tokens = open_tokens(Path(options.output) / "data" / "train.npy", recipe.length)
+        task = replace(task, draw=on_policy(tokens, student.config, recipe, options.prompt))
+    about = {
+        "divergence": options.divergence,
+        "temperature": options.temperature,
+        "on policy": options.on_policy and options.prompt,
+        "teacher": fingerprint(teacher),
+    }
+    task = replace(task, loss=from_teacher(teacher, divergence), about=about)
+    trainer.train(student, task, recipe, Path(options.output), options.resume, ranks)
 
 
-def _config(options: argparse.Namespace, vocab_size: int) -> GemmaConfig:
-    return GemmaConfig(
+def _distill_from_targets(options: argparse.Namespace, ranks: Ranks) -> None:
+    folder = Path(options.targets)
+    settings = read_settings(folder)
+    recipe, words = replace(_recipe(options), length=settings["length"]), _read_tokenizer(folder / "tokenizer.model")
+    student = _from_checkpoint(options) if options.model else _from_scratch(options, words)
+    check_vocabularies(words.model, _tokenizer_of(student, "the student").model)
+    _check_length(recipe, student)
+    has_validation = len(np.load(folder / "data" / "validation.npy", mmap_mode="r")) > 0
+    task = Task(
+        draw_from_targets(folder, recipe.batch),
+        from_targets,
+        _validation(folder / "data", recipe) if has_validation else [],
+        about={"targets": settings},
+    )
+    trainer.train(student, task, recipe, Path(options.output), options.resume, ranks)
+
+
+def _recipe(options: argparse.Namespace) -> Recipe:
+    return Recipe(**{field.name: getattr(options, field.name) for field in fields(Recipe)})
+
+
+def _check_length(recipe: Recipe, model: Gemma) -> None:
+    context = model.config.max_position_embeddings
+    if recipe.length > context:
+        raise GemmaError(f"length: {recipe.length}, expected at most the context of {context}")
+
+
+def _from_checkpoint(options: argparse.Namespace) -> Gemma:
+    model = load(options.model)
+    _tokenizer_of(model, options.model)
+    return model
+
+
+def _from_scratch(options: argparse.Namespace, words: Tokenizer) -> Gemma:
+    config = GemmaConfig(
         model_type="gemma2",
-        vocab_size=vocab_size,
+        vocab_size=len(words),
         hidden_size=options.hidden_size,
         num_hidden_layers=options.layers,
         num_attention_heads=options.heads,
@@ -127,45 +185,19 @@ def _config(options: argparse.Namespace, vocab_size: int) -> GemmaConfig:
         attn_logit_softcapping=50.0,
         final_logit_softcapping=30.0,
     )
+    return Gemma(config, trainer.initial_weights(config, np.random.default_rng(options.seed)), words)
 
 
-def add_tokenizer_arguments(sub: argparse.ArgumentParser) -> None:
-    """The options of `gemma-np tokenizer`."""
-    sub.add_argument("text", metavar="TEXT", help="a text file, or a folder of .txt files")
-    sub.add_argument("--size", metavar="V", type=int, default=2048, help="number of pieces (default 2048)")
-    sub.add_argument("-o", "--output", metavar="FILE", default="tokenizer.model", help="default tokenizer.model")
+def _tokenizer_of(model: Gemma, name: str) -> Tokenizer:
+    if model.tokenizer is None:
+        raise GemmaError(f"{name}: no tokenizer.model, expected one to read the text with")
+    return model.tokenizer
 
 
-def add_merge_arguments(sub: argparse.ArgumentParser) -> None:
-    """The options of `gemma-np merge`."""
-    sub.add_argument("models", metavar="M", nargs="+", help="checkpoints of one shape")
-    sub.add_argument("-o", "--output", metavar="OUT", required=True, help="the new checkpoint folder")
-
-
-def add_distill_arguments(sub: argparse.ArgumentParser) -> None:
-    """The options of `gemma-np distill`: those of `train`, and the teacher."""
-    sub.add_argument("--teacher", metavar="M", required=True, help="the checkpoint to learn from")
-    sub.add_argument("--temperature", metavar="T", type=float, default=1.0, help="softens both distributions (1.0)")
-    add_train_arguments(sub)
-
-
-def add_train_arguments(sub: argparse.ArgumentParser) -> None:
-    """The options of `gemma-np train`."""
-    sub.add_argument("text", metavar="TEXT", help="a text file, or a folder of .txt files; one file is one document")
-    sub.add_argument("-o", "--output", metavar="OUT", required=True, help="the folder of the run, a checkpoint")
-    sub.add_argument("--resume", action="store_true", help="go on from what OUT holds")
-    sub.add_argument("--tokenizer", metavar="FILE", help="train from scratch, with this tokenizer.model")
-    sub.add_argument("--model", metavar="M", help="go on from this checkpoint, .gguf file or hub id")
-    sub.add_argument("--validation", metavar="P", type=float, default=0.05, help="share of documents held out (0.05)")
-    shape = sub.add_argument_group("shape of a model from scratch")
-    for name, (default, meaning) in SHAPE.items():
-        shape.add_argument(f"--{name}", metavar="N", type=int, default=default, help=f"{meaning} ({default})")
-    recipe = sub.add_argument_group("recipe")
-    for field in fields(Recipe):
-        recipe.add_argument(
-            f"--{field.name.replace('_', '-')}",
-            metavar="N",
-            type=type(field.default),
-            default=field.default,
-            help=f"{RECIPE_HELP[field.name]} ({field.default})",
-        )
+def _read_tokenizer(path: str | Path | None) -> Tokenizer:
+    if path is None:
+        raise GemmaError("expected --tokenizer to train from scratch, or --model to go on from a checkpoint")
+    try:
+        return Tokenizer(Path(path).read_bytes())
+    except OSError as error:
+        raise GemmaError(f"{path}: {error.strerror}, expected a tokenizer.model file") from None

@@ -23,18 +23,26 @@ from gemma_np.text.generation import generate_ids
 from gemma_np.text.sampling import Sampling
 from gemma_np.text.tokenizer import END_OF_TURN, EOS, Tokenizer
 
+_ASSETS = Path(__file__).parent / "assets"
+
+BUNDLED = {name: _ASSETS / name for name in ("shakespeare-1m", "shakespeare-4m")}
+"""The models that come with the package: a student, and the teacher that it was distilled from."""
+
+DEFAULT = "shakespeare-1m"
+
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
 
-def load(name_or_path: str | Path, dtype: str = "float32") -> "Gemma":
-    """Load a model: a Hugging Face folder, a .gguf file, or a hub id such as google/gemma-2-2b-it.
+def load(name_or_path: str | Path = DEFAULT, dtype: str = "float32") -> "Gemma":
+    """Load a model: a Hugging Face folder, a .gguf file, a hub id such as google/gemma-2-2b-it, or the name of a
+    bundled one.
 
     dtype: "float32", or "float64" for the truth that float32 is measured against.
 
     Raises GemmaError in one line for whatever is missing or wrong.
 
-    >>> model = gemma_np.load("google/gemma-2-2b")
-    >>> model.generate("The capital of France is", max_new_tokens=8)
+    >>> gemma_np.load().generate("To be", max_new_tokens=20)
+    >>> gemma_np.load("google/gemma-2-2b").generate("The capital of France is", max_new_tokens=8)
     """
     if dtype not in ("float32", "float64"):
         raise GemmaError(f"dtype: {dtype!r}, expected 'float32' or 'float64'")
@@ -48,11 +56,11 @@ def load(name_or_path: str | Path, dtype: str = "float32") -> "Gemma":
 
 
 def find(name_or_path: str | Path) -> Path:
-    """The checkpoint folder or .gguf file of that name; a hub id is downloaded first.
+    """The checkpoint folder or .gguf file of that name; a bundled model's folder; a hub id is downloaded first.
 
     Raises GemmaError when it is neither.
     """
-    path = Path(name_or_path)
+    path = BUNDLED.get(str(name_or_path), Path(name_or_path))
     if path.is_dir() or (path.is_file() and path.suffix == ".gguf"):
         return path
     if path.exists():

@@ -20,16 +20,23 @@ def chat_ids(messages: Sequence[Mapping[str, str]], tokenizer: Tokenizer) -> lis
     Raises GemmaError for another role or another order.
     """
     check_messages(messages)
-    start, end = tokenizer.id(START_OF_TURN), tokenizer.id(END_OF_TURN)
     ids = [tokenizer.bos]
     for message in messages:
-        turn = f"{message['role']}\n{message['content'].strip()}"
-        ids += [start, *tokenizer.encode_verbatim(turn), end, *tokenizer.encode_verbatim("\n")]
-    return [*ids, start, *tokenizer.encode_verbatim("model\n")]
+        for part in turn_ids(message, tokenizer):
+            ids += part
+    opening, _, _ = turn_ids({"role": "model", "content": ""}, tokenizer)
+    return ids + opening
 
 
-def check_messages(messages: Sequence[Mapping[str, str]]) -> None:
-    """Raise a GemmaError unless user and model take turns, the user first and last."""
+def turn_ids(message: Mapping[str, str], tokenizer: Tokenizer) -> tuple[list[int], list[int], list[int]]:
+    """A turn's three parts: `<start_of_turn>` and the role, the content, and `<end_of_turn>` and a line break."""
+    opening = [tokenizer.id(START_OF_TURN), *tokenizer.encode_verbatim(f"{message['role']}\n")]
+    closing = [tokenizer.id(END_OF_TURN), *tokenizer.encode_verbatim("\n")]
+    return opening, tokenizer.encode_verbatim(message["content"].strip()), closing
+
+
+def check_messages(messages: Sequence[Mapping[str, str]], last: str = "user") -> None:
+    """Raise a GemmaError unless user and model take turns, the user first and `last` last."""
     if not messages:
         raise GemmaError("messages: none, expected at least one from the user")
     for number, message in enumerate(messages):
@@ -40,5 +47,5 @@ def check_messages(messages: Sequence[Mapping[str, str]]) -> None:
             raise GemmaError(f"message {number}: role {role!r}, expected 'user' or 'model' (the format has no other)")
         if role != expected:
             raise GemmaError(f"message {number}: role {role!r}, expected {expected!r} (user and model take turns)")
-    if len(messages) % 2 == 0:
-        raise GemmaError("messages: the last is the model's, expected the user's")
+    if messages[-1]["role"] != last:
+        raise GemmaError(f"messages: the last is the {messages[-1]['role']}'s, expected the {last}'s")

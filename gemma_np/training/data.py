@@ -1,13 +1,14 @@
 """Text as training reads it: documents, tokenized once into a file of ids that is then memory-mapped."""
 
-import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from gemma_np.errors import GemmaError
 from gemma_np.text.tokenizer import Tokenizer
+from gemma_np.training.run_state import State, write_beside
+from gemma_np.training.task import Batch
 
 
 def text_files(path: Path) -> list[Path]:
@@ -37,21 +38,39 @@ def write_tokens(files: Sequence[Path], tokenizer: Tokenizer, folder: Path, vali
     """
     from tqdm import tqdm
 
-    held_out = max(1, round(validation * len(files))) if validation else 0
-    if held_out >= len(files):
-        raise GemmaError(f"{len(files)} documents, expected at least {held_out + 1} to hold {held_out} out")
-    order = np.random.default_rng(seed).permutation(len(files))
+    parts = split(len(files), validation, seed)
     dtype = np.uint16 if len(tokenizer) <= 2**16 else np.uint32
-    folder.mkdir(parents=True, exist_ok=True)
     with tqdm(total=len(files), desc="tokenizing", unit=" documents", delay=2, leave=False) as progress:
-        for name, chosen in (("validation", order[:held_out]), ("train", order[held_out:])):
+        for name, chosen in parts.items():
             ids = [np.empty(0, dtype)]
             for number in chosen:
                 ids.append(np.array(tokenizer.encode(read_text(files[number])), dtype))
                 progress.update()
-            partial = folder / f".{name}.{os.getpid()}.npy"
-            np.save(partial, np.concatenate(ids))
-            partial.replace(folder / f"{name}.npy")
+            write_array(folder / f"{name}.npy", np.concatenate(ids))
+
+
+def split(documents: int, validation: float, seed: int) -> dict[str, np.ndarray]:
+    """The numbers of the documents to validate and to train on, shuffled by the seed. The share `validation` of them
+    is held out, at least one if any is asked for.
+
+    Raises GemmaError when there are too few documents to split.
+    """
+    held_out = max(1, round(validation * documents)) if validation else 0
+    if held_out >= documents:
+        raise GemmaError(f"{documents} documents, expected at least {held_out + 1} to hold {held_out} out")
+    order = np.random.default_rng(seed).permutation(documents)
+    return {"validation": order[:held_out], "train": order[held_out:]}
+
+
+def write_array(path: Path, array: np.ndarray) -> None:
+    """Write an .npy file beside its target, and put it in the target's place."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+
+    def write(partial: Path) -> None:
+        with partial.open("wb") as file:
+            np.save(file, array)
+
+    write_beside(path, write)
 
 
 def open_tokens(path: Path, length: int) -> np.ndarray:
@@ -67,15 +86,20 @@ def open_tokens(path: Path, length: int) -> np.ndarray:
     return tokens
 
 
-def draw_batch(tokens: np.ndarray, batch: int, length: int, generator: np.random.Generator) -> np.ndarray:
-    """Texts that begin anywhere: [batch, length + 1] ids, each position's target being the next."""
-    starts = generator.integers(0, len(tokens) - length, batch)
-    return np.stack([tokens[start : start + length + 1] for start in starts]).astype(np.int64)
+def draw_ids(tokens: np.ndarray, batch: int, length: int, generator: np.random.Generator) -> np.ndarray:
+    """Stretches of a token file that begin anywhere: [batch, length] ids."""
+    starts = generator.integers(0, len(tokens) - length + 1, batch)
+    return np.stack([tokens[start : start + length] for start in starts]).astype(np.int64)
 
 
-def consecutive_batches(tokens: np.ndarray, batch: int, length: int, limit: int) -> list[np.ndarray]:
-    """The texts of a validation file one after the other, without overlap: at most `limit` batches of
-    [<= batch, length + 1] ids, always the same."""
+def draw_texts(tokens: np.ndarray, batch: int, length: int) -> Callable[[State], Batch]:
+    """Draw batches of `length` tokens, and the one behind them, from a token file."""
+    return lambda state: Batch(draw_ids(tokens, batch, length + 1, state.generator))
+
+
+def consecutive_texts(tokens: np.ndarray, batch: int, length: int, limit: int = 20) -> list[Batch]:
+    """The texts of a validation file one after the other, without overlap: at most `limit` batches of up to `batch`
+    texts, always the same."""
     starts = range(0, len(tokens) - length, length)
     texts = [tokens[start : start + length + 1].astype(np.int64) for start in starts[: batch * limit]]
-    return [np.stack(texts[first : first + batch]) for first in range(0, len(texts), batch)]
+    return [Batch(np.stack(texts[first : first + batch])) for first in range(0, len(texts), batch)]

@@ -8,7 +8,7 @@ that it is of a single moment. Each file is written beside its target and rename
 import json
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,10 @@ import numpy as np
 from gemma_np.checkpoints.config_json import config_to_json
 from gemma_np.config import GemmaConfig
 from gemma_np.errors import GemmaError
+from gemma_np.gemma import Gemma
 from gemma_np.training.optimizer import AdamW
+
+STATE_FILE = "training.safetensors"
 
 
 @dataclass(frozen=True)
@@ -54,28 +57,37 @@ class State:
     step: int = 0
 
 
-def save_state(folder: Path, state: State, config: GemmaConfig, recipe: Recipe, vocabulary: bytes | None) -> None:
+def check_folder(folder: Path, resume: bool) -> None:
+    """Raise a GemmaError rather than begin a run where there is one."""
+    if not resume and (folder / STATE_FILE).exists():
+        raise GemmaError(f"{folder}: holds a run already, expected --resume or another folder")
+
+
+def save_state(folder: Path, state: State, model: Gemma, recipe: Recipe, task: Mapping[str, Any]) -> None:
     """Write the checkpoint, and all that the next step depends on. Raises GemmaError when the disk is full."""
     from safetensors.numpy import save_file
 
     moments = {f"first/{name}": value for name, value in state.optimizer.first.items()}
     moments |= {f"second/{name}": value for name, value in state.optimizer.second.items()}
-    about = {"step": state.step, "generator": state.generator.bit_generator.state} | _identity(config, recipe)
+    about = {"step": state.step, "generator": state.generator.bit_generator.state} | _identity(
+        model.config, recipe, task
+    )
     everything = moments | {f"weights/{name}": value for name, value in state.weights.items()}
-    config_text = json.dumps(config_to_json(config) | {"torch_dtype": "float32"}, indent=2)
+    config_text = json.dumps(config_to_json(model.config) | {"torch_dtype": "float32"}, indent=2)
     try:
         write_beside(folder / "config.json", lambda path: path.write_text(config_text + "\n", encoding="utf-8"))
-        if vocabulary is not None:
+        if model.tokenizer is not None:
+            vocabulary = model.tokenizer.model
             write_beside(folder / "tokenizer.model", lambda path: path.write_bytes(vocabulary))
         write_beside(folder / "model.safetensors", lambda path: save_file(state.weights, path, {"format": "pt"}))
         metadata = {name: json.dumps(value) for name, value in about.items()}
-        write_beside(folder / "training.safetensors", lambda path: save_file(everything, path, metadata))
+        write_beside(folder / STATE_FILE, lambda path: save_file(everything, path, metadata))
     except Exception as error:  # the safetensors library has an exception of its own for a full disk
         raise GemmaError(f"{folder}: could not be saved ({error}); the checkpoint before is whole") from None
 
 
-def load_state(path: Path, config: GemmaConfig, recipe: Recipe) -> State:
-    """What `save_state` wrote. Raises GemmaError when it belongs to another config or recipe."""
+def load_state(path: Path, config: GemmaConfig, recipe: Recipe, task: Mapping[str, Any]) -> State:
+    """What `save_state` wrote. Raises GemmaError when it belongs to another config, recipe or task."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -84,12 +96,11 @@ def load_state(path: Path, config: GemmaConfig, recipe: Recipe) -> State:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (the file is not iterable)
     except (SafetensorError, OSError) as error:
         raise GemmaError(f"{path}: damaged ({error}), expected the state of a run") from None
-    for what, expected in json.loads(json.dumps(_identity(config, recipe))).items():
-        for name, value in expected.items():
-            if about[what].get(name) != value:
-                raise GemmaError(
-                    f"{path}: {what} with {name}={about[what].get(name)}, expected {value} as asked for now"
-                )
+    for what, expected in json.loads(json.dumps(_identity(config, recipe, task))).items():
+        for name in expected.keys() | about[what].keys():
+            found, wanted = about[what].get(name), expected.get(name)
+            if found != wanted:
+                raise GemmaError(f"{path}: {what} with {name}={found}, expected {wanted} as asked for now")
 
     def part(prefix: str) -> dict[str, np.ndarray]:
         return {name: tensors[f"{prefix}/{name}"] for name, _ in config.weight_shapes()}
@@ -100,10 +111,11 @@ def load_state(path: Path, config: GemmaConfig, recipe: Recipe) -> State:
     return State(part("weights"), optimizer, generator, about["step"])
 
 
-def _identity(config: GemmaConfig, recipe: Recipe) -> dict[str, Any]:
+def _identity(config: GemmaConfig, recipe: Recipe, task: Mapping[str, Any]) -> dict[str, Any]:
     """What a run must not change when it is resumed. How often it saves is free."""
     free = ("save_every",)
-    return {"config": asdict(config), "recipe": {k: v for k, v in asdict(recipe).items() if k not in free}}
+    told = {name: value for name, value in asdict(recipe).items() if name not in free}
+    return {"config": asdict(config), "recipe": told, "task": dict(task)}
 
 
 def write_beside(path: Path, write: Callable[[Path], object]) -> None:

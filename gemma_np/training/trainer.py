@@ -1,30 +1,23 @@
 """Training: draw a batch, find the gradients, take a step, and again; killed at any moment, it can go on."""
 
-import json
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from gemma_np.config import GemmaConfig
 from gemma_np.errors import GemmaError
+from gemma_np.gemma import Gemma
 from gemma_np.model.transformer import output_logits, output_logits_backward, transformer, transformer_backward
 from gemma_np.scope import Record
-from gemma_np.training.data import consecutive_batches, draw_batch
 from gemma_np.training.losses import cross_entropy, mean
 from gemma_np.training.optimizer import AdamW, clip_by_global_norm, learning_rate
-from gemma_np.training.run_state import Recipe, State, load_state, save_state, write_beside
-
-Loss = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
-"""(logits [B, T, V], ids [B, T + 1]) -> losses [B, T] and dlogits [B, T, V]."""
-
-
-def next_token(logits: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The loss of training from scratch: -log P of each next token."""
-    return cross_entropy(logits, ids[:, 1:])
+from gemma_np.training.parallel import Ranks
+from gemma_np.training.run_log import RunLog
+from gemma_np.training.run_state import STATE_FILE, Recipe, State, check_folder, load_state, save_state
+from gemma_np.training.task import Batch, Loss, Task
 
 
 def initial_weights(config: GemmaConfig, generator: np.random.Generator) -> dict[str, np.ndarray]:
@@ -38,38 +31,46 @@ def initial_weights(config: GemmaConfig, generator: np.random.Generator) -> dict
 
 
 def loss_and_gradients(
-    weights: Mapping[str, np.ndarray], config: GemmaConfig, ids: np.ndarray, loss: Loss
+    weights: Mapping[str, np.ndarray], config: GemmaConfig, batch: Batch, loss: Loss
 ) -> tuple[float, dict[str, np.ndarray], Record]:
-    """One forward and one backward pass over ids [B, T + 1]: the mean loss, the weights' gradients, the record."""
-    record, gradients = Record(), dict[str, np.ndarray]()
-    logits = output_logits(transformer(ids[:, :-1], weights, config, tape=record), weights, config, record)
-    value, dlogits = mean(*loss(logits, ids))
+    """One forward and one backward pass: the mean loss, the weights' gradients, the record."""
+    record, gradients, ids = Record(), dict[str, np.ndarray](), batch.ids[:, :-1]
+    logits = output_logits(transformer(ids, weights, config, tape=record), weights, config, record)
+    value, dlogits = mean(*loss(logits, batch), batch.counted)
     dx = output_logits_backward(dlogits, weights, config, record, gradients)
-    transformer_backward(dx, ids[:, :-1], weights, config, record, gradients)
+    transformer_backward(dx, ids, weights, config, record, gradients)
     return value, gradients, record
 
 
-def train_step(state: State, config: GemmaConfig, recipe: Recipe, tokens: np.ndarray, loss: Loss) -> dict[str, float]:
+def train_step(state: State, config: GemmaConfig, task: Task, recipe: Recipe, ranks: Ranks) -> dict[str, float]:
     """Take one step, in place. Returns what the log says of it.
+
+    Every position that counts weighs the same, in whichever batch and on whichever rank it is.
 
     Raises GemmaError, before any weight is touched, when the loss or a gradient is not finite.
     """
-    total, gradients = 0.0, dict[str, np.ndarray]()
+    gradients: dict[str, np.ndarray] = {}
+    totals = np.zeros(2)  # the sum of the losses, and of how many positions
     for _ in range(recipe.accumulation):
-        ids = draw_batch(tokens, recipe.batch, recipe.length, state.generator)
-        value, found, record = loss_and_gradients(state.weights, config, ids, loss)
+        batch = task.draw(state).share(ranks.rank, ranks.size)
+        value, found, record = loss_and_gradients(state.weights, config, batch, task.loss)
         if not math.isfinite(value):
             raise _not_finite(state.step, "loss", state.weights, record)
-        total += value / recipe.accumulation
+        totals += (value * batch.positions, batch.positions)
         for name, gradient in found.items():
-            gradients[name] = gradients.get(name, 0) + gradient / recipe.accumulation
+            gradient *= batch.positions
+            gradients[name] = gradients[name] + gradient if name in gradients else gradient
+    ranks.add_up(totals)
+    for gradient in gradients.values():
+        ranks.add_up(gradient)
+        gradient /= max(totals[1], 1)
     norm = clip_by_global_norm(gradients, recipe.clip)
     if not math.isfinite(norm):
         raise _not_finite(state.step, "gradient", state.weights, record, gradients)
     rate = learning_rate(state.step, recipe.steps, recipe.rate, recipe.warmup)
     state.optimizer.step(state.weights, gradients, rate)
     state.step += 1
-    return {"step": state.step, "loss": total, "norm": norm, "rate": rate}
+    return {"step": state.step, "loss": totals[0] / max(totals[1], 1), "norm": norm, "rate": rate}
 
 
 def _not_finite(step: int, what: str, *places: Mapping[str, np.ndarray]) -> GemmaError:
@@ -79,67 +80,58 @@ def _not_finite(step: int, what: str, *places: Mapping[str, np.ndarray]) -> Gemm
 
 
 def validation_loss(
-    weights: Mapping[str, np.ndarray], config: GemmaConfig, tokens: np.ndarray, recipe: Recipe, limit: int = 20
+    weights: Mapping[str, np.ndarray], config: GemmaConfig, batches: Sequence[Batch], ranks: Ranks
 ) -> float:
-    """The mean of -log p of the next token over the same texts each time, in nats."""
-    batches = consecutive_batches(tokens, recipe.batch, recipe.length, limit)
-    losses = [
-        cross_entropy(output_logits(transformer(ids[:, :-1], weights, config), weights, config), ids[:, 1:])[0]
-        for ids in batches
-    ]
-    return float(np.concatenate(losses).mean(dtype=np.float64))
+    """The mean of -log p of the next token over all batches, in nats; each rank reads some of them."""
+    totals = np.zeros(2)  # the sum of the losses, and of how many positions
+    for batch in batches[ranks.rank :: ranks.size]:
+        logits = output_logits(transformer(batch.ids[:, :-1], weights, config), weights, config)
+        losses, _ = cross_entropy(logits, batch.ids[:, 1:])
+        counted = True if batch.counted is None else batch.counted
+        totals += (losses.sum(where=counted, dtype=np.float64), batch.positions)
+    ranks.add_up(totals)
+    return float(totals[0] / totals[1])
 
 
 def train(
-    config: GemmaConfig,
-    weights: dict[str, np.ndarray],
-    vocabulary: bytes | None,
-    tokens: np.ndarray,
-    validation: np.ndarray | None,
-    recipe: Recipe,
-    folder: Path,
-    loss: Loss = next_token,
-    resume: bool = False,
-) -> dict[str, np.ndarray]:
-    """Train the weights, in place, and write them to the folder; returns them.
+    model: Gemma, task: Task, recipe: Recipe, folder: Path, resume: bool = False, ranks: Ranks | None = None
+) -> Gemma:
+    """Train a model and write it to the folder, a checkpoint folder at every moment; returns the trained model.
 
-    With `resume`, go on from what the folder holds: the result is, to the bit, that of a run never interrupted.
+    Weights that can be written are changed in place; those of a mapped file are copied first. With `resume`, go on
+    from what the folder holds: the result is, to the bit, that of a run never interrupted.
 
-    Raises GemmaError when the folder holds a run already (without `resume`), when it was begun with another config or
-    recipe, and when the loss is not finite; the last good checkpoint stays.
+    Raises GemmaError when the folder holds a run already (without `resume`), when it was begun with another config,
+    recipe or task, when a batch has fewer texts than there are ranks, and when the loss is not finite; the last good
+    checkpoint stays.
     """
-    from tqdm import tqdm
-
-    state = State(weights, AdamW(weight_decay=recipe.weight_decay), np.random.default_rng(recipe.seed))
-    saved = folder / "training.safetensors"
-    if resume and saved.exists():
-        state = load_state(saved, config, recipe)
-    elif saved.exists():
-        raise GemmaError(f"{folder}: holds a run already, expected --resume or another folder")
-    folder.mkdir(parents=True, exist_ok=True)
-    log = _open_log(folder / "log.jsonl", state.step)
-    started, first = time.perf_counter(), state.step
-    with log, tqdm(total=recipe.steps, initial=first, desc="training", unit=" steps", disable=None) as progress:
+    ranks = ranks or Ranks()
+    if recipe.batch < ranks.size:
+        raise GemmaError(f"batch: {recipe.batch} texts for {ranks.size} ranks, expected at least one for each")
+    state = _first_state(model, task, recipe, folder, resume)
+    ranks.wait()  # rank 0 may write only when all have read
+    run = Gemma(model.config, state.weights, model.tokenizer)
+    first, started = state.step, time.perf_counter()
+    with RunLog(folder, recipe.steps, state.step, silent=ranks.rank > 0) as log:
         while state.step < recipe.steps:
-            entry = train_step(state, config, recipe, tokens, loss)
-            done, last = state.step - first, state.step == recipe.steps
-            entry["tokens/s"] = (
-                done * recipe.accumulation * recipe.batch * recipe.length / (time.perf_counter() - started)
-            )
-            if validation is not None and (last or state.step % recipe.validate_every == 0):
-                entry["validation"] = validation_loss(state.weights, config, validation, recipe)
-            log.write(json.dumps(entry) + "\n")
-            progress.update()
-            progress.set_postfix({"loss": f"{entry['loss']:.3f}", "tokens/s": f"{entry['tokens/s']:.0f}"})
-            if last or state.step % recipe.save_every == 0:
+            entry = train_step(state, model.config, task, recipe, ranks)
+            tokens = (state.step - first) * recipe.accumulation * recipe.batch * recipe.length
+            entry["tokens/s"] = tokens / (time.perf_counter() - started)
+            last = state.step == recipe.steps
+            if task.validation and (last or state.step % recipe.validate_every == 0):
+                entry["validation"] = validation_loss(state.weights, model.config, task.validation, ranks)
+            log.write(entry)
+            if ranks.rank == 0 and (last or state.step % recipe.save_every == 0):
                 log.flush()
-                save_state(folder, state, config, recipe, vocabulary)
-    return state.weights
+                save_state(folder, state, run, recipe, task.about)
+    return run
 
 
-def _open_log(path: Path, step: int) -> Any:
-    """The log, cut back to the lines of steps up to the given one, open for more."""
-    lines = path.read_text().splitlines() if path.exists() else []
-    kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
-    write_beside(path, lambda partial: partial.write_text("".join(line + "\n" for line in kept)))
-    return path.open("a")
+def _first_state(model: Gemma, task: Task, recipe: Recipe, folder: Path, resume: bool) -> State:
+    """The state that the folder holds, if it is to be resumed, or else that of step 0."""
+    check_folder(folder, resume)
+    saved = folder / STATE_FILE
+    if saved.exists():
+        return load_state(saved, model.config, recipe, task.about)
+    weights = {name: np.require(weight, np.float32, "W") for name, weight in model.weights.items()}
+    return State(weights, AdamW(weight_decay=recipe.weight_decay), np.random.default_rng(recipe.seed))

@@ -1,6 +1,7 @@
 """Learning from a teacher, and averaging models."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,25 +12,26 @@ from gemma_np.cli import main
 from gemma_np.training.distillation import from_teacher
 from gemma_np.training.losses import distillation
 from gemma_np.training.merging import average
+from gemma_np.training.task import Batch
 from gemma_np.training.trainer import loss_and_gradients
 from tests import tiny
 from tests.strategies import random_ids, random_weights
 
 CONFIG = tiny.config()
-TEACHER = random_weights(CONFIG, 1, np.float64)
+TEACHER = gemma_np.Gemma(CONFIG, random_weights(CONFIG, 1, np.float64), None)
 IDS = random_ids(CONFIG, 0, 2, 9)
 
 
 def test_the_loss_is_that_of_the_teachers_own_logits():
     logits = np.random.default_rng(0).standard_normal((2, 8, CONFIG.vocab_size))
-    teacher_logits = gemma_np.Gemma(CONFIG, TEACHER, None).logits(IDS[:, :-1])
-    found = from_teacher(TEACHER, CONFIG, 2.0)(logits, IDS)
+    teacher_logits = TEACHER.logits(IDS[:, :-1])
+    found = from_teacher(TEACHER, partial(distillation, temperature=2.0))(logits, Batch(IDS))
     for a, b in zip(found, distillation(logits, teacher_logits, 2.0), strict=True):
         assert (a == b).all()
 
 
 def test_a_student_that_is_its_teacher_has_nothing_to_learn():
-    _, gradients, _ = loss_and_gradients(TEACHER, CONFIG, IDS, from_teacher(TEACHER, CONFIG))
+    _, gradients, _ = loss_and_gradients(TEACHER.weights, CONFIG, Batch(IDS), from_teacher(TEACHER))
     assert max(np.abs(gradient).max() for gradient in gradients.values()) < 1e-12
 
 

@@ -7,7 +7,8 @@ from gemma_np.model import attention
 from gemma_np.model.feed_forward import gelu
 from gemma_np.model.rms_norm import rms_norm_backward
 from gemma_np.training import losses, optimizer
-from gemma_np.training.trainer import loss_and_gradients, next_token
+from gemma_np.training.task import Batch, next_token
+from gemma_np.training.trainer import loss_and_gradients
 from tests import tiny
 from tests.finite_differences import assert_gradient
 from tests.strategies import normal, random_ids, random_weights
@@ -17,10 +18,10 @@ def check_model(model_type):
     """The gradient of the whole model, tied head and all, against finite differences."""
     config = tiny.config(model_type)
     weights, ids = random_weights(config, 0, np.float64), random_ids(config, 0, 2, 6)
-    _, gradients, _ = loss_and_gradients(weights, config, ids, next_token)
+    _, gradients, _ = loss_and_gradients(weights, config, Batch(ids), next_token)
 
     def loss(*values):
-        return loss_and_gradients(dict(zip(weights, values, strict=True)), config, ids, next_token)[0]
+        return loss_and_gradients(dict(zip(weights, values, strict=True)), config, Batch(ids), next_token)[0]
 
     assert_gradient(loss, list(weights.values()), [gradients[name] for name in weights])
 

@@ -16,8 +16,10 @@ import gemma_np
 from gemma_np import GemmaError
 from gemma_np.cli import main
 from gemma_np.training import run_state, trainer
-from gemma_np.training.data import consecutive_batches, draw_batch, open_tokens, text_files, write_tokens
+from gemma_np.training.data import consecutive_texts, draw_ids, draw_texts, open_tokens, text_files, write_tokens
+from gemma_np.training.parallel import Ranks
 from gemma_np.training.run_state import Recipe
+from gemma_np.training.task import Task, next_token
 from gemma_np.training.trainer import initial_weights, train, validation_loss
 from tests import tiny
 
@@ -26,9 +28,19 @@ RECIPE = Recipe(steps=8, batch=3, length=12, rate=0.01, warmup=2, save_every=2, 
 TOKENS = np.array(tiny.tokenizer().encode(tiny.TEXT * 3), np.uint16)
 
 
-def run(folder, recipe=RECIPE, **options):
-    weights = initial_weights(CONFIG, np.random.default_rng(0))
-    return train(CONFIG, weights, tiny.vocabulary(), TOKENS, TOKENS[:60], recipe, folder, **options)
+def reading(recipe=RECIPE):
+    """The task of reading TOKENS."""
+    validation = consecutive_texts(TOKENS[:60], recipe.batch, recipe.length)
+    return Task(draw_texts(TOKENS, recipe.batch, recipe.length), validation=validation)
+
+
+def run(folder, recipe=RECIPE, task=None, **options):
+    model = gemma_np.Gemma(CONFIG, initial_weights(CONFIG, np.random.default_rng(0)), tiny.tokenizer())
+    return train(model, task or reading(recipe), recipe, folder, **options).weights
+
+
+def saved_state(folder):
+    return run_state.load_state(folder / "training.safetensors", CONFIG, RECIPE, {})
 
 
 def log_of(folder):
@@ -100,11 +112,16 @@ def test_killed_at_20_random_moments_it_ends_bit_identical(tmp_path):
         start = [sys.executable, "-m", "gemma_np", "train", texts, "--tokenizer", vocabulary, "-o", str(tmp_path / out)]
         return [*start, "--resume", *shape.split(), *recipe.split()]
 
+    begun = time.perf_counter()
     subprocess.run(command("whole"), check=True, capture_output=True, timeout=300)
+    longest = (time.perf_counter() - begun) / 30  # 20 times that is less than a whole run
+    begun = time.perf_counter()
+    subprocess.run(command("whole"), check=True, capture_output=True, timeout=300)  # has nothing left to do
+    start = time.perf_counter() - begun
     chance = random.Random(0)
     for kills in range(20):
         process = subprocess.Popen(command("killed"), stderr=subprocess.PIPE)
-        time.sleep(chance.uniform(0.3, 0.6))
+        time.sleep(chance.uniform(0.7 * start, start + longest))
         assert process.poll() is None, f"the run ended after {kills} kills"
         process.send_signal(signal.SIGKILL)
         assert process.communicate()[1] == b""
@@ -137,31 +154,31 @@ def test_a_loss_that_is_no_number_leaves_the_last_good_checkpoint(tmp_path):
     run(tmp_path / "run")
     good = (tmp_path / "run" / "training.safetensors").read_bytes()
 
-    def spoiled(logits, ids):
-        losses, dlogits = trainer.next_token(logits, ids)
+    def spoiled(logits, batch):
+        losses, dlogits = next_token(logits, batch)
         return losses * np.nan, dlogits
 
-    state = run_state.load_state(tmp_path / "run" / "training.safetensors", CONFIG, RECIPE)
+    state = saved_state(tmp_path / "run")
     state.weights["model.layers.1.mlp.up_proj.weight"][0, 0] = np.inf
     with pytest.raises(GemmaError, match=r"step 9: the loss is not finite; first in model\.layers\.1\.mlp\.up_proj"):
-        trainer.train_step(state, CONFIG, RECIPE, TOKENS, trainer.next_token)
-    state = run_state.load_state(tmp_path / "run" / "training.safetensors", CONFIG, RECIPE)
+        trainer.train_step(state, CONFIG, reading(), RECIPE, Ranks())
+    state = saved_state(tmp_path / "run")
     with pytest.raises(GemmaError, match="step 9: the loss is not finite; first in the loss itself"):
-        trainer.train_step(state, CONFIG, RECIPE, TOKENS, spoiled)
+        trainer.train_step(state, CONFIG, replace(reading(), loss=spoiled), RECIPE, Ranks())
     assert (tmp_path / "run" / "training.safetensors").read_bytes() == good
 
 
 def test_a_full_disk_leaves_the_checkpoint_before_whole(tmp_path, monkeypatch):
     run(tmp_path / "run", replace(RECIPE, steps=8))
     before = {file.name: file.read_bytes() for file in (tmp_path / "run").iterdir()}
-    state = run_state.load_state(tmp_path / "run" / "training.safetensors", CONFIG, RECIPE)
+    state = saved_state(tmp_path / "run")
 
     def full(*_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("safetensors.numpy.save_file", full)
     with pytest.raises(GemmaError, match=r"could not be saved .*No space left.* the checkpoint before is whole"):
-        run_state.save_state(tmp_path / "run", state, CONFIG, RECIPE, tiny.vocabulary())
+        run_state.save_state(tmp_path / "run", state, tiny.gemma(), RECIPE, {})
     assert {file.name: file.read_bytes() for file in (tmp_path / "run").iterdir()} == before
 
 
@@ -207,26 +224,26 @@ def test_the_split_is_by_document(tmp_path):
 
 
 def test_a_batch_is_texts_of_the_file():
-    ids = draw_batch(TOKENS, 5, 7, np.random.default_rng(0))
+    ids = draw_ids(TOKENS, 5, 8, np.random.default_rng(0))
     windows = {tuple(TOKENS[start : start + 8]) for start in range(len(TOKENS) - 7)}
     assert ids.shape == (5, 8)
     assert {tuple(row) for row in ids.tolist()} <= windows
 
 
 def test_the_last_text_of_a_file_can_be_drawn():
-    assert (draw_batch(TOKENS[:8], 3, 7, np.random.default_rng(0)) == TOKENS[:8]).all()
+    assert (draw_ids(TOKENS[:8], 3, 8, np.random.default_rng(0)) == TOKENS[:8]).all()
 
 
 def test_validation_covers_the_file_once():
-    batches = consecutive_batches(TOKENS[:31], batch=2, length=7, limit=100)
-    assert [batch.shape for batch in batches] == [(2, 8), (2, 8)]
-    assert (np.concatenate([batch[:, 1:].ravel() for batch in batches]) == TOKENS[1:29]).all()
+    batches = consecutive_texts(TOKENS[:31], batch=2, length=7, limit=100)
+    assert [batch.ids.shape for batch in batches] == [(2, 8), (2, 8)]
+    assert (np.concatenate([batch.ids[:, 1:].ravel() for batch in batches]) == TOKENS[1:29]).all()
 
 
 def test_the_validation_loss_of_uniform_guesses():
     weights = initial_weights(CONFIG, np.random.default_rng(0))
     weights["model.norm.weight"] -= 1  # 1 + w is zero: all logits are
-    assert validation_loss(weights, CONFIG, TOKENS, RECIPE) == pytest.approx(np.log(CONFIG.vocab_size))
+    assert validation_loss(weights, CONFIG, reading().validation, Ranks()) == pytest.approx(np.log(CONFIG.vocab_size))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,107 @@
+"""The log of a run: log.jsonl, a line a step, which never runs ahead of the checkpoint; a progress bar; a picture."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+
+from gemma_np.errors import GemmaError
+from gemma_np.training.run_state import write_beside
+
+
+class RunLog:
+    """What a run writes as it goes; a silent one writes nothing."""
+
+    def __init__(self, folder: Path, steps: int, step: int, silent: bool = False) -> None:
+        """Open the folder's log, cut back to the lines up to `step`; a killed run may have gone on past that."""
+        from tqdm import tqdm
+
+        hide = True if silent else None  # None: where nobody looks
+        self.progress = tqdm(total=steps, initial=step, desc="training", unit=" steps", disable=hide)
+        self.file: TextIO | None = None
+        if silent:
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / "log.jsonl"
+        lines = path.read_text().splitlines() if path.exists() else []
+        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
+        write_beside(path, lambda partial: partial.write_text("".join(line + "\n" for line in kept)))
+        self.file = path.open("a")
+
+    def write(self, entry: Mapping[str, float]) -> None:
+        """Add a line, and move the bar."""
+        if self.file:
+            self.file.write(json.dumps(entry) + "\n")
+        self.progress.update()
+        self.progress.set_postfix({name: f"{entry[name]:.4g}" for name in ("loss", "tokens/s")})
+
+    def flush(self) -> None:
+        """Hand the lines to the disk, before the checkpoint that they lead to."""
+        if self.file:
+            self.file.flush()
+
+    def __enter__(self) -> "RunLog":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.progress.close()
+        if self.file:
+            self.file.close()
+
+
+def read_log(folder: Path) -> list[dict[str, float]]:
+    """The lines of a run's log. Raises GemmaError when there is none."""
+    path = folder / "log.jsonl"
+    try:
+        entries = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
+    except (OSError, ValueError) as error:
+        raise GemmaError(f"{path}: {error}, expected the log of a run") from None
+    if not entries:
+        raise GemmaError(f"{path}: empty, expected the log of a run")
+    return entries
+
+
+def plot_logs(folders: Sequence[Path], output: Path) -> None:
+    """Draw the losses of runs over their steps, and their learning rates below, as the output's suffix says (png,
+    svg, pdf).
+
+    Raises GemmaError when matplotlib or a log is missing.
+    """
+    logs = {folder.name: read_log(folder) for folder in folders}
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise GemmaError("matplotlib: not installed; to draw a log, pip install 'gemma-np[plot]'") from None
+
+    figure = Figure(figsize=(8, 6), layout="constrained")
+    loss_axes, rate_axes = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
+    for number, (name, log) in enumerate(logs.items()):
+        colour = f"C{number}"
+        steps, losses = np.array([(entry["step"], entry["loss"]) for entry in log]).T
+        loss_axes.plot(steps, losses, color=colour, alpha=0.2, linewidth=0.8)
+        loss_axes.plot(steps, running_mean(losses), color=colour, label=f"{name}: training")
+        measured = [(entry["step"], entry["validation"]) for entry in log if "validation" in entry]
+        if measured:
+            loss_axes.plot(*np.array(measured).T, "o--", color=colour, markersize=4, label=f"{name}: validation")
+        rate_axes.plot(steps, [entry["rate"] for entry in log], color=colour)
+    loss_axes.set(ylabel="loss (nats a token)", title="Training")
+    loss_axes.legend(frameon=False)
+    rate_axes.set(xlabel="step", ylabel="learning rate")
+    rate_axes.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
+    for axes in (loss_axes, rate_axes):
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    try:
+        figure.savefig(output, dpi=150)
+    except (ValueError, OSError) as error:
+        raise GemmaError(f"{output}: {error}") from None
+
+
+def running_mean(values: np.ndarray) -> np.ndarray:
+    """Each value averaged with those before it, up to a fiftieth of all: [N] -> [N]."""
+    width = max(1, len(values) // 50)
+    sums = np.cumsum(np.concatenate([[0.0], values]))
+    first = np.maximum(np.arange(len(values)) - width + 1, 0)
+    return (sums[1:] - sums[first]) / (np.arange(len(values)) + 1 - first)
