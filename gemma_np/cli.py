@@ -96,7 +96,7 @@ def parser() -> argparse.ArgumentParser:
         'echo "Why is the sky blue?" | gemma-np chat --model google/gemma-2-2b-it',
     )
     _add_model(sub)
-    _add_sampling(sub, max_new_tokens=512)
+    _add_sampling(sub, max_new_tokens=None)
 
     sub = command(cli_model.perplexity, "gemma-np perplexity --model ./gemma-2-2b book.txt")
     _add_model(sub)
@@ -180,13 +180,13 @@ def _add_model(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--model", metavar="M", default=DEFAULT, help=f"{MODEL_HELP} (default: {DEFAULT})")
 
 
-def _add_sampling(sub: argparse.ArgumentParser, max_new_tokens: int) -> None:
+def _add_sampling(sub: argparse.ArgumentParser, max_new_tokens: int | None) -> None:
     sub.add_argument(
         "--max-new-tokens",
         metavar="N",
         type=int,
         default=max_new_tokens,
-        help=f"stop after N tokens (default {max_new_tokens})",
+        help=f"stop after N tokens (default {max_new_tokens or '512, or what room is left'})",
     )
     sub.add_argument(
         "--temperature", metavar="T", type=float, default=0.0, help="0 is greedy (default); higher is more varied"

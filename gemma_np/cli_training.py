@@ -38,8 +38,8 @@ def tokenizer(options: argparse.Namespace) -> None:
 def train(options: argparse.Namespace) -> None:
     """Train a Gemma 2 on texts or conversations, from scratch or from a checkpoint."""
     out = Path(options.output)
-    check_folder(out, options.resume)
     with ranks_of_this_run() as ranks:
+        check_folder(out, options.resume)
         recipe = _recipe(options)
         model = (
             _from_checkpoint(options) if options.model else _from_scratch(options, _read_tokenizer(options.tokenizer))
@@ -52,8 +52,8 @@ def distill(options: argparse.Namespace) -> None:
     """Train a Gemma 2 towards what a teacher makes of texts: live, stored beforehand, or of the student's own."""
     if bool(options.targets) == bool(options.teacher):
         raise GemmaError("expected --teacher and TEXT for a live teacher, or --targets for what one has said before")
-    check_folder(Path(options.output), options.resume)
     with ranks_of_this_run() as ranks:
+        check_folder(Path(options.output), options.resume)
         if options.targets:
             _distill_from_targets(options, ranks)
         else:

@@ -136,16 +136,19 @@ class Gemma:
         )
         return tokenizer.decode_stream(new)
 
-    def chat(self, messages: Sequence[Mapping[str, str]], max_new_tokens: int = 512, **sampling: Any) -> str:
+    def chat(self, messages: Sequence[Mapping[str, str]], max_new_tokens: int | None = None, **sampling: Any) -> str:
         """The model's answer to a conversation: [{"role": "user", "content": "Hello"}, ...]; see `chat_ids` for its
-        form, and `generate` for the other arguments."""
+        form, and `generate` for the other arguments. By default it has at most 512 tokens, or what room is left."""
         return "".join(self.stream_chat(messages, max_new_tokens, **sampling))
 
     def stream_chat(
-        self, messages: Sequence[Mapping[str, str]], max_new_tokens: int = 512, **sampling: Any
+        self, messages: Sequence[Mapping[str, str]], max_new_tokens: int | None = None, **sampling: Any
     ) -> Iterator[str]:
         """The same answer, piece by piece as it is written."""
-        return self.stream(chat_ids(messages, self._text()), max_new_tokens, **sampling)
+        ids = chat_ids(messages, self._text())
+        if max_new_tokens is None:
+            max_new_tokens = max(1, min(512, self.config.max_position_embeddings - len(ids)))
+        return self.stream(ids, max_new_tokens, **sampling)
 
     def perplexity(self, text: str) -> float:
         """The exponential of the mean of -log p over the text's tokens, `<bos>` before them.

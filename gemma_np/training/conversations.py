@@ -36,10 +36,10 @@ def read_conversations(file: Path) -> list[list[dict[str, str]]]:
                 for message in json.loads(line)["messages"]
             ]
             check_messages(messages, last="model")
-        except (ValueError, KeyError, TypeError) as error:
-            raise GemmaError(f"{file}, line {number}: {error!r}, expected an object with messages") from None
         except GemmaError as error:
             raise GemmaError(f"{file}, line {number}: {error}") from None
+        except (ValueError, KeyError, TypeError) as error:
+            raise GemmaError(f"{file}, line {number}: {error!r}, expected an object with messages") from None
         conversations.append(messages)
     return conversations
 

@@ -6,6 +6,7 @@ the same batches, so that nothing but gradients and losses ever travels. Only ra
 
 import os
 import sys
+import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -62,6 +63,7 @@ def ranks_of_this_run() -> Iterator[Ranks]:
         with threadpool_limits(max(1, (os.cpu_count() or 1) // neighbours)):
             yield ranks
     except BaseException as error:
+        time.sleep(0.5 if ranks.rank else 0)  # what all ranks find wrong, rank 0 alone shall say
         what = str(error) if isinstance(error, GemmaError) else traceback.format_exc()
         print(f"gemma-np: rank {ranks.rank} of {ranks.size}: {what}", file=sys.stderr, flush=True)
         MPI.COMM_WORLD.Abort(2)

@@ -9,9 +9,11 @@ import pytest
 import gemma_np
 from gemma_np import GemmaError
 from gemma_np.cli import main
-from gemma_np.training.distillation import from_teacher
-from gemma_np.training.losses import distillation
+from gemma_np.training.distillation import from_teacher, on_policy, write_on
+from gemma_np.training.losses import distillation, log_softmax
 from gemma_np.training.merging import average
+from gemma_np.training.optimizer import AdamW
+from gemma_np.training.run_state import Recipe, State
 from gemma_np.training.task import Batch
 from gemma_np.training.trainer import loss_and_gradients
 from tests import tiny
@@ -35,6 +37,37 @@ def test_a_student_that_is_its_teacher_has_nothing_to_learn():
     assert max(np.abs(gradient).max() for gradient in gradients.values()) < 1e-12
 
 
+def test_the_student_writes_on_from_its_own_distribution():
+    """Over many texts, the first token that it writes comes as often as it finds it likely."""
+    student, prompt, texts = tiny.gemma(vocab_size=5), [2, 4, 1], 20_000
+    weights = {name: weight.astype(np.float64) for name, weight in student.weights.items()}
+    ids = write_on(np.array([prompt] * texts), 6, weights, student.config, np.random.default_rng(0))
+    assert ids.shape == (texts, 6)
+    assert (ids[:, :3] == prompt).all()
+    expected = np.exp(log_softmax(student.logits(prompt)[-1]))
+    found = np.bincount(ids[:, 3], minlength=5) / texts
+    assert expected.max() - expected.min() > 0.1
+    np.testing.assert_allclose(found, expected, atol=0.015)  # over four standard deviations
+    # The second depends on the first.
+    for first in range(5):
+        expected = np.exp(log_softmax(student.logits([*prompt, first])[-1]))
+        after = ids[ids[:, 3] == first, 4]
+        np.testing.assert_allclose(np.bincount(after, minlength=5) / len(after), expected, atol=2 / len(after) ** 0.5)
+
+
+def test_on_policy_only_what_the_student_wrote_counts():
+    recipe = Recipe(steps=1, batch=3, length=8)
+    tokens = np.arange(5, 60, dtype=np.uint16)
+    state = State(random_weights(CONFIG, 0), AdamW(), np.random.default_rng(0))
+    batch = on_policy(tokens, CONFIG, recipe, prompt=3)(state)
+    assert batch.ids.shape == (3, 9)
+    assert batch.counted.tolist() == [[False] * 2 + [True] * 6] * 3
+    assert (np.diff(batch.ids[:, :3]) == 1).all()  # the prompt is from the file
+    assert (np.diff(batch.ids[:, 3:]) != 1).any()
+    with pytest.raises(GemmaError, match="prompt: 9 tokens, expected 1 to the length of 8"):
+        on_policy(tokens, CONFIG, recipe, prompt=9)
+
+
 @pytest.fixture
 def places(tmp_path):
     (tmp_path / "texts").mkdir()
@@ -55,6 +88,34 @@ def test_from_the_command_line_a_student_comes_closer_to_its_teacher(places):
     losses = [json.loads(line)["loss"] for line in (out / "log.jsonl").read_text().splitlines()]
     assert np.mean(losses[-5:]) < np.mean(losses[:5]) - 0.2
     assert gemma_np.load(out).tokenizer.model == tiny.vocabulary()
+
+
+@pytest.mark.parametrize("divergence", ["forward", "reverse", "jensen-shannon"])
+def test_from_the_command_line_on_the_students_own_texts(places, divergence):
+    teacher, out = places / "teacher", places / "student"
+    arguments = ["distill", str(places / "texts"), "--teacher", str(teacher), "-o", str(out), "--on-policy"]
+    assert main([*arguments, "--prompt", "4", "--divergence", divergence, *SMALL.split(), *SHORT.split()]) == 0
+    losses = [json.loads(line)["loss"] for line in (out / "log.jsonl").read_text().splitlines()]
+    assert np.mean(losses[-5:]) < np.mean(losses[:5])
+
+
+def test_a_run_is_not_resumed_with_another_teacher_or_temperature(places, capsys):
+    arguments = ["distill", str(places / "texts"), "--teacher", str(places / "teacher"), *SMALL.split(), *SHORT.split()]
+    assert main([*arguments, "-o", str(places / "out")]) == 0
+    assert main([*arguments, "-o", str(places / "out"), "--resume", "--temperature", "2"]) == 2
+    assert "task with temperature=1.0, expected 2.0 as asked for now" in capsys.readouterr().err
+    other = tiny.gemma()
+    other.weights["model.norm.weight"] = other.weights["model.norm.weight"] + 1
+    other.save(places / "other")
+    arguments[3] = str(places / "other")
+    assert main([*arguments, "-o", str(places / "out"), "--resume"]) == 2
+    assert "task with teacher=" in capsys.readouterr().err
+
+
+def test_only_the_forward_divergence_has_a_temperature(places, capsys):
+    arguments = ["distill", str(places / "texts"), "--teacher", str(places / "teacher"), "-o", str(places / "out")]
+    assert main([*arguments, *SMALL.split(), "--divergence", "reverse", "--temperature", "2"]) == 2
+    assert "temperature: 2.0, expected 1 for the reverse divergence" in capsys.readouterr().err
 
 
 def test_another_vocabulary_is_refused(places, capsys):

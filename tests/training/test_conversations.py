@@ -1,0 +1,107 @@
+"""Fine-tuning on conversations: the loss counts where the model speaks, and nowhere else."""
+
+import json
+
+import numpy as np
+import pytest
+
+import gemma_np
+from gemma_np import GemmaError
+from gemma_np.cli import main
+from gemma_np.text.chat import chat_ids
+from gemma_np.training.conversations import (
+    all_conversations,
+    conversation_ids,
+    draw_conversations,
+    read_conversations,
+    write_conversations,
+)
+from gemma_np.training.optimizer import AdamW
+from gemma_np.training.run_state import State
+from gemma_np.training.task import Task, next_token
+from gemma_np.training.trainer import initial_weights, loss_and_gradients
+from tests import tiny
+
+TALK = [
+    {"role": "user", "content": "How many ships?"},
+    {"role": "model", "content": "None, on the third evening."},
+    {"role": "user", "content": "And then?"},
+    {"role": "model", "content": "She lit the lamp."},
+]
+
+
+def write(path, conversations):
+    path.write_text("".join(json.dumps({"messages": messages}) + "\n" for messages in conversations))
+    return path
+
+
+def test_what_counts_is_what_the_model_says():
+    words = tiny.tokenizer()
+    ids, said = conversation_ids(TALK, words)
+    end = words.id("<end_of_turn>")
+    expected = []
+    for answer in ("None, on the third evening.", "She lit the lamp."):
+        expected += [*words.encode(answer, bos=False), end]
+    assert [token for token, learn in zip(ids, said, strict=True) if learn] == expected
+    # What comes before the first answer is what `chat` reads before it writes one.
+    assert ids[: said.index(True)] == chat_ids(TALK[:1], words)
+
+
+def test_the_users_words_have_no_gradient(tmp_path):
+    """Another token where nothing is learned, behind the last answer, changes no loss and no gradient."""
+    model = tiny.gemma()
+    ids, said = conversation_ids(TALK[:2], model.tokenizer)
+    write_conversations(write(tmp_path / "a.jsonl", [TALK[:2]]), model.tokenizer, tmp_path, len(ids) + 3, 0, 0)
+    rows = np.load(tmp_path / "train.npy")
+    assert rows.shape == (1, 2, len(ids) + 4)
+    assert rows[0, 1].sum() == sum(said)
+    (batch,) = all_conversations(rows, 4)
+    loss, gradients, _ = loss_and_gradients(model.weights, model.config, batch, next_token)
+    batch.ids[:, len(ids) :] = 7
+    again, others, _ = loss_and_gradients(model.weights, model.config, batch, next_token)
+    assert loss == again
+    assert all(np.abs(gradients[name] - others[name]).max() == 0 for name in gradients)
+    assert batch.positions == sum(said)
+
+
+def test_long_conversations_are_cut(tmp_path):
+    write_conversations(write(tmp_path / "a.jsonl", [TALK] * 3), tiny.tokenizer(), tmp_path, 10, 0, 0)
+    rows = np.load(tmp_path / "train.npy")
+    ids, said = conversation_ids(TALK, tiny.tokenizer())
+    assert rows.shape == (3, 2, 11)
+    assert rows[1].tolist() == [ids[:11], [int(learn) for learn in said[:11]]]
+    batch = Task(draw_conversations(rows, 2)).draw(State({}, AdamW(), np.random.default_rng(0)))
+    assert batch.ids.shape == (2, 11)
+    assert batch.counted.shape == (2, 10)
+
+
+def test_assistant_is_another_word_for_model(tmp_path):
+    talk = [{**message, "role": message["role"].replace("model", "assistant")} for message in TALK]
+    assert read_conversations(write(tmp_path / "a.jsonl", [talk])) == [TALK]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("no JSON", "line 2: .*expected an object with messages"),
+        ("{}", "line 2: .*expected an object with messages"),
+        ('{"messages": 3}', "line 2: .*expected an object with messages"),
+        ('{"messages": []}', "line 2: messages: none"),
+        (json.dumps({"messages": TALK[:3]}), "line 2: messages: the last is the user's, expected the model's"),
+        (json.dumps({"messages": [{"role": "system", "content": "x"}]}), "line 2: message 0: role 'system'"),
+    ],
+)
+def test_lines_that_are_no_conversation(tmp_path, line, message):
+    (tmp_path / "a.jsonl").write_text(json.dumps({"messages": TALK}) + "\n" + line + "\n")
+    with pytest.raises(GemmaError, match=message):
+        read_conversations(tmp_path / "a.jsonl")
+
+
+def test_from_the_command_line_it_learns_to_answer(tmp_path):
+    start = initial_weights(tiny.config(), np.random.default_rng(0))
+    gemma_np.Gemma(tiny.config(), start, tiny.tokenizer()).save(tmp_path / "model")
+    write(tmp_path / "talk.jsonl", [TALK[:2]] * 4)
+    tune = ["train", str(tmp_path / "talk.jsonl"), "--model", str(tmp_path / "model"), "-o", str(tmp_path / "tuned")]
+    recipe = "--steps 150 --batch 2 --length 50 --rate 0.03 --warmup 2 --validation 0.25"
+    assert main([*tune, *recipe.split()]) == 0
+    assert gemma_np.load(tmp_path / "tuned").chat(TALK[:1]) == "None, on the third evening."

@@ -1,0 +1,106 @@
+"""What the experiments share: the corpus, models of a shape, runs that are not repeated, and their results."""
+
+import argparse
+import json
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+import gemma_np
+from gemma_np import Gemma, GemmaConfig
+from gemma_np.config import layer_pattern
+from gemma_np.training.data import consecutive_texts, open_tokens, text_files, write_tokens
+from gemma_np.training.parallel import Ranks
+from gemma_np.training.run_state import Recipe
+from gemma_np.training.task import Task
+from gemma_np.training.trainer import initial_weights, train, validation_loss
+
+HERE = Path(__file__).parent
+TEACHER = "shakespeare-4m"
+SEEDS = (0, 1, 2)
+RECIPE = Recipe(steps=1000, batch=4, length=256, rate=2e-3, warmup=100, validate_every=1000, save_every=250)
+TOKENS = RECIPE.steps * RECIPE.batch * RECIPE.length
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What varies; all else is as in the bundled models."""
+
+    hidden: int = 128
+    layers: int = 4
+    heads: int = 4
+    kv_heads: int = 2
+    head_dim: int = 32
+    ffn: int = 384
+    window: int = 64
+
+    def model(self, seed: int) -> Gemma:
+        """A model of this shape, freshly initialised."""
+        words = gemma_np.load(TEACHER).tokenizer
+        config = GemmaConfig(
+            model_type="gemma2",
+            vocab_size=len(words),
+            hidden_size=self.hidden,
+            num_hidden_layers=self.layers,
+            num_attention_heads=self.heads,
+            num_key_value_heads=self.kv_heads,
+            head_dim=self.head_dim,
+            intermediate_size=self.ffn,
+            max_position_embeddings=RECIPE.length,
+            query_pre_attn_scalar=self.head_dim,
+            layer_types=layer_pattern(self.layers, local_per_global=1),
+            sliding_window=self.window,
+            attn_logit_softcapping=50.0,
+            final_logit_softcapping=30.0,
+        )
+        return Gemma(config, initial_weights(config, np.random.default_rng(seed)), words)
+
+    @property
+    def parameters(self) -> int:
+        """How many parameters a model of this shape has."""
+        return sum(self.model(0).config.parameter_count().values())
+
+
+class Lab:
+    """A folder where corpus and runs are kept: what was interrupted goes on, what was finished is not repeated."""
+
+    def __init__(self, description: str | None) -> None:
+        parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+        parser.add_argument("texts", type=Path, help="folder with the 42 modern editions, *_gut.txt")
+        parser.add_argument("--work", type=Path, default=Path("experiments-work"), help="where the runs are kept")
+        options = parser.parse_args()
+        self.work, data = options.work, options.work / "data"
+        if not (data / "train.npy").exists():
+            write_tokens(text_files(options.texts), gemma_np.load(TEACHER).tokenizer, data, 0.05, seed=0)
+        self.tokens = open_tokens(data / "train.npy", RECIPE.length)
+        self.validation = consecutive_texts(open_tokens(data / "validation.npy", RECIPE.length), 8, RECIPE.length, 100)
+        self.started = time.perf_counter()
+
+    def trained(self, name: str, shape: Shape, task: Task, seed: int) -> Gemma:
+        """The model that this task makes of this shape, from this seed."""
+        folder = self.work / f"{name}-seed-{seed}"
+        if not (folder / "done").exists():
+            recipe = Recipe(**{**vars(RECIPE), "seed": seed})
+            train(shape.model(seed), task, recipe, folder, resume=True)
+            (folder / "done").touch()
+        return gemma_np.load(folder)
+
+    def loss(self, model: Gemma) -> float:
+        """The loss on the plays that no model has read, in nats a token."""
+        return validation_loss(model.weights, model.config, self.validation, Ranks())
+
+    def write(self, name: str, rows: Iterable[dict]) -> list[dict]:
+        """Write the results down as JSON and print them as a table; mean and spread are over the seeds."""
+        rows = [
+            {**row, "mean": float(np.mean(row["losses"])), "spread": float(np.std(row["losses"], ddof=1))}
+            for row in rows
+        ]
+        minutes = (time.perf_counter() - self.started) / 60
+        result = {"tokens": TOKENS, "seeds": list(SEEDS), "minutes": round(minutes, 1), "rows": rows}
+        (HERE / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n")
+        for row in rows:
+            print(f"{row['label']:32}{row['parameters']:>12,}  {row['mean']:.3f} +- {row['spread']:.3f}")
+        return rows

@@ -1,0 +1,28 @@
+"""Table 9 in miniature: more layers against wider ones, at equal parameters.
+
+python tutorials/experiments/deep_against_wide.py texts/
+"""
+
+from common import RECIPE, SEEDS, Lab, Shape
+from plots import bars
+
+from gemma_np.training.data import draw_texts
+from gemma_np.training.task import Task
+
+SHAPES = {
+    "deep: 8 layers, D = 96": Shape(hidden=96, layers=8, head_dim=24, ffn=288),
+    "wide: 2 layers, D = 160": Shape(hidden=160, layers=2, head_dim=40, ffn=626),
+}
+
+lab = Lab(__doc__)
+task = Task(draw_texts(lab.tokens, RECIPE.batch, RECIPE.length))
+rows = [
+    {
+        "label": label,
+        "parameters": shape.parameters,
+        "losses": [lab.loss(lab.trained(f"layers-{shape.layers}", shape, task, seed)) for seed in SEEDS],
+    }
+    for label, shape in SHAPES.items()
+]
+rows = lab.write("deep_against_wide", rows)
+bars("deep_against_wide", "Deep against wide at equal parameters (report: table 9)", rows)

@@ -1,0 +1,25 @@
+"""Table 8 in miniature: grouped-query attention against multi-head attention.
+
+python tutorials/experiments/gqa_against_mha.py texts/
+"""
+
+from common import RECIPE, SEEDS, Lab, Shape
+from plots import bars
+
+from gemma_np.training.data import draw_texts
+from gemma_np.training.task import Task
+
+SHAPES = {"GQA, 2 key-value heads for 4": Shape(kv_heads=2), "MHA, 4 for 4": Shape(kv_heads=4)}
+
+lab = Lab(__doc__)
+task = Task(draw_texts(lab.tokens, RECIPE.batch, RECIPE.length))
+rows = [
+    {
+        "label": label,
+        "parameters": shape.parameters,
+        "losses": [lab.loss(lab.trained(f"kv-{shape.kv_heads}", shape, task, seed)) for seed in SEEDS],
+    }
+    for label, shape in SHAPES.items()
+]
+rows = lab.write("gqa_against_mha", rows)
+bars("gqa_against_mha", "GQA against MHA (report: table 8)", rows)

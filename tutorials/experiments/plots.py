@@ -1,0 +1,43 @@
+"""The experiments' pictures."""
+
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+HERE = Path(__file__).parent
+
+
+def bars(name: str, title: str, rows: list[dict]) -> None:
+    """Each row's mean loss as a dot with its spread, and every seed's as a small one."""
+    figure = Figure(figsize=(7, 1.4 + 0.45 * len(rows)), layout="constrained")
+    axes = figure.subplots()
+    for place, row in enumerate(rows):
+        axes.errorbar(row["mean"], place, xerr=row["spread"], fmt="o", color="C0", capsize=4)
+        axes.plot(row["losses"], [place] * len(row["losses"]), "|", color="C1", markersize=10)
+    axes.set_yticks(range(len(rows)), [row["label"] for row in rows])
+    axes.invert_yaxis()
+    axes.margins(y=0.3)
+    axes.set(xlabel="validation loss (nats a token); dot and whiskers: mean and spread, ticks: seeds", title=title)
+    save(figure, axes, name)
+
+
+def lines(name: str, title: str, rows: list[dict]) -> None:
+    """Loss against parameters, a line for each kind of training."""
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    for number, kind in enumerate(dict.fromkeys(row["kind"] for row in rows)):
+        chosen = [row for row in rows if row["kind"] == kind]
+        sizes = [row["parameters"] / 1e6 for row in chosen]
+        means, spreads = [row["mean"] for row in chosen], [row["spread"] for row in chosen]
+        axes.errorbar(sizes, means, yerr=spreads, fmt="o-", color=f"C{number}", capsize=4, label=kind)
+    axes.set(xlabel="parameters (millions)", ylabel="validation loss (nats a token)", title=title)
+    axes.legend(frameon=False)
+    save(figure, axes, name)
+
+
+def save(figure: Figure, axes: Axes, name: str) -> None:
+    """Finish the picture and write it."""
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(HERE / f"{name}.svg")
