@@ -54,6 +54,14 @@ def framework_logits(model, ids, chunks=None):
     return np.concatenate(logits, axis=1)
 
 
+def framework_gradients(config, weights, ids):
+    """The gradient of the mean next-token loss of ids [B, T + 1] with respect to every weight."""
+    model = framework_model(config, weights)
+    model.model.embed_tokens.padding_idx = None  # the framework gives the padding token's row no gradient
+    model(torch.tensor(ids), labels=torch.tensor(ids)).loss.backward()
+    return {name: model.get_parameter(name).grad.numpy() for name in weights}
+
+
 @torch.no_grad()
 def framework_records(config, weights, ids, chunks):
     """Every intermediate of every chunk under the name of our record: a list of {name: array}, one a chunk."""

@@ -1,5 +1,6 @@
 """The models that come with the package: they load, they write what they were trained on, and they are small."""
 
+import io
 from importlib import resources
 
 import numpy as np
@@ -48,7 +49,7 @@ def test_generate_needs_no_model(capsys):
 
 
 def test_chat_fits_the_context(capsys, monkeypatch):
-    monkeypatch.setattr("sys.stdin", open("/dev/null"))
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
     assert main(["chat"]) == 0
     model = gemma_np.load()
     assert isinstance(model.chat([{"role": "user", "content": "Who is there?"}], temperature=1.0, seed=1), str)

@@ -4,12 +4,24 @@ import numpy as np
 import pytest
 
 from gemma_np.model.records import record_shapes
+from gemma_np.training.task import Batch, next_token
+from gemma_np.training.trainer import loss_and_gradients
 from tests.goldens import CASES, MODEL_TYPES, check_golden, expected_records, load
+from tests.tolerances import assert_close
 
 
 @pytest.mark.parametrize(("model_type", "case"), CASES)
 def test_every_intermediate_agrees(model_type, case):
     check_golden(model_type, case)
+
+
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_the_gradient_of_every_weight_agrees(model_type):
+    config, weights, tensors = load(model_type)
+    _, gradients, _ = loss_and_gradients(weights, config, Batch(tensors["past-window/ids"]), next_token)
+    assert set(gradients) == set(weights)
+    for name, gradient in gradients.items():
+        assert_close(gradient, tensors[f"gradients/{name}"], "gradient", name)
 
 
 @pytest.mark.parametrize("model_type", MODEL_TYPES)

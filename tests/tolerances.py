@@ -8,6 +8,8 @@ import numpy as np
 TOLERANCES = {
     # one operation, worked out in two ways (loops, a framework primitive)
     ("float64", "operation"): 1e-12,
+    # the gradients of one operation, against those of the framework
+    ("float64", "gradient"): 1e-10,
     # a whole forward pass, worked out in two ways (loops, cache, chunks, batch)
     ("float64", "model"): 1e-11,
     ("float32", "model"): 1e-5,

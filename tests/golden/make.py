@@ -4,7 +4,8 @@
     python -m tests.golden.make
 
 One safetensors file a model type. Its metadata holds the config, as the fields of GemmaConfig, and the versions of the
-packages that computed it; its tensors are `weights/<name>`, `<case>/ids` and `<case>/<number of chunk>/<record>`.
+packages that computed it; its tensors are `weights/<name>`, `<case>/ids`, `<case>/<number of chunk>/<record>`, and
+`gradients/<name>`, those of the mean next-token loss of `past-window/ids`.
 Layer kinds, sizes and constants are chosen so that each of them matters (tests/strategies.py says how).
 """
 
@@ -18,7 +19,7 @@ from safetensors.numpy import save_file
 
 from gemma_np import GemmaConfig
 from gemma_np.config import GLOBAL, LOCAL
-from tests.framework import framework_records
+from tests.framework import framework_gradients, framework_records
 from tests.strategies import random_ids, random_weights
 
 CASES = {"short": [3], "past-window": [11], "decode": [5, 1, 1, 2, 1, 1]}  # the chunks of each case
@@ -74,6 +75,8 @@ def main():
             tensors[f"{case}/ids"] = ids[:, : sum(chunks)]
             for number, records in enumerate(framework_records(config, weights, ids, chunks)):
                 tensors |= {f"{case}/{number}/{name}": value for name, value in records.items()}
+        gradients = framework_gradients(config, weights, tensors["past-window/ids"])
+        tensors |= {f"gradients/{name}": gradient for name, gradient in gradients.items()}
         metadata = {"config": json.dumps(dataclasses.asdict(config))}
         metadata |= {package: version(package) for package in ("torch", "transformers", "numpy")}
         # Only contiguous arrays are written as they look.
