@@ -167,9 +167,13 @@ def _add_training(command: Callable[..., argparse.ArgumentParser]) -> None:
     sub.add_argument("--validation", metavar="P", type=float, default=0.05, help="share of documents held out (0.05)")
     sub.add_argument("--seed", metavar="S", type=int, default=0, help="of the split (0)")
 
-    sub = command(cli_training.merge, "gemma-np merge run-1 run-2 run-3 -o merged")
+    sub = command(
+        cli_training.merge, "gemma-np merge run-1 run-2 run-3 -o merged", "gemma-np merge run --dtype bfloat16 -o small"
+    )
     sub.add_argument("models", metavar="M", nargs="+", help="checkpoints of one shape")
     sub.add_argument("-o", "--output", metavar="OUT", required=True, help="the new checkpoint folder")
+    dtypes = ("float32", "bfloat16", "float16")
+    sub.add_argument("--dtype", choices=dtypes, default="float32", help="what the numbers are stored as (float32)")
 
     sub = command(cli_training.plot_log, "gemma-np plot-log run", "gemma-np plot-log student twin -o losses.svg")
     sub.add_argument("runs", metavar="RUN", nargs="+", help="folders of runs")

@@ -5,6 +5,7 @@ from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 
 from gemma_np.config import GemmaConfig, layer_pattern
@@ -72,12 +73,14 @@ def targets(options: argparse.Namespace) -> None:
 
 
 def merge(options: argparse.Namespace) -> None:
-    """Average the weights of several checkpoints of one shape."""
+    """Average the weights of several checkpoints of one shape; of one, store them in another dtype."""
     first, *rest = models = [load(name) for name in options.models]
     for name, model in zip(options.models[1:], rest, strict=True):
         if model.config != first.config:
             raise GemmaError(f"{name}: another config than {options.models[0]}, expected the same")
-    Gemma(first.config, average([model.weights for model in models]), first.tokenizer).save(options.output)
+    dtype = ml_dtypes.bfloat16 if options.dtype == "bfloat16" else np.dtype(options.dtype)
+    merged = {name: weight.astype(dtype) for name, weight in average([model.weights for model in models]).items()}
+    Gemma(first.config, merged, first.tokenizer).save(options.output)
 
 
 def plot_log(options: argparse.Namespace) -> None:

@@ -95,8 +95,9 @@ class Lab:
     def write(self, name: str, rows: Iterable[dict]) -> list[dict]:
         """Write the results down as JSON and print them as a table; mean and spread are over the seeds."""
         rows = [
-            {**row, "mean": float(np.mean(row["losses"])), "spread": float(np.std(row["losses"], ddof=1))}
+            {**row, "mean": float(np.mean(losses)), "spread": float(np.std(losses, ddof=1)) if len(losses) > 1 else 0.0}
             for row in rows
+            for losses in [row["losses"]]
         ]
         minutes = (time.perf_counter() - self.started) / 60
         result = {"tokens": TOKENS, "seeds": list(SEEDS), "minutes": round(minutes, 1), "rows": rows}

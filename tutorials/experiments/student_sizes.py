@@ -1,0 +1,46 @@
+"""Table 7 in miniature: students of three sizes, distilled and from scratch, at equal tokens.
+
+    python tutorials/experiments/student_sizes.py texts/
+
+The teacher, the bundled shakespeare-4m, reads the corpus once; its 32 likeliest tokens at each position are stored.
+Both kinds of student draw the same batches and start from the same weights: nothing but the loss differs.
+"""
+
+from common import RECIPE, SEEDS, TEACHER, Lab, Shape
+from plots import lines
+
+from gemma_np import load
+from gemma_np.training.targets import draw_from_targets, from_targets, write_targets
+from gemma_np.training.task import Task, next_token
+
+SHAPES = {
+    "0.3 M": Shape(hidden=64, head_dim=16, ffn=192),
+    "0.6 M": Shape(hidden=96, head_dim=24, ffn=288),
+    "1 M": Shape(),
+}
+LOSSES = {"from scratch": next_token, "distilled": from_targets}
+
+
+def students(lab: Lab, shapes: dict[str, Shape]) -> list[dict]:
+    """A row for each shape and kind of training."""
+    targets = lab.work / "targets"
+    write_targets(load(TEACHER), lab.tokens, RECIPE.length, 32, targets)
+    return [
+        {
+            "label": f"{size}, {kind}",
+            "kind": kind,
+            "parameters": shape.parameters,
+            "losses": [
+                lab.loss(lab.trained(f"d-{shape.hidden}-{kind.replace(' ', '-')}", shape, task, seed)) for seed in SEEDS
+            ],
+        }
+        for kind, loss in LOSSES.items()
+        for size, shape in shapes.items()
+        for task in [Task(draw_from_targets(targets, RECIPE.batch), loss)]
+    ]
+
+
+if __name__ == "__main__":
+    lab = Lab(__doc__)
+    rows = lab.write("student_sizes", students(lab, SHAPES))
+    lines("student_sizes", "Students of three sizes (report: table 7)", rows)
