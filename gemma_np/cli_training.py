@@ -8,7 +8,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
-from gemma_np.config import GemmaConfig, layer_pattern
+from gemma_np.config import gemma2_config
 from gemma_np.errors import GemmaError
 from gemma_np.gemma import Gemma, load
 from gemma_np.text.tokenizer import Tokenizer
@@ -172,21 +172,9 @@ def _from_checkpoint(options: argparse.Namespace) -> Gemma:
 
 
 def _from_scratch(options: argparse.Namespace, words: Tokenizer) -> Gemma:
-    config = GemmaConfig(
-        model_type="gemma2",
-        vocab_size=len(words),
-        hidden_size=options.hidden_size,
-        num_hidden_layers=options.layers,
-        num_attention_heads=options.heads,
-        num_key_value_heads=options.kv_heads,
-        head_dim=options.head_dim,
-        intermediate_size=options.ffn,
-        max_position_embeddings=options.context,
-        query_pre_attn_scalar=options.head_dim,
-        layer_types=layer_pattern(options.layers, local_per_global=1),
-        sliding_window=options.window,
-        attn_logit_softcapping=50.0,
-        final_logit_softcapping=30.0,
+    config = gemma2_config(
+        *(len(words), options.hidden_size, options.layers, options.heads, options.kv_heads, options.head_dim),
+        *(options.ffn, options.context, options.head_dim, options.window),
     )
     return Gemma(config, trainer.initial_weights(config, np.random.default_rng(options.seed)), words)
 

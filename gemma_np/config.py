@@ -161,18 +161,21 @@ def layer_pattern(layers: int, local_per_global: int) -> tuple[str, ...]:
     return tuple(GLOBAL if (i + 1) % (local_per_global + 1) == 0 else LOCAL for i in range(layers))
 
 
-def _gemma1(D: int, layers: int, H: int, K: int, h: int, F: int, query_scalar: int) -> GemmaConfig:
-    every_layer_global = layer_pattern(layers, local_per_global=0)
-    return GemmaConfig("gemma", 256_000, D, layers, H, K, h, F, 8192, query_scalar, every_layer_global)
-
-
-def _gemma2(D: int, layers: int, H: int, K: int, h: int, F: int, query_scalar: int) -> GemmaConfig:
+def gemma2_config(
+    V: int, D: int, layers: int, H: int, K: int, h: int, F: int, length: int, query_scalar: int, window: int
+) -> GemmaConfig:
+    """A Gemma 2 of any size, by its dimension letters: local and global layers in turn, caps of 50 and 30."""
     local_then_global = layer_pattern(layers, local_per_global=1)
     return GemmaConfig(
-        *("gemma2", 256_000, D, layers, H, K, h, F, 8192, query_scalar, local_then_global, 4096),
+        *("gemma2", V, D, layers, H, K, h, F, length, query_scalar, local_then_global, window),
         attn_logit_softcapping=50.0,
         final_logit_softcapping=30.0,
     )
+
+
+def _gemma1(D: int, layers: int, H: int, K: int, h: int, F: int, query_scalar: int) -> GemmaConfig:
+    every_layer_global = layer_pattern(layers, local_per_global=0)
+    return GemmaConfig("gemma", 256_000, D, layers, H, K, h, F, 8192, query_scalar, every_layer_global)
 
 
 def _gemma3(
@@ -191,9 +194,10 @@ RELEASED: dict[str, GemmaConfig] = {
     #                        D  layers  H   K   h     F  query_scalar
     "gemma-2b": _gemma1(2048, 18, 8, 1, 256, 16384, 256),
     "gemma-7b": _gemma1(3072, 28, 16, 16, 256, 24576, 256),
-    "gemma-2-2b": _gemma2(2304, 26, 8, 4, 256, 9216, 256),
-    "gemma-2-9b": _gemma2(3584, 42, 16, 8, 256, 14336, 256),
-    "gemma-2-27b": _gemma2(4608, 46, 32, 16, 128, 36864, 144),
+    #                           V      D  layers  H   K   h     F  length query_scalar window
+    "gemma-2-2b": gemma2_config(256_000, 2304, 26, 8, 4, 256, 9216, 8192, 256, 4096),
+    "gemma-2-9b": gemma2_config(256_000, 3584, 42, 16, 8, 256, 14336, 8192, 256, 4096),
+    "gemma-2-27b": gemma2_config(256_000, 4608, 46, 32, 16, 128, 36864, 8192, 144, 4096),
     #                                                          window  length  RoPE factor
     "gemma-3-270m": _gemma3(640, 18, 4, 1, 256, 2048, 256, 512, 32_768, 1.0),
     "gemma-3-1b": _gemma3(1152, 26, 4, 1, 256, 6912, 256, 512, 32_768, 1.0),

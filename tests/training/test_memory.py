@@ -5,9 +5,8 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from gemma_np import GemmaConfig
 from gemma_np.cli import main
-from gemma_np.config import layer_pattern
+from gemma_np.config import gemma2_config
 from gemma_np.training.memory import training_memory
 from gemma_np.training.optimizer import AdamW
 from gemma_np.training.parallel import Ranks
@@ -27,11 +26,7 @@ SHAPES = {  # D, layers, h, F, V, batch, length: each has its peak at another mo
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_the_prediction_is_within_a_tenth(shape):
     D, layers, h, F, V, B, T = shape
-    config = GemmaConfig(
-        *("gemma2", V, D, layers, 4, 2, h, F, T, h, layer_pattern(layers, 1), 64),
-        attn_logit_softcapping=50.0,
-        final_logit_softcapping=30.0,
-    )
+    config = gemma2_config(V, D, layers, 4, 2, h, F, T, h, 64)
     tracemalloc.start()
     try:
         state = State(initial_weights(config, np.random.default_rng(0)), AdamW(), np.random.default_rng(0))

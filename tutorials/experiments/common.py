@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 
 import gemma_np
-from gemma_np import Gemma, GemmaConfig
-from gemma_np.config import layer_pattern
+from gemma_np import Gemma
+from gemma_np.config import gemma2_config
 from gemma_np.training.data import consecutive_texts, open_tokens, text_files, write_tokens
 from gemma_np.training.parallel import Ranks
 from gemma_np.training.run_state import Recipe
@@ -40,21 +40,9 @@ class Shape:
     def model(self, seed: int) -> Gemma:
         """A model of this shape, freshly initialised."""
         words = gemma_np.load(TEACHER).tokenizer
-        config = GemmaConfig(
-            model_type="gemma2",
-            vocab_size=len(words),
-            hidden_size=self.hidden,
-            num_hidden_layers=self.layers,
-            num_attention_heads=self.heads,
-            num_key_value_heads=self.kv_heads,
-            head_dim=self.head_dim,
-            intermediate_size=self.ffn,
-            max_position_embeddings=RECIPE.length,
-            query_pre_attn_scalar=self.head_dim,
-            layer_types=layer_pattern(self.layers, local_per_global=1),
-            sliding_window=self.window,
-            attn_logit_softcapping=50.0,
-            final_logit_softcapping=30.0,
+        config = gemma2_config(
+            *(len(words), self.hidden, self.layers, self.heads, self.kv_heads, self.head_dim, self.ffn),
+            *(RECIPE.length, self.head_dim, self.window),
         )
         return Gemma(config, initial_weights(config, np.random.default_rng(seed)), words)
 
