@@ -1,0 +1,133 @@
+"""Capture the intermediates of a framework's model, under the names of our records.
+
+For `transformers`: hooks on its modules give what goes in and out of them, and its registry of attention functions lets
+one stand between queries and probabilities. Another framework is captured the same way: find, for each name that
+`gemma-np trace --names` prints, the line that computes it, and keep a copy in float32 or as it is; then write them with
+any safetensors library. What one cannot reach may be left out.
+"""
+
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+_ATTENTION = "gemma_np_recorded"
+
+
+def capture_transformers(model: Any, ids: ArrayLike, passes: list[int] | None = None) -> dict[str, np.ndarray]:
+    """Every record of a Gemma, Gemma2 or Gemma3 text model of transformers, by the names of `gemma_np.oracle.trace`.
+
+    ids [T]; passes: the number of tokens of each, the later ones read with the framework's own cache (default: all at
+    once). Numbers of 16 bits stay so (bfloat16 as of ml_dtypes).
+    """
+    import torch
+
+    _register_attention()
+    implementation = model.config._attn_implementation
+    model.config._attn_implementation = _ATTENTION
+    captured: dict[str, np.ndarray] = {}
+    cache, start, row = None, 0, torch.as_tensor(np.asarray(ids))[None]
+    try:
+        for number, size in enumerate(passes or [row.shape[1]]):
+            record: dict[str, Any] = {}
+            hooks = list(_hooks(model, record))
+            try:
+                with torch.no_grad():
+                    output = model(row[:, start : start + size], past_key_values=cache, use_cache=True)
+            finally:
+                for hook in hooks:
+                    hook.remove()
+            if getattr(model.config, "final_logit_softcapping", None):
+                record["logits_capped"] = output.logits
+            prefix = f"pass.{number}." if number else ""
+            captured |= {prefix + name: _as_numpy(value[0]) for name, value in record.items()}
+            cache, start = output.past_key_values, start + size
+    finally:
+        model.config._attn_implementation = implementation
+    return captured
+
+
+def _as_numpy(tensor: Any) -> np.ndarray:
+    import ml_dtypes
+    import torch
+
+    if tensor.dtype == torch.bfloat16:
+        return tensor.contiguous().view(torch.uint16).numpy().view(ml_dtypes.bfloat16).copy()
+    return tensor.numpy().copy()
+
+
+def _hooks(model: Any, record: dict[str, Any]) -> Iterator[Any]:
+    """Hooks that put what goes into or comes out of a part of the framework's model into the record."""
+
+    def out(part: Any, name: str, head_dim: int | None = None) -> Any:
+        def keep(_module: Any, _inputs: Any, output: Any) -> None:
+            # [B, T, H*h] -> [B, H, T, h]
+            value = output.unflatten(-1, (-1, head_dim)).transpose(1, 2) if head_dim else output
+            record[name] = value.clone()
+
+        return part.register_forward_hook(keep)
+
+    def into(part: Any, name: str) -> Any:
+        def keep(_module: Any, inputs: Any) -> None:
+            record[name] = inputs[0].clone()
+
+        return part.register_forward_pre_hook(keep)
+
+    yield out(model.model.embed_tokens, "embedding")
+    yield out(model.model.norm, "norm")
+    yield out(model.lm_head, "logits")
+    for number, layer in enumerate(model.model.layers):
+        name, attention, mlp = f"layers.{number}", layer.self_attn, layer.mlp
+        attention.gemma_np_record = record
+        yield out(layer.input_layernorm, f"{name}.input_layernorm")
+        for part in "qkv":
+            yield out(getattr(attention, f"{part}_proj"), f"{name}.self_attn.{part}", attention.head_dim)
+        if hasattr(attention, "q_norm"):
+            yield out(attention.q_norm, f"{name}.self_attn.q_norm")
+            yield out(attention.k_norm, f"{name}.self_attn.k_norm")
+        yield into(attention.o_proj, f"{name}.self_attn.mixed")
+        yield out(attention.o_proj, f"{name}.self_attn.o")
+        before_mlp = layer.post_attention_layernorm  # its name in Gemma 1
+        if hasattr(layer, "pre_feedforward_layernorm"):
+            before_mlp = layer.pre_feedforward_layernorm
+            yield out(layer.post_attention_layernorm, f"{name}.post_attention_layernorm")
+            yield out(layer.post_feedforward_layernorm, f"{name}.post_feedforward_layernorm")
+        yield into(before_mlp, f"{name}.resid_mid")
+        yield out(before_mlp, f"{name}.pre_feedforward_layernorm")
+        yield out(mlp.gate_proj, f"{name}.mlp.gate")
+        yield out(mlp.up_proj, f"{name}.mlp.up")
+        yield into(mlp.down_proj, f"{name}.mlp.hidden")
+        yield out(mlp.down_proj, f"{name}.mlp.down")
+        yield out(layer, f"{name}.resid_post")
+
+
+def _register_attention() -> None:
+    """Make known to transformers the attention function that records, and the mask that goes with it."""
+    import transformers
+    from transformers.masking_utils import AttentionMaskInterface, eager_mask
+
+    transformers.AttentionInterface.register(_ATTENTION, _recorded_attention)
+    AttentionMaskInterface.register(_ATTENTION, eager_mask)
+
+
+def _recorded_attention(
+    module: Any, query: Any, key: Any, value: Any, attention_mask: Any, scaling: float, softcap: Any = None, **rest: Any
+) -> Any:
+    """The framework's own eager attention; on the way its inputs, scores and probabilities are kept."""
+    import torch
+
+    eager: Callable[..., Any] = sys.modules[type(module).__module__].eager_attention_forward
+    repeat: Callable[..., Any] = sys.modules[type(module).__module__].repeat_kv
+    record, name, new = module.gemma_np_record, f"layers.{module.layer_idx}.self_attn", query.shape[2]
+    scores = query @ repeat(key, module.num_key_value_groups).transpose(2, 3) * scaling
+    record[f"{name}.q_rope"] = query.clone()
+    record[f"{name}.k_rope"] = key[:, :, -new:].clone()
+    record[f"{name}.scores"] = scores
+    if softcap:
+        record[f"{name}.scores_capped"] = softcap * torch.tanh(scores / softcap)
+        rest["softcap"] = softcap
+    output, probs = eager(module, query, key, value, attention_mask, scaling=scaling, **rest)
+    record[f"{name}.probs"] = probs.clone()
+    return output, probs

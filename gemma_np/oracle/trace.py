@@ -1,0 +1,141 @@
+"""A trace: every named intermediate of a run, streamed to a safetensors file as it is computed.
+
+A run is one pass over a prompt, or several: chunks of the prompt, then cached decoding, a token a pass. The records of
+the first pass have their plain names (`gemma_np.model.records` is the table), those of pass n the prefix `pass.n.`; the
+rows of a record are the pass's tokens. All passes are rows of one uncached pass over all ids, which is what a correct
+cache gives; so that is what the reference computes.
+
+Keys (the last axis of scores and probabilities) are in the order of their positions: on a global layer all so far, on
+a local layer those that some token of the pass can see.
+"""
+
+import json
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from fnmatch import fnmatchcase
+from importlib.metadata import version
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from gemma_np.checkpoints.config_json import config_to_json
+from gemma_np.config import GemmaConfig
+from gemma_np.gemma import Gemma
+from gemma_np.model.records import record_shapes
+from gemma_np.model.transformer import output_logits, transformer
+from gemma_np.model.visibility import visible
+from gemma_np.scope import Record, Tape
+from gemma_np.training.run_state import write_beside
+
+_OVER_KEYS = ("scores", "scores_capped", "probs")
+_DTYPES = {"float32": "F32", "float64": "F64"}
+
+Passes = Sequence[Sequence[int]]
+"""The token ids of each pass."""
+
+
+class Place(NamedTuple):
+    """Where a record of one pass lies in the record of the same name of the pass over all ids."""
+
+    key: str  # its name in a file
+    name: str
+    shape: tuple[int, ...]
+    rows: slice
+    columns: slice | None  # of keys; None where the last axis is none of keys
+    hidden: np.ndarray | None  # bool [T, S], True where a score says nothing, since its key is not visible
+
+    def of(self, value: np.ndarray) -> np.ndarray:
+        """This pass's part of the whole record, as a view."""
+        part = value[..., self.rows, :]
+        return part if self.columns is None else part[..., self.columns]
+
+
+def places(config: GemmaConfig, lengths: Sequence[int]) -> Iterator[Place]:
+    """Every record of passes of these lengths, in the order of execution."""
+    end = 0
+    for number, T in enumerate(lengths):
+        start, end = end, end + T
+        for name, shape in record_shapes(config, T).items():
+            columns = hidden = None
+            if name.endswith(_OVER_KEYS):
+                window = config.window(int(name.split(".")[1]))
+                first = max(0, start + 1 - window) if window else 0
+                columns, shape = slice(first, end), (*shape[:-1], end - first)
+                if not name.endswith("probs"):
+                    hidden = ~visible(range(start, end), range(first, end), window)
+            key = name if number == 0 else f"pass.{number}.{name}"
+            yield Place(key, name, shape, slice(start, end), columns, hidden)
+
+
+class Reference:
+    """A model and the passes that it reads: what others are held against."""
+
+    def __init__(self, model: Gemma, passes: Passes) -> None:
+        self.model, self.config, self.passes = model, model.config, passes
+        self.ids = [int(token) for ids in passes for token in ids]
+        self.lengths = [len(ids) for ids in passes]
+        self.places = {place.key: place for place in places(model.config, self.lengths)}
+
+    def run(self, tape: Tape) -> None:
+        """Send every record of the pass over all ids through the tape."""
+        x = transformer(self.ids, self.model.weights, self.config, tape=tape)
+        output_logits(x, self.model.weights, self.config, tape)
+
+    def records(self, tape: Tape | None = None) -> dict[str, np.ndarray]:
+        """Every record of the run by its name in a file, in the order of execution; each goes through the tape."""
+        record = Record()
+        self.run(lambda name, value: record(name, tape(name, value) if tape else value))
+        return {key: place.of(record[place.name]) for key, place in self.places.items()}
+
+
+def write_trace(model: Gemma, passes: Passes, path: Path, only: str = "*", source: str = "") -> int:
+    """Stream the records whose names in the file match `only`, a pattern as of file names, to a safetensors file, in
+    the dtype of the weights. Returns how many they are.
+
+    Its metadata holds `config` (as of config.json), `passes` (the token ids), `model` (`source`, for `gemma-np compare`
+    to find the weights again), `gemma_np` (the version). No record is kept in memory.
+    """
+    reference = Reference(model, passes)
+    chosen = [place for place in reference.places.values() if fnmatchcase(place.key, only)]
+    metadata = {
+        "config": json.dumps(config_to_json(model.config)),
+        "passes": json.dumps([[int(token) for token in ids] for ids in passes]),
+        "model": source,
+        "gemma_np": version("gemma-np"),
+    }
+    dtype = model.weights["model.norm.weight"].dtype
+
+    def write(partial: Path) -> None:
+        header, offsets = _header(chosen, dtype, metadata)
+        by_name: dict[str, list[Place]] = {}
+        for place in chosen:
+            by_name.setdefault(place.name, []).append(place)
+        with ExitStack() as stack:
+            file = stack.enter_context(partial.open("wb"))
+            file.write(header)
+
+            def tape(name: str, value: np.ndarray) -> np.ndarray:
+                for place in by_name.get(name, ()):
+                    file.seek(len(header) + offsets[place.key])
+                    file.write(np.ascontiguousarray(place.of(value)).data)
+                return value
+
+            reference.run(tape)
+
+    write_beside(path, write)
+    return len(chosen)
+
+
+def _header(chosen: Sequence[Place], dtype: np.dtype, metadata: Mapping[str, str]) -> tuple[bytes, dict[str, int]]:
+    """The beginning of a safetensors file, and how far behind it each record begins."""
+    entries: dict[str, object] = {"__metadata__": metadata}
+    offsets, end = {}, 0
+    for place in chosen:
+        start, end = end, end + int(np.prod(place.shape)) * dtype.itemsize
+        entries[place.key] = {"dtype": _DTYPES[dtype.name], "shape": place.shape, "data_offsets": [start, end]}
+        offsets[place.key] = start
+    text = json.dumps(entries).encode()
+    text += b" " * (-len(text) % 8)  # the numbers begin at a multiple of 8
+    return struct.pack("<Q", len(text)) + text, offsets
