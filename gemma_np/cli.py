@@ -1,4 +1,4 @@
-"""The command line: what can be asked, in which words. What is done then: cli_model.py and cli_training.py."""
+"""The command line: what can be asked, in which words. What it does: cli_model, cli_training, cli_oracle."""
 
 import argparse
 import os
@@ -9,7 +9,7 @@ from dataclasses import fields
 
 import numpy as np
 
-from gemma_np import cli_model, cli_training
+from gemma_np import cli_model, cli_oracle, cli_training
 from gemma_np.errors import GemmaError
 from gemma_np.gemma import DEFAULT
 from gemma_np.training.run_state import Recipe
@@ -43,12 +43,13 @@ RECIPE = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run `gemma-np` and return its exit status: 0, 2 for bad input (one line on standard error), 130 after Ctrl-C."""
+    """Run `gemma-np` and return its exit status: 0, 1 when a dump differs, 2 for bad input (one line on standard
+    error), 130 after Ctrl-C."""
     options = parser().parse_args(arguments)
     warnings.showwarning = lambda message, *_, **__: print(f"gemma-np: warning: {message}", file=sys.stderr)
     try:
         with np.errstate(all="ignore"):  # NaN in the weights is told once, by the tensor's name
-            options.run(options)
+            status = options.run(options)
         sys.stdout.flush()
     except GemmaError as error:
         print(f"gemma-np: {error}", file=sys.stderr)
@@ -61,7 +62,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:  # the reader of our output has gone, as in `gemma-np generate ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 0
+        return 0
+    except OSError as error:
+        print(f"gemma-np: {error}", file=sys.stderr)
+        return 2
+    return status or 0
 
 
 def parser() -> argparse.ArgumentParser:
@@ -69,9 +74,9 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser("gemma-np", description="Google's Gemma 2, whole, in NumPy that a person can read.")
     commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
-    def command(run: Callable[[argparse.Namespace], None], *examples: str) -> argparse.ArgumentParser:
+    def command(run: Callable[[argparse.Namespace], int | None], *examples: str) -> argparse.ArgumentParser:
         sub = commands.add_parser(
-            run.__name__.replace("_", "-"),
+            run.__name__.removesuffix("_dumps").replace("_", "-"),
             help=run.__doc__,
             description=run.__doc__,
             epilog="\n  ".join(["examples:", *examples]),
@@ -114,6 +119,7 @@ def parser() -> argparse.ArgumentParser:
 
     command(cli_model.models, "gemma-np models")
     _add_training(command)
+    _add_oracle(command)
     return top
 
 
@@ -147,11 +153,12 @@ def _add_training(command: Callable[..., argparse.ArgumentParser]) -> None:
     sub.add_argument("--targets", metavar="FOLDER", help="learn from what gemma-np targets has stored; sets --length")
     sub.add_argument(
         "--divergence",
-        choices=("forward", *cli_training.DIVERGENCES),
+        choices=cli_training.DIVERGENCES,
         default="forward",
         help="between teacher and student (forward: -sum P_T log P_S)",
     )
     sub.add_argument("--temperature", metavar="T", type=float, default=1.0, help="softens both distributions (1.0)")
+    sub.add_argument("--beta", metavar="B", type=float, default=0.5, help="the teacher's part in jensen-shannon (0.5)")
     sub.add_argument("--on-policy", action="store_true", help="learn from texts that the student itself goes on with")
     sub.add_argument("--prompt", metavar="N", type=int, default=16, help="tokens of TEXT before the student's own (16)")
     _add_run(sub)
@@ -178,6 +185,53 @@ def _add_training(command: Callable[..., argparse.ArgumentParser]) -> None:
     sub = command(cli_training.plot_log, "gemma-np plot-log run", "gemma-np plot-log student twin -o losses.svg")
     sub.add_argument("runs", metavar="RUN", nargs="+", help="folders of runs")
     sub.add_argument("-o", "--output", metavar="FILE", default="log.png", help="a png, svg or pdf file (log.png)")
+
+
+def _add_oracle(command: Callable[..., argparse.ArgumentParser]) -> None:
+    sub = command(
+        cli_oracle.trace,
+        'gemma-np trace --prompt "To be, or not to be" -o ref.safetensors',
+        "gemma-np trace --model google/gemma-2-2b --ids 2,651,6037 --decode 4 --dtype float64 -o ref.safetensors",
+        "gemma-np trace --names",
+    )
+    _add_model(sub)
+    sub.add_argument("--prompt", metavar="TEXT", help="the text to read")
+    sub.add_argument("--ids", metavar="N,N,...", help="the token ids to read, as they are")
+    sub.add_argument("--chunk", metavar="N", type=int, help="read the prompt in passes of N tokens (default: in one)")
+    sub.add_argument("--decode", metavar="N", type=int, default=0, help="then write N tokens, a pass each (0)")
+    sub.add_argument("--dtype", choices=("float32", "float64"), default="float32", help="of the computation (float32)")
+    sub.add_argument("--only", metavar="PATTERN", default="*", help="records to keep, such as 'layers.0.*' (all)")
+    sub.add_argument("--names", action="store_true", help="print the table of records, and end")
+    sub.add_argument("-o", "--output", metavar="FILE", help="the safetensors file to write")
+
+    sub = command(
+        cli_oracle.compare_dumps,
+        "gemma-np compare ref.safetensors theirs.safetensors",
+        "gemma-np compare ref.safetensors theirs.safetensors --isolate --dtype bfloat16 --plot errors.png",
+    )
+    sub.add_argument("reference", metavar="REF", help="what gemma-np trace has written")
+    sub.add_argument("dump", metavar="THEIRS", help="a safetensors file with records of the same names")
+    sub.add_argument("--model", metavar="M", help="the weights (default: those that REF names)")
+    sub.add_argument("--isolate", action="store_true", help="judge each operation on their own inputs to it")
+    sub.add_argument("--json", action="store_true", help="print the rows as JSON")
+    sub.add_argument("--plot", metavar="FILE", help="draw the errors, as png, svg or pdf")
+    _add_dump(sub)
+
+    sub = command(
+        cli_oracle.diagnose,
+        "gemma-np diagnose --model google/gemma-2-2b theirs.safetensors",
+        "gemma-np diagnose --model ./my-checkpoint --ids 2,651,6037 logits.safetensors",
+    )
+    _add_model(sub)
+    sub.add_argument("dump", metavar="THEIRS", help="a safetensors file with some records, or logits alone")
+    sub.add_argument("--ids", metavar="N,N,...", help="the token ids, where the file's metadata has no `passes`")
+    _add_dump(sub)
+
+
+def _add_dump(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--names", metavar="FILE", help="JSON: their names to ours, {layer} for the layer's number")
+    dtypes = ("float32", "bfloat16", "float16", "float64")
+    sub.add_argument("--dtype", choices=dtypes, help="what they computed in (default: what they stored)")
 
 
 def _add_model(sub: argparse.ArgumentParser) -> None:

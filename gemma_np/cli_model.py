@@ -53,6 +53,8 @@ def info(options: argparse.Namespace) -> None:
     for line in describe(config):
         print(line)
     if options.training:
+        if min(options.batch, options.length) < 1:
+            raise GemmaError(f"batch: {options.batch}, length: {options.length}, expected 1 or more")
         parts = training_memory(config, options.batch, options.length)
         print(f"\nmemory for training in float32, {options.batch} texts of {options.length} tokens at once")
         for part, size in (parts | {"total": sum(parts.values())}).items():

@@ -7,7 +7,7 @@ then planted in the reference: if that clears what was wrong, and breaks nothing
 import inspect
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
-from itertools import combinations
+from itertools import permutations
 from pathlib import Path
 from typing import NamedTuple
 
@@ -67,10 +67,9 @@ def diagnose(reference: Reference, theirs: Records, dtype: str) -> Diagnosis:
     singles.sort(key=_rank)
     if singles and singles[0].explains:
         return Diagnosis(wrong, singles)
-    helpful = [single.mistakes[0] for single in singles if single.left < len(wrong) or len(theirs) == 1]
     pairs = [
         _explanation(pair, reference, theirs, allowed)
-        for pair in tqdm(list(combinations(helpful, 2)), desc="two mistakes", leave=False, disable=None)
+        for pair in tqdm(list(permutations(candidates, 2)), desc="two mistakes", leave=False, disable=None)
     ]
     return Diagnosis(wrong, sorted(singles + pairs, key=_rank))
 

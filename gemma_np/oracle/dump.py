@@ -18,7 +18,7 @@ from gemma_np.checkpoints.config_json import config_from_json
 from gemma_np.checkpoints.huggingface import stored_tensors
 from gemma_np.config import GemmaConfig
 from gemma_np.errors import GemmaError
-from gemma_np.oracle.trace import Reference
+from gemma_np.oracle.trace import Place, Reference
 
 
 class Dump(NamedTuple):
@@ -72,12 +72,22 @@ def fitted(dump: Dump, reference: Reference) -> dict[str, np.ndarray]:
     records = {}
     for key, place in known.items():
         if key in dump.records:
-            record = dump.records[key]
-            records[key] = record[0] if record.shape == (1, *place.shape) else record
+            records[key] = record = _fit(dump.records[key], place)
             # A score that is hidden may be -inf: a mask was added to it.
             if place.hidden is None and not np.isfinite(np.asarray(record, np.float32)).all():
                 raise GemmaError(f"{dump.path}: {key}: has NaN or infinity, the first record that does")
     return records
+
+
+def _fit(record: np.ndarray, place: Place) -> np.ndarray:
+    """The record without the axis of a batch of one, and with the keys that a ring has dropped: hidden scores, and
+    probabilities of zero."""
+    if record.ndim == len(place.shape) + 1 and record.shape[0] == 1:
+        record = record[0]
+    if place.columns is not None and record.shape[:-1] == place.shape[:-1] and record.shape[-1] < place.shape[-1]:
+        dropped = place.shape[-1] - record.shape[-1]
+        record = np.concatenate([np.zeros((*record.shape[:-1], dropped), record.dtype), record], axis=-1)
+    return record
 
 
 def _metadata(path: Path) -> Mapping[str, str]:

@@ -7,7 +7,7 @@ any safetensors library. What one cannot reach may be left out.
 """
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,11 +16,14 @@ from numpy.typing import ArrayLike
 _ATTENTION = "gemma_np_recorded"
 
 
-def capture_transformers(model: Any, ids: ArrayLike, passes: list[int] | None = None) -> dict[str, np.ndarray]:
+def capture_transformers(
+    model: Any, ids: ArrayLike, passes: Sequence[int] | None = None, cache: Any = None
+) -> dict[str, np.ndarray]:
     """Every record of a Gemma, Gemma2 or Gemma3 text model of transformers, by the names of `gemma_np.oracle.trace`.
 
-    ids [T]; passes: the number of tokens of each, the later ones read with the framework's own cache (default: all at
-    once). Numbers of 16 bits stay so (bfloat16 as of ml_dtypes).
+    ids [T]; passes: the number of tokens of each, the later ones read with the cache (default: all at once);
+    cache: an empty one of the framework's (default: the one it makes itself, which drops what a window has passed).
+    Numbers of 16 bits stay so (bfloat16 as of ml_dtypes).
     """
     import torch
 
@@ -28,7 +31,7 @@ def capture_transformers(model: Any, ids: ArrayLike, passes: list[int] | None = 
     implementation = model.config._attn_implementation
     model.config._attn_implementation = _ATTENTION
     captured: dict[str, np.ndarray] = {}
-    cache, start, row = None, 0, torch.as_tensor(np.asarray(ids))[None]
+    start, row = 0, torch.as_tensor(np.asarray(ids))[None]
     try:
         for number, size in enumerate(passes or [row.shape[1]]):
             record: dict[str, Any] = {}

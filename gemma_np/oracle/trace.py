@@ -5,8 +5,8 @@ the first pass have their plain names (`gemma_np.model.records` is the table), t
 rows of a record are the pass's tokens. All passes are rows of one uncached pass over all ids, which is what a correct
 cache gives; so that is what the reference computes.
 
-Keys (the last axis of scores and probabilities) are in the order of their positions: on a global layer all so far, on
-a local layer those that some token of the pass can see.
+Keys (the last axis of scores and probabilities) are all so far, in the order of their positions. Others may leave out
+those at the front that no token of the pass can see, as a ring drops them.
 """
 
 import json
@@ -60,11 +60,9 @@ def places(config: GemmaConfig, lengths: Sequence[int]) -> Iterator[Place]:
         for name, shape in record_shapes(config, T).items():
             columns = hidden = None
             if name.endswith(_OVER_KEYS):
-                window = config.window(int(name.split(".")[1]))
-                first = max(0, start + 1 - window) if window else 0
-                columns, shape = slice(first, end), (*shape[:-1], end - first)
+                columns, shape = slice(0, end), (*shape[:-1], end)
                 if not name.endswith("probs"):
-                    hidden = ~visible(range(start, end), range(first, end), window)
+                    hidden = ~visible(range(start, end), range(end), config.window(int(name.split(".")[1])))
             key = name if number == 0 else f"pass.{number}.{name}"
             yield Place(key, name, shape, slice(start, end), columns, hidden)
 

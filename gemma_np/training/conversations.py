@@ -7,6 +7,7 @@ Source: Gemma 2 report, section 4 (supervised fine-tuning) and tables 4 and 5 (t
 """
 
 import json
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from gemma_np.training.task import Batch
 def read_conversations(file: Path) -> list[list[dict[str, str]]]:
     """The conversations of a file. Raises GemmaError, with the line's number, for one that is none."""
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = file.read_text(encoding="utf-8").split("\n")  # other line breaks may stand inside of a string
     except (OSError, UnicodeDecodeError) as error:
         raise GemmaError(f"{file}: {error}, expected a file with a conversation a line") from None
     conversations = []
@@ -38,7 +39,7 @@ def read_conversations(file: Path) -> list[list[dict[str, str]]]:
             check_messages(messages, last="model")
         except GemmaError as error:
             raise GemmaError(f"{file}, line {number}: {error}") from None
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise GemmaError(f"{file}, line {number}: {error!r}, expected an object with messages") from None
         conversations.append(messages)
     return conversations
@@ -60,7 +61,8 @@ def write_conversations(
     file: Path, tokenizer: Tokenizer, folder: Path, length: int, validation: float, seed: int
 ) -> None:
     """Tokenize conversations into folder/train.npy and folder/validation.npy, a row each: [N, 2, length + 1], first
-    the ids, then 1 where the model has to learn to say them. Short ones are filled up with `<eos>`, and long ones cut.
+    the ids, then 1 where the model has to learn to say them. Short ones are filled up with `<eos>`, and long ones cut;
+    those whose first answer begins behind the cut are left out, with a warning.
 
     Raises GemmaError when there are too few to split.
     """
@@ -71,8 +73,12 @@ def write_conversations(
         ids, said = conversation_ids(messages, tokenizer)
         kept = min(len(ids), length + 1)
         row[:, :kept] = ids[:kept], said[:kept]
-    for name, chosen in split(len(conversations), validation, seed).items():
-        write_array(folder / f"{name}.npy", rows[chosen])
+    counts = rows[:, 1, 1:].any(axis=-1)
+    if not counts.all():
+        left_out = f"{len(rows) - counts.sum()} of {len(rows)} conversations"
+        warnings.warn(f"{file}: {left_out} have no answer within {length} tokens and are left out", stacklevel=2)
+    for name, chosen in split(int(counts.sum()), "conversations", validation, seed).items():
+        write_array(folder / f"{name}.npy", rows[counts][chosen])
 
 
 def draw_conversations(rows: np.ndarray, batch: int) -> Callable[[State], Batch]:

@@ -1,7 +1,9 @@
 """Text as training reads it: documents, tokenized once into a file of ids that is then memory-mapped."""
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -38,7 +40,7 @@ def write_tokens(files: Sequence[Path], tokenizer: Tokenizer, folder: Path, vali
     """
     from tqdm import tqdm
 
-    parts = split(len(files), validation, seed)
+    parts = split(len(files), "documents", validation, seed)
     dtype = np.uint16 if len(tokenizer) <= 2**16 else np.uint32
     with tqdm(total=len(files), desc="tokenizing", unit=" documents", delay=2, leave=False) as progress:
         for name, chosen in parts.items():
@@ -49,16 +51,18 @@ def write_tokens(files: Sequence[Path], tokenizer: Tokenizer, folder: Path, vali
             write_array(folder / f"{name}.npy", np.concatenate(ids))
 
 
-def split(documents: int, validation: float, seed: int) -> dict[str, np.ndarray]:
+def split(count: int, what: str, validation: float, seed: int) -> dict[str, np.ndarray]:
     """The numbers of the documents to validate and to train on, shuffled by the seed. The share `validation` of them
     is held out, at least one if any is asked for.
 
-    Raises GemmaError when there are too few documents to split.
+    Raises GemmaError when there are too few documents to split, or for a share that is none.
     """
-    held_out = max(1, round(validation * documents)) if validation else 0
-    if held_out >= documents:
-        raise GemmaError(f"{documents} documents, expected at least {held_out + 1} to hold {held_out} out")
-    order = np.random.default_rng(seed).permutation(documents)
+    if not 0 <= validation < 1:
+        raise GemmaError(f"validation: {validation}, expected a share from 0 to less than 1")
+    held_out = max(1, round(validation * count)) if validation else 0
+    if held_out >= count:
+        raise GemmaError(f"{count} {what}, expected at least {held_out + 1} to hold {held_out} out")
+    order = np.random.default_rng(seed).permutation(count)
     return {"validation": order[:held_out], "train": order[held_out:]}
 
 
@@ -73,11 +77,28 @@ def write_array(path: Path, array: np.ndarray) -> None:
     write_beside(path, write)
 
 
+def prepare(folder: Path, about: dict[str, Any], write: Callable[[], None], keep: bool) -> None:
+    """Write the data of a run, and last of all what they are made of; or keep what is there.
+
+    Raises GemmaError when what is to be kept is made of something else.
+    """
+    label = folder / "about.json"
+    if keep and label.exists():
+        found = json.loads(label.read_text())
+        for name, value in about.items():
+            if found.get(name) != value:
+                raise GemmaError(f"{folder}: made with {name}={found.get(name)}, expected {value} as asked for now")
+        return
+    label.unlink(missing_ok=True)
+    write()
+    write_beside(label, lambda partial: partial.write_text(json.dumps(about) + "\n"))
+
+
 def open_tokens(path: Path, length: int) -> np.ndarray:
     """The memory-mapped ids of a token file, [N]. Raises GemmaError when it is none, or too short for one text."""
     try:
         tokens = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError) as error:
         raise GemmaError(f"{path}: {error}, expected a token file") from None
     if tokens.ndim != 1 or not np.issubdtype(tokens.dtype, np.unsignedinteger):
         raise GemmaError(f"{path}: {tokens.dtype} of shape {tokens.shape}, expected unsigned integers in one row")

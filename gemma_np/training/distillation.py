@@ -83,7 +83,12 @@ def fingerprint(teacher: Gemma) -> int:
     return zlib.crc32(teacher.weights["model.norm.weight"].tobytes())
 
 
-def check_vocabularies(teacher: bytes, student: bytes) -> None:
+def check_vocabularies(teacher: Gemma, student: Gemma) -> None:
     """Raise a GemmaError unless both read the same tokens: a distribution over other ones would teach nothing."""
-    if teacher != student:
+    models = [gemma.tokenizer.model if gemma.tokenizer else b"" for gemma in (teacher, student)]
+    if models[0] != models[1]:
         raise GemmaError("teacher: its tokenizer.model is another than the student's, expected the same vocabulary")
+    if teacher.config.vocab_size != student.config.vocab_size:
+        raise GemmaError(
+            f"teacher: vocab_size={teacher.config.vocab_size}, expected {student.config.vocab_size} as the student's"
+        )

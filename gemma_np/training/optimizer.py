@@ -47,10 +47,10 @@ class AdamW:
 def clip_by_global_norm(gradients: MutableMapping[str, np.ndarray], limit: float) -> float:
     """Scale all gradients down together, in place, so that their common norm is at most the limit.
 
-    Returns the norm before. It is summed in float64, tensor by tensor.
+    Returns the norm before; the rows' squares are summed in float64. Gradients of infinite norm are left as they are.
     """
-    norm = math.sqrt(sum(float(np.vecdot(g.ravel(), g.ravel())) for g in gradients.values()))
-    if norm > limit:
+    norm = math.sqrt(sum(float(np.vecdot(g, g).sum(dtype=np.float64)) for g in gradients.values()))
+    if limit < norm < math.inf:
         for gradient in gradients.values():
             gradient *= limit / norm
     return norm

@@ -1,4 +1,4 @@
-"""Several processes that train one model: each works on its share of every batch, and their gradients are added up.
+"""Several processes that train one model: each learns from its share of every batch, and their gradients are added up.
 
 Started by MPI, on one machine or on many: `mpiexec -n 4 gemma-np train ...`. All ranks hold the same weights and draw
 the same batches, so that nothing but gradients and losses ever travels. Only rank 0 writes files.

@@ -25,9 +25,8 @@ class RunLog:
             return
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "log.jsonl"
-        lines = path.read_text().splitlines() if path.exists() else []
-        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
-        write_beside(path, lambda partial: partial.write_text("".join(line + "\n" for line in kept)))
+        kept = [entry for entry in _entries(path) if entry["step"] <= step] if path.exists() else []
+        write_beside(path, lambda partial: partial.write_text("".join(json.dumps(entry) + "\n" for entry in kept)))
         self.file = path.open("a")
 
     def write(self, entry: Mapping[str, float]) -> None:
@@ -55,12 +54,24 @@ def read_log(folder: Path) -> list[dict[str, float]]:
     """The lines of a run's log. Raises GemmaError when there is none."""
     path = folder / "log.jsonl"
     try:
-        entries = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
-    except (OSError, ValueError) as error:
+        entries = _entries(path)
+    except OSError as error:
         raise GemmaError(f"{path}: {error}, expected the log of a run") from None
     if not entries:
-        raise GemmaError(f"{path}: empty, expected the log of a run")
+        raise GemmaError(f"{path}: has no steps, expected the log of a run")
     return entries
+
+
+def _entries(path: Path) -> list[dict[str, float]]:
+    """The whole lines of a log; of the last, a killed run may have left a part."""
+    found = []
+    for line in path.read_text().splitlines():
+        try:
+            entry = json.loads(line)
+            found.append({name: float(value) for name, value in entry.items()} | {"step": int(entry["step"])})
+        except (ValueError, TypeError, KeyError, AttributeError):
+            continue
+    return found
 
 
 def plot_logs(folders: Sequence[Path], output: Path) -> None:
@@ -69,7 +80,7 @@ def plot_logs(folders: Sequence[Path], output: Path) -> None:
 
     Raises GemmaError when matplotlib or a log is missing.
     """
-    logs = {folder.name: read_log(folder) for folder in folders}
+    logs = [(str(folder), read_log(folder)) for folder in folders]
     try:
         from matplotlib.figure import Figure
     except ImportError:
@@ -77,7 +88,7 @@ def plot_logs(folders: Sequence[Path], output: Path) -> None:
 
     figure = Figure(figsize=(8, 6), layout="constrained")
     loss_axes, rate_axes = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
-    for number, (name, log) in enumerate(logs.items()):
+    for number, (name, log) in enumerate(logs):
         colour = f"C{number}"
         steps, losses = np.array([(entry["step"], entry["loss"]) for entry in log]).T
         loss_axes.plot(steps, losses, color=colour, alpha=0.2, linewidth=0.8)

@@ -58,9 +58,12 @@ class State:
 
 
 def check_folder(folder: Path, resume: bool) -> None:
-    """Raise a GemmaError rather than begin a run where there is one."""
+    """Raise a GemmaError rather than write over a run or another checkpoint."""
     if not resume and (folder / STATE_FILE).exists():
         raise GemmaError(f"{folder}: holds a run already, expected --resume or another folder")
+    began_here = resume and (folder / "log.jsonl").exists()
+    if not began_here and (folder / "config.json").exists():
+        raise GemmaError(f"{folder}: holds a checkpoint already, expected another folder")
 
 
 def save_state(folder: Path, state: State, model: Gemma, recipe: Recipe, task: Mapping[str, Any]) -> None:
@@ -83,7 +86,8 @@ def save_state(folder: Path, state: State, model: Gemma, recipe: Recipe, task: M
         metadata = {name: json.dumps(value) for name, value in about.items()}
         write_beside(folder / STATE_FILE, lambda path: save_file(everything, path, metadata))
     except Exception as error:  # the safetensors library has an exception of its own for a full disk
-        raise GemmaError(f"{folder}: could not be saved ({error}); the checkpoint before is whole") from None
+        before = "; the checkpoint before is whole" if (folder / STATE_FILE).exists() else ""
+        raise GemmaError(f"{folder}: could not be saved ({error}){before}") from None
 
 
 def load_state(path: Path, config: GemmaConfig, recipe: Recipe, task: Mapping[str, Any]) -> State:
@@ -94,11 +98,12 @@ def load_state(path: Path, config: GemmaConfig, recipe: Recipe, task: Mapping[st
         with safe_open(path, "numpy") as file:
             about = {name: json.loads(value) for name, value in file.metadata().items()}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (the file is not iterable)
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, ValueError, AttributeError) as error:
         raise GemmaError(f"{path}: damaged ({error}), expected the state of a run") from None
     for what, expected in json.loads(json.dumps(_identity(config, recipe, task))).items():
-        for name in expected.keys() | about[what].keys():
-            found, wanted = about[what].get(name), expected.get(name)
+        recorded = about.get(what, {})
+        for name in expected.keys() | recorded.keys():
+            found, wanted = recorded.get(name), expected.get(name)
             if found != wanted:
                 raise GemmaError(f"{path}: {what} with {name}={found}, expected {wanted} as asked for now")
 
@@ -121,7 +126,10 @@ def _identity(config: GemmaConfig, recipe: Recipe, task: Mapping[str, Any]) -> d
 def write_beside(path: Path, write: Callable[[Path], object]) -> None:
     """Write a file beside its target, and put it in the target's place once it is whole and on the disk."""
     partial = path.with_name(f".{path.name}.partial")
-    write(partial)
-    with partial.open("rb") as file:
-        os.fsync(file.fileno())
-    partial.replace(path)
+    try:
+        write(partial)
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

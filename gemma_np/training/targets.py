@@ -21,6 +21,7 @@ from gemma_np.errors import GemmaError
 from gemma_np.gemma import Gemma
 from gemma_np.training.distillation import fingerprint
 from gemma_np.training.losses import TopK, distillation_top_k, log_softmax
+from gemma_np.training.parallel import Ranks
 from gemma_np.training.run_state import State, write_beside
 from gemma_np.training.task import Batch
 
@@ -38,29 +39,42 @@ def top_k(logits: np.ndarray, k: int) -> TopK:
     return TopK(ids, np.exp(np.take_along_axis(log_softmax(logits), ids, axis=-1)))
 
 
-def write_targets(teacher: Gemma, tokens: np.ndarray, length: int, k: int, folder: Path) -> None:
-    """Let the teacher read a token file, tokens [N], in texts of `length`, and store its k likeliest tokens at each
-    position. Files that are there already are left alone.
+def check_targets(teacher: Gemma, length: int, k: int) -> None:
+    """Raise a GemmaError when a teacher cannot read texts of that length, or has not k tokens and a rest."""
+    if not 0 < length <= teacher.config.max_position_embeddings:
+        context = teacher.config.max_position_embeddings
+        raise GemmaError(f"length: {length}, expected 1 to the teacher's context of {context}")
+    if not 0 < k < teacher.config.vocab_size:
+        raise GemmaError(f"top-k: {k}, expected 1 to {teacher.config.vocab_size - 1}, less than the vocabulary")
 
-    Raises GemmaError when k is no part of the vocabulary, or when the folder was begun with other settings.
+
+def write_targets(
+    teacher: Gemma, tokens: np.ndarray, length: int, k: int, folder: Path, ranks: Ranks | None = None
+) -> None:
+    """Let the teacher read a token file, tokens [N], in texts of `length`, and store its k likeliest tokens at each
+    position. Files that are there already are left alone; each rank writes some of the others.
+
+    Raises GemmaError for what `check_targets` checks, and when the folder was begun with other settings.
     """
     from safetensors.numpy import save_file
     from tqdm import tqdm
 
-    if not 0 < k < teacher.config.vocab_size:
-        raise GemmaError(f"top-k: {k}, expected 1 to {teacher.config.vocab_size - 1}, less than the vocabulary")
+    ranks = ranks or Ranks()
+    check_targets(teacher, length, k)
     settings = {"length": length, "top_k": k, "tokens": len(tokens), "teacher": fingerprint(teacher)}
-    if not (folder / _SETTINGS).exists():
+    if ranks.rank == 0 and not (folder / _SETTINGS).exists():
         folder.mkdir(parents=True, exist_ok=True)
         write_beside(folder / _SETTINGS, lambda partial: partial.write_text(json.dumps(settings) + "\n"))
+    ranks.wait()
     for name, value in read_settings(folder).items():
         if settings[name] != value:
             raise GemmaError(f"{folder}: was begun with {name}={value}, expected {settings[name]} as asked for now")
     texts = (len(tokens) - 1) // length
     dtype = np.uint16 if teacher.config.vocab_size <= 2**16 else np.uint32
-    for number, path in enumerate(tqdm(_files(folder, texts), desc="teacher reads", unit=" files", disable=None)):
-        if path.exists():
-            continue
+    missing = [(number, path) for number, path in enumerate(_files(folder, texts)) if not path.exists()]
+    ranks.wait()  # all see the same files missing before any of them is written
+    hide = True if ranks.rank else None  # None: where nobody looks
+    for number, path in tqdm(missing[ranks.rank :: ranks.size], desc="teacher reads", unit=" files", disable=hide):
         starts = range(number * _TEXTS * length, min((number + 1) * _TEXTS, texts) * length, length)
         ids = np.stack([tokens[start : start + length + 1] for start in starts])
         parts = [
@@ -121,6 +135,7 @@ def read_settings(folder: Path) -> dict[str, int]:
     Raises GemmaError when the folder has none.
     """
     try:
-        return json.loads((folder / _SETTINGS).read_text())
-    except (OSError, ValueError) as error:
+        found = json.loads((folder / _SETTINGS).read_text())
+        return {name: int(found[name]) for name in ("length", "top_k", "tokens", "teacher")}
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise GemmaError(f"{folder}: {error}, expected what gemma-np targets writes") from None

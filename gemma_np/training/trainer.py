@@ -76,7 +76,7 @@ def train_step(state: State, config: GemmaConfig, task: Task, recipe: Recipe, ra
 def _not_finite(step: int, what: str, *places: Mapping[str, np.ndarray]) -> GemmaError:
     """The error that names the first array with NaN or infinity, looked for in the order of the places."""
     names = (name for place in places for name, value in place.items() if not np.isfinite(value).all())
-    return GemmaError(f"step {step + 1}: the {what} is not finite; first in {next(names, 'the loss itself')}")
+    return GemmaError(f"step {step + 1}: the {what} is not finite; first in {next(names, 'none of the arrays')}")
 
 
 def validation_loss(
@@ -90,13 +90,13 @@ def validation_loss(
         counted = True if batch.counted is None else batch.counted
         totals += (losses.sum(where=counted, dtype=np.float64), batch.positions)
     ranks.add_up(totals)
-    return float(totals[0] / totals[1])
+    return float(totals[0] / max(totals[1], 1))
 
 
 def train(
     model: Gemma, task: Task, recipe: Recipe, folder: Path, resume: bool = False, ranks: Ranks | None = None
 ) -> Gemma:
-    """Train a model and write it to the folder, a checkpoint folder at every moment; returns the trained model.
+    """Train a model; from the first save on, the folder is a checkpoint folder. Returns the trained model.
 
     Weights that can be written are changed in place; those of a mapped file are copied first. With `resume`, go on
     from what the folder holds: the result is, to the bit, that of a run never interrupted.
@@ -121,9 +121,12 @@ def train(
             if task.validation and (last or state.step % recipe.validate_every == 0):
                 entry["validation"] = validation_loss(state.weights, model.config, task.validation, ranks)
             log.write(entry)
-            if ranks.rank == 0 and (last or state.step % recipe.save_every == 0):
-                log.flush()
-                save_state(folder, state, run, recipe, task.about)
+            if last or state.step % recipe.save_every == 0:
+                if not all(np.isfinite(weight).all() for weight in state.weights.values()):
+                    raise _not_finite(state.step - 1, "result", state.weights)
+                if ranks.rank == 0:
+                    log.flush()
+                    save_state(folder, state, run, recipe, task.about)
     return run
 
 

@@ -5,10 +5,11 @@ report (arXiv 2403.08295), section 3.3. The special pieces stand where they stan
 """
 
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from gemma_np.errors import GemmaError
 
+_LONGEST = 10_000  # characters that are learned from together
 _SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
 _OPENING = ("table", "caption", "thead", "tbody", "tfoot", "tr", "th", "td")
 _HEADINGS = ("h1", "h2", "h3", "h4", "h5", "h6", "blockquote")
@@ -38,7 +39,7 @@ def train_vocabulary(lines: Iterable[str], size: int) -> bytes:
     model = io.BytesIO()
     try:
         SentencePieceTrainer.train(
-            sentence_iterator=iter(lines),
+            sentence_iterator=(part for line in lines for part in _short(line)),
             model_writer=model,
             model_type="bpe",
             vocab_size=size,
@@ -56,11 +57,16 @@ def train_vocabulary(lines: Iterable[str], size: int) -> bytes:
             bos_piece="<bos>",
             unk_piece="<unk>",
             user_defined_symbols=list(SPECIAL_PIECES[4:]),  # a tuple would be taken for one name
-            max_sentence_length=100_000,
+            max_sentence_length=4 * _LONGEST,  # bytes; a longer one would be left out
             num_threads=1,  # more of them make the result depend on chance
             minloglevel=2,
         )
     except RuntimeError as error:
-        reason = str(error).rsplit("] ", 1)[-1]
+        reason = str(error).rsplit("] ", 1)[-1] or "the text is empty"
         raise GemmaError(f"vocabulary of {size} pieces: {reason}") from None
     return model.getvalue()
+
+
+def _short(line: str) -> Iterator[str]:
+    """The line in parts that are not too long."""
+    return (line[start : start + _LONGEST] for start in range(0, len(line), _LONGEST))

@@ -65,14 +65,27 @@ def test_the_users_words_have_no_gradient(tmp_path):
 
 
 def test_long_conversations_are_cut(tmp_path):
-    write_conversations(write(tmp_path / "a.jsonl", [TALK] * 3), tiny.tokenizer(), tmp_path, 10, 0, 0)
-    rows = np.load(tmp_path / "train.npy")
     ids, said = conversation_ids(TALK, tiny.tokenizer())
-    assert rows.shape == (3, 2, 11)
-    assert rows[1].tolist() == [ids[:11], [int(learn) for learn in said[:11]]]
+    length = said.index(True) + 3
+    write_conversations(write(tmp_path / "a.jsonl", [TALK] * 3), tiny.tokenizer(), tmp_path, length, 0, 0)
+    rows = np.load(tmp_path / "train.npy")
+    assert rows.shape == (3, 2, length + 1)
+    assert rows[1].tolist() == [ids[: length + 1], [int(learn) for learn in said[: length + 1]]]
     batch = Task(draw_conversations(rows, 2)).draw(State({}, AdamW(), np.random.default_rng(0)))
-    assert batch.ids.shape == (2, 11)
-    assert batch.counted.shape == (2, 10)
+    assert batch.ids.shape == (2, length + 1)
+    assert batch.counted.shape == (2, length)
+
+
+def test_conversations_without_an_answer_are_left_out(tmp_path):
+    long = [{"role": "user", "content": "And then? " * 20}, TALK[1]]
+    length = conversation_ids(TALK, tiny.tokenizer())[1].index(True) + 3
+    file = write(tmp_path / "a.jsonl", [TALK, long, TALK])
+    with pytest.warns(UserWarning, match=f"1 of 3 conversations have no answer within {length} tokens"):
+        write_conversations(file, tiny.tokenizer(), tmp_path, length, 0, 0)
+    assert len(np.load(tmp_path / "train.npy")) == 2
+    file = write(tmp_path / "b.jsonl", [long])
+    with pytest.warns(match="1 of 1"), pytest.raises(GemmaError, match="0 conversations, expected at least 1"):
+        write_conversations(file, tiny.tokenizer(), tmp_path, length, 0, 0)
 
 
 def test_assistant_is_another_word_for_model(tmp_path):

@@ -3,6 +3,7 @@
 import json
 from functools import partial
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -16,6 +17,7 @@ from gemma_np.training.optimizer import AdamW
 from gemma_np.training.run_state import Recipe, State
 from gemma_np.training.task import Batch
 from gemma_np.training.trainer import loss_and_gradients
+from gemma_np.training.vocabulary import train_vocabulary
 from tests import tiny
 from tests.strategies import random_ids, random_weights
 
@@ -120,8 +122,6 @@ def test_only_the_forward_divergence_has_a_temperature(places, capsys):
 
 def test_another_vocabulary_is_refused(places, capsys):
     tiny.gemma().save(places / "other")
-    from gemma_np.training.vocabulary import train_vocabulary
-
     tiny.gemma(vocab_size=540).save(places / "apart")
     (places / "apart" / "tokenizer.model").write_bytes(train_vocabulary(tiny.TEXT.splitlines(), 540))
     arguments = ["distill", str(places / "texts"), "--teacher", str(places / "apart"), "--model", str(places / "other")]
@@ -151,3 +151,34 @@ def test_merge_from_the_command_line(places, capsys):
     assert (gemma_np.load(places / "merged").logits([2, 5]) == tiny.gemma().logits([2, 5])).all()
     assert main(["merge", teacher, str(places / "another"), "-o", str(places / "x")]) == 2
     assert "another config than" in capsys.readouterr().err
+    others = train_vocabulary([tiny.TEXT.upper()] * 3, 540)
+    tiny.gemma(vocab_size=540).save(places / "one")
+    tiny.gemma(vocab_size=540).save(places / "renamed")
+    for name, words in (("one", train_vocabulary(tiny.TEXT.splitlines(), 540)), ("renamed", others)):
+        (places / name / "tokenizer.model").write_bytes(words)
+    assert main(["merge", str(places / "one"), str(places / "renamed"), "-o", str(places / "x")]) == 2
+    assert "another tokenizer.model than" in capsys.readouterr().err
+
+
+def test_merge_stores_in_other_dtypes(places):
+    assert main(["merge", str(places / "teacher"), "-o", str(places / "half"), "--dtype", "bfloat16"]) == 0
+    half, whole = gemma_np.load(places / "half").weights, tiny.gemma().weights
+    assert (places / "half" / "model.safetensors").stat().st_size < 0.6 * sum(w.nbytes for w in whole.values()) + 9000
+    for name, weight in whole.items():
+        assert (half[name] == weight.astype(ml_dtypes.bfloat16).astype(np.float32)).all()
+
+
+def test_options_that_mean_nothing_are_refused(places, capsys):
+    teacher = ["distill", str(places / "texts"), "--teacher", str(places / "teacher"), "-o", str(places / "out")]
+    for words, message in (
+        ([*teacher, "--temperature", "0"], "temperature: 0.0, expected more than 0"),
+        ([*teacher, "--temperature", "nan"], "temperature: nan, expected more than 0"),
+        (
+            [*teacher, "--divergence", "jensen-shannon", "--beta", "1"],
+            "beta: 1.0, expected more than 0 and less than 1",
+        ),
+        ([*teacher, "--targets", "x"], "expected --teacher and TEXT for a live teacher, or --targets"),
+        (["distill", "--targets", "x", "--on-policy", "-o", "y"], "--targets: expected no TEXT, --on-policy"),
+    ):
+        assert main(words) == 2
+        assert message in capsys.readouterr().err

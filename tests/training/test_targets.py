@@ -104,6 +104,27 @@ def test_other_settings_are_refused(tmp_path):
         write_targets(teacher, TOKENS, LENGTH, 400, tmp_path)
 
 
+def test_a_refused_call_leaves_the_folder_as_it_was(tmp_path, capsys):
+    (tmp_path / "texts").mkdir()
+    for number in range(3):
+        (tmp_path / "texts" / f"{number}.txt").write_text(tiny.TEXT, encoding="utf-8")
+    tiny.gemma().save(tmp_path / "teacher")
+    words = ["targets", str(tmp_path / "texts"), "--teacher", str(tmp_path / "teacher"), "-o", str(tmp_path / "out")]
+    for wrong in (["--length", "65"], ["--length", "0"], ["--length", "16", "--top-k", "400"]):
+        assert main([*words, *wrong]) == 2
+        assert not (tmp_path / "out").exists()
+    assert main([*words, "--length", "16"]) == 0
+    assert main([*words, "--length", "16", "--seed", "1"]) == 2
+    assert "made with seed=0, expected 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("settings", ["[]", "{}", "no JSON"])
+def test_settings_that_are_none(tmp_path, settings):
+    (tmp_path / "targets.json").write_text(settings)
+    with pytest.raises(GemmaError, match="expected what gemma-np targets writes"):
+        draw_from_targets(tmp_path, 1)
+
+
 def test_a_batch_without_targets():
     with pytest.raises(GemmaError, match="targets: none in the batch"):
         from_targets(np.zeros((1, 2, 5)), Batch(np.zeros((1, 3), int)))

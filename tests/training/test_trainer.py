@@ -21,6 +21,7 @@ from gemma_np.training.parallel import Ranks
 from gemma_np.training.run_state import Recipe
 from gemma_np.training.task import Task, next_token
 from gemma_np.training.trainer import initial_weights, train, validation_loss
+from gemma_np.training.vocabulary import train_vocabulary
 from tests import tiny
 
 CONFIG = tiny.config()
@@ -163,7 +164,7 @@ def test_a_loss_that_is_no_number_leaves_the_last_good_checkpoint(tmp_path):
     with pytest.raises(GemmaError, match=r"step 9: the loss is not finite; first in model\.layers\.1\.mlp\.up_proj"):
         trainer.train_step(state, CONFIG, reading(), RECIPE, Ranks())
     state = saved_state(tmp_path / "run")
-    with pytest.raises(GemmaError, match="step 9: the loss is not finite; first in the loss itself"):
+    with pytest.raises(GemmaError, match="step 9: the loss is not finite; first in none of the arrays"):
         trainer.train_step(state, CONFIG, replace(reading(), loss=spoiled), RECIPE, Ranks())
     assert (tmp_path / "run" / "training.safetensors").read_bytes() == good
 
@@ -269,3 +270,73 @@ def test_bad_input_is_one_line(arguments, message, tmp_path, capsys):
     err = capsys.readouterr().err
     assert message in err
     assert err.count("\n") == 1
+
+
+# What an earlier run has left
+
+
+@pytest.fixture
+def begun(tmp_path):
+    """A finished run of the command line, and the words that began it."""
+    (tmp_path / "texts").mkdir()
+    for number in range(3):
+        (tmp_path / "texts" / f"{number}.txt").write_text(tiny.TEXT, encoding="utf-8")
+    (tmp_path / "tokenizer.model").write_bytes(tiny.vocabulary())
+    small = "--hidden-size 8 --layers 2 --heads 2 --kv-heads 1 --head-dim 4 --ffn 8 --window 4 --context 16 --length 16"
+    words = ["train", str(tmp_path / "texts"), "--tokenizer", str(tmp_path / "tokenizer.model"), *small.split()]
+    words += [*["--steps", "3", "--batch", "2", "--warmup", "1"], "-o", str(tmp_path / "run")]
+    assert main(words) == 0
+    return tmp_path, words
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--validation", "0.5"], "made with validation=0.05, expected 0.5"),
+        (["--seed", "1"], "made with seed=0, expected 1"),
+        (["--tokenizer", "OTHER"], "made with tokenizer="),
+        (["--rate", "0.5"], "recipe with rate=0.001, expected 0.5"),
+        (["--ffn", "9"], "config with intermediate_size=8, expected 9"),
+    ],
+)
+def test_a_run_is_resumed_as_it_was_begun(begun, options, message, capsys):
+    folder, words = begun
+    (folder / "other.model").write_bytes(train_vocabulary(tiny.TEXT.splitlines(), 540))
+    before = {file.name: file.read_bytes() for file in (folder / "run").iterdir() if file.is_file()}
+    options = [str(folder / "other.model") if option == "OTHER" else option for option in options]
+    assert main([*words, "--resume", *options]) == 2
+    assert message in capsys.readouterr().err
+    assert {file.name: file.read_bytes() for file in (folder / "run").iterdir() if file.is_file()} == before
+
+
+def test_a_run_is_not_resumed_with_other_texts(begun, capsys):
+    folder, words = begun
+    (folder / "texts" / "3.txt").write_text("More of it.")
+    assert main([*words, "--resume"]) == 2
+    assert "made with documents=3, expected 4" in capsys.readouterr().err
+
+
+def test_another_checkpoint_is_not_written_over(begun, capsys):
+    folder, words = begun
+    tiny.gemma().save(folder / "other")
+    before = (folder / "other" / "model.safetensors").read_bytes()
+    for options in ([], ["--resume"]):
+        assert main([*words[:-1], str(folder / "other"), *options]) == 2
+        assert "other: holds a checkpoint already" in capsys.readouterr().err
+    assert (folder / "other" / "model.safetensors").read_bytes() == before
+
+
+def test_an_output_that_is_a_file_is_one_line(begun, capsys):
+    folder, words = begun
+    (folder / "file").touch()
+    assert main([*words[:-1], str(folder / "file" / "run")]) == 2
+    err = capsys.readouterr().err
+    assert "Not a directory" in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.filterwarnings("ignore:overflow", "ignore:invalid value")
+def test_weights_that_are_no_numbers_are_not_saved(tmp_path):
+    with pytest.raises(GemmaError, match=r"step 1: the result is not finite; first in model\."):
+        run(tmp_path / "run", replace(RECIPE, rate=1e39, warmup=0, save_every=1))
+    assert not (tmp_path / "run" / "training.safetensors").exists()

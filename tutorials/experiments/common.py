@@ -2,9 +2,8 @@
 
 import argparse
 import json
-import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,7 @@ from gemma_np import Gemma
 from gemma_np.config import gemma2_config
 from gemma_np.training.data import consecutive_texts, open_tokens, text_files, write_tokens
 from gemma_np.training.parallel import Ranks
+from gemma_np.training.run_log import read_log
 from gemma_np.training.run_state import Recipe
 from gemma_np.training.task import Task
 from gemma_np.training.trainer import initial_weights, train, validation_loss
@@ -65,16 +65,14 @@ class Lab:
             write_tokens(text_files(options.texts), gemma_np.load(TEACHER).tokenizer, data, 0.05, seed=0)
         self.tokens = open_tokens(data / "train.npy", RECIPE.length)
         self.validation = consecutive_texts(open_tokens(data / "validation.npy", RECIPE.length), 8, RECIPE.length, 100)
-        self.started = time.perf_counter()
+        self.seconds = 0.0  # of training, of all runs asked for
 
     def trained(self, name: str, shape: Shape, task: Task, seed: int) -> Gemma:
         """The model that this task makes of this shape, from this seed."""
         folder = self.work / f"{name}-seed-{seed}"
-        if not (folder / "done").exists():
-            recipe = Recipe(**{**vars(RECIPE), "seed": seed})
-            train(shape.model(seed), task, recipe, folder, resume=True)
-            (folder / "done").touch()
-        return gemma_np.load(folder)
+        model = train(shape.model(seed), task, replace(RECIPE, seed=seed), folder, resume=True)
+        self.seconds += TOKENS / read_log(folder)[-1]["tokens/s"]
+        return model
 
     def loss(self, model: Gemma) -> float:
         """The loss on the plays that no model has read, in nats a token."""
@@ -87,7 +85,7 @@ class Lab:
             for row in rows
             for losses in [row["losses"]]
         ]
-        minutes = (time.perf_counter() - self.started) / 60
+        minutes = self.seconds / 60
         result = {"tokens": TOKENS, "seeds": list(SEEDS), "minutes": round(minutes, 1), "rows": rows}
         (HERE / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n")
         for row in rows:

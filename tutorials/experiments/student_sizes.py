@@ -10,7 +10,7 @@ from common import RECIPE, SEEDS, TEACHER, Lab, Shape
 from plots import lines
 
 from gemma_np import load
-from gemma_np.training.targets import draw_from_targets, from_targets, write_targets
+from gemma_np.training.targets import draw_from_targets, from_targets, read_settings, write_targets
 from gemma_np.training.task import Task, next_token
 
 SHAPES = {
@@ -36,7 +36,7 @@ def students(lab: Lab, shapes: dict[str, Shape]) -> list[dict]:
         }
         for kind, loss in LOSSES.items()
         for size, shape in shapes.items()
-        for task in [Task(draw_from_targets(targets, RECIPE.batch), loss)]
+        for task in [Task(draw_from_targets(targets, RECIPE.batch), loss, about=read_settings(targets))]
     ]
 
 

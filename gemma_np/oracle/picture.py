@@ -1,0 +1,47 @@
+"""A picture of a comparison: every record's error, in the order of execution, against what passes."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from gemma_np.errors import GemmaError
+from gemma_np.oracle.comparison import Row
+
+
+def plot_rows(rows: Sequence[Row], output: Path) -> None:
+    """Draw the errors of the rows over the layers, as the output's suffix says (png, svg, pdf).
+
+    Raises GemmaError when matplotlib is missing, or the suffix is none it knows.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise GemmaError("matplotlib: not installed; for --plot, pip install 'gemma-np[plot]'") from None
+
+    judged = [row for row in rows if row.status in ("OK", "DIFF")]
+    figure = Figure(figsize=(10, 4.5), layout="constrained")
+    axes = figure.subplots()
+    axes.plot([row.limit for row in judged], color="0.6", linewidth=1, drawstyle="steps-mid", label="passes below")
+    for status, colour in (("OK", "C0"), ("DIFF", "C3")):
+        chosen = [(place, max(row.error, row.limit / 1e4)) for place, row in enumerate(judged) if row.status == status]
+        if chosen:
+            axes.plot(*zip(*chosen, strict=True), ".", color=colour, label=status)
+    starts = [place for place, row in enumerate(judged) if row.key.endswith(".input_layernorm")]
+    axes.set_xticks(starts, [judged[place].key.rsplit(".", 1)[0] for place in starts], rotation=45, ha="right")
+    first = next((place for place, row in enumerate(judged) if row.status == "DIFF"), None)
+    if first is not None:
+        axes.annotate(
+            f"first: {judged[first].key}",
+            (first, judged[first].error),
+            xytext=(0.02, 0.96),
+            textcoords="axes fraction",
+            va="top",
+            arrowprops={"arrowstyle": "->", "color": "C3"},
+        )
+    axes.set(yscale="log", ylabel="largest error / largest number", xlabel="records, in the order of execution")
+    axes.legend(frameon=False, loc="lower right")
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    try:
+        figure.savefig(output, dpi=150)
+    except (ValueError, OSError) as error:
+        raise GemmaError(f"{output}: {error}") from None
