@@ -44,12 +44,20 @@ class Place(NamedTuple):
     shape: tuple[int, ...]
     rows: slice
     columns: slice | None  # of keys; None where the last axis is none of keys
-    hidden: np.ndarray | None  # bool [T, S], True where a score says nothing, since its key is not visible
+    window: int | None  # of its layer, where the last axis is of keys
 
     def of(self, value: np.ndarray) -> np.ndarray:
         """This pass's part of the whole record, as a view."""
         part = value[..., self.rows, :]
         return part if self.columns is None else part[..., self.columns]
+
+    @property
+    def hidden(self) -> np.ndarray | None:
+        """Of scores, True where they say nothing since the key is not visible: bool [T, S]. None for other records."""
+        if self.columns is None or self.name.endswith("probs"):
+            return None
+        rows = range(self.rows.start, self.rows.stop)
+        return ~visible(rows, range(self.columns.stop), self.window)
 
 
 def places(config: GemmaConfig, lengths: Sequence[int]) -> Iterator[Place]:
@@ -58,13 +66,12 @@ def places(config: GemmaConfig, lengths: Sequence[int]) -> Iterator[Place]:
     for number, T in enumerate(lengths):
         start, end = end, end + T
         for name, shape in record_shapes(config, T).items():
-            columns = hidden = None
+            columns = window = None
             if name.endswith(_OVER_KEYS):
                 columns, shape = slice(0, end), (*shape[:-1], end)
-                if not name.endswith("probs"):
-                    hidden = ~visible(range(start, end), range(end), config.window(int(name.split(".")[1])))
+                window = config.window(int(name.split(".")[1]))
             key = name if number == 0 else f"pass.{number}.{name}"
-            yield Place(key, name, shape, slice(start, end), columns, hidden)
+            yield Place(key, name, shape, slice(start, end), columns, window)
 
 
 class Reference:

@@ -1,0 +1,210 @@
+"""Two dumps side by side: what is said of each record, and of dumps that cannot be compared."""
+
+import json
+import struct
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.numpy import load_file, save_file
+
+from gemma_np import Gemma
+from gemma_np.cli import main
+from gemma_np.oracle.comparison import compare
+from gemma_np.oracle.mistakes import CATALOGUE, planted
+from gemma_np.oracle.noise import rounding_tape
+from gemma_np.oracle.trace import Reference, write_trace
+from tests import tiny
+from tests.strategies import configs, random_ids, random_weights, seeds
+
+IDS = [2, 5, 9, 40, 7, 31]
+
+
+def in_float64(model):
+    return Gemma(model.config, {name: w.astype(np.float64) for name, w in model.weights.items()}, model.tokenizer)
+
+
+def mistaken(name, ids=IDS, model=None):
+    """What the float32 model with this mistake in it dumps."""
+    model = model or tiny.gemma()
+    mistake = next(mistake for mistake in CATALOGUE if mistake.id == name)
+    with planted((mistake,), model.config, [len(ids)]):
+        return Reference(model, [ids]).records()
+
+
+@pytest.fixture
+def places(tmp_path):
+    tiny.gemma().save(tmp_path / "model")
+    words = ["trace", "--model", str(tmp_path / "model"), "--ids", ",".join(map(str, IDS))]
+    assert main([*words, "-o", str(tmp_path / "ref.safetensors")]) == 0
+    return tmp_path
+
+
+def dump(places, records, **metadata):
+    contiguous = {name: np.ascontiguousarray(record) for name, record in records.items()}
+    save_file(contiguous, places / "theirs.safetensors", metadata or None)
+    return ["compare", str(places / "ref.safetensors"), str(places / "theirs.safetensors")]
+
+
+@given(configs(), st.integers(1, 9), seeds, st.booleans())
+def test_float32_passes(config, T, seed, isolate):
+    model = Gemma(config, random_weights(config, seed), None)
+    ids = random_ids(config, seed, T)
+    rows = compare(Reference(in_float64(model), [ids]), Reference(model, [ids]).records(), "float32", isolate)
+    assert {row.status for row in rows} == {"OK"}
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@given(configs(), st.integers(1, 9), seeds)
+def test_what_is_rounded_in_its_own_way_passes(dtype, config, T, seed):
+    model = in_float64(Gemma(config, random_weights(config, seed), None))
+    reference = Reference(model, [random_ids(config, seed, T)])
+    theirs = reference.records(rounding_tape(dtype, np.random.default_rng(99)))
+    assert {row.status for row in compare(reference, theirs, dtype)} == {"OK"}
+
+
+def test_the_first_that_differs_is_where_the_mistake_is():
+    rows = compare(Reference(in_float64(tiny.gemma()), [IDS]), mistaken("gelu-exact"), "float32")
+    first = next(row for row in rows if row.status == "DIFF")
+    assert first.key == "layers.0.mlp.hidden"
+    assert first.error > 10 * first.limit
+    assert rows[-1].status == "DIFF"  # what comes after inherits it
+
+
+def test_isolated_it_is_the_only_one():
+    reference = Reference(in_float64(tiny.gemma()), [IDS])
+    rows = compare(reference, mistaken("gelu-exact"), "float32", isolate=True)
+    assert {row.key for row in rows if row.status == "DIFF"} == {f"layers.{layer}.mlp.hidden" for layer in range(4)}
+
+
+def test_from_the_command_line(places, capsys):
+    assert main(dump(places, Reference(tiny.gemma(), [IDS]).records())) == 0
+    out = capsys.readouterr().out
+    assert out.splitlines()[-1] == f"{len(tiny.gemma().trace(IDS))} OK"
+    assert main([*dump(places, mistaken("silu")), "--json"]) == 1
+    rows = json.loads(capsys.readouterr().out)
+    assert next(row["key"] for row in rows if row["status"] == "DIFF") == "layers.0.mlp.hidden"
+
+
+def test_missing_extra_and_misshapen_records(places, capsys):
+    records = Reference(tiny.gemma(), [IDS]).records()
+    del records["layers.1.mlp.up"]
+    records["layers.0.self_attn.q"] = records["layers.0.self_attn.q"].swapaxes(0, 1)
+    records["layers.0.self_attn.k"] = records["layers.0.self_attn.k"].reshape(-1)
+    records["layers.0.mlp.gate"] = records["layers.0.mlp.gate"][:3]
+    assert main(dump(places, records)) == 1
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert "MISSING" in lines["layers.1.mlp.up"]
+    assert "this is the transpose; transpose(1, 0, 2) mends it" in lines["layers.0.self_attn.q"]
+    assert "as many numbers, in other axes" in lines["layers.0.self_attn.k"]
+    assert lines["layers.0.mlp.gate"].endswith("shape (3, 7), expected (6, 7)")
+    save_file({"norm": np.ascontiguousarray(records["norm"])}, places / "few.safetensors", metadata_of(places))
+    words = dump(places, Reference(tiny.gemma(), [IDS]).records())
+    assert main([words[0], str(places / "few.safetensors"), words[2]]) == 0
+    assert f"1 OK, {len(tiny.gemma().trace(IDS)) - 1} EXTRA" in capsys.readouterr().out
+
+
+def metadata_of(places):
+    with (places / "ref.safetensors").open("rb") as file:
+        return json.loads(file.read(struct.unpack("<Q", file.read(8))[0]))["__metadata__"]
+
+
+def test_names_of_their_own(places, capsys):
+    records = {
+        name.replace("layers.", "blk.").replace(".self_attn.q", ".attn_q"): record
+        for name, record in Reference(tiny.gemma(), [IDS]).records().items()
+    }
+    (places / "names.json").write_text(json.dumps({"blk.{layer}.attn_q": "layers.{layer}.self_attn.q"}))
+    only = {name: record for name, record in records.items() if name.endswith("attn_q")}
+    assert main([*dump(places, only), "--names", str(places / "names.json")]) == 0
+    assert "4 OK" in capsys.readouterr().out
+
+
+def test_a_batch_of_one_and_dropped_keys(places, capsys):
+    records = {name: record[None] for name, record in Reference(tiny.gemma(), [IDS]).records().items()}
+    assert main(dump(places, records)) == 0
+    passes = [IDS[:5], IDS[5:]]
+    records = Reference(tiny.gemma(), passes).records()
+    for name in ("scores", "scores_capped", "probs"):  # a window of 3: the ring keeps the last 3 keys
+        for layer in (0, 2):
+            key = f"pass.1.layers.{layer}.self_attn.{name}"
+            records[key] = records[key][..., -3:]
+    write_trace(tiny.gemma(), passes, places / "ref.safetensors", source=str(places / "model"))
+    assert main(dump(places, records)) == 0
+
+
+def test_hidden_scores_may_be_anything(places):
+    records = Reference(tiny.gemma(), [IDS]).records()
+    for name, record in records.items():
+        if name.endswith("scores_capped"):
+            records[name] = np.where(np.tri(len(IDS), dtype=bool), record, -np.inf)
+    assert main(dump(places, records)) == 0
+
+
+def test_a_dump_of_another_program(places, capsys):
+    """Written byte by byte, in bfloat16, by nobody's library."""
+    record = np.ascontiguousarray(Reference(tiny.gemma(), [IDS]).records()["norm"])
+    bits = (record.view(np.uint32) + 0x8000 >> 16).astype("<u2").tobytes()
+    header = b'{"norm":{"dtype":"BF16","shape":[6,12],"data_offsets":[0,144]}}'
+    (places / "theirs.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + bits)
+    assert main(["compare", str(places / "ref.safetensors"), str(places / "theirs.safetensors")]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("1 OK, ")
+
+
+def test_one_ulp_of_a_weight_passes_and_a_thousandth_of_a_matrix_does_not():
+    model = tiny.gemma()
+    reference = Reference(in_float64(model), [IDS])
+    for name, weight in model.weights.items():
+        nudged = dict(model.weights) | {name: np.array(weight)}
+        flat = nudged[name].reshape(-1)
+        flat[flat.size // 2] = np.nextafter(flat[flat.size // 2], np.float32(np.inf))
+        theirs = Reference(Gemma(model.config, nudged, None), [IDS]).records()
+        assert {row.status for row in compare(reference, theirs, "float32")} == {"OK"}, name
+        if weight.ndim == 2:
+            scaled = dict(model.weights) | {name: weight * np.float32(1.001)}
+            theirs = Reference(Gemma(model.config, scaled, None), [IDS]).records()
+            assert "DIFF" in {row.status for row in compare(reference, theirs, "float32")}, name
+
+
+@pytest.mark.plot
+def test_the_picture(places):
+    assert main([*dump(places, mistaken("silu")), "--plot", str(places / "errors.png")]) == 1
+    assert (places / "errors.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_dumps_that_cannot_be_compared(places, capsys):
+    right = Reference(tiny.gemma(), [IDS]).records()
+
+    def message(records, *options, **metadata):
+        assert main([*dump(places, records, **metadata), *options]) == 2
+        err = capsys.readouterr().err
+        assert err.count("\n") == 1
+        return err
+
+    assert "nearest: layers.0.mlp.gate" in message({"layers.0.mlp.gates": right["layers.0.mlp.gate"]})
+    spoiled = dict(right) | {"layers.1.mlp.up": right["layers.1.mlp.up"] * np.nan, "norm": right["norm"] * np.inf}
+    assert "layers.1.mlp.up: has NaN or infinity, the first record" in message(spoiled)
+    assert "is of token ids [[2, 5]], expected [[2, 5, 9, 40, 7, 31]]" in message(right, passes="[[2, 5]]")
+    other = json.loads(metadata_of(places)["config"]) | {"sliding_window": 4}
+    assert "is of a model with sliding_window=4, expected 3" in message(right, config=json.dumps(other))
+    assert "dtype I32, expected one of" in message({"norm": np.zeros((6, 12), np.int32)})
+    (places / "names.json").write_text("[]")
+    assert "expected a JSON object from their names to ours" in message(right, "--names", str(places / "names.json"))
+    words = dump(places, right)
+    path = places / "theirs.safetensors"
+    path.write_bytes(path.read_bytes()[:-9])
+    assert main(words) == 2
+    assert "damaged" in capsys.readouterr().err
+    assert main([*words[:2], str(places / "nowhere")]) == 2
+    assert "no such file" in capsys.readouterr().err
+
+
+def test_sixteen_bits_are_recognised(places, capsys):
+    records = {n: r.astype(ml_dtypes.bfloat16) for n, r in Reference(tiny.gemma(), [IDS]).records().items()}
+    assert main(dump(places, records)) == 0
+    halved = {name: record.astype(np.float32) for name, record in records.items()}
+    assert main(dump(places, halved)) == 1  # as float32 they would be wrong
+    assert main([*dump(places, halved), "--dtype", "bfloat16"]) == 0
+    assert load_file(places / "ref.safetensors")["norm"].dtype == np.float32

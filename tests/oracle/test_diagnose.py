@@ -1,0 +1,152 @@
+"""From a dump to the name of its mistake: planted in this code, and by the command line."""
+
+import json
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+import gemma_np
+from gemma_np import Gemma
+from gemma_np.cli import main
+from gemma_np.config import GemmaConfig
+from gemma_np.oracle.diagnosis import describe, diagnose, place_of
+from gemma_np.oracle.mistakes import CATALOGUE, planted
+from gemma_np.oracle.trace import Reference
+from tests import goldens, tiny
+from tests.strategies import random_ids
+
+BY_ID = {mistake.id: mistake for mistake in CATALOGUE}
+LENGTHS = [8, 1, 1, 1, 1]
+
+
+def reference(model_type, dtype=np.float64):
+    config, weights, _ = goldens.load(model_type)
+    ids = np.split(random_ids(config, 3, sum(LENGTHS)), np.cumsum(LENGTHS)[:-1])
+    return Reference(Gemma(config, {name: w.astype(dtype) for name, w in weights.items()}, None), ids)
+
+
+def mistaken(model_type, *names):
+    """What the float32 model with these mistakes in it dumps."""
+    theirs = reference(model_type, np.float32)
+    with planted([BY_ID[name] for name in names], theirs.config, theirs.lengths), np.errstate(all="ignore"):
+        return theirs.records()
+
+
+def applies(mistake, model_type):
+    config, _, _ = goldens.load(model_type)
+    no_change = mistake.id == "qscale-head-dim" and config.query_pre_attn_scalar == config.head_dim
+    return model_type in mistake.models and not no_change
+
+
+CASES = [(t, m.id) for t in ("gemma", "gemma2", "gemma3_text") for m in CATALOGUE if applies(m, t)]
+
+
+@pytest.mark.parametrize(("model_type", "name"), CASES)
+def test_every_mistake_is_named(model_type, name):
+    """From a full dump, and from the logits alone."""
+    records = mistaken(model_type, name)
+    found = diagnose(reference(model_type), records, "float32")
+    assert [mistake.id for mistake in found.found] == [name]
+    few = {key: record for key, record in records.items() if "logits" in key}
+    assert name in [mistake.id for mistake in diagnose(reference(model_type), few, "float32").found]
+
+
+@pytest.mark.parametrize("model_type", ["gemma", "gemma2", "gemma3_text"])
+def test_nothing_is_wrong_with_a_right_one(model_type):
+    found = diagnose(reference(model_type), mistaken(model_type), "float32")
+    assert not found.wrong
+    assert not found.found
+    assert describe(found)[0].startswith("Nothing is wrong")
+
+
+@pytest.mark.parametrize(
+    "pair",
+    [
+        ("embed-scale-absent", "gelu-exact"),
+        ("norm-no-plus1", "rope-interleaved"),
+        ("norm-cast-early", "norm-names-crossed"),
+        ("gate-up-swapped", "silu"),
+        ("attncap-missing", "window-off-by-one"),
+        ("gqa-tile", "qscale-hidden-over-heads"),
+        ("cap-formula", "finalcap-missing"),
+        ("decode-positions", "rope-bf16"),
+    ],
+)
+def test_two_mistakes_are_named(pair):
+    found = diagnose(reference("gemma2"), mistaken("gemma2", *pair), "float32")
+    assert {mistake.id for mistake in found.found} == set(pair)
+
+
+def test_a_mistake_that_nobody_knows_is_placed():
+    """A doubled up-projection: the catalogue has none such, and the operation is named."""
+    theirs = reference("gemma2", np.float32)
+    records = theirs.records(lambda name, value: 2 * value if name == "layers.1.mlp.up" else value)
+    found = diagnose(reference("gemma2"), records, "float32")
+    assert not found.found
+    assert set(found.wrong) == {key for key in records if key.endswith("layers.1.mlp.up")}
+    assert "None of the known mistakes" in describe(found)[-1]
+    assert "layers.1.mlp.up" in describe(found)[-1]
+
+
+@pytest.mark.parametrize(
+    ("model_type", "name", "says"),
+    [
+        ("gemma2", "qscale-hidden-over-heads", "scores are q . k / sqrt(5), expected query_pre_attn_scalar=3"),
+        ("gemma2", "gqa-tile", "query heads read key-value heads [0, 1, 0, 1], expected [0, 0, 1, 1]"),
+        ("gemma2", "window-off-by-one", "a query sees up to 4 keys of 8, expected 3 from a window of 3"),
+        ("gemma2", "window-all-layers", "a query sees up to 3 keys of 8, expected 8 from a global layer"),
+        ("gemma2", "rope-interleaved", "RoPE turns channels 2i and 2i + 1 as a pair, expected i and i + 3"),
+        ("gemma3_text", "rope-theta-one", "its RoPE base is about 100, expected 10"),
+    ],
+)
+def test_what_the_numbers_say_by_themselves(model_type, name, says):
+    found = diagnose(reference(model_type), mistaken(model_type, name), "float32")
+    assert any(says in line for line in found.signatures), found.signatures
+
+
+def test_signatures_of_a_right_one_say_nothing():
+    from gemma_np.oracle.signatures import signatures
+
+    for model_type in ("gemma", "gemma2", "gemma3_text"):
+        assert signatures(reference(model_type), mistaken(model_type)) == []
+
+
+@pytest.mark.parametrize("pair", list(combinations(("norm-no-plus1", "silu", "window-ignored"), 2)))
+def test_planting_leaves_no_trace(pair):
+    before = reference("gemma2").records()
+    fields = dict(vars(GemmaConfig))
+    mistaken("gemma2", *pair)
+    assert dict(vars(GemmaConfig)) == fields
+    after = reference("gemma2").records()
+    assert all((before[key] == after[key]).all() for key in before)
+
+
+@pytest.mark.parametrize("mistake", CATALOGUE, ids=BY_ID)
+def test_the_right_line_is_there(mistake):
+    file, line = place_of(mistake).split(" ")[0].rsplit(":", 1)
+    lines = (Path(gemma_np.__file__).parent.parent / file).read_text(encoding="utf-8").splitlines()
+    here = lines[int(line) - 1 : int(line) + 1]  # the second, where a decorator is the first
+    assert any(f"def {mistake.right.__name__}(" in text for text in here)
+
+
+def test_from_the_command_line(tmp_path, capsys):
+    ids = [2, 5, 9, 40, 7, 31]
+    tiny.gemma().save(tmp_path / "model")
+    theirs = Reference(tiny.gemma(), [ids])
+    with planted([BY_ID["silu"]], theirs.config, theirs.lengths):
+        records = {name: np.ascontiguousarray(record) for name, record in theirs.records().items()}
+    save_file(records, tmp_path / "dump.safetensors", {"passes": json.dumps([ids])})
+    words = ["diagnose", "--model", str(tmp_path / "model"), str(tmp_path / "dump.safetensors")]
+    assert main(words) == 1
+    out = capsys.readouterr().out
+    assert "silu: the gate is SiLU" in out
+    assert "gemma_np/model/feed_forward.py:" in out
+    assert "to mend it: use GELU in its tanh form" in out
+    save_file({"logits_capped": records["logits_capped"]}, tmp_path / "dump.safetensors")
+    assert main(words) == 2
+    assert "does not say which token ids it is of" in capsys.readouterr().err
+    assert main([*words, "--ids", ",".join(map(str, ids))]) == 1
+    assert "silu: the gate is SiLU" in capsys.readouterr().out
