@@ -11,6 +11,7 @@ import ml_dtypes
 import numpy as np
 
 from gemma_np.checkpoints.loading import check_memory
+from gemma_np.checkpoints.writing import write_beside
 from gemma_np.config import gemma2_config
 from gemma_np.errors import GemmaError
 from gemma_np.gemma import Gemma, load
@@ -31,7 +32,7 @@ from gemma_np.training.losses import distillation, jensen_shannon, reverse_kl
 from gemma_np.training.merging import average
 from gemma_np.training.parallel import Ranks, ranks_of_this_run
 from gemma_np.training.run_log import plot_logs
-from gemma_np.training.run_state import Recipe, check_folder, write_beside
+from gemma_np.training.run_state import Recipe, check_folder
 from gemma_np.training.targets import check_targets, draw_from_targets, from_targets, read_settings, write_targets
 from gemma_np.training.task import Batch, Task
 from gemma_np.training.vocabulary import train_vocabulary

@@ -38,6 +38,8 @@ def _of_layer(reference: Reference, layer: int, part: Records) -> Iterator[str]:
 def _heads_and_scale(reference: Reference, layer: int, part: Records) -> Iterator[str]:
     """Of which key-value head each head's scores are a multiple, and of which."""
     seen = ~reference.places[f"layers.{layer}.self_attn.scores"].hidden  # type: ignore[operator]
+    if not (np.isfinite(part["scores"][:, seen]).all() and np.abs(part["scores"][:, seen]).max() > 0):
+        return
     raw = np.einsum("Hth,Ksh->HKts", part["q_rope"], part["k_rope"])[:, :, seen]  # [H, K, visible]
     scores = part["scores"][:, seen]  # [H, visible]
     factors = np.einsum("HKv,Hv->HK", raw, scores) / np.maximum(np.square(raw).sum(axis=-1), 1e-300)
@@ -50,6 +52,8 @@ def _heads_and_scale(reference: Reference, layer: int, part: Records) -> Iterato
     if (read != expected).any():
         yield f"query heads read key-value heads {read.tolist()}, expected {expected.tolist()}"
     factor = float(np.median(factors[np.arange(heads), read]))
+    if factor <= 0:
+        return
     scalar, right = 1 / factor**2, reference.config.query_pre_attn_scalar
     if abs(scalar / right - 1) > 2 * _SAME:
         yield f"scores are q . k / sqrt({scalar:.4g}), expected query_pre_attn_scalar={right:g}"

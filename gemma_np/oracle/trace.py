@@ -21,13 +21,13 @@ from typing import NamedTuple
 import numpy as np
 
 from gemma_np.checkpoints.config_json import config_to_json
+from gemma_np.checkpoints.writing import write_beside
 from gemma_np.config import GemmaConfig
 from gemma_np.gemma import Gemma
 from gemma_np.model.records import record_shapes
 from gemma_np.model.transformer import output_logits, transformer
 from gemma_np.model.visibility import visible
 from gemma_np.scope import Record, Tape
-from gemma_np.training.run_state import write_beside
 
 _OVER_KEYS = ("scores", "scores_capped", "probs")
 _DTYPES = {"float32": "F32", "float64": "F64"}

@@ -7,8 +7,8 @@ from typing import Any, TextIO
 
 import numpy as np
 
+from gemma_np.checkpoints.writing import write_beside
 from gemma_np.errors import GemmaError
-from gemma_np.training.run_state import write_beside
 
 
 class RunLog:

@@ -7,8 +7,7 @@ that it is of a single moment. Each file is written beside its target and rename
 
 import json
 import math
-import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from gemma_np.checkpoints.config_json import config_to_json
+from gemma_np.checkpoints.writing import write_beside
 from gemma_np.config import GemmaConfig
 from gemma_np.errors import GemmaError
 from gemma_np.gemma import Gemma
@@ -121,15 +121,3 @@ def _identity(config: GemmaConfig, recipe: Recipe, task: Mapping[str, Any]) -> d
     free = ("save_every",)
     told = {name: value for name, value in asdict(recipe).items() if name not in free}
     return {"config": asdict(config), "recipe": told, "task": dict(task)}
-
-
-def write_beside(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file beside its target, and put it in the target's place once it is whole and on the disk."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        write(partial)
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)

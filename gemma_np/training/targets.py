@@ -17,12 +17,13 @@ from typing import Any
 
 import numpy as np
 
+from gemma_np.checkpoints.writing import write_beside
 from gemma_np.errors import GemmaError
 from gemma_np.gemma import Gemma
 from gemma_np.training.distillation import fingerprint
 from gemma_np.training.losses import TopK, distillation_top_k, log_softmax
 from gemma_np.training.parallel import Ranks
-from gemma_np.training.run_state import State, write_beside
+from gemma_np.training.run_state import State
 from gemma_np.training.task import Batch
 
 _SETTINGS = "targets.json"

@@ -114,6 +114,12 @@ def test_signatures_of_a_right_one_say_nothing():
         assert signatures(reference(model_type), mistaken(model_type)) == []
 
 
+def test_numbers_that_say_nothing_break_nothing():
+    """A dump of zeros, which a norm without its 1 makes of fresh weights."""
+    records = {key: np.zeros_like(record) for key, record in mistaken("gemma2").items()}
+    assert diagnose(reference("gemma2"), records, "float32").wrong
+
+
 @pytest.mark.parametrize("pair", list(combinations(("norm-no-plus1", "silu", "window-ignored"), 2)))
 def test_planting_leaves_no_trace(pair):
     before = reference("gemma2").records()
