@@ -1,17 +1,15 @@
-"""The framework's Gemma (transformers, eager attention, float32), built from our config and weights, and its
-intermediates under our names. Imported by marked tests and by golden/make.py alone: it needs torch and transformers."""
-
-import sys
+"""The framework's Gemma (transformers, eager attention, float32), built from our config and weights. Imported by marked
+tests and by golden/make.py alone: it needs torch and transformers."""
 
 import numpy as np
 import torch
 import transformers
-from transformers.masking_utils import AttentionMaskInterface, eager_mask
 
 from gemma_np.config import GLOBAL, LOCAL
+from gemma_np.oracle.frameworks import capture_transformers
 
 
-def framework_model(config, weights, attention="eager"):
+def framework_model(config, weights):
     """The framework's model of the same config and weights."""
     names = (
         *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim"),
@@ -34,7 +32,7 @@ def framework_model(config, weights, attention="eager"):
         "gemma3_text": (transformers.Gemma3TextConfig, transformers.Gemma3ForCausalLM),
     }[config.model_type]
     theirs = config_class(**fields, rope_parameters=rope)
-    theirs._attn_implementation = attention
+    theirs._attn_implementation = "eager"
     model = model_class(theirs).eval()
     tensors = {name: torch.tensor(np.asarray(weight)) for name, weight in weights.items()}
     tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
@@ -62,85 +60,13 @@ def framework_gradients(config, weights, ids):
     return {name: model.get_parameter(name).grad.numpy() for name in weights}
 
 
-@torch.no_grad()
 def framework_records(config, weights, ids, chunks):
-    """Every intermediate of every chunk under the name of our record: a list of {name: array}, one a chunk."""
-    model = framework_model(config, weights, attention="recorded")
-    records, cache, start = [], None, 0
-    for size in chunks:
-        record = {}
-        hooks = list(_hooks(model, config, record))
-        output = model(torch.tensor(ids[:, start : start + size]), past_key_values=cache, use_cache=True)
-        for hook in hooks:
-            hook.remove()
-        if config.final_logit_softcapping:
-            record["logits_capped"] = output.logits.numpy()
-        records.append(record)
-        cache, start = output.past_key_values, start + size
+    """Every intermediate of every chunk under the name of our record: a list of {name: [B, ...]}, one a chunk."""
+    model = framework_model(config, weights)
+    texts = [capture_transformers(model, text, chunks) for text in ids]
+    records = []
+    for number in range(len(chunks)):
+        prefix = f"pass.{number}." if number else ""
+        names = [name for name in texts[0] if name.startswith(prefix or ("embedding", "layers.", "norm", "logits"))]
+        records.append({name.removeprefix(prefix): np.stack([text[name] for text in texts]) for name in names})
     return records
-
-
-def _hooks(model, config, record):
-    """Hooks that put what goes into or comes out of a part of the framework's model into the record."""
-
-    def out(part, name, head_dim=None):
-        def keep(_module, _inputs, output):
-            value = output.numpy().copy()
-            if head_dim:  # [B, T, H*h] -> [B, H, T, h]
-                value = value.reshape(*value.shape[:2], -1, head_dim).swapaxes(1, 2)
-            record[name] = value
-
-        return part.register_forward_hook(keep)
-
-    def into(part, name):
-        def keep(_module, inputs):
-            record[name] = inputs[0].numpy().copy()
-
-        return part.register_forward_pre_hook(keep)
-
-    yield out(model.model.embed_tokens, "embedding")
-    yield out(model.model.norm, "norm")
-    yield out(model.lm_head, "logits")
-    for number, layer in enumerate(model.model.layers):
-        name, attention, mlp = f"layers.{number}", layer.self_attn, layer.mlp
-        attention.record = record
-        yield out(layer.input_layernorm, f"{name}.input_layernorm")
-        for part in "qkv":
-            yield out(getattr(attention, f"{part}_proj"), f"{name}.self_attn.{part}", config.head_dim)
-        if config.has_qk_norm:
-            yield out(attention.q_norm, f"{name}.self_attn.q_norm")
-            yield out(attention.k_norm, f"{name}.self_attn.k_norm")
-        yield into(attention.o_proj, f"{name}.self_attn.mixed")
-        yield out(attention.o_proj, f"{name}.self_attn.o")
-        before_mlp = layer.post_attention_layernorm  # its name in Gemma 1
-        if config.has_post_norms:
-            before_mlp = layer.pre_feedforward_layernorm
-            yield out(layer.post_attention_layernorm, f"{name}.post_attention_layernorm")
-            yield out(layer.post_feedforward_layernorm, f"{name}.post_feedforward_layernorm")
-        yield into(before_mlp, f"{name}.resid_mid")
-        yield out(before_mlp, f"{name}.pre_feedforward_layernorm")
-        yield out(mlp.gate_proj, f"{name}.mlp.gate")
-        yield out(mlp.up_proj, f"{name}.mlp.up")
-        yield into(mlp.down_proj, f"{name}.mlp.hidden")
-        yield out(mlp.down_proj, f"{name}.mlp.down")
-        yield out(layer, f"{name}.resid_post")
-
-
-def _recorded_attention(module, query, key, value, attention_mask, scaling, softcap=None, **rest):
-    """The framework's own eager attention; on the way its inputs, scores and probabilities are kept."""
-    theirs = sys.modules[type(module).__module__]
-    name, new = f"layers.{module.layer_idx}.self_attn", query.shape[2]
-    scores = query @ theirs.repeat_kv(key, module.num_key_value_groups).transpose(2, 3) * scaling
-    module.record[f"{name}.q_rope"] = query.numpy().copy()
-    module.record[f"{name}.k_rope"] = key[:, :, -new:].numpy().copy()
-    module.record[f"{name}.scores"] = scores.numpy().copy()
-    if softcap:
-        module.record[f"{name}.scores_capped"] = (softcap * torch.tanh(scores / softcap)).numpy()
-        rest["softcap"] = softcap
-    output, probs = theirs.eager_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **rest)
-    module.record[f"{name}.probs"] = probs.numpy().copy()
-    return output, probs
-
-
-transformers.AttentionInterface.register("recorded", _recorded_attention)
-AttentionMaskInterface.register("recorded", eager_mask)
