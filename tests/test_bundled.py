@@ -32,7 +32,7 @@ def test_it_knows_its_shakespeare():
     """A play that was held out is no surprise; the same words in another order are."""
     model, words = gemma_np.load(), ACT.split()
     shuffled = " ".join(words[i] for i in np.random.default_rng(0).permutation(len(words)))
-    assert model.perplexity(ACT) < 100
+    assert model.perplexity(ACT) < 150  # of 2,048
     assert model.perplexity(shuffled) > 3 * model.perplexity(ACT)
 
 
