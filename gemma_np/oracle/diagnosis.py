@@ -21,6 +21,7 @@ from gemma_np.oracle.signatures import signatures
 from gemma_np.oracle.trace import Reference
 
 _NEARLY = 30
+"""An explanation whose error is less is looked at again, in units of the noise that the mistaken model has."""
 
 
 class Explanation(NamedTuple):
