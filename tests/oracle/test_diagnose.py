@@ -46,12 +46,13 @@ CASES = [(t, m.id) for t in ("gemma", "gemma2", "gemma3_text") for m in CATALOGU
 
 @pytest.mark.parametrize(("model_type", "name"), CASES)
 def test_every_mistake_is_named(model_type, name):
-    """From a full dump, and from the logits alone."""
+    """From a full dump, from the residual stream, and from the logits alone."""
     records = mistaken(model_type, name)
     found = diagnose(reference(model_type), records, "float32")
     assert [mistake.id for mistake in found.found] == [name]
-    few = {key: record for key, record in records.items() if "logits" in key}
-    assert name in [mistake.id for mistake in diagnose(reference(model_type), few, "float32").found]
+    for kept in (("resid_post", "logits", "logits_capped"), ("logits", "logits_capped")):
+        few = {key: record for key, record in records.items() if key.endswith(kept)}
+        assert name in [mistake.id for mistake in diagnose(reference(model_type), few, "float32").found]
 
 
 @pytest.mark.parametrize("model_type", ["gemma", "gemma2", "gemma3_text"])
