@@ -118,3 +118,25 @@ def test_decoding_undoes_encoding(model):
         assert ids[0] == model.tokenizer.id("<bos>")
         assert model.tokenizer.decode(ids) == prompt
         assert "".join(model.tokenizer.decode_stream(ids)) == prompt
+
+
+@pytest.mark.framework
+def test_the_oracle_clears_the_framework_and_names_what_is_planted_in_it(model, framework):
+    import torch
+
+    from gemma_np.oracle.comparison import compare
+    from gemma_np.oracle.diagnosis import diagnose
+    from gemma_np.oracle.frameworks import capture_transformers
+    from gemma_np.oracle.trace import Reference
+    from tests.oracle.framework_faults import planted_in_framework
+
+    ids = model.tokenizer.encode("The capital of France is")
+    weights = {name: weight.astype(np.float64) for name, weight in model.weights.items()}
+    reference = Reference(gemma_np.Gemma(model.config, weights, None), [ids])
+    rows = compare(reference, capture_transformers(framework, ids), "float32")
+    assert {row.status for row in rows} == {"OK"}
+    with planted_in_framework("gelu-exact", framework, model.config), torch.no_grad():
+        wrong = capture_transformers(framework, ids)
+    found = diagnose(reference, wrong, "float32")
+    assert [mistake.id for mistake in found.found] == ["gelu-exact"]
+    assert found.signatures == []

@@ -75,28 +75,33 @@ def _angles(reference: Reference, layer: int, before: np.ndarray, after: np.ndar
         return
     half = before.shape[-1] // 2
     base, divisor = reference.config.rope(layer)
-    halves = [(x[:, 1, :half], x[:, 1, half:]) for x in (before, after)]
-    neighbours = [(x[:, 1, 0::2], x[:, 1, 1::2]) for x in (before, after)]
-    if _is_turn(*halves):
-        turn = _complex(halves[1]) / _complex(halves[0])
-        found = np.angle(turn.mean(axis=0))  # [h/2], radians
-        expected = base ** -(np.arange(half) / half) / divisor
-        if np.abs(found - expected).max() > _SAME * expected[0]:
-            yield f"the second token's pairs are turned by {_few(found)} radians, expected {_few(expected)}"
-            if half > 1 and found[1] > 0 and abs(found[0] - 1) < _SAME:
-                yield f"its RoPE base is about {found[1] ** -float(half):.4g}, expected {base:g}"
-    elif _is_turn(*neighbours):
-        yield f"RoPE turns channels 2i and 2i + 1 as a pair, expected i and i + {half}"
+    turned = _turns(before[:, 1, :half] + 1j * before[:, 1, half:], after[:, 1, :half] + 1j * after[:, 1, half:])
+    if turned is None:
+        neighbours = [x[:, 1, 0::2] + 1j * x[:, 1, 1::2] for x in (before, after)]
+        if _turns(*neighbours) is not None:
+            yield f"RoPE turns channels 2i and 2i + 1 as a pair, expected i and i + {half}"
+        return
+    expected = base ** -(np.arange(half) / half) / divisor  # [h/2], radians
+    told = ~np.isnan(turned)
+    if (np.abs(turned - expected)[told] > _SAME).any():
+        yield f"the second token's pairs are turned by {_few(turned[told])} radians, expected {_few(expected[told])}"
+        if half > 1 and told[:2].all() and turned[1] > 0 and abs(turned[0] - 1) < _SAME:
+            yield f"its RoPE base is about {turned[1] ** -float(half):.4g}, expected {base:g}"
 
 
-def _is_turn(before: tuple[np.ndarray, np.ndarray], after: tuple[np.ndarray, np.ndarray]) -> bool:
-    """Whether pairs keep their length, and all heads are turned alike."""
-    ratio = _complex(after) / _complex(before)
-    return bool(np.abs(np.abs(ratio) - 1).max() < _SAME and np.abs(ratio - ratio[:1]).max() < _SAME)
+def _turns(before: np.ndarray, after: np.ndarray) -> np.ndarray | None:
+    """The angle that each pair, a complex number, is turned by, NaN for pairs too short to tell; None unless all heads
+    are turned alike, and keep their length.
 
-
-def _complex(pair: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
-    return pair[0] + 1j * pair[1] + 1e-300
+    before and after [H, h/2] -> [h/2]
+    """
+    power = np.square(np.abs(before)).sum(axis=0)
+    factor = (before.conj() * after).sum(axis=0) / np.maximum(power, 1e-300)
+    left = np.linalg.norm(after - factor * before) / max(float(np.linalg.norm(after)), 1e-300)
+    told = power > 1e-2 * power.max()
+    if left > _SAME or (np.abs(np.abs(factor) - 1)[told] > _SAME).any():
+        return None
+    return np.where(told, np.angle(factor), np.nan)
 
 
 def _few(angles: np.ndarray) -> str:
