@@ -63,7 +63,8 @@ def ranks_of_this_run() -> Iterator[Ranks]:
         with threadpool_limits(max(1, (os.cpu_count() or 1) // neighbours)):
             yield ranks
     except BaseException as error:
-        time.sleep(0.5 if ranks.rank else 0)  # what all ranks find wrong, rank 0 alone shall say
+        time.sleep(3 if ranks.rank else 0)  # what all ranks find wrong, rank 0 alone shall say
         what = str(error) if isinstance(error, GemmaError) else traceback.format_exc()
         print(f"gemma-np: rank {ranks.rank} of {ranks.size}: {what}", file=sys.stderr, flush=True)
+        time.sleep(1)  # mpiexec passes the line on, but not after the end
         MPI.COMM_WORLD.Abort(2)
