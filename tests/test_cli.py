@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import pytest
 
@@ -140,7 +141,9 @@ def test_ctrl_c_ends_cleanly(tmp_path):
     folder = tmp_path / "tiny"
     tiny.gemma(max_position_embeddings=100_000).save(folder)
     command = [sys.executable, "-m", "gemma_np", "generate", "--model", str(folder), "--max-new-tokens", "90000", "a"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    # A shell starts what runs in the background deaf to Ctrl-C; at a terminal it is not.
+    hearing = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=hearing) as process:
         process.stdout.read(1)  # it has begun to write
         time.sleep(0.1)
         process.send_signal(signal.SIGINT)
