@@ -12,12 +12,14 @@ from numpy.typing import ArrayLike
 from gemma_np.checkpoints.config_json import read_config
 from gemma_np.checkpoints.gguf import config_from_metadata, load_gguf, open_gguf
 from gemma_np.checkpoints.hub import download
-from gemma_np.checkpoints.huggingface import load_folder, save_folder
+from gemma_np.checkpoints.huggingface import load_folder
+from gemma_np.checkpoints.saving import save_folder
 from gemma_np.config import RELEASED, GemmaConfig
 from gemma_np.errors import GemmaError
 from gemma_np.evaluation.perplexity import negative_log_likelihood
 from gemma_np.model.transformer import checked_ids, output_logits, transformer
 from gemma_np.scope import Record
+from gemma_np.storage import Weights
 from gemma_np.text.chat import chat_ids
 from gemma_np.text.generation import generate_ids
 from gemma_np.text.sampling import Sampling
@@ -30,6 +32,8 @@ BUNDLED = {name: _ASSETS / name for name in ("shakespeare-1m", "shakespeare-4m")
 
 DEFAULT = "shakespeare-1m"
 
+DTYPES = ("float32", "float64", "stored")
+
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
 
@@ -37,17 +41,19 @@ def load(name_or_path: str | Path = DEFAULT, dtype: str = "float32") -> "Gemma":
     """Load a model: a Hugging Face folder, a .gguf file, a hub id such as google/gemma-2-2b-it, or the name of a
     bundled one.
 
-    dtype: "float32", or "float64" for the truth that float32 is measured against.
+    dtype: "float32"; "stored" leaves bfloat16 matrices in their file, at half the memory and two thirds of the speed;
+    "float64" is the truth that float32 is measured against. Quantized weights stay quantized, but for "float64".
 
     Raises GemmaError in one line for whatever is missing or wrong.
 
     >>> gemma_np.load().generate("To be", max_new_tokens=20)
     >>> gemma_np.load("google/gemma-2-2b").generate("The capital of France is", max_new_tokens=8)
     """
-    if dtype not in ("float32", "float64"):
-        raise GemmaError(f"dtype: {dtype!r}, expected 'float32' or 'float64'")
-    path = find(name_or_path)
-    config, weights, vocabulary = load_gguf(path, dtype) if path.is_file() else load_folder(path, dtype)
+    if dtype not in DTYPES:
+        raise GemmaError(f"dtype: {dtype!r}, expected one of {', '.join(DTYPES)}")
+    path, as_stored = find(name_or_path), dtype == "stored"
+    load_path = load_gguf if path.is_file() else load_folder
+    config, weights, vocabulary = load_path(path, "float32" if as_stored else dtype, as_stored)
     tokenizer = Tokenizer(vocabulary) if vocabulary is not None else None
     # The multimodal Gemma 3 checkpoints have 64 rows more, for images.
     if tokenizer and config.vocab_size - len(tokenizer) not in (0, 64):
@@ -84,7 +90,7 @@ class Gemma:
     """A model in memory. `tokenizer` is None when the checkpoint has none; then only ids go in."""
 
     config: GemmaConfig
-    weights: Mapping[str, np.ndarray]
+    weights: Weights
     tokenizer: Tokenizer | None
 
     def logits(self, ids: ArrayLike) -> np.ndarray:
@@ -170,7 +176,8 @@ class Gemma:
 
     def save(self, folder: str | Path) -> None:
         """Write a checkpoint folder that `load` and the framework read. Raises GemmaError when it is not empty."""
-        save_folder(Path(folder), self.config, self.weights, self.tokenizer.model if self.tokenizer else None)
+        vocabulary = self.tokenizer.model if self.tokenizer else None
+        save_folder(Path(folder), self.config, self.weights.items(), vocabulary)
 
     def _text(self) -> Tokenizer:
         if self.tokenizer is None:

@@ -1,6 +1,7 @@
 """Two small things that every part of the model is handed: named arrays, and the tape."""
 
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from typing import Any
 
 import numpy as np
 
@@ -9,7 +10,7 @@ Tape = Callable[[str, np.ndarray], np.ndarray]
 that the model goes on with. What the names and shapes are: `gemma_np.model.records`."""
 
 
-class Scope(MutableMapping[str, np.ndarray]):
+class Scope(MutableMapping[str, Any]):
     """Named arrays seen through a name prefix; nothing is copied.
 
     >>> weights = Scope({"model.norm.weight": w})
@@ -17,17 +18,17 @@ class Scope(MutableMapping[str, np.ndarray]):
     True
     """
 
-    def __init__(self, arrays: Mapping[str, np.ndarray], prefix: str = "") -> None:
+    def __init__(self, arrays: Mapping[str, Any], prefix: str = "") -> None:
         self.arrays = arrays
         self.prefix = prefix
 
     def __truediv__(self, name: str) -> "Scope":
         return Scope(self.arrays, f"{self.prefix}{name}.")
 
-    def __getitem__(self, name: str) -> np.ndarray:
+    def __getitem__(self, name: str) -> Any:
         return self.arrays[self.prefix + name]
 
-    def __setitem__(self, name: str, value: np.ndarray) -> None:
+    def __setitem__(self, name: str, value: Any) -> None:
         self.arrays[self.prefix + name] = value  # type: ignore[index]
 
     def __delitem__(self, name: str) -> None:

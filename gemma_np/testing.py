@@ -19,9 +19,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gemma_np.errors import GemmaError
+from gemma_np.linear import linear, linear_backward
 from gemma_np.model import attention, embedding, feed_forward, rms_norm, rope, soft_cap, visibility
 from gemma_np.scope import Record, Scope
-from gemma_np.storage import linear, linear_backward
 from gemma_np.training import losses
 
 TOLERANCES = {"float64": 1e-10, "float32": 1e-5}

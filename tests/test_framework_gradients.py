@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gemma_np.linear import linear_backward
 from gemma_np.model import attention, embedding, feed_forward, rms_norm, rope, soft_cap, visibility
 from gemma_np.scope import Record, Scope
-from gemma_np.storage import linear_backward
 from gemma_np.training import losses
 from tests.strategies import batches, configs, lengths, normal, random_weights, seeds, sizes
 from tests.tolerances import assert_close

@@ -7,10 +7,10 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
+from gemma_np.linear import linear
 from gemma_np.model.rope import rotation
 from gemma_np.model.visibility import visible
 from gemma_np.oracle.mistakes import CATALOGUE, planted
-from gemma_np.storage import linear
 from tests.goldens import CASES, check_golden, load
 
 # Where a mistake can be seen: S in any text, W only past the window, D only when texts are read piece by piece.

@@ -3,7 +3,7 @@
 import numpy as np
 from hypothesis import given
 
-from gemma_np.storage import linear
+from gemma_np.linear import linear
 from tests import naive
 from tests.strategies import batches, normal, seeds, sizes
 from tests.tolerances import assert_close

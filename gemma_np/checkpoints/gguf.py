@@ -1,6 +1,7 @@
 """A .gguf file: config, weights and vocabulary in one, read by the `gguf` library (pip install "gemma-np[gguf]").
 
-Quantized tensors are widened. GGUF stores the weight of a norm as 1 + w; the checkpoints, and this package, say w.
+Tensors in Q8_0 and Q4_0 stay quantized, those of other types are widened. GGUF stores the weight of a norm as 1 + w;
+the checkpoints, and this package, say w.
 """
 
 import re
@@ -10,9 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
+from gemma_np.checkpoints.gguf_blocks import NUMBER_BYTES, read_blocks
 from gemma_np.checkpoints.loading import StoredTensor, load_weights, row_reader
 from gemma_np.config import GemmaConfig, layer_pattern
 from gemma_np.errors import GemmaError
+from gemma_np.storage import Weight
 
 _MODEL_TYPES = {"gemma": "gemma", "gemma2": "gemma2", "gemma3": "gemma3_text"}
 
@@ -35,8 +38,8 @@ _NAMES = {
 }
 
 
-def load_gguf(path: Path, dtype: DTypeLike) -> tuple[GemmaConfig, dict[str, np.ndarray], bytes]:
-    """Config, weights and the rebuilt sentencepiece model of a .gguf file.
+def load_gguf(path: Path, dtype: DTypeLike, as_stored: bool = False) -> tuple[GemmaConfig, dict[str, Weight], bytes]:
+    """Config, weights (see `load_weights`) and the rebuilt sentencepiece model of a .gguf file.
 
     Raises GemmaError for a damaged file, another architecture, or a tensor that is missing, extra or misshapen.
     """
@@ -48,7 +51,7 @@ def load_gguf(path: Path, dtype: DTypeLike) -> tuple[GemmaConfig, dict[str, np.n
             for tensor in reader.tensors
             if tensor.name != "rope_freqs.weight"  # a table that follows from the config
         }
-        return config, load_weights(stored, config, dtype), sentencepiece_model(metadata)
+        return config, load_weights(stored, config, dtype, as_stored), sentencepiece_model(metadata)
     except GemmaError as error:
         raise GemmaError(f"{path}: {error}") from None
 
@@ -85,12 +88,14 @@ def _stored_tensor(path: Path, tensor: Any) -> StoredTensor:
 
     rows = row_reader(path, int(tensor.data_offset), tensor.data.dtype, tensor.data.shape[1:])
     one = 1 if tensor.name.endswith("norm.weight") else 0
+    shape, kind = tuple(int(size) for size in reversed(tensor.shape)), tensor.tensor_type.name
 
     def read(start: int, stop: int) -> np.ndarray:
         numbers: np.ndarray = dequantize(rows(start, stop), tensor.tensor_type)
         return numbers - one if one else numbers
 
-    return StoredTensor(tuple(int(size) for size in reversed(tensor.shape)), read)
+    keeps = kind in NUMBER_BYTES and len(shape) == 2
+    return StoredTensor(shape, read, quantized=(lambda: read_blocks(kind, shape, rows)) if keeps else None)
 
 
 def weight_name(name: str, config: GemmaConfig) -> str:

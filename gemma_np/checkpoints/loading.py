@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from ml_dtypes import bfloat16
 from numpy.typing import DTypeLike
 
 from gemma_np.config import GemmaConfig
 from gemma_np.errors import GemmaError
+from gemma_np.storage import BFloat16, Stored, Weight
 
 _BLOCK_BYTES = 16 * 2**20
 
@@ -24,6 +26,8 @@ class StoredTensor(NamedTuple):
     """read(start, stop) -> those rows (axis 0), in any float dtype, in memory of their own."""
     mapped: np.ndarray | None = None
     """The whole tensor as a view of the memory-mapped file, where it lies there as plain numbers."""
+    quantized: Callable[[], Stored] | None = None
+    """quantized() -> the tensor as it is stored, where that is one of the quantized kinds."""
 
 
 def row_reader(
@@ -42,9 +46,13 @@ def row_reader(
     return read
 
 
-def load_weights(stored: Mapping[str, StoredTensor], config: GemmaConfig, dtype: DTypeLike) -> dict[str, np.ndarray]:
-    """The model's weights, all of one dtype. What lies in the file in that dtype stays there (memory-mapped,
-    read-only); the rest is converted block by block, so that the peak is the weights themselves.
+def load_weights(
+    stored: Mapping[str, StoredTensor], config: GemmaConfig, dtype: DTypeLike, as_stored: bool = False
+) -> dict[str, Weight]:
+    """The model's weights. What lies in the file in the wanted dtype stays there (memory-mapped, read-only); the rest
+    is converted block by block, so that the peak is the weights themselves.
+
+    Quantized weights stay as they are, unless float64 is wanted; with `as_stored`, bfloat16 matrices do, too.
 
     Raises GemmaError for missing, extra and misshapen tensors (each is named) and for too little memory; warns of
     NaN and infinity.
@@ -53,17 +61,24 @@ def load_weights(stored: Mapping[str, StoredTensor], config: GemmaConfig, dtype:
 
     dtype = np.dtype(dtype)
     check_names_and_shapes(stored, config)
-    copied = [t for t in stored.values() if t.mapped is None or t.mapped.dtype != dtype]
+    weights: dict[str, Weight] = {}
+    for name, tensor in stored.items():
+        if tensor.quantized and dtype != np.float64:
+            weights[name] = tensor.quantized()
+        elif as_stored and tensor.mapped is not None and tensor.mapped.dtype == bfloat16 and len(tensor.shape) == 2:
+            weights[name] = BFloat16(tensor.mapped)
+    copied = [t for n, t in stored.items() if n not in weights and (t.mapped is None or t.mapped.dtype != dtype)]
     check_memory(sum(math.prod(tensor.shape) for tensor in copied) * dtype.itemsize, dtype)
 
-    weights = {}
     total = sum(math.prod(shape) for _, shape in config.weight_shapes())
     with tqdm(total=total, desc="loading", unit=" weights", unit_scale=True, delay=2, leave=False) as progress:
         for name, _ in config.weight_shapes():
+            if name in weights:
+                continue
             weights[name], finite = load_tensor(stored[name], dtype, progress.update)
             if not finite:
                 warnings.warn(f"{name}: has NaN or infinity, expected finite numbers", stacklevel=2)
-    return weights
+    return {name: weights[name] for name, _ in config.weight_shapes()}
 
 
 def load_tensor(tensor: StoredTensor, dtype: np.dtype, progress: Callable[[int], object]) -> tuple[np.ndarray, bool]:

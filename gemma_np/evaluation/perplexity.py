@@ -1,18 +1,17 @@
 """Perplexity: how many tokens the model hesitates between, on average, at each step of a text."""
 
-from collections.abc import Mapping
-
 import numpy as np
 from numpy.typing import ArrayLike
 
 from gemma_np.config import GemmaConfig
 from gemma_np.model.kv_cache import KVCache
 from gemma_np.model.transformer import output_logits, transformer
+from gemma_np.storage import Weights
 
 _CHUNK = 256  # logits of V numbers a token: 262 MB a chunk at V = 256,000
 
 
-def negative_log_likelihood(ids: ArrayLike, weights: Mapping[str, np.ndarray], config: GemmaConfig) -> np.ndarray:
+def negative_log_likelihood(ids: ArrayLike, weights: Weights, config: GemmaConfig) -> np.ndarray:
     """-log p of each token but the first, given all before it.
 
     ids [T], T at most the model's maximum -> [T - 1], in nats, float64. The perplexity is the exponential of its mean.

@@ -7,10 +7,11 @@ import math
 
 import numpy as np
 
-from gemma_np.storage import linear
+from gemma_np.linear import linear
+from gemma_np.storage import Weight, lookup
 
 
-def embed(ids: np.ndarray, embedding: np.ndarray) -> np.ndarray:
+def embed(ids: np.ndarray, embedding: Weight) -> np.ndarray:
     """Look the tokens up and scale by sqrt(D).
 
     ids [..., T], embedding [V, D] -> [..., T, D]
@@ -18,11 +19,11 @@ def embed(ids: np.ndarray, embedding: np.ndarray) -> np.ndarray:
     The scale makes up for the tied head: rows that are small enough to give logits of order 1 would be too small
     as the start of the residual stream.
     """
-    return embedding[ids] * math.sqrt(embedding.shape[1])
+    return lookup(embedding, ids) * math.sqrt(embedding.shape[1])
 
 
 def embed_backward(dx: np.ndarray, ids: np.ndarray, embedding: np.ndarray) -> np.ndarray:
-    """Undo `embedding[ids] * sqrt(D)`: each token's gradient is added to its row, as often as the token occurs.
+    """Undo `lookup(embedding, ids) * sqrt(D)`: each token's gradient is added to its row, as often as the token occurs.
 
     dx [..., T, D], ids [..., T], embedding [V, D] -> dembedding [V, D]
     """
@@ -31,7 +32,7 @@ def embed_backward(dx: np.ndarray, ids: np.ndarray, embedding: np.ndarray) -> np
     return gradient
 
 
-def unembed(x: np.ndarray, embedding: np.ndarray) -> np.ndarray:
+def unembed(x: np.ndarray, embedding: Weight) -> np.ndarray:
     """Score every token of the vocabulary against x, with the same matrix and no scale.
 
     x [..., T, D], embedding [V, D] -> logits [..., T, V]

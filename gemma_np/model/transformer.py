@@ -7,18 +7,19 @@ from numpy.typing import ArrayLike
 
 from gemma_np.config import GemmaConfig
 from gemma_np.errors import GemmaError
+from gemma_np.linear import linear_backward
 from gemma_np.model.block import block, block_backward
 from gemma_np.model.embedding import embed, embed_backward, unembed
 from gemma_np.model.kv_cache import KVCache
 from gemma_np.model.rms_norm import rms_norm, rms_norm_backward
 from gemma_np.model.soft_cap import soft_cap, soft_cap_backward
 from gemma_np.scope import Scope, Tape, no_tape, within
-from gemma_np.storage import linear_backward
+from gemma_np.storage import Weights
 
 
 def transformer(
     ids: ArrayLike,
-    weights: Mapping[str, np.ndarray],
+    weights: Weights,
     config: GemmaConfig,
     cache: KVCache | None = None,
     tape: Tape = no_tape,
@@ -43,9 +44,7 @@ def transformer(
     return tape("norm", rms_norm(x, model["norm.weight"], config.rms_norm_eps))
 
 
-def output_logits(
-    x: np.ndarray, weights: Mapping[str, np.ndarray], config: GemmaConfig, tape: Tape = no_tape
-) -> np.ndarray:
+def output_logits(x: np.ndarray, weights: Weights, config: GemmaConfig, tape: Tape = no_tape) -> np.ndarray:
     """The score of every token to come next, from what `transformer` returned (all positions, or only the last).
 
     x [..., T, D] -> logits [..., T, V]; softmax of a row is the model's distribution of the next token.

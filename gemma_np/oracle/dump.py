@@ -8,14 +8,14 @@ A file of names says which of its names is which of ours, `{layer}` standing for
 import difflib
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from gemma_np.checkpoints.config_json import config_from_json
-from gemma_np.checkpoints.huggingface import stored_tensors
+from gemma_np.checkpoints.tensor_file import read_metadata, stored_tensors
 from gemma_np.config import GemmaConfig
 from gemma_np.errors import GemmaError
 from gemma_np.oracle.trace import Place, Reference
@@ -49,7 +49,7 @@ def read_dump(path: Path, names: Path | None = None) -> Dump:
     records = {translate(name): tensor.mapped for name, tensor in stored_tensors(path) if tensor.mapped is not None}
     if not records:
         raise GemmaError(f"{path}: no records, expected intermediates by the names of gemma-np trace --names")
-    metadata = _metadata(path)
+    metadata = read_metadata(path)
     try:
         config = config_from_json(json.loads(metadata["config"])) if "config" in metadata else None
         passes = json.loads(metadata["passes"]) if "passes" in metadata else None
@@ -88,12 +88,6 @@ def _fit(record: np.ndarray, place: Place) -> np.ndarray:
         dropped = place.shape[-1] - record.shape[-1]
         record = np.concatenate([np.zeros((*record.shape[:-1], dropped), record.dtype), record], axis=-1)
     return record
-
-
-def _metadata(path: Path) -> Mapping[str, str]:
-    with path.open("rb") as file:
-        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-    return header.get("__metadata__", {})
 
 
 def _translation(names: Path | None) -> Callable[[str], str]:

@@ -1,6 +1,6 @@
 """One token after another: read the prompt, choose a token, read it, choose the next."""
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 import numpy as np
 
@@ -8,6 +8,7 @@ from gemma_np.config import GemmaConfig
 from gemma_np.errors import GemmaError
 from gemma_np.model.kv_cache import KVCache
 from gemma_np.model.transformer import output_logits, transformer
+from gemma_np.storage import Weights
 
 PREFILL_CHUNK = 512
 """Tokens read at once. The scores of a chunk take H * PREFILL_CHUNK * S numbers, those of a whole long prompt H * S^2;
@@ -16,7 +17,7 @@ reading more at once is hardly faster."""
 
 def generate_ids(
     prompt: Sequence[int],
-    weights: Mapping[str, np.ndarray],
+    weights: Weights,
     config: GemmaConfig,
     choose: Callable[[np.ndarray], int],
     max_new_tokens: int,
@@ -50,7 +51,7 @@ def generate_ids(
         unread = [token]
 
 
-def prefill(ids: Sequence[int], weights: Mapping[str, np.ndarray], config: GemmaConfig, cache: KVCache) -> np.ndarray:
+def prefill(ids: Sequence[int], weights: Weights, config: GemmaConfig, cache: KVCache) -> np.ndarray:
     """Read ids into the cache, a chunk at a time, and return what the model makes of the last of them: [D]."""
     from tqdm import tqdm
 

@@ -198,12 +198,12 @@ def peak_memory() -> None:
 
     import ml_dtypes
 
-    from gemma_np.checkpoints.huggingface import save_folder
+    from gemma_np.checkpoints.saving import save_folder
 
     config = RELEASED["gemma-3-270m"]
     weights = {name: np.ones(shape, ml_dtypes.bfloat16) for name, shape in config.weight_shapes()}
     with tempfile.TemporaryDirectory() as folder:
-        save_folder(Path(folder) / "model", config, weights, None)
+        save_folder(Path(folder) / "model", config, weights.items(), None)
         ratio = float(subprocess.check_output([sys.executable, "-c", LOADING, f"{folder}/model"]))
     print(f"{'270m loading':20}{ratio:6.2f} of the float32 weights at the peak")
     cache, rest = subprocess.check_output([sys.executable, "-c", PREFILLING]).split()

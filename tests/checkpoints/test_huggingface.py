@@ -9,7 +9,8 @@ from safetensors.numpy import load_file, save_file
 
 from gemma_np import GemmaError
 from gemma_np.checkpoints import huggingface, loading
-from gemma_np.checkpoints.huggingface import load_folder, save_folder
+from gemma_np.checkpoints.huggingface import load_folder
+from gemma_np.checkpoints.saving import save_folder
 from tests import tiny
 from tests.strategies import MODEL_TYPES
 from tests.tolerances import assert_close
@@ -21,7 +22,7 @@ NAME = "model.layers.3.self_attn.k_proj.weight"
 
 @pytest.fixture
 def folder(tmp_path):
-    save_folder(tmp_path / "model", CONFIG, WEIGHTS, tiny.vocabulary())
+    save_folder(tmp_path / "model", CONFIG, WEIGHTS.items(), tiny.vocabulary())
     return tmp_path / "model"
 
 
@@ -36,7 +37,7 @@ def rewrite(folder, change):
 @pytest.mark.parametrize("shard_bytes", [10**9, 5000])
 def test_there_and_back(model_type, shard_bytes, tmp_path):
     model = tiny.gemma(model_type)
-    save_folder(tmp_path / "model", model.config, model.weights, tiny.vocabulary(), shard_bytes)
+    save_folder(tmp_path / "model", model.config, model.weights.items(), tiny.vocabulary(), shard_bytes)
     assert (tmp_path / "model" / "model.safetensors.index.json").exists() == (shard_bytes == 5000)
     config, weights, vocabulary = load_folder(tmp_path / "model", np.float32)
     assert config == model.config
@@ -49,7 +50,7 @@ def test_there_and_back(model_type, shard_bytes, tmp_path):
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_every_stored_dtype_becomes_the_one_asked_for(stored, dtype, tmp_path):
     written = {name: weight.astype(stored) for name, weight in WEIGHTS.items()}
-    save_folder(tmp_path / "model", CONFIG, written, None)
+    save_folder(tmp_path / "model", CONFIG, written.items(), None)
     _, weights, _ = load_folder(tmp_path / "model", dtype)
     for name, weight in weights.items():
         assert weight.dtype == dtype
@@ -59,7 +60,7 @@ def test_every_stored_dtype_becomes_the_one_asked_for(stored, dtype, tmp_path):
 def test_large_tensors_are_converted_block_by_block(tmp_path, monkeypatch):
     monkeypatch.setattr(loading, "_BLOCK_BYTES", 100)
     written = {name: weight.astype(ml_dtypes.bfloat16) for name, weight in WEIGHTS.items()}
-    save_folder(tmp_path / "model", CONFIG, written, None)
+    save_folder(tmp_path / "model", CONFIG, written.items(), None)
     _, weights, _ = load_folder(tmp_path / "model", np.float32)
     assert all((weights[name] == written[name].astype(np.float32)).all() for name in weights)
 
@@ -75,7 +76,7 @@ def test_a_multimodal_checkpoint_gives_its_text_model(tmp_path):
     model = tiny.gemma("gemma3_text")
     for number, prefix in enumerate(["language_model.model.", "model.language_model."]):
         folder = tmp_path / str(number)
-        save_folder(folder, model.config, model.weights, None)
+        save_folder(folder, model.config, model.weights.items(), None)
         renamed = {prefix + name.removeprefix("model."): w for name, w in model.weights.items()}
         renamed["vision_tower.x" if number == 0 else "model.vision_tower.x"] = np.zeros(3, np.float32)
         save_file(renamed, folder / "model.safetensors")
@@ -106,7 +107,7 @@ def test_every_missing_extra_and_misshapen_tensor_is_named(folder):
 def test_a_wrong_shape_is_explained_for_every_kind_of_tensor(name, tmp_path):
     model = tiny.gemma("gemma3_text")
     weights = dict(model.weights) | {name: np.zeros((3, 3), np.float32)}
-    save_folder(tmp_path / "model", model.config, weights, None)
+    save_folder(tmp_path / "model", model.config, weights.items(), None)
     with pytest.raises(GemmaError, match=r"shape \(3, 3\), expected \(.*\) from .*="):
         load_folder(tmp_path / "model", np.float32)
 
@@ -178,7 +179,7 @@ def test_a_damaged_file_is_told_by_its_name(damage, folder):
 
 def test_integers_are_no_weights(folder):
     rewrite(folder, lambda weights: weights.update({NAME: np.zeros((8, 12), np.int8)}))
-    with pytest.raises(GemmaError, match=f"{NAME}: dtype I8, expected one of F64, F32, F16, BF16"):
+    with pytest.raises(GemmaError, match=f"{NAME}: dtype int8, expected one of F64, F32, F16, BF16"):
         load_folder(folder, np.float32)
 
 
@@ -245,13 +246,13 @@ def test_available_memory_is_a_sensible_number():
 
 def test_saving_over_something_is_refused(folder):
     with pytest.raises(GemmaError, match="is not empty"):
-        save_folder(folder, CONFIG, WEIGHTS, None)
+        save_folder(folder, CONFIG, WEIGHTS.items(), None)
 
 
 def test_a_crash_while_saving_leaves_nothing_at_the_target(tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface, "config_to_json", lambda _: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        save_folder(tmp_path / "model", CONFIG, WEIGHTS, None)
+        save_folder(tmp_path / "model", CONFIG, WEIGHTS.items(), None)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -266,7 +267,7 @@ def test_the_framework_loads_what_was_saved(model_type, shard_bytes, tmp_path):
     from transformers import AutoModelForCausalLM
 
     model = tiny.gemma(model_type)
-    save_folder(tmp_path / "model", model.config, model.weights, tiny.vocabulary(), shard_bytes)
+    save_folder(tmp_path / "model", model.config, model.weights.items(), tiny.vocabulary(), shard_bytes)
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "model", attn_implementation="eager")
     ids = [2, 5, 300, 17, 21, 22, 23]
     with torch.no_grad():

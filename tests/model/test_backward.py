@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gemma_np.linear import linear, linear_backward
 from gemma_np.model import attention, block, embedding, feed_forward, rms_norm, rope, soft_cap, transformer, visibility
 from gemma_np.scope import Record, Scope
-from gemma_np.storage import linear, linear_backward
 from tests.finite_differences import assert_gradient
 from tests.strategies import batches, configs, normal, random_ids, random_weights, seeds, sizes
 from tests.tolerances import assert_close

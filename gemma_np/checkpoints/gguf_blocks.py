@@ -1,0 +1,52 @@
+"""The two block formats of GGUF that this package computes with as they are: Q8_0 and Q4_0.
+
+Both cut each row into blocks of 32 channels, and store a block's scale in front of its numbers:
+
+    Q8_0  float16 scale, 32 x int8                            w = scale * number
+    Q4_0  float16 scale, 16 bytes of two numbers from 0 to 15  w = scale * (number - 8)
+
+In a Q4_0 block, byte i holds channel i in its lower half and channel 16 + i in its upper one.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from gemma_np.errors import GemmaError
+from gemma_np.storage import Int4, Int8, Stored, pack, unpack
+
+BLOCK = 32
+SCALE_BYTES = 2
+NUMBER_BYTES = {"Q8_0": 32, "Q4_0": 16}
+
+_ROWS = 4096  # taken apart at once
+
+
+def read_blocks(kind: str, shape: tuple[int, ...], read: Callable[[int, int], np.ndarray]) -> Stored:
+    """A weight of a GGUF file: kind is "Q8_0" or "Q4_0", read(start, stop) returns the bytes of those rows.
+
+    Raises GemmaError for a scale that is not finite.
+    """
+    rows, columns = shape
+    scales = np.empty((rows, columns // BLOCK), np.float16)
+    numbers = np.empty((rows, columns if kind == "Q8_0" else columns // 2), np.uint8)
+    for start in range(0, rows, _ROWS):
+        part = slice(start, min(start + _ROWS, rows))
+        blocks = read(part.start, part.stop).reshape(-1, columns // BLOCK, SCALE_BYTES + NUMBER_BYTES[kind])
+        scales[part] = np.ascontiguousarray(blocks[..., :SCALE_BYTES]).view(np.float16)[..., 0]
+        stored = blocks[..., SCALE_BYTES:]
+        numbers[part] = stored.reshape(-1, columns) if kind == "Q8_0" else pack(unpack(stored).reshape(-1, columns))
+    if not np.isfinite(scales).all():
+        raise GemmaError("scales: NaN or infinity among them, expected finite numbers")
+    return Int8(numbers.view(np.int8), scales) if kind == "Q8_0" else Int4(numbers, scales)
+
+
+def to_blocks(weight: Int8 | Int4) -> np.ndarray:
+    """The bytes of a weight with a float16 scale for each 32 channels: uint8 [out, bytes of a row]."""
+    rows, groups = weight.scales.shape
+    if isinstance(weight, Int8):
+        numbers = weight.integers.view(np.uint8).reshape(rows, groups, BLOCK)
+    else:
+        numbers = pack(unpack(weight.packed).reshape(rows, groups, BLOCK))
+    scales = np.ascontiguousarray(weight.scales).view(np.uint8).reshape(rows, groups, SCALE_BYTES)
+    return np.concatenate([scales, numbers], axis=-1).reshape(rows, -1)

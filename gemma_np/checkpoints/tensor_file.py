@@ -1,0 +1,46 @@
+"""A safetensors file: its header is checked by the library, and its numbers are mapped, not read."""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import DTypeLike
+
+from gemma_np.checkpoints.loading import StoredTensor, row_reader
+from gemma_np.errors import GemmaError
+
+FLOATS = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
+QUANTIZED = {"I8": np.int8, "U8": np.uint8, "F8_E4M3": ml_dtypes.float8_e4m3fn}
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """What a safetensors file says of itself. Raises GemmaError for a damaged file."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "numpy") as file:  # opening is what checks the header
+            return file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise GemmaError(f"{path}: damaged ({error}), expected a whole safetensors file") from None
+
+
+def stored_tensors(path: Path, dtypes: Mapping[str, DTypeLike] = FLOATS) -> Iterator[tuple[str, StoredTensor]]:
+    """Name and place of each tensor of a safetensors file. Raises GemmaError for a damaged file."""
+    read_metadata(path)
+    with path.open("rb") as file:
+        header_size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(header_size))
+    data = np.memmap(path, np.uint8, "r", offset=8 + header_size) if header_size + 8 < path.stat().st_size else None
+    for name, entry in header.items():
+        if name == "__metadata__":
+            continue
+        if entry["dtype"] not in dtypes:
+            raise GemmaError(f"{path}: {name}: dtype {entry['dtype']}, expected one of {', '.join(dtypes)}")
+        start, end = entry["data_offsets"]
+        if data is None or start == end:
+            raise GemmaError(f"{path}: {name}: shape {tuple(entry['shape'])}, expected a tensor that is not empty")
+        mapped = data[start:end].view(dtypes[entry["dtype"]]).reshape(entry["shape"])
+        reader = row_reader(path, 8 + header_size + start, mapped.dtype, mapped.shape[1:])
+        yield name, StoredTensor(mapped.shape, reader, mapped)
