@@ -9,12 +9,19 @@ from dataclasses import fields
 
 import numpy as np
 
-from gemma_np import cli_model, cli_oracle, cli_training
+from gemma_np import cli_compression, cli_model, cli_oracle, cli_training
+from gemma_np.checkpoints.random_weights import KINDS as RANDOM_KINDS
+from gemma_np.compression.gguf_export import GGUF_SCHEMES
+from gemma_np.compression.plan import PARTS
+from gemma_np.compression.quantization import KINDS
+from gemma_np.compression.whole_model import METHODS
 from gemma_np.errors import GemmaError
-from gemma_np.gemma import DEFAULT
+from gemma_np.gemma import DEFAULT, DTYPES
 from gemma_np.training.run_state import Recipe
 
 MODEL_HELP = "a checkpoint folder, a .gguf file, a hub id such as google/gemma-2-2b-it, or a name from gemma-np models"
+
+TEXT_HELP = "a text file, or a folder of .txt files; one file is one document"
 
 SHAPE = {  # option: default, meaning
     "hidden-size": (128, "D"),
@@ -92,8 +99,11 @@ def parser() -> argparse.ArgumentParser:
         "gemma-np generate --model ./gemma-3-270m.gguf --temperature 0.8 --top-p 0.95 --seed 1 'Once upon a time'",
     )
     _add_model(sub)
+    _add_dtype(sub)
+    sub.add_argument("--int8-cache", action="store_true", help="keep keys and values in 8 bits")
     _add_sampling(sub, max_new_tokens=128)
-    sub.add_argument("prompt", metavar="PROMPT", help="the text to continue")
+    sub.add_argument("prompt", metavar="PROMPT", nargs="?", help="the text to continue")
+    sub.add_argument("--ids", metavar="N,N,...", help="tokens to continue, in place of PROMPT")
 
     sub = command(
         cli_model.chat,
@@ -101,10 +111,13 @@ def parser() -> argparse.ArgumentParser:
         'echo "Why is the sky blue?" | gemma-np chat --model google/gemma-2-2b-it',
     )
     _add_model(sub)
+    _add_dtype(sub)
+    sub.add_argument("--int8-cache", action="store_true", help="keep keys and values in 8 bits")
     _add_sampling(sub, max_new_tokens=None)
 
     sub = command(cli_model.perplexity, "gemma-np perplexity --model ./gemma-2-2b book.txt")
     _add_model(sub)
+    _add_dtype(sub)
     sub.add_argument("file", metavar="FILE", help="a text file in UTF-8, or - for standard input")
 
     sub = command(
@@ -119,15 +132,14 @@ def parser() -> argparse.ArgumentParser:
 
     command(cli_model.models, "gemma-np models")
     _add_training(command)
+    _add_compression(command)
     _add_oracle(command)
     return top
 
 
 def _add_training(command: Callable[..., argparse.ArgumentParser]) -> None:
-    text_help = "a text file, or a folder of .txt files; one file is one document"
-
     sub = command(cli_training.tokenizer, "gemma-np tokenizer texts/ --size 2048 -o tokenizer.model")
-    sub.add_argument("text", metavar="TEXT", help=text_help)
+    sub.add_argument("text", metavar="TEXT", help=TEXT_HELP)
     sub.add_argument("--size", metavar="V", type=int, default=2048, help="number of pieces (default 2048)")
     sub.add_argument("-o", "--output", metavar="FILE", default="tokenizer.model", help="default tokenizer.model")
 
@@ -138,7 +150,7 @@ def _add_training(command: Callable[..., argparse.ArgumentParser]) -> None:
         "gemma-np train chats.jsonl --model google/gemma-3-270m -o tuned --rate 1e-5 --length 512 --batch 1",
         "mpiexec -n 4 gemma-np train texts/ --tokenizer tokenizer.model -o run",
     )
-    sub.add_argument("text", metavar="TEXT", help=f"{text_help}; or a .jsonl file, one conversation a line")
+    sub.add_argument("text", metavar="TEXT", help=f"{TEXT_HELP}; or a .jsonl file, one conversation a line")
     sub.add_argument("--tokenizer", metavar="FILE", help="train from scratch, with this tokenizer.model")
     _add_run(sub)
 
@@ -148,7 +160,7 @@ def _add_training(command: Callable[..., argparse.ArgumentParser]) -> None:
         "gemma-np distill --targets targets -o student",
         "gemma-np distill texts/ --teacher run --model student --on-policy --divergence jensen-shannon -o better",
     )
-    sub.add_argument("text", metavar="TEXT", nargs="?", help=f"{text_help} (not with --targets)")
+    sub.add_argument("text", metavar="TEXT", nargs="?", help=f"{TEXT_HELP} (not with --targets)")
     sub.add_argument("--teacher", metavar="M", help="the checkpoint to learn from, live")
     sub.add_argument("--targets", metavar="FOLDER", help="learn from what gemma-np targets has stored; sets --length")
     sub.add_argument(
@@ -164,7 +176,7 @@ def _add_training(command: Callable[..., argparse.ArgumentParser]) -> None:
     _add_run(sub)
 
     sub = command(cli_training.targets, "gemma-np targets texts/ --teacher run -o targets --top-k 32 --length 256")
-    sub.add_argument("text", metavar="TEXT", help=text_help)
+    sub.add_argument("text", metavar="TEXT", help=TEXT_HELP)
     sub.add_argument("--teacher", metavar="M", required=True, help="the checkpoint that reads")
     sub.add_argument("-o", "--output", metavar="FOLDER", required=True, help="where to; what is there already is kept")
     sub.add_argument(
@@ -185,6 +197,76 @@ def _add_training(command: Callable[..., argparse.ArgumentParser]) -> None:
     sub = command(cli_training.plot_log, "gemma-np plot-log run", "gemma-np plot-log student twin -o losses.svg")
     sub.add_argument("runs", metavar="RUN", nargs="+", help="folders of runs")
     sub.add_argument("-o", "--output", metavar="FILE", default="log.png", help="a png, svg or pdf file (log.png)")
+
+
+def _add_compression(command: Callable[..., argparse.ArgumentParser]) -> None:
+    sub = command(
+        cli_compression.quantize,
+        "gemma-np quantize --model google/gemma-2-9b-it --to int8 -o gemma-9b-int8",
+        "gemma-np quantize --model google/gemma-2-2b --to int4 --method gptq --text books/ -o gemma-2b-int4",
+    )
+    _add_model(sub)
+    _add_scheme(sub, "--to", required=True)
+    _add_calibration(sub)
+    sub.add_argument("-o", "--output", metavar="OUT", required=True, help="the new checkpoint")
+
+    sub = command(
+        cli_compression.prune,
+        "gemma-np prune --model google/gemma-2-2b layers=22,ffn=6912 --text books/ -o smaller",
+        "gemma-np prune --model google/gemma-2-2b wanda=2:4 --text books/ -o sparse",
+    )
+    _add_model(sub)
+    parts = "; ".join(f"{name}: {meaning}" for name, meaning in PARTS.items())
+    sub.add_argument("plan", metavar="PLAN", help=f"NAME=VALUE,... with {parts}")
+    _add_calibration(sub)
+    sub.add_argument("-o", "--output", metavar="OUT", required=True, help="the new checkpoint")
+
+    sub = command(
+        cli_compression.compress,
+        "gemma-np compress plays/ --model shakespeare-4m --prune ffn=512 --distill 300 --quantize int8 -o small",
+        "gemma-np compress plays/ --model shakespeare-4m --prune ffn=512 --quantize int4 --method gptq -o small --resume",
+    )
+    sub.add_argument("text", metavar="TEXT", help=f"{TEXT_HELP}: to calibrate, to heal and to measure with")
+    _add_model(sub)
+    sub.add_argument("--prune", metavar="PLAN", help="as of gemma-np prune")
+    sub.add_argument("--distill", metavar="STEPS", type=int, help="heal by so many steps of distillation")
+    _add_scheme(sub, "--quantize")
+    sub.add_argument("-o", "--output", metavar="OUT", required=True, help="the folder of all steps")
+    sub.add_argument("--resume", action="store_true", help="go on from what OUT holds")
+    sub.add_argument("--validation", metavar="P", type=float, default=0.05, help="share of documents held out (0.05)")
+    _add_recipe(sub, "recipe of the distillation", without=("steps",))
+
+    sub = command(cli_compression.export_gguf, "gemma-np export-gguf --model ./gemma-2-2b --to Q4_0 -o gemma-2-2b.gguf")
+    _add_model(sub)
+    sub.add_argument("--to", choices=list(GGUF_SCHEMES), default="Q8_0", help="how matrices are stored (Q8_0)")
+    sub.add_argument("-o", "--output", metavar="FILE", required=True, help="the .gguf file")
+
+    sub = command(
+        cli_compression.random_checkpoint,
+        "gemma-np random-checkpoint gemma-2-27b --dtype int4 -o random-27b",
+        "gemma-np random-checkpoint gemma-2-27b --sparse -o hollow-27b",
+    )
+    sub.add_argument("name", metavar="NAME", help="a released model, as of gemma-np models")
+    sub.add_argument("--dtype", choices=RANDOM_KINDS, default="bfloat16", help="how matrices are stored (bfloat16)")
+    sub.add_argument("--sparse", action="store_true", help="bfloat16 zeros that take no room on the disk")
+    sub.add_argument("-o", "--output", metavar="OUT", required=True, help="the new checkpoint")
+
+
+def _add_scheme(sub: argparse.ArgumentParser, flag: str, required: bool = False) -> None:
+    """How weights are to be quantized."""
+    sub.add_argument(flag, dest="to", choices=KINDS, required=required, help="how matrices are stored")
+    sub.add_argument("--group", metavar="N", type=int, default=64, help="int4: channels that share a scale (64)")
+    sub.add_argument("--zero-points", action="store_true", help="int4: a grid that need not be symmetric")
+    methods = "; ".join(f"{name}: {meaning}" for name, meaning in METHODS.items())
+    sub.add_argument("--method", choices=list(METHODS), default="clip", help=f"how numbers are chosen ({methods})")
+    kinds = ("bfloat16", "int8", "float8")
+    sub.add_argument("--embedding", choices=kinds, help="how the embedding is stored, if it is another way")
+
+
+def _add_calibration(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--text", metavar="TEXTS", help=f"{TEXT_HELP}; it shows what the weights are multiplied with")
+    sub.add_argument("--texts", metavar="N", type=int, default=16, help="texts to read (16)")
+    sub.add_argument("--length", metavar="N", type=int, default=512, help="tokens of each (512)")
 
 
 def _add_oracle(command: Callable[..., argparse.ArgumentParser]) -> None:
@@ -238,6 +320,11 @@ def _add_model(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--model", metavar="M", default=DEFAULT, help=f"{MODEL_HELP} (default: {DEFAULT})")
 
 
+def _add_dtype(sub: argparse.ArgumentParser) -> None:
+    meaning = "stored: leave bfloat16 matrices in their file, at half the memory and two thirds of the speed"
+    sub.add_argument("--dtype", choices=DTYPES, default="float32", help=f"of the computation (float32; {meaning})")
+
+
 def _add_sampling(sub: argparse.ArgumentParser, max_new_tokens: int | None) -> None:
     sub.add_argument(
         "--max-new-tokens",
@@ -263,8 +350,14 @@ def _add_run(sub: argparse.ArgumentParser) -> None:
     shape = sub.add_argument_group("shape of a model from scratch")
     for name, (default, meaning) in SHAPE.items():
         shape.add_argument(f"--{name}", metavar="N", type=int, default=default, help=f"{meaning} ({default})")
-    recipe = sub.add_argument_group("recipe")
+    _add_recipe(sub, "recipe")
+
+
+def _add_recipe(sub: argparse.ArgumentParser, title: str, without: Sequence[str] = ()) -> None:
+    recipe = sub.add_argument_group(title)
     for field in fields(Recipe):
+        if field.name in without:
+            continue
         name = f"--{field.name.replace('_', '-')}"
         meaning = f"{RECIPE[field.name]} ({field.default})"
         recipe.add_argument(name, metavar="N", type=type(field.default), default=field.default, help=meaning)

@@ -4,24 +4,32 @@ import argparse
 import sys
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from gemma_np.cli_oracle import read_ids
 from gemma_np.config import GLOBAL, RELEASED, GemmaConfig
 from gemma_np.errors import GemmaError
-from gemma_np.gemma import BUNDLED, find_config, load
+from gemma_np.evaluation.memory import STORAGE, cache_bytes, peak_memory, weight_bytes, work_bytes
+from gemma_np.gemma import BUNDLED, Gemma, find_config, load
 from gemma_np.training.memory import training_memory
 
 
 def generate(options: argparse.Namespace) -> None:
     """Write what follows a prompt."""
-    model = load(options.model)
-    _print_stream(model.stream(options.prompt, **_sampling(options)))
+    if (options.prompt is None) == (options.ids is None):
+        raise GemmaError("expected either PROMPT or --ids")
+    model = _load(options)
+    if options.ids is None:
+        _print_stream(model.stream(options.prompt, **_sampling(options)))
+    else:
+        _print_stream(f"{token} " for token in model.stream_ids(read_ids(options.ids), **_sampling(options)))
 
 
 def chat(options: argparse.Namespace) -> None:
     """Talk: a line from standard input is a turn, until end of file."""
-    model = load(options.model)
+    model = _load(options)
     messages: list[dict[str, str]] = []
     interactive = sys.stdin.isatty()
     if interactive:
@@ -44,7 +52,7 @@ def perplexity(options: argparse.Namespace) -> None:
         text = sys.stdin.read() if options.file == "-" else Path(options.file).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise GemmaError(f"{options.file}: {error}, expected a text file in UTF-8") from None
-    print(f"{load(options.model).perplexity(text):.4f}")
+    print(f"{load(options.model, options.dtype).perplexity(text):.4f}")
 
 
 def info(options: argparse.Namespace) -> None:
@@ -92,17 +100,22 @@ def describe(config: GemmaConfig) -> Iterable[str]:
     for part, count in (parts | {"total": total}).items():
         yield f"  {part:24}{count:>16,}{count / total:8.1%}"
 
-    yield "\nmemory for the weights"
-    for dtype, size in (("float64", 8), ("float32", 4), ("bfloat16 (as published)", 2)):
-        yield f"  {dtype:24}{total * size / 1e9:>13.2f} GB"
+    yield "\nmemory to write text     weights     + 1,000 tokens     + 8,000 tokens"
+    for storage in STORAGE:
+        weights = weight_bytes(config, storage)
+        lengths = (min(length, config.max_position_embeddings) for length in (1000, 8000))
+        with_text = (weights + cache_bytes(config, n, storage) + work_bytes(config, n, storage) for n in lengths)
+        yield f"  {storage:24}{_size(weights):>12}" + "".join(f"{_size(total):>19}" for total in with_text)
+    yield "  of that the cache," + f"{_size(cache_bytes(config, 1000)):>35}{_size(cache_bytes(config, 8000)):>19}"
+    yield "  and a quarter of it with --int8-cache"
 
-    per_layer = 2 * config.num_key_value_heads * config.head_dim * 4 * 1000 / 1e6
-    yield "\nmemory for the cache, float32, per 1,000 tokens"
-    if config.sliding_window and globals_ < config.num_hidden_layers:
-        yield f"  {f'up to {config.sliding_window:,} tokens':24}{per_layer * config.num_hidden_layers:>13.1f} MB"
-        yield f"  {'after that':24}{per_layer * globals_:>13.1f} MB"
-    else:
-        yield f"  {'at any length':24}{per_layer * config.num_hidden_layers:>13.1f} MB"
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+
+
+def _load(options: argparse.Namespace) -> Gemma:
+    return replace(load(options.model, options.dtype), int8_cache=options.int8_cache)
 
 
 def _print_stream(pieces: Iterable[str]) -> str:
@@ -116,7 +129,8 @@ def _print_stream(pieces: Iterable[str]) -> str:
     now, tokens = time.perf_counter(), len(text) - 1  # the last piece is what was left of a character
     if tokens > 1:
         rate = (tokens - 1) / (now - first)
-        print(f"first token after {first - started:.2f} s, then {rate:.1f} tokens/s", file=sys.stderr)
+        peak = f", peak memory {_size(peak_memory())}" if peak_memory() else ""
+        print(f"first token after {first - started:.2f} s, then {rate:.1f} tokens/s{peak}", file=sys.stderr)
     return "".join(text)
 
 

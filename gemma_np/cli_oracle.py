@@ -65,7 +65,7 @@ def compare_dumps(options: argparse.Namespace) -> int:
 def diagnose(options: argparse.Namespace) -> int:
     """Find the known mistake, or the two, that a dump is made of; exit status 1 when something is wrong."""
     theirs = read_dump(Path(options.dump), _path(options.names))
-    passes = [_ids(options.ids)] if options.ids else None
+    passes = [read_ids(options.ids)] if options.ids else None
     reference = _reference(options.model, theirs, theirs, passes)
     found = explain(reference, fitted(theirs, reference), options.dtype or theirs.dtype)
     for line in describe(found):
@@ -97,13 +97,14 @@ def _prompt(options: argparse.Namespace, model: Gemma) -> list[int]:
     if (options.prompt is None) == (options.ids is None):
         raise GemmaError("expected --prompt TEXT or --ids 2,651,...")
     if options.ids is not None:
-        return _ids(options.ids)
+        return read_ids(options.ids)
     if model.tokenizer is None:
         raise GemmaError("--prompt: the checkpoint has no tokenizer.model, expected --ids")
     return model.tokenizer.encode(options.prompt)
 
 
-def _ids(text: str) -> list[int]:
+def read_ids(text: str) -> list[int]:
+    """The token ids of a comma list."""
     try:
         return [int(number) for number in text.split(",")]
     except ValueError:

@@ -96,7 +96,7 @@ def targets(options: argparse.Namespace) -> None:
 
 def merge(options: argparse.Namespace) -> None:
     """Average the weights of several checkpoints of one shape; of one, store them in another dtype."""
-    first, *rest = models = [load(name) for name in options.models]
+    first, *rest = models = [load(name).widened() for name in options.models]
     for name, model in zip(options.models[1:], rest, strict=True):
         if model.config != first.config:
             raise GemmaError(f"{name}: another config than {options.models[0]}, expected the same")
@@ -218,7 +218,7 @@ def _check_length(recipe: Recipe, model: Gemma) -> None:
 
 
 def _from_checkpoint(options: argparse.Namespace) -> Gemma:
-    model = load(options.model)
+    model = load(options.model).widened()
     _tokenizer_of(model, options.model)
     return model
 

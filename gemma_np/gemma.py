@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from gemma_np.errors import GemmaError
 from gemma_np.evaluation.perplexity import negative_log_likelihood
 from gemma_np.model.transformer import checked_ids, output_logits, transformer
 from gemma_np.scope import Record
-from gemma_np.storage import Weights
+from gemma_np.storage import Weights, dequantize
 from gemma_np.text.chat import chat_ids
 from gemma_np.text.generation import generate_ids
 from gemma_np.text.sampling import Sampling
@@ -87,11 +87,13 @@ def find_config(name_or_path: str | Path) -> GemmaConfig:
 
 @dataclass
 class Gemma:
-    """A model in memory. `tokenizer` is None when the checkpoint has none; then only ids go in."""
+    """A model in memory. `tokenizer` is None when the checkpoint has none; then only ids go in. With `int8_cache`, what
+    is generated keeps its keys and values in 8 bits."""
 
     config: GemmaConfig
     weights: Weights
     tokenizer: Tokenizer | None
+    int8_cache: bool = False
 
     def logits(self, ids: ArrayLike) -> np.ndarray:
         """The score of every token to come next, at each position.
@@ -107,40 +109,43 @@ class Gemma:
         output_logits(x, self.weights, self.config, record)
         return record
 
-    def generate(
-        self,
-        prompt: str | Sequence[int],
-        max_new_tokens: int = 128,
-        temperature: float = 0.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        seed: int | None = None,
-    ) -> str:
-        """The text that the model writes after the prompt (a text, or ids as they are). See `Sampling` for the rest;
-        the same seed gives the same text."""
-        return "".join(self.stream(prompt, max_new_tokens, temperature, top_k, top_p, seed))
+    def generate(self, prompt: str | Sequence[int], max_new_tokens: int = 128, **sampling: Any) -> str:
+        """The text that the model writes after the prompt (a text, or ids as they are). See `stream_ids` for the other
+        arguments."""
+        return "".join(self.stream(prompt, max_new_tokens, **sampling))
 
-    def stream(
-        self,
-        prompt: str | Sequence[int],
-        max_new_tokens: int = 128,
-        temperature: float = 0.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        seed: int | None = None,
-    ) -> Iterator[str]:
+    def stream(self, prompt: str | Sequence[int], max_new_tokens: int = 128, **sampling: Any) -> Iterator[str]:
         """The same text, piece by piece as it is written."""
         tokenizer = self._text()
+        if isinstance(prompt, str):
+            if not prompt:
+                raise GemmaError("prompt: empty, expected some text")
+            prompt = tokenizer.encode(prompt)
+        return tokenizer.decode_stream(self.stream_ids(prompt, max_new_tokens, **sampling))
+
+    def stream_ids(
+        self,
+        prompt: Sequence[int],
+        max_new_tokens: int = 128,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int | None = None,
+    ) -> Iterator[int]:
+        """The tokens that the model writes after those of the prompt; it needs no tokenizer. See `Sampling` for how
+        they are drawn; the same seed gives the same ones."""
         sampling, generator = Sampling(temperature, top_k, top_p), np.random.default_rng(seed)
-        if isinstance(prompt, str) and not prompt:
-            raise GemmaError("prompt: empty, expected some text")
-        ids = tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
-        checked_ids(ids, self.config)
-        stop = {tokenizer.id(piece) for piece in (EOS, END_OF_TURN) if piece in tokenizer}
-        new = generate_ids(
-            ids, self.weights, self.config, lambda logits: sampling.choose(logits, generator), max_new_tokens, stop
+        checked_ids(prompt, self.config)
+        stops = (EOS, END_OF_TURN) if self.tokenizer else ()
+        return generate_ids(
+            list(prompt),
+            self.weights,
+            self.config,
+            lambda logits: sampling.choose(logits, generator),
+            max_new_tokens,
+            {self.tokenizer.id(piece) for piece in stops if self.tokenizer and piece in self.tokenizer},
+            self.int8_cache,
         )
-        return tokenizer.decode_stream(new)
 
     def chat(self, messages: Sequence[Mapping[str, str]], max_new_tokens: int | None = None, **sampling: Any) -> str:
         """The model's answer to a conversation: [{"role": "user", "content": "Hello"}, ...]; see `chat_ids` for its
@@ -173,6 +178,10 @@ class Gemma:
         if not np.isfinite(perplexity):
             raise GemmaError(f"perplexity: {perplexity}, expected a finite number (are the weights damaged?)")
         return perplexity
+
+    def widened(self) -> "Gemma":
+        """The same model with every weight as a plain array: to train it, or to quantize it anew."""
+        return replace(self, weights={name: dequantize(weight) for name, weight in self.weights.items()})
 
     def save(self, folder: str | Path) -> None:
         """Write a checkpoint folder that `load` and the framework read. Raises GemmaError when it is not empty."""

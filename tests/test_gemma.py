@@ -100,7 +100,7 @@ def test_a_file_of_another_kind(tmp_path):
 
 
 def test_another_dtype(folder):
-    with pytest.raises(GemmaError, match="dtype: 'float16', expected 'float32' or 'float64'"):
+    with pytest.raises(GemmaError, match="dtype: 'float16', expected one of float32, float64, stored"):
         gemma_np.load(folder, dtype="float16")
 
 

@@ -17,7 +17,7 @@ from gemma_np.config import GemmaConfig, layer_pattern
 from gemma_np.errors import GemmaError
 from gemma_np.storage import Weight
 
-_MODEL_TYPES = {"gemma": "gemma", "gemma2": "gemma2", "gemma3": "gemma3_text"}
+MODEL_TYPES = {"gemma": "gemma", "gemma2": "gemma2", "gemma3": "gemma3_text"}
 
 _NAMES = {
     "token_embd": "model.embed_tokens",
@@ -112,6 +112,14 @@ def weight_name(name: str, config: GemmaConfig) -> str:
     return f"model.layers.{match[1]}.{published}.weight" if match[1] else f"{published}.weight"
 
 
+def gguf_name(name: str, config: GemmaConfig) -> str:
+    """The name in a GGUF file of a published name: the inverse of `weight_name`."""
+    layer = re.match(r"model\.layers\.(\d+)\.", name)
+    prefix = f"blk.{layer[1]}." if layer else ""
+    candidates = (f"{prefix}{short}.weight" for short in _NAMES)
+    return next(candidate for candidate in candidates if weight_name(candidate, config) == name)
+
+
 def config_from_metadata(metadata: dict[str, Any]) -> GemmaConfig:
     """The GemmaConfig that a GGUF file's metadata describes.
 
@@ -119,7 +127,7 @@ def config_from_metadata(metadata: dict[str, Any]) -> GemmaConfig:
     local RoPE base. Raises GemmaError for a missing or absurd value.
     """
     architecture = metadata.get("general.architecture")
-    if architecture not in _MODEL_TYPES:
+    if architecture not in MODEL_TYPES:
         raise GemmaError(f"general.architecture: {architecture!r}, expected 'gemma', 'gemma2' or 'gemma3'")
 
     def get(name: str, default: Any = None) -> Any:
@@ -135,7 +143,7 @@ def config_from_metadata(metadata: dict[str, Any]) -> GemmaConfig:
     is_27b = (architecture, layers) in (("gemma2", 46), ("gemma3", 62))
     is_gemma2, theta = architecture == "gemma2", get("rope.freq_base", 1e6 if architecture == "gemma3" else 1e4)
     return GemmaConfig(
-        model_type=_MODEL_TYPES[architecture],
+        model_type=MODEL_TYPES[architecture],
         vocab_size=len(metadata.get("tokenizer.ggml.tokens", ())),
         hidden_size=D,
         num_hidden_layers=layers,

@@ -1,6 +1,7 @@
 """A safetensors file: its header is checked by the library, and its numbers are mapped, not read."""
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -44,3 +45,20 @@ def stored_tensors(path: Path, dtypes: Mapping[str, DTypeLike] = FLOATS) -> Iter
         mapped = data[start:end].view(dtypes[entry["dtype"]]).reshape(entry["shape"])
         reader = row_reader(path, 8 + header_size + start, mapped.dtype, mapped.shape[1:])
         yield name, StoredTensor(mapped.shape, reader, mapped)
+
+
+def file_header(
+    tensors: Mapping[str, tuple[DTypeLike, tuple[int, ...]]], metadata: Mapping[str, str]
+) -> tuple[bytes, dict[str, int]]:
+    """The beginning of a safetensors file that holds tensors of these dtypes and shapes, for files that are written
+    piece by piece; and how far behind it the numbers of each tensor begin."""
+    names = {np.dtype(dtype): name for name, dtype in (FLOATS | QUANTIZED).items()}
+    entries: dict[str, object] = {"__metadata__": dict(metadata)}
+    offsets, end = {}, 0
+    for key, (dtype, shape) in tensors.items():
+        start, end = end, end + math.prod(shape) * np.dtype(dtype).itemsize
+        entries[key] = {"dtype": names[np.dtype(dtype)], "shape": shape, "data_offsets": [start, end]}
+        offsets[key] = start
+    text = json.dumps(entries).encode()
+    text += b" " * (-len(text) % 8)  # the numbers begin at a multiple of 8
+    return len(text).to_bytes(8, "little") + text, offsets

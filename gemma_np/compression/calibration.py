@@ -44,12 +44,21 @@ def calibration_texts(model: Gemma, text: str, texts: int, length: int) -> np.nd
     """
     if model.tokenizer is None:
         raise GemmaError("tokenizer.model: missing from the checkpoint, expected to read the calibration text with")
+    ids = model.tokenizer.encode(text[: 20 * texts * length], bos=False)  # hardly a token has more characters
+    return cut_into_texts(np.array(ids, int), texts, length, model)
+
+
+def cut_into_texts(tokens: np.ndarray, texts: int, length: int, model: Gemma) -> np.ndarray:
+    """The first of some tokens [N], cut into pieces that begin with `<bos>`: ids [texts, length].
+
+    Raises GemmaError when they are too few.
+    """
+    assert model.tokenizer is not None
     length = min(length, model.config.max_position_embeddings)
     needed = texts * (length - 1)
-    ids = model.tokenizer.encode(text[: 20 * needed], bos=False)[:needed]
-    if len(ids) < needed:
-        raise GemmaError(f"calibration text: {len(ids)} tokens, expected {needed} for {texts} texts of {length}")
-    rows = np.reshape(ids, (texts, length - 1))
+    if len(tokens) < needed:
+        raise GemmaError(f"calibration text: {len(tokens)} tokens, expected {needed} for {texts} texts of {length}")
+    rows = tokens[:needed].reshape(texts, length - 1).astype(int)
     return np.insert(rows, 0, model.tokenizer.bos, axis=1)
 
 

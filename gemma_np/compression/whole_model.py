@@ -39,7 +39,9 @@ def quantize_model(
         raise GemmaError(f"method {method}: for {scheme.kind}, expected int8, w8a8 or int4")
     for name, weight in model.weights.items():
         if isinstance(weight, Int8 | Int4):
-            raise GemmaError(f"{name}: is quantized already, expected a model of floats")
+            raise GemmaError(
+                f"{name}: is quantized already, expected floats (gemma-np merge MODEL -o FLOATS widens it)"
+            )
         if len(weight.shape) == 2:
             (embedding or scheme if "embed" in name else scheme).check(name, weight.shape)
     return _quantize(model, scheme, method, ids if method in CALIBRATED else None, embedding or scheme)

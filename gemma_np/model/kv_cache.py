@@ -9,14 +9,16 @@ from numpy.typing import DTypeLike
 
 from gemma_np.config import GemmaConfig
 from gemma_np.errors import GemmaError
+from gemma_np.model.int8_vectors import Int8Vectors
 
 
 class LayerCache:
     """The keys and values of one layer, allocated once: [..., K, slots, h] each."""
 
-    def __init__(self, shape: tuple[int, ...], dtype: DTypeLike) -> None:
-        self.keys = np.empty(shape, dtype)
-        self.values = np.empty(shape, dtype)
+    def __init__(self, shape: tuple[int, ...], dtype: DTypeLike, int8: bool = False) -> None:
+        room = Int8Vectors if int8 else np.empty
+        self.keys = room(shape, dtype)
+        self.values = room(shape, dtype)
         self.slots = shape[-2]
         self.length = 0  # tokens seen so far, which is the position of the next one
 
@@ -36,7 +38,7 @@ class LayerCache:
             self.keys[..., start % self.slots, :] = k[..., 0, :]
             self.values[..., start % self.slots, :] = v[..., 0, :]
             positions = start - (start - np.arange(self.slots)) % self.slots
-            return self.keys, self.values, positions
+            return self.keys[...], self.values[...], positions
 
         # Several tokens that wrap: the first of them still see keys whose slots the last of them take.
         before = np.arange(max(0, start - self.slots), start)
@@ -57,8 +59,11 @@ class KVCache:
         max_length: int | None = None,
         batch: tuple[int, ...] = (),
         dtype: DTypeLike = np.float32,
+        int8: bool = False,
     ) -> None:
         """Room for `max_length` tokens (default and limit: the model's own maximum) of each text of the batch.
+
+        dtype: that of the weights. int8: keep each key and value in 8 bits, at a quarter of the memory.
 
         Raises GemmaError when more is asked for than the model can read.
         """
@@ -73,6 +78,7 @@ class KVCache:
             LayerCache(
                 (*batch, config.num_key_value_heads, min(window or self.max_length, self.max_length), config.head_dim),
                 dtype,
+                int8,
             )
             for window in map(config.window, range(config.num_hidden_layers))
         ]

@@ -10,8 +10,7 @@ those at the front that no token of the pass can see, as a ring drops them.
 """
 
 import json
-import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from fnmatch import fnmatchcase
 from importlib.metadata import version
@@ -21,6 +20,7 @@ from typing import NamedTuple
 import numpy as np
 
 from gemma_np.checkpoints.config_json import config_to_json
+from gemma_np.checkpoints.tensor_file import file_header
 from gemma_np.checkpoints.writing import write_beside
 from gemma_np.config import GemmaConfig
 from gemma_np.gemma import Gemma
@@ -30,7 +30,6 @@ from gemma_np.model.visibility import visible
 from gemma_np.scope import Record, Tape
 
 _OVER_KEYS = ("scores", "scores_capped", "probs")
-_DTYPES = {"float32": "F32", "float64": "F64"}
 
 Passes = Sequence[Sequence[int]]
 """The token ids of each pass."""
@@ -113,7 +112,7 @@ def write_trace(model: Gemma, passes: Passes, path: Path, only: str = "*", sourc
     dtype = model.weights["model.norm.weight"].dtype
 
     def write(partial: Path) -> None:
-        header, offsets = _header(chosen, dtype, metadata)
+        header, offsets = file_header({place.key: (dtype, place.shape) for place in chosen}, metadata)
         by_name: dict[str, list[Place]] = {}
         for place in chosen:
             by_name.setdefault(place.name, []).append(place)
@@ -131,16 +130,3 @@ def write_trace(model: Gemma, passes: Passes, path: Path, only: str = "*", sourc
 
     write_beside(path, write)
     return len(chosen)
-
-
-def _header(chosen: Sequence[Place], dtype: np.dtype, metadata: Mapping[str, str]) -> tuple[bytes, dict[str, int]]:
-    """The beginning of a safetensors file, and how far behind it each record begins."""
-    entries: dict[str, object] = {"__metadata__": metadata}
-    offsets, end = {}, 0
-    for place in chosen:
-        start, end = end, end + int(np.prod(place.shape)) * dtype.itemsize
-        entries[place.key] = {"dtype": _DTYPES[dtype.name], "shape": place.shape, "data_offsets": [start, end]}
-        offsets[place.key] = start
-    text = json.dumps(entries).encode()
-    text += b" " * (-len(text) % 8)  # the numbers begin at a multiple of 8
-    return struct.pack("<Q", len(text)) + text, offsets

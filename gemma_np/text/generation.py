@@ -22,10 +22,11 @@ def generate_ids(
     choose: Callable[[np.ndarray], int],
     max_new_tokens: int,
     stop: Collection[int] = (),
+    int8_cache: bool = False,
 ) -> Iterator[int]:
     """The ids that follow the prompt, until `max_new_tokens` of them or one in `stop`, which is not returned.
 
-    choose: logits [V] -> id.
+    choose: logits [V] -> id. int8_cache: keep keys and values in 8 bits.
 
     Raises GemmaError when prompt and new tokens together are longer than the model can read, or when the logits are
     not finite.
@@ -38,7 +39,7 @@ def generate_ids(
             f"prompt of {len(prompt)} tokens and {max_new_tokens} new ones: {length}, expected at most {limit} "
             f"(max_position_embeddings)"
         )
-    cache = KVCache(config, length, dtype=weights["model.norm.weight"].dtype)
+    cache = KVCache(config, length, dtype=weights["model.norm.weight"].dtype, int8=int8_cache)
     unread = prompt
     for _ in range(max_new_tokens):
         logits = output_logits(prefill(unread, weights, config, cache), weights, config)

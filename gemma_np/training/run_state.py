@@ -82,7 +82,7 @@ def save_state(folder: Path, state: State, model: Gemma, recipe: Recipe, task: M
         if model.tokenizer is not None:
             vocabulary = model.tokenizer.model
             write_beside(folder / "tokenizer.model", lambda path: path.write_bytes(vocabulary))
-        write_beside(folder / "model.safetensors", lambda path: save_file(state.weights, path, {"format": "pt"}))
+        write_beside(folder / "model.safetensors", lambda path: save_file(dict(model.weights), path, {"format": "pt"}))
         metadata = {name: json.dumps(value) for name, value in about.items()}
         write_beside(folder / STATE_FILE, lambda path: save_file(everything, path, metadata))
     except Exception as error:  # the safetensors library has an exception of its own for a full disk

@@ -46,4 +46,7 @@ class Task:
     draw: Callable[[State], Batch]
     loss: Loss = next_token
     validation: Sequence[Batch] = ()
+    seen: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]] = lambda weights: weights
+    """What the forward pass, and the checkpoint, see of the weights: quantized or pruned ones. Their gradients go to
+    the weights behind them as they are (straight through: Bengio et al., arXiv 1308.3432)."""
     about: Mapping[str, Any] = field(default_factory=dict)  # what a run may not change when it is resumed

@@ -51,9 +51,10 @@ def train_step(state: State, config: GemmaConfig, task: Task, recipe: Recipe, ra
     """
     gradients: dict[str, np.ndarray] = {}
     totals = np.zeros(2)  # the sum of the losses, and of how many positions
+    seen = task.seen(state.weights)
     for _ in range(recipe.accumulation):
         batch = task.draw(state).share(ranks.rank, ranks.size)
-        value, found, record = loss_and_gradients(state.weights, config, batch, task.loss)
+        value, found, record = loss_and_gradients(seen, config, batch, task.loss)
         if not math.isfinite(value):
             raise _not_finite(state.step, "loss", state.weights, record)
         totals += (value * batch.positions, batch.positions)
@@ -110,7 +111,10 @@ def train(
         raise GemmaError(f"batch: {recipe.batch} texts for {ranks.size} ranks, expected at least one for each")
     state = _first_state(model, task, recipe, folder, resume)
     ranks.wait()  # rank 0 may write only when all have read
-    run = Gemma(model.config, state.weights, model.tokenizer)
+
+    def trained() -> Gemma:
+        return Gemma(model.config, task.seen(state.weights), model.tokenizer)
+
     first, started = state.step, time.perf_counter()
     with RunLog(folder, recipe.steps, state.step, silent=ranks.rank > 0) as log:
         while state.step < recipe.steps:
@@ -119,15 +123,15 @@ def train(
             entry["tokens/s"] = tokens / (time.perf_counter() - started)
             last = state.step == recipe.steps
             if task.validation and (last or state.step % recipe.validate_every == 0):
-                entry["validation"] = validation_loss(state.weights, model.config, task.validation, ranks)
+                entry["validation"] = validation_loss(task.seen(state.weights), model.config, task.validation, ranks)
             log.write(entry)
             if last or state.step % recipe.save_every == 0:
                 if not all(np.isfinite(weight).all() for weight in state.weights.values()):
                     raise _not_finite(state.step - 1, "result", state.weights)
                 if ranks.rank == 0:
                     log.flush()
-                    save_state(folder, state, run, recipe, task.about)
-    return run
+                    save_state(folder, state, trained(), recipe, task.about)
+    return trained()
 
 
 def _first_state(model: Gemma, task: Task, recipe: Recipe, folder: Path, resume: bool) -> State:

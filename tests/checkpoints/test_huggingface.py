@@ -8,7 +8,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from gemma_np import GemmaError
-from gemma_np.checkpoints import huggingface, loading
+from gemma_np.checkpoints import loading, saving
 from gemma_np.checkpoints.huggingface import load_folder
 from gemma_np.checkpoints.saving import save_folder
 from tests import tiny
@@ -250,7 +250,7 @@ def test_saving_over_something_is_refused(folder):
 
 
 def test_a_crash_while_saving_leaves_nothing_at_the_target(tmp_path, monkeypatch):
-    monkeypatch.setattr(huggingface, "config_to_json", lambda _: 1 / 0)
+    monkeypatch.setattr(saving, "config_to_json", lambda _: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         save_folder(tmp_path / "model", CONFIG, WEIGHTS.items(), None)
     assert list(tmp_path.iterdir()) == []

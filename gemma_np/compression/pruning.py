@@ -1,0 +1,86 @@
+"""Pruning single weights: which of a matrix become zero. The shapes stay.
+
+Sources: Han et al., arXiv 1506.02626 (magnitude); Sun et al., arXiv 2306.11695 (Wanda); Mishra et al., arXiv 2104.08378
+(two of four).
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+
+import numpy as np
+
+from gemma_np.compression.calibration import INPUTS, Moments, rewrite
+from gemma_np.errors import GemmaError
+from gemma_np.gemma import Gemma
+from gemma_np.storage import Weight
+
+METHODS = {
+    "magnitude": "the smallest weights of each row",
+    "wanda": "the smallest products of weight and typical input, in each row; needs a text",
+}
+
+Mask = Callable[[np.ndarray], np.ndarray]
+"""scores [out, in] -> bool [out, in], the weights to keep."""
+
+
+def share_of_row(sparsity: float) -> Mask:
+    """Keep the highest scores of each row, all but a share `sparsity` of them.
+
+    Raises GemmaError for a share that is not between 0 and 1.
+    """
+    if not 0 <= sparsity < 1:
+        raise GemmaError(f"sparsity: {sparsity}, expected 0 or more and less than 1")
+
+    def keep(scores: np.ndarray) -> np.ndarray:
+        mask = np.ones(scores.shape, bool)
+        dropped = round(sparsity * scores.shape[1])
+        if dropped:
+            lowest = np.argpartition(scores, dropped - 1, axis=1)[:, :dropped]
+            np.put_along_axis(mask, lowest, False, axis=1)
+        return mask
+
+    return keep
+
+
+def two_of_four(scores: np.ndarray) -> np.ndarray:
+    """Keep the two highest scores of each four neighbours, the pattern that sparse tensor cores compute with.
+
+    Raises GemmaError when a row is no multiple of four.
+    """
+    if scores.shape[1] % 4:
+        raise GemmaError(f"2:4: {scores.shape[1]} channels, expected a multiple of 4")
+    fours = scores.reshape(len(scores), -1, 4)
+    mask = np.zeros(fours.shape, bool)
+    np.put_along_axis(mask, np.argsort(fours, axis=-1)[..., 2:], True, axis=-1)
+    return mask.reshape(scores.shape)
+
+
+def prune_weights(model: Gemma, keep: Mask, method: str, ids: np.ndarray | None = None) -> Iterator[tuple[str, Weight]]:
+    """Every weight by its name, those of the layers' matrices pruned; the embedding stays.
+
+    ids [texts, T] show Wanda the inputs. Raises GemmaError for an unknown method, and for Wanda without ids.
+    """
+    if method not in METHODS:
+        raise GemmaError(f"method: {method!r}, expected one of {', '.join(METHODS)}")
+    if method == "wanda" and ids is None:
+        raise GemmaError("method wanda: expected a text to calibrate with")
+
+    def prune_layer(layer: dict[str, np.ndarray], moments: Moments) -> dict[str, Weight]:
+        return {name: prune(name, weight, moments) for name, weight in layer.items()}
+
+    def prune(name: str, weight: np.ndarray, moments: Moments) -> np.ndarray:
+        if weight.ndim == 1:
+            return weight
+        scores = np.abs(weight)
+        if method == "wanda":
+            scores = scores * np.sqrt(np.diagonal(moments[INPUTS[name]]))
+        return np.where(keep(scores), weight, 0)
+
+    embedding = model.weights["model.embed_tokens.weight"]
+    return rewrite(model, embedding, prune_layer, ids if method == "wanda" else None)
+
+
+def zeros_stay(pruned: Mapping[str, np.ndarray]) -> Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]:
+    """A view of weights for a `Task`: what is zero in the layers' matrices of `pruned` is zero, however training
+    moves it."""
+    masks = {name: weight != 0 for name, weight in pruned.items() if weight.ndim == 2 and "embed" not in name}
+    return lambda weights: {name: weight * masks[name] if name in masks else weight for name, weight in weights.items()}

@@ -1,0 +1,52 @@
+"""What writing text takes: the memory of the weights as they are stored, of the cache, and of the work."""
+
+import math
+import re
+from pathlib import Path
+
+from gemma_np.config import GemmaConfig
+from gemma_np.text.generation import PREFILL_CHUNK
+
+STORAGE = {
+    "float64": (8.0, 8.0),
+    "float32": (4.0, 4.0),
+    "bfloat16 (as published)": (2.0, 4.0),
+    "int8": (1.0, 4.0),
+    "int4, groups of 64": (0.5 + 4 / 64, 4.0),
+    "int4, groups of 128": (0.5 + 4 / 128, 4.0),
+}
+"""Bytes of a weight in a matrix, and of a number in what is computed."""
+
+
+def weight_bytes(config: GemmaConfig, storage: str) -> int:
+    """The weights, their scales and the norms; storage is one of `STORAGE`."""
+    of_matrix, of_norm = STORAGE[storage]
+    total = 0.0
+    for _, shape in config.weight_shapes():
+        if len(shape) == 1:
+            total += of_norm * shape[0]
+        else:
+            total += of_matrix * math.prod(shape) + (4 * shape[0] if storage == "int8" else 0)
+    return round(total)
+
+
+def cache_bytes(config: GemmaConfig, length: int, storage: str = "float32") -> int:
+    """The keys and values of `length` tokens, where a local layer keeps no more than its window."""
+    per_token = 2 * config.num_key_value_heads * config.head_dim * STORAGE[storage][1]
+    windows = (config.window(layer) for layer in range(config.num_hidden_layers))
+    return round(sum(per_token * min(window or length, length) for window in windows))
+
+
+def work_bytes(config: GemmaConfig, length: int, storage: str = "float32") -> int:
+    """What one layer computes of a chunk of the prompt at its peak: three arrays of the feed-forward, or the scores
+    thrice; and the logits of one token, twice."""
+    chunk = min(PREFILL_CHUNK, length)
+    layer = 3 * chunk * max(config.intermediate_size, config.num_attention_heads * length)
+    return round(STORAGE[storage][1] * (layer + 4 * chunk * config.hidden_size + 2 * config.vocab_size))
+
+
+def peak_memory() -> int:
+    """The most memory that this process has had, in bytes, mapped files among it; 0 where the system does not tell."""
+    status = Path("/proc/self/status")
+    found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text()) if status.exists() else None
+    return int(found[1]) * 1024 if found else 0
