@@ -224,7 +224,7 @@ def _add_compression(command: Callable[..., argparse.ArgumentParser]) -> None:
     sub = command(
         cli_compression.compress,
         "gemma-np compress plays/ --model shakespeare-4m --prune ffn=512 --distill 300 --quantize int8 -o small",
-        "gemma-np compress plays/ --model shakespeare-4m --prune ffn=512 --quantize int4 --method gptq -o small --resume",
+        "gemma-np compress plays/ --model shakespeare-4m --prune wanda=2:4 --quantize int8 -o sparse --resume",
     )
     sub.add_argument("text", metavar="TEXT", help=f"{TEXT_HELP}: to calibrate, to heal and to measure with")
     _add_model(sub)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gemma_np.compression.pruning import Mask, prune_weights, share_of_row, two_of_four
+from gemma_np.compression.pruning import prune_weights, share_of_row, two_of_four
 from gemma_np.compression.structured import choose_layers, keep_channels, keep_groups, keep_layers, measure_importance
 from gemma_np.errors import GemmaError
 from gemma_np.gemma import Gemma
@@ -27,8 +27,8 @@ class Plan:
     drop_layers: tuple[int, ...] = ()
     ffn: int | None = None
     kv_heads: int | None = None
-    magnitude: str | None = None  # a share, or "2:4"
-    wanda: str | None = None
+    magnitude: float | str | None = None  # a share, or "2:4"
+    wanda: float | str | None = None
 
     @property
     def needs_text(self) -> bool:
@@ -38,7 +38,7 @@ class Plan:
     @property
     def leaves_zeros(self) -> bool:
         """Whether single weights are set to zero, and have to stay so."""
-        return bool(self.magnitude or self.wanda)
+        return self.magnitude is not None or self.wanda is not None
 
 
 def read_plan(text: str) -> Plan:
@@ -52,8 +52,7 @@ def read_plan(text: str) -> Plan:
             if name == "drop-layers":
                 parts["drop_layers"] = tuple(int(layer) for layer in value.split("+"))
             elif name in ("magnitude", "wanda"):
-                _mask(value)
-                parts[name] = value
+                parts[name] = value if value == "2:4" else float(value)
             else:
                 parts[name.replace("-", "_")] = int(value)
         except ValueError:
@@ -82,12 +81,8 @@ def prune(model: Gemma, plan: Plan, ids: np.ndarray | None) -> Gemma:
             model = keep_channels(model, importance.channels[kept], plan.ffn)
         if plan.kv_heads:
             model = keep_groups(model, importance.groups[kept], plan.kv_heads)
-    for method, value in (("magnitude", plan.magnitude), ("wanda", plan.wanda)):
-        if value:
-            weights = dict(prune_weights(model, _mask(value), method, ids))
-            model = Gemma(model.config, weights, model.tokenizer)
+    for method, share in (("magnitude", plan.magnitude), ("wanda", plan.wanda)):
+        if share is not None:
+            keep = two_of_four if isinstance(share, str) else share_of_row(share)
+            model = Gemma(model.config, dict(prune_weights(model, keep, method, ids)), model.tokenizer)
     return model
-
-
-def _mask(value: str) -> Mask:
-    return two_of_four if value == "2:4" else share_of_row(float(value))

@@ -39,10 +39,12 @@ def cache_bytes(config: GemmaConfig, length: int, storage: str = "float32") -> i
 
 def work_bytes(config: GemmaConfig, length: int, storage: str = "float32") -> int:
     """What one layer computes of a chunk of the prompt at its peak: three arrays of the feed-forward, or the scores
-    thrice; and the logits of one token, twice."""
+    thrice, beside four of the residual stream; and the logits of one token, twice."""
     chunk = min(PREFILL_CHUNK, length)
-    layer = 3 * chunk * max(config.intermediate_size, config.num_attention_heads * length)
-    return round(STORAGE[storage][1] * (layer + 4 * chunk * config.hidden_size + 2 * config.vocab_size))
+    last = (length - 1) % PREFILL_CHUNK + 1
+    scores = config.num_attention_heads * max(last * length, chunk * (length - last))
+    layer = 3 * max(chunk * config.intermediate_size, scores) + 4 * chunk * config.hidden_size
+    return round(STORAGE[storage][1] * (layer + 2 * config.vocab_size))
 
 
 def peak_memory() -> int:

