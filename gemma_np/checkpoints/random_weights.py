@@ -18,6 +18,7 @@ from gemma_np.storage import BFloat16, Int4, Int8, Weight
 KINDS = ("float32", "bfloat16", "int8", "int4")
 
 _GROUP = 64
+_ROWS = 4096  # made at once
 _SPARSE_SHARD = 5 * 10**9
 
 
@@ -32,9 +33,11 @@ def _matrix(shape: tuple[int, ...], kind: str, generator: np.random.Generator) -
     rows, columns = shape
     spread = 1 / math.sqrt(columns)
     if kind in ("float32", "bfloat16"):
-        weight = generator.standard_normal(shape, np.float32)
-        weight *= spread
-        return weight if kind == "float32" else BFloat16(weight.astype(ml_dtypes.bfloat16))
+        weight = np.empty(shape, np.float32 if kind == "float32" else ml_dtypes.bfloat16)
+        for start in range(0, rows, _ROWS):
+            block = weight[start : start + _ROWS]
+            block[...] = spread * generator.standard_normal(block.shape, np.float32)
+        return weight if kind == "float32" else BFloat16(weight)
     # Whole numbers that are all equally likely, from -m to m, have a variance of about m^2 / 3.
     if kind == "int8":
         integers = np.maximum(_random_bytes(shape, generator).view(np.int8), -127)

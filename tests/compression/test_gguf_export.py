@@ -54,13 +54,13 @@ def test_the_model_comes_back_and_keeps_its_integers_from_then_on(model_type, ki
 
 
 def test_a_pattern_that_the_format_cannot_say(tmp_path):
-    with pytest.raises(GemmaError, match="layer_types: .*, which GGUF cannot say"):
+    with pytest.raises(GemmaError, match=r"layer_types: .*, which GGUF cannot say"):
         export_gguf(keep_layers(model_of("gemma2"), [0, 2]), "Q8_0", tmp_path / "model.gguf")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_width_that_is_no_multiple_of_32(tmp_path):
-    with pytest.raises(GemmaError, match="embed_tokens.weight: 12 channels, expected a multiple of the group of 32"):
+    with pytest.raises(GemmaError, match=r"embed_tokens.weight: 12 channels, expected a multiple of the group of 32"):
         export_gguf(tiny.gemma(), "Q8_0", tmp_path / "model.gguf")
 
 

@@ -48,7 +48,7 @@ def run(name: str, description: str | None, rows: Rows) -> dict:
             row = asdict(measure(f"{setting}, {method}", compressed, model, texts))
             result[label].append({"method": method, "setting": setting} | row)
             print(
-                f"{label:16}{setting:18}{method:10}{row['bytes'] / 1e6:9.1f} MB  perplexity {row['perplexity']:9.3f}  "
+                f"{label:16}{setting:23}{method:10}{row['bytes'] / 1e6:9.1f} MB  perplexity {row['perplexity']:9.3f}  "
                 f"KL {row['kl']:.4f}  agreement {row['agreement']:6.1%}  {row['tokens_per_second']:.1f} tokens/s",
                 flush=True,
             )

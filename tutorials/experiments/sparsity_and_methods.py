@@ -16,16 +16,13 @@ SHARES = (0.1, 0.25, 0.5)
 
 def rows(model: Gemma, ids: np.ndarray) -> Iterator[tuple[str, str, Gemma]]:
     """The model, pruned in every way."""
+    config = model.config
     for share in SHARES:
         for method in ("magnitude", "wanda"):
             yield method, f"{share:.0%}", prune(model, Plan(**{method: share}), ids)
-        yield (
-            "channels",
-            f"{share:.0%}",
-            prune(model, Plan(ffn=round((1 - share) * model.config.intermediate_size)), ids),
-        )
-        keep = round((1 - share) * model.config.num_hidden_layers)
-        yield "layers", f"{share:.0%}", prune(model, Plan(layers=keep), ids)
+        channels, layers = (round((1 - share) * size) for size in (config.intermediate_size, config.num_hidden_layers))
+        yield "channels", f"{share:.0%}", prune(model, Plan(ffn=channels), ids)
+        yield "layers", f"{share:.0%}", prune(model, Plan(layers=layers), ids)
     for method in ("magnitude", "wanda"):
         yield method, "2:4", prune(model, Plan(**{method: "2:4"}), ids)
 
