@@ -351,6 +351,9 @@ def _add_run(sub: argparse.ArgumentParser) -> None:
     for name, (default, meaning) in SHAPE.items():
         shape.add_argument(f"--{name}", metavar="N", type=int, default=default, help=f"{meaning} ({default})")
     _add_recipe(sub, "recipe")
+    aware = sub.add_argument_group("quantization-aware training")
+    aware.add_argument("--quantization-aware", metavar="KIND", choices=KINDS, help="learn with weights rounded so")
+    aware.add_argument("--group", metavar="N", type=int, default=64, help="int4: channels that share a scale (64)")
 
 
 def _add_recipe(sub: argparse.ArgumentParser, title: str, without: Sequence[str] = ()) -> None:

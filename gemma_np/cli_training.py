@@ -12,6 +12,8 @@ import numpy as np
 
 from gemma_np.checkpoints.loading import check_memory
 from gemma_np.checkpoints.writing import write_beside
+from gemma_np.compression.quantization import Scheme
+from gemma_np.compression.quantization_aware import as_quantized
 from gemma_np.config import gemma2_config
 from gemma_np.errors import GemmaError
 from gemma_np.gemma import Gemma, load
@@ -59,7 +61,7 @@ def train(options: argparse.Namespace) -> None:
         else:
             words = _read_tokenizer(options.tokenizer)
             model = _from_scratch(options, words, len(words))
-        task = _reading(options, model, recipe, ranks)
+        task = _aware(options, _reading(options, model, recipe, ranks))
         trainer.train(model, task, recipe, out, options.resume, ranks)
 
 
@@ -186,7 +188,7 @@ def _distill_from_teacher(options: argparse.Namespace, ranks: Ranks) -> None:
         "teacher": fingerprint(teacher),
     }
     task = replace(task, loss=from_teacher(teacher, divergence), about=about)
-    trainer.train(student, task, recipe, Path(options.output), options.resume, ranks)
+    trainer.train(student, _aware(options, task), recipe, Path(options.output), options.resume, ranks)
 
 
 def _distill_from_targets(options: argparse.Namespace, ranks: Ranks) -> None:
@@ -204,7 +206,15 @@ def _distill_from_targets(options: argparse.Namespace, ranks: Ranks) -> None:
         _validation(folder / "data", recipe) if has_validation else [],
         about={"targets": settings},
     )
-    trainer.train(student, task, recipe, Path(options.output), options.resume, ranks)
+    trainer.train(student, _aware(options, task), recipe, Path(options.output), options.resume, ranks)
+
+
+def _aware(options: argparse.Namespace, task: Task) -> Task:
+    """The task, with the weights that a quantized model will have in sight, if the options ask for it."""
+    if not options.quantization_aware:
+        return task
+    scheme = Scheme(options.quantization_aware, options.group if options.quantization_aware == "int4" else None)
+    return replace(task, seen=as_quantized(scheme), about={**task.about, "quantization aware": repr(scheme)})
 
 
 def _recipe(options: argparse.Namespace) -> Recipe:

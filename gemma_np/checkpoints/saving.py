@@ -29,10 +29,12 @@ def save_folder(
     """Write a checkpoint folder that `load_folder` reads and, unless it is quantized, the framework.
 
     The weights may be made one by one: no more than a shard of them is held. The folder is written beside its target
-    and renamed. Raises GemmaError when something is there already, and when the disk is full.
+    and renamed. Raises GemmaError when something is there already, and when it cannot be written.
     """
     if folder.exists() and any(folder.iterdir()):
         raise GemmaError(f"{folder}: is not empty, expected a new folder to save into")
+    from safetensors import SafetensorError
+
     partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
     try:
         partial.mkdir(parents=True)
@@ -40,11 +42,10 @@ def save_folder(
         if vocabulary is not None:
             (partial / "tokenizer.model").write_bytes(vocabulary)
         partial.replace(folder)
-    except BaseException as error:
+    except (SafetensorError, OSError) as error:
+        raise GemmaError(f"{folder}: could not be written ({error}); nothing is left of it") from None
+    finally:
         shutil.rmtree(partial, ignore_errors=True)
-        if "No space left" in str(error):  # the safetensors library has an exception of its own for it
-            raise GemmaError(f"{folder}: no space left on the disk; nothing was written") from None
-        raise
 
 
 def _write_weights(folder: Path, config: GemmaConfig, weights: Iterable[tuple[str, Weight]], shard_bytes: int) -> None:
