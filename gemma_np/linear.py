@@ -89,7 +89,7 @@ def _product_by_tiles(x: np.ndarray, weight: Stored) -> np.ndarray:
     if len(shares) == 1:
         multiply(shares[0])
     else:
-        list(_threads().map(multiply, shares))
+        list(threads().map(multiply, shares))
     return y
 
 
@@ -100,5 +100,6 @@ def _tiles(shape: tuple[int, ...], size: int) -> list[tuple[int, int]]:
 
 
 @cache
-def _threads() -> ThreadPoolExecutor:
+def threads() -> ThreadPoolExecutor:
+    """One thread for each core: NumPy lets them work side by side."""
     return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="gemma_np")

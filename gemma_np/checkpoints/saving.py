@@ -12,6 +12,7 @@ import numpy as np
 from gemma_np.checkpoints.config_json import config_to_json
 from gemma_np.checkpoints.huggingface import INDEX
 from gemma_np.checkpoints.quantized import KINDS, kind_of, to_tensors
+from gemma_np.checkpoints.tensor_file import file_header
 from gemma_np.config import GemmaConfig
 from gemma_np.errors import GemmaError
 from gemma_np.storage import Weight, stored_bytes
@@ -33,8 +34,6 @@ def save_folder(
     """
     if folder.exists() and any(folder.iterdir()):
         raise GemmaError(f"{folder}: is not empty, expected a new folder to save into")
-    from safetensors import SafetensorError
-
     partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
     try:
         partial.mkdir(parents=True)
@@ -42,15 +41,13 @@ def save_folder(
         if vocabulary is not None:
             (partial / "tokenizer.model").write_bytes(vocabulary)
         partial.replace(folder)
-    except (SafetensorError, OSError) as error:
+    except OSError as error:
         raise GemmaError(f"{folder}: could not be written ({error}); nothing is left of it") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
 def _write_weights(folder: Path, config: GemmaConfig, weights: Iterable[tuple[str, Weight]], shard_bytes: int) -> None:
-    from safetensors.numpy import save_file
-
     files: list[list[str]] = []
     total, stored_as = 0, ""
     for shard in _shards(weights, shard_bytes):
@@ -58,9 +55,9 @@ def _write_weights(folder: Path, config: GemmaConfig, weights: Iterable[tuple[st
         metadata = {"format": "pt"} | ({"storage": json.dumps(kinds)} if kinds else {})
         tensors: dict[str, np.ndarray] = {}
         for name, weight in shard.items():
-            tensors |= {part: np.ascontiguousarray(array) for part, array in to_tensors(name, weight).items()}
+            tensors |= to_tensors(name, weight)
             total += stored_bytes(weight)
-        save_file(tensors, folder / f"{len(files)}.safetensors", metadata)
+        _write_tensors(folder / f"{len(files)}.safetensors", tensors, metadata)
         files.append(list(tensors))
         stored_as = stored_as or next(iter(kinds.values()), "") or next(iter(tensors.values())).dtype.name
 
@@ -73,6 +70,15 @@ def _write_weights(folder: Path, config: GemmaConfig, weights: Iterable[tuple[st
         _write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
     told = {"quantization_config": {"quant_method": "gemma_np"}} if stored_as in KINDS else {"torch_dtype": stored_as}
     _write_json(folder / "config.json", config_to_json(config) | told)
+
+
+def _write_tensors(path: Path, tensors: dict[str, np.ndarray], metadata: dict[str, str]) -> None:
+    """A safetensors file. The library's own writer would copy all tensors first."""
+    header, _ = file_header({name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()}, metadata)
+    with path.open("wb") as file:
+        file.write(header)
+        for tensor in tensors.values():
+            file.write(np.ascontiguousarray(tensor).view(np.uint8).data)
 
 
 def _shards(weights: Iterable[tuple[str, Weight]], shard_bytes: int) -> Iterator[dict[str, Weight]]:

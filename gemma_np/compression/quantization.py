@@ -7,14 +7,16 @@ are multiplied with, too.
 Sources: Jacob et al., arXiv 1712.05877 (scales and zero points); the OCP FP8 specification, arXiv 2209.05433.
 """
 
-from dataclasses import dataclass, fields
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import ml_dtypes
 import numpy as np
 from numpy.typing import DTypeLike
 
 from gemma_np.errors import GemmaError
+from gemma_np.linear import threads
 from gemma_np.storage import (
     INT4_LEVELS,
     INT4_ZERO,
@@ -32,7 +34,7 @@ from gemma_np.storage import (
 KINDS = ("bfloat16", "int8", "w8a8", "int4", "float8")
 
 _FLOAT8_LARGEST = 448.0
-_BLOCK = 2**22  # weights widened at once
+_BLOCK = 2**20  # weights widened at once, by each core
 _SHRINKS = tuple(1 - step / 20 for step in range(11))  # 1.0 to 0.5
 
 
@@ -90,17 +92,17 @@ def quantize(weight: Weight, scheme: Scheme, least_error: bool = False) -> Store
     makes the sum of squared errors smallest.
     """
     scheme.check("weight", weight.shape)
-    parts: list[Stored] = []
-    for start in range(0, weight.shape[0], _rows(weight)):
-        rows = dequantize(weight[start : start + _rows(weight)]).astype(np.float32, copy=False)
+
+    def of_rows(rows: slice) -> Stored:
+        floats = dequantize(weight[rows]).astype(np.float32, copy=False)
         if scheme.kind == "bfloat16":
-            parts.append(BFloat16(rows.astype(ml_dtypes.bfloat16)))
-        elif scheme.kind == "float8":
-            parts.append(_float8(rows))
-        else:
-            grid = least_error_grid(rows, scheme) if least_error else full_grid(rows, scheme)
-            parts.append(store(grid.nearest(in_groups(rows, scheme)), grid, scheme))
-    return _concatenate(parts)
+            return BFloat16(floats.astype(ml_dtypes.bfloat16))
+        if scheme.kind == "float8":
+            return _float8(floats)
+        grid = least_error_grid(floats, scheme) if least_error else full_grid(floats, scheme)
+        return store(grid.nearest(in_groups(floats, scheme)), grid, scheme)
+
+    return _by_rows(of_rows, weight.shape)
 
 
 def full_grid(weight: np.ndarray, scheme: Scheme, shrink: float | np.ndarray = 1.0) -> Grid:
@@ -162,12 +164,19 @@ def _at_least(scales: np.ndarray, dtype: DTypeLike) -> np.ndarray:
     return rounded.astype(np.float32)
 
 
-def _rows(weight: Weight) -> int:
-    return max(1, _BLOCK // weight.shape[1])
+def _by_rows(of_rows: Callable[[slice], Stored], shape: tuple[int, ...]) -> Stored:
+    """A weight of that shape, made some rows at a time, on all cores."""
+    size = max(1, _BLOCK // shape[1])
+    blocks = [slice(start, start + size) for start in range(0, shape[0], size)]
+    sample = of_rows(slice(0, 1))
+    arrays = {
+        name: np.empty((shape[0], row.shape[1]), row.dtype) for name, row in vars(sample).items() if row is not None
+    }
 
+    def fill(rows: slice) -> None:
+        part = of_rows(rows)
+        for name, array in arrays.items():
+            array[rows] = getattr(part, name)
 
-def _concatenate(parts: list[Any]) -> Stored:
-    """Parts of a weight, put together row after row."""
-    arrays = [[getattr(part, field.name) for part in parts] for field in fields(parts[0])]
-    joined: Stored = type(parts[0])(*(None if array[0] is None else np.concatenate(array) for array in arrays))
-    return joined
+    list(threads().map(fill, blocks))
+    return type(sample)(**arrays)

@@ -4,6 +4,7 @@ import argparse
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from gemma_np.compression.measuring import measure
 from gemma_np.training.data import read_text, split, text_files
 
 HERE = Path(__file__).parent
-TEXTS, LENGTH = 16, 256  # to measure with: 4,096 tokens; and 32 of them to calibrate with
+TEXTS, LENGTH = 8, 256  # to measure with: 2,048 tokens
 
 Rows = Callable[[Gemma, np.ndarray], Iterable[tuple[str, str, Gemma]]]
 """(model, calibration ids) -> method, setting and compressed model, one after another."""
@@ -41,10 +42,10 @@ def run(name: str, description: str | None, rows: Rows) -> dict:
     calibration, held_out = ("\n".join(read_text(files[n]) for n in parts[part]) for part in ("train", "validation"))
     result: dict[str, list[dict]] = {}
     for label, model in models().items():
-        ids = calibration_texts(model, calibration, 2 * TEXTS, LENGTH)
+        ids = calibration_texts(model, calibration, 4 * TEXTS, LENGTH)
         texts = calibration_texts(model, held_out, TEXTS, LENGTH)
         result[label] = []
-        for method, setting, compressed in [("float32", "32 bits", model), *rows(model, ids)]:
+        for method, setting, compressed in chain([("float32", "32 bits", model)], rows(model, ids)):
             row = asdict(measure(f"{setting}, {method}", compressed, model, texts))
             result[label].append({"method": method, "setting": setting} | row)
             print(
