@@ -9,7 +9,7 @@ from dataclasses import fields
 
 import numpy as np
 
-from gemma_np import cli_compression, cli_model, cli_oracle, cli_training
+from gemma_np import cli_compression, cli_evaluation, cli_model, cli_oracle, cli_training
 from gemma_np.checkpoints.random_weights import KINDS as RANDOM_KINDS
 from gemma_np.compression.gguf_export import GGUF_SCHEMES
 from gemma_np.compression.plan import PARTS
@@ -115,10 +115,16 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--int8-cache", action="store_true", help="keep keys and values in 8 bits")
     _add_sampling(sub, max_new_tokens=None)
 
-    sub = command(cli_model.perplexity, "gemma-np perplexity --model ./gemma-2-2b book.txt")
+    sub = command(
+        cli_model.perplexity,
+        "gemma-np perplexity --model ./gemma-2-2b book.txt",
+        "gemma-np perplexity --model ./gemma-2-2b --context 4096 --stride 512 book.txt",
+    )
     _add_model(sub)
     _add_dtype(sub)
     sub.add_argument("file", metavar="FILE", help="a text file in UTF-8, or - for standard input")
+    sub.add_argument("--context", metavar="N", type=int, help="tokens in sight at once (default: as many as possible)")
+    sub.add_argument("--stride", metavar="N", type=int, help="tokens scored by each window (default: all in sight)")
 
     sub = command(
         cli_model.info,
@@ -131,10 +137,35 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--length", metavar="N", type=int, default=128, help="tokens a text (128)")
 
     command(cli_model.models, "gemma-np models")
+    _add_evaluation(command)
     _add_training(command)
     _add_compression(command)
     _add_oracle(command)
     return top
+
+
+def _add_evaluation(command: Callable[..., argparse.ArgumentParser]) -> None:
+    sub = command(
+        cli_evaluation.evaluate,
+        "gemma-np evaluate tutorials/questions.jsonl --model google/gemma-2-2b --shots 5 --plot calibration.png",
+        "gemma-np evaluate tutorials/questions.jsonl --compare google/gemma-2-2b ./gemma-2-2b-int4",
+    )
+    form = 'one JSON object a line: {"question": TEXT, "choices": [TEXT, ...], "answer": NUMBER, from 0 on}'
+    sub.add_argument("file", metavar="FILE", help=form)
+    _add_model(sub)
+    sub.add_argument("--compare", metavar=("A", "B"), nargs=2, help="two models: is B other than A, or was it chance?")
+    sub.add_argument("--shots", metavar="N", type=int, default=0, help="the first N questions are examples (0)")
+    sub.add_argument("--json", action="store_true", help="print JSON")
+    sub.add_argument("--plot", metavar="FILE", help="draw the calibration, or with --compare the differences")
+
+    sub = command(
+        cli_evaluation.lm_eval,
+        "gemma-np lm-eval --model gemma_np --model_args pretrained=google/gemma-2-2b --tasks mmlu --num_fewshot 5",
+        "gemma-np lm-eval --model gemma_np --model_args pretrained=google/gemma-2-2b --tasks mbpp "
+        "--confirm_run_unsafe_code",
+    )
+    sub.prefix_chars = "+"  # what begins with a dash is for lm_eval
+    sub.add_argument("arguments", metavar="...", nargs="*", help="the arguments of lm_eval")
 
 
 def _add_training(command: Callable[..., argparse.ArgumentParser]) -> None:

@@ -52,7 +52,11 @@ def perplexity(options: argparse.Namespace) -> None:
         text = sys.stdin.read() if options.file == "-" else Path(options.file).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise GemmaError(f"{options.file}: {error}, expected a text file in UTF-8") from None
-    print(f"{load(options.model, options.dtype).perplexity(text):.4f}")
+    loss = load(options.model, options.dtype).text_loss(text, options.context, options.stride)
+    print(f"perplexity      {loss.perplexity:.4f}")
+    print(f"bits per token  {loss.bits_per_token:.4f}")
+    print(f"bits per byte   {loss.bits_per_byte:.4f}")
+    print(f"tokens          {loss.tokens}")
 
 
 def info(options: argparse.Namespace) -> None:

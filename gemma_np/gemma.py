@@ -16,7 +16,7 @@ from gemma_np.checkpoints.huggingface import load_folder
 from gemma_np.checkpoints.saving import save_folder
 from gemma_np.config import RELEASED, GemmaConfig
 from gemma_np.errors import GemmaError
-from gemma_np.evaluation.perplexity import negative_log_likelihood
+from gemma_np.evaluation.perplexity import TextLoss, sliding_losses
 from gemma_np.model.transformer import checked_ids, output_logits, transformer
 from gemma_np.scope import Record
 from gemma_np.storage import Weights, dequantize
@@ -162,22 +162,23 @@ class Gemma:
         return self.stream(ids, max_new_tokens, **sampling)
 
     def perplexity(self, text: str) -> float:
-        """The exponential of the mean of -log p over the text's tokens, `<bos>` before them.
+        """How many tokens the model hesitates between at each step of the text; see `text_loss`."""
+        return self.text_loss(text).perplexity
 
-        A text longer than the model can read is cut into pieces of the maximum length, each with its own `<bos>`.
+    def text_loss(self, text: str, context: int | None = None, stride: int | None = None) -> TextLoss:
+        """How hard the text is to predict: perplexity, bits per token and per byte.
+
+        A text longer than `context` tokens is read through windows that move on by `stride` (`sliding_losses`).
         Raises GemmaError for an empty text, and when the weights give no finite number.
         """
         tokenizer = self._text()
         ids = tokenizer.encode(text, bos=False)
         if not ids:
             raise GemmaError("text: empty, expected at least one token")
-        size = self.config.max_position_embeddings - 1
-        pieces = [[tokenizer.bos, *ids[start : start + size]] for start in range(0, len(ids), size)]
-        losses = [negative_log_likelihood(piece, self.weights, self.config) for piece in pieces]
-        perplexity = float(np.exp(np.concatenate(losses).mean()))
-        if not np.isfinite(perplexity):
-            raise GemmaError(f"perplexity: {perplexity}, expected a finite number (are the weights damaged?)")
-        return perplexity
+        nats = float(sliding_losses(ids, tokenizer.bos, self.weights, self.config, context, stride).sum())
+        if not np.isfinite(nats):
+            raise GemmaError(f"perplexity: {nats}, expected a finite number (are the weights damaged?)")
+        return TextLoss(nats, len(ids), len(text.encode()))
 
     def widened(self) -> "Gemma":
         """The same model with every weight as a plain array: to train it, or to quantize it anew."""

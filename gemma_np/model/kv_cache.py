@@ -67,7 +67,7 @@ class KVCache:
 
         Raises GemmaError when more is asked for than the model can read.
         """
-        self.batch, self.dtype = batch, np.dtype(dtype)
+        self.config, self.batch, self.dtype, self.int8 = config, batch, np.dtype(dtype), int8
         self.max_length = config.max_position_embeddings if max_length is None else max_length
         if not isinstance(self.max_length, int) or not 0 < self.max_length <= config.max_position_embeddings:
             raise GemmaError(
@@ -87,3 +87,14 @@ class KVCache:
     def length(self) -> int:
         """Tokens seen so far, which is the position of the next one."""
         return self.layers[0].length
+
+    def repeated(self, *batch: int) -> "KVCache":
+        """A cache for a batch of texts, `batch` axes before its own, that have all read what this one has; with none,
+        a copy."""
+        new = KVCache(self.config, self.max_length, (*batch, *self.batch), self.dtype, self.int8)
+        for layer, copy in zip(self.layers, new.layers, strict=True):
+            filled = slice(min(layer.length, layer.slots))
+            copy.keys[..., filled, :] = layer.keys[..., filled, :]
+            copy.values[..., filled, :] = layer.values[..., filled, :]
+            copy.length = layer.length
+        return new

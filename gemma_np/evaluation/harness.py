@@ -1,0 +1,163 @@
+"""The adapter for lm-evaluation-harness (pip install "gemma-np[evaluation]"). The harness finds a model by its name
+only after the model's module is imported, which `gemma-np lm-eval` does:
+
+    gemma-np lm-eval --model gemma_np --model_args pretrained=google/gemma-2-2b --tasks mmlu --num_fewshot 5
+
+What follows `gemma-np lm-eval` are the arguments of `lm_eval`. Tokens, windows, and what is cut off are as in the
+harness's own `hf` model.
+"""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import TemplateLM
+from lm_eval.api.registry import register_model
+from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+
+from gemma_np.errors import GemmaError
+from gemma_np.evaluation.likelihood import Ids, Pair, likelihoods, read_sharing
+from gemma_np.gemma import load
+from gemma_np.model.kv_cache import KVCache
+from gemma_np.model.transformer import output_logits, transformer
+from gemma_np.text.sampling import Sampling
+from gemma_np.text.tokenizer import BOS, END_OF_TURN, EOS, START_OF_TURN
+
+
+@register_model("gemma_np")
+class GemmaHarness(TemplateLM):  # type: ignore[misc]
+    """A model as the harness wants it. `pretrained` is what `gemma_np.load` takes, as is `dtype`."""
+
+    def __init__(
+        self,
+        pretrained: str,
+        dtype: str = "float32",
+        max_length: int | None = None,
+        max_gen_toks: int = 256,
+        seed: int = 0,
+        **ignored: Any,
+    ) -> None:
+        """ignored: what the harness says to every model, such as the batch size and the device."""
+        super().__init__()
+        self.model = load(pretrained, dtype)
+        if self.model.tokenizer is None:
+            raise GemmaError(f"{pretrained}: no tokenizer.model, expected one to read the tasks with")
+        self.tokenizer = self.model.tokenizer
+        self.max_length = max_length or self.model.config.max_position_embeddings
+        self.max_gen_toks = max_gen_toks
+        self.generator = np.random.default_rng(seed)
+
+    @property
+    def eot_token_id(self) -> int:
+        """`<eos>`."""
+        return self.tokenizer.id(EOS)
+
+    @property
+    def prefix_token_id(self) -> int:
+        """`<bos>`, which stands before a text without a context."""
+        return self.tokenizer.bos
+
+    @property
+    def tokenizer_name(self) -> str:
+        """For the harness's cache of requests."""
+        return "gemma_np"
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
+        """The tokens of a text; `<bos>` comes first, once, unless it is not wanted."""
+        return self.tokenizer.encode(string, bos=add_special_tokens is not False or string.startswith(BOS))
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """A conversation as the instruction-tuned models read it, with its control pieces written out."""
+        roles = {"assistant": "model"}
+        turns = (f"{START_OF_TURN}{roles.get(turn['role'], turn['role'])}\n{turn['content']}" for turn in chat_history)
+        text = BOS + f"{END_OF_TURN}\n".join(turns)
+        return f"{text}{END_OF_TURN}\n{START_OF_TURN}model\n" if add_generation_prompt else text
+
+    def chat_template(self, chat_template: bool | str = False) -> str:
+        """The name of that form: the harness notes it down."""
+        return "gemma" if chat_template else ""
+
+    def _loglikelihood_tokens(
+        self, requests: Sequence[tuple[Any, list[int], list[int]]], **_: Any
+    ) -> list[tuple[float, bool]]:
+        pairs = [self._fitting(context, continuation) for _, context, continuation in requests]
+        found = likelihoods(pairs, self.model.weights, self.model.config)
+        for (strings, _, _), likelihood in zip(requests, found, strict=True):
+            if strings is not None:
+                self.cache_hook.add_partial("loglikelihood", strings, tuple(likelihood))
+        return [(likelihood.log_prob, likelihood.is_greedy) for likelihood in found]
+
+    def _fitting(self, context: list[int], continuation: list[int]) -> Pair:
+        """The pair, its context cut off at the left where both are too long."""
+        room = self.max_length + 1 - len(continuation)
+        if room < 1:
+            raise GemmaError(f"{len(continuation)} tokens to score, expected at most {self.max_length}")
+        if len(context) > room:
+            _warn(f"a context of {len(context)} tokens: only the last {room} are read")
+        return Pair(tuple(context[-room:]), tuple(continuation))
+
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
+        """log P of whole texts, in windows without overlap."""
+        windows: list[Any] = []
+        texts: list[int] = []
+        for number, request in enumerate(requests):
+            tokens = self.tok_encode(request.args[0])
+            for window in get_rolling_token_windows(tokens, self.prefix_token_id, self.max_length, context_len=1):
+                windows.append((None, *make_disjoint_window(window)))
+                texts.append(number)
+        totals = [0.0] * len(requests)
+        for number, (log_prob, _) in zip(texts, self._loglikelihood_tokens(windows), strict=True):
+            totals[number] += log_prob
+        return totals
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        """The text that follows each context, up to a stop string; contexts that begin alike share their reading."""
+        from tqdm import tqdm
+
+        limits = [normalize_gen_kwargs(request.args[1], self.max_gen_toks) for request in requests]
+        by_context: dict[Ids, list[int]] = {}
+        for number, (request, limit) in enumerate(zip(requests, limits, strict=True)):
+            room = self.max_length - limit["max_gen_toks"]
+            if room < 1:
+                raise GemmaError(f"{limit['max_gen_toks']} tokens to write, expected fewer than {self.max_length}")
+            ids = self.tok_encode(request.args[0])
+            if len(ids) > room:
+                _warn(f"a context of {len(ids)} tokens: only the last {room} are read")
+            by_context.setdefault(tuple(ids[-room:]), []).append(number)
+        contexts, written = sorted(by_context), [""] * len(requests)
+        longest = max((len(ids) for ids in contexts), default=0) + max((n["max_gen_toks"] for n in limits), default=1)
+        longest = min(longest, self.model.config.max_position_embeddings)
+        reading = read_sharing(contexts, longest, self.model.weights, self.model.config)
+        with tqdm(total=len(requests), desc="writing", unit=" texts", disable=disable_tqdm) as progress:
+            for context, (x, cache) in zip(contexts, reading, strict=True):
+                for number in by_context[context]:
+                    written[number] = self._write(x, cache.repeated(), limits[number])
+                    self.cache_hook.add_partial("generate_until", requests[number].args, written[number])
+                    progress.update()
+        return written
+
+    def _write(self, x: np.ndarray, cache: KVCache, limit: Mapping[str, Any]) -> str:
+        """The text after a context: x [D] of its last token, and the cache that has read it."""
+        stops = handle_stop_sequences(limit.get("until"), eos=EOS)
+        ends = {self.tokenizer.id(piece) for piece in (EOS, END_OF_TURN) if piece in self.tokenizer}
+        sampling = Sampling(limit.get("temperature", 0.0), limit.get("top_k"), limit.get("top_p"))
+        weights, config, text = self.model.weights, self.model.config, ""
+        ids: list[int] = []
+        while len(ids) < limit["max_gen_toks"]:
+            token = sampling.choose(output_logits(x, weights, config), self.generator)
+            if token in ends:
+                break
+            ids.append(token)
+            text = self.tokenizer.decode(ids)
+            found = [text.index(stop) for stop in stops if stop in text]
+            if found:
+                return text[: min(found)]
+            x = transformer([token], weights, config, cache)[-1]
+        return text
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, stacklevel=2)

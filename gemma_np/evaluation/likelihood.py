@@ -1,0 +1,139 @@
+"""How likely a model finds continuations of texts; what several texts begin with is read once.
+
+Source: the definition that lm-evaluation-harness uses: the sum of log P of the continuation's tokens, given the
+context and each other.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from gemma_np.config import GemmaConfig
+from gemma_np.errors import GemmaError
+from gemma_np.model.kv_cache import KVCache
+from gemma_np.model.transformer import output_logits, transformer
+from gemma_np.storage import Weights
+from gemma_np.text.generation import prefill
+
+_ROWS = 256  # logits of V numbers a row: 262 MB at V = 256,000
+
+Ids = tuple[int, ...]
+
+
+class Pair(NamedTuple):
+    """What is given, and what is scored."""
+
+    context: Ids
+    continuation: Ids
+
+
+class Likelihood(NamedTuple):
+    """How likely a continuation is."""
+
+    log_prob: float  # nats
+    is_greedy: bool  # whether each of its tokens is the likeliest one
+
+
+def likelihoods(pairs: Sequence[Pair], weights: Weights, config: GemmaConfig) -> list[Likelihood]:
+    """Score each continuation after its context, in any order; the results are in the order of the pairs.
+
+    Contexts that begin alike share the reading of that beginning, and the continuations of one context are read side
+    by side. Raises GemmaError for an empty context or continuation, and when both are longer than the model can read.
+    """
+    from tqdm import tqdm
+
+    for pair in pairs:
+        if not pair.context or not pair.continuation:
+            raise GemmaError("expected at least one token of context, and one to score")
+        length, limit = len(pair.context) + len(pair.continuation) - 1, config.max_position_embeddings
+        if length > limit:
+            raise GemmaError(f"{length} tokens, expected at most {limit} (max_position_embeddings)")
+    by_context: dict[Ids, list[int]] = {}
+    for number, pair in enumerate(pairs):
+        by_context.setdefault(pair.context, []).append(number)
+    contexts = sorted(by_context)
+    longest = max((len(pair.context) + len(pair.continuation) for pair in pairs), default=1)
+    room = min(longest, config.max_position_embeddings)
+    results: dict[int, Likelihood] = {}
+    with tqdm(total=len(pairs), desc="scoring", unit=" texts", delay=2, leave=False) as progress:
+        for context, (x, cache) in zip(contexts, read_sharing(contexts, room, weights, config), strict=True):
+            numbers = by_context[context]
+            continuations = [pairs[number].continuation for number in numbers]
+            scores = _continue(x, cache, continuations, weights, config)
+            results |= dict(zip(numbers, scores, strict=True))
+            progress.update(len(numbers))
+    return [results[number] for number in range(len(pairs))]
+
+
+def read_sharing(
+    contexts: Sequence[Ids], room: int, weights: Weights, config: GemmaConfig
+) -> Iterator[tuple[np.ndarray, KVCache]]:
+    """For each of the contexts, which are sorted and all different: what the model makes of the last token, [D], and
+    the cache that has read it all, with room for `room` tokens.
+
+    Where the next context begins alike, a copy of the cache is kept at the place where the two part.
+    """
+    empty = KVCache(config, room, dtype=weights["model.norm.weight"].dtype)
+    kept = [(0, empty)]  # (tokens, cache that has read so many of the present context), the longest last
+    for number, context in enumerate(contexts):
+        shared = _common(contexts[number - 1], context) if number else 0
+        while kept[-1][0] > shared:
+            kept.pop()
+        start, cache = kept[-1][0], kept[-1][1].repeated()
+        parting = _common(context, contexts[number + 1]) if number + 1 < len(contexts) else 0
+        if start < parting < len(context):
+            prefill(context[start:parting], weights, config, cache)
+            kept.append((parting, cache.repeated()))
+            start = parting
+        x = prefill(context[start:], weights, config, cache)
+        if parting == len(context):
+            kept.append((parting, cache.repeated()))
+        yield x, cache
+
+
+def _continue(
+    x: np.ndarray, cache: KVCache, continuations: Sequence[Ids], weights: Weights, config: GemmaConfig
+) -> list[Likelihood]:
+    """Score continuations of one context: x [D], the cache after it. They are read side by side, padded at the end,
+    where padding is seen by nothing that counts."""
+    count, longest = len(continuations), max(map(len, continuations))
+    rows = np.broadcast_to(x, (count, 1, len(x)))
+    if longest > 1:
+        ids = np.zeros((count, longest - 1), int)
+        for row, continuation in zip(ids, continuations, strict=True):
+            row[: len(continuation) - 1] = continuation[:-1]
+        rows = np.concatenate([rows, transformer(ids, weights, config, cache.repeated(count))], axis=1)
+    before = np.concatenate(
+        [row[: len(c)] for row, c in zip(rows, continuations, strict=True)]
+    )  # of each token, [N, D]
+    log_probs, are_greedy = _log_probs(before, np.concatenate(continuations), weights, config)
+    ends = np.cumsum([len(continuation) for continuation in continuations])[:-1]
+    parts = zip(np.split(log_probs, ends), np.split(are_greedy, ends), strict=True)
+    return [Likelihood(float(log_prob.sum()), bool(greedy.all())) for log_prob, greedy in parts]
+
+
+def _log_probs(
+    x: np.ndarray, targets: np.ndarray, weights: Weights, config: GemmaConfig
+) -> tuple[np.ndarray, np.ndarray]:
+    """log P of each target, and whether it is the likeliest token: x [N, D], targets [N] -> [N] float64, [N] bool."""
+    log_probs, are_greedy = np.empty(len(x)), np.empty(len(x), bool)
+    for start in range(0, len(x), _ROWS):
+        part = slice(start, start + _ROWS)
+        logits = output_logits(x[part], weights, config)
+        log_probs[part] = -cross_entropy(logits, targets[part])
+        are_greedy[part] = logits.argmax(axis=-1) == targets[part]
+    return log_probs, are_greedy
+
+
+def cross_entropy(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """log(sum(exp(logits))) - logits[target], row by row: [T, V], [T] -> [T] in float64."""
+    largest = logits.max(axis=-1)
+    total = np.exp(logits - largest[:, None]).sum(axis=-1, dtype=np.float64)
+    chosen = logits[np.arange(len(targets)), targets]
+    return np.log(total) + largest.astype(np.float64) - chosen
+
+
+def _common(one: Ids, other: Ids) -> int:
+    """How many tokens two texts begin with alike."""
+    return next((n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
