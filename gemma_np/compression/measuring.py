@@ -14,6 +14,7 @@ from gemma_np.text.generation import generate_ids
 from gemma_np.training.losses import log_softmax
 
 _PROMPTS, _PROMPT, _NEW = 8, 32, 32  # texts, tokens of each prompt, tokens that are written
+_ROWS = 32  # logits of V numbers a row, in several copies: 34 MB each at V = 262,144
 
 
 @dataclass(frozen=True)
@@ -33,17 +34,23 @@ def measure(step: str, model: Gemma, original: Gemma, texts: np.ndarray) -> Meas
     """Read texts, ids [N, T], with both models, and write some more."""
     from tqdm import tqdm
 
-    losses, divergences = [], []
+    loss = divergence = 0.0
     for text in tqdm(texts, desc=f"measuring: {step}", unit=" texts", delay=2, leave=False):
-        own, theirs = (log_softmax(gemma.logits(text[:-1])) for gemma in (model, original))
-        losses.append(-np.take_along_axis(own, text[1:, None], axis=-1).mean(dtype=np.float64))
-        divergences.append((np.exp(theirs) * (theirs - own)).sum(axis=-1).mean(dtype=np.float64))
+        streams = [transformer(text[:-1], gemma.weights, gemma.config) for gemma in (model, original)]
+        for start in range(0, len(text) - 1, _ROWS):
+            rows = slice(start, start + _ROWS)
+            own, theirs = (
+                log_softmax(output_logits(x[rows], gemma.weights, gemma.config))
+                for x, gemma in zip(streams, (model, original), strict=True)
+            )
+            loss -= np.take_along_axis(own, text[1:][rows, None], axis=-1).sum(dtype=np.float64)
+            divergence += float(np.vecdot(np.exp(theirs), theirs - own).sum(dtype=np.float64))
     return Measurement(
         step,
         sum(math.prod(shape) for _, shape in model.config.weight_shapes()),
         sum(stored_bytes(weight) for weight in model.weights.values()),
-        float(np.exp(np.mean(losses))),
-        float(np.mean(divergences)),
+        math.exp(loss / texts[:, 1:].size),
+        divergence / texts[:, 1:].size,
         greedy_agreement(model, original, texts),
         decoding_speed(model, texts[0]),
     )

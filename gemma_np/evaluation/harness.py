@@ -65,7 +65,7 @@ class GemmaHarness(TemplateLM):  # type: ignore[misc]
         """For the harness's cache of requests."""
         return "gemma_np"
 
-    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **ignored: Any) -> list[int]:
         """The tokens of a text; `<bos>` comes first, once, unless it is not wanted."""
         return self.tokenizer.encode(string, bos=add_special_tokens is not False or string.startswith(BOS))
 
@@ -81,7 +81,7 @@ class GemmaHarness(TemplateLM):  # type: ignore[misc]
         return "gemma" if chat_template else ""
 
     def _loglikelihood_tokens(
-        self, requests: Sequence[tuple[Any, list[int], list[int]]], **_: Any
+        self, requests: Sequence[tuple[Any, list[int], list[int]]], **ignored: Any
     ) -> list[tuple[float, bool]]:
         pairs = [self._fitting(context, continuation) for _, context, continuation in requests]
         found = likelihoods(pairs, self.model.weights, self.model.config)
@@ -119,15 +119,16 @@ class GemmaHarness(TemplateLM):  # type: ignore[misc]
 
         limits = [normalize_gen_kwargs(request.args[1], self.max_gen_toks) for request in requests]
         by_context: dict[Ids, list[int]] = {}
-        for number, (request, limit) in enumerate(zip(requests, limits, strict=True)):
+        for number, limit in enumerate(limits):
             room = self.max_length - limit["max_gen_toks"]
             if room < 1:
                 raise GemmaError(f"{limit['max_gen_toks']} tokens to write, expected fewer than {self.max_length}")
-            ids = self.tok_encode(request.args[0])
+            ids = self.tok_encode(requests[number].args[0])
             if len(ids) > room:
                 _warn(f"a context of {len(ids)} tokens: only the last {room} are read")
             by_context.setdefault(tuple(ids[-room:]), []).append(number)
-        contexts, written = sorted(by_context), [""] * len(requests)
+        contexts = sorted(by_context)
+        written = [""] * len(requests)
         longest = max((len(ids) for ids in contexts), default=0) + max((n["max_gen_toks"] for n in limits), default=1)
         longest = min(longest, self.model.config.max_position_embeddings)
         reading = read_sharing(contexts, longest, self.model.weights, self.model.config)

@@ -49,21 +49,22 @@ def likelihoods(pairs: Sequence[Pair], weights: Weights, config: GemmaConfig) ->
         length, limit = len(pair.context) + len(pair.continuation) - 1, config.max_position_embeddings
         if length > limit:
             raise GemmaError(f"{length} tokens, expected at most {limit} (max_position_embeddings)")
-    by_context: dict[Ids, list[int]] = {}
-    for number, pair in enumerate(pairs):
-        by_context.setdefault(pair.context, []).append(number)
+    by_context: dict[Ids, list[Ids]] = {}
+    for context, continuation in dict.fromkeys(pairs):
+        by_context.setdefault(context, []).append(continuation)
     contexts = sorted(by_context)
     longest = max((len(pair.context) + len(pair.continuation) for pair in pairs), default=1)
     room = min(longest, config.max_position_embeddings)
-    results: dict[int, Likelihood] = {}
-    with tqdm(total=len(pairs), desc="scoring", unit=" texts", delay=2, leave=False) as progress:
+    results: dict[Pair, Likelihood] = {}
+    with tqdm(total=len(contexts), desc="scoring", unit=" texts", delay=2, leave=False) as progress:
         for context, (x, cache) in zip(contexts, read_sharing(contexts, room, weights, config), strict=True):
-            numbers = by_context[context]
-            continuations = [pairs[number].continuation for number in numbers]
-            scores = _continue(x, cache, continuations, weights, config)
-            results |= dict(zip(numbers, scores, strict=True))
-            progress.update(len(numbers))
-    return [results[number] for number in range(len(pairs))]
+            continuations = by_context[context]
+            for continuation, score in zip(
+                continuations, _continue(x, cache, continuations, weights, config), strict=True
+            ):
+                results[Pair(context, continuation)] = score
+            progress.update()
+    return [results[pair] for pair in pairs]
 
 
 def read_sharing(
