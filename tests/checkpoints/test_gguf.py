@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from gemma_np import GemmaError
 from gemma_np.checkpoints.gguf import config_from_metadata, load_gguf, open_gguf, sentencepiece_model
+from gemma_np.checkpoints.gguf_blocks import read_blocks, to_blocks
 from gemma_np.config import RELEASED
-from gemma_np.storage import dequantize
+from gemma_np.storage import Int4, Int8, dequantize, stored_bytes
 from tests import tiny
 from tests.strategies import MODEL_TYPES
 
@@ -131,6 +132,27 @@ def test_every_type_is_widened_as_the_library_does(kind, tmp_path):
     for name, weight in model.weights.items():
         if weight.ndim > 1:
             assert (dequantize(weights[name]) == gguf.dequantize(gguf.quantize(weight, kind), kind)).all(), name
+
+
+@pytest.mark.parametrize("kind", [TYPES.Q8_0, TYPES.Q4_0], ids=lambda kind: kind.name)
+def test_eight_and_four_bits_stay_what_they_are(kind, tmp_path):
+    """In memory, and to the very bytes of the file."""
+    model = model_of("gemma2")
+    path = write(tmp_path / "model.gguf", model, kind)
+    _, weights, _ = load_gguf(path, np.float32)
+    stored = {tensor.name: tensor.data for tensor in gguf.GGUFReader(path).tensors}
+    for name, weight in model.weights.items():
+        if weight.ndim > 1:
+            assert type(weights[name]) is (Int8 if kind == TYPES.Q8_0 else Int4)
+            assert stored_bytes(weights[name]) == stored[gguf_name(name, "gemma2")].nbytes
+            assert (to_blocks(weights[name]) == stored[gguf_name(name, "gemma2")]).all(), name
+
+
+def test_a_scale_that_is_not_finite():
+    blocks = np.zeros((1, 34), np.uint8)
+    blocks[0, :2] = np.array([np.inf], np.float16).view(np.uint8)
+    with pytest.raises(GemmaError, match="scales: NaN or infinity among them"):
+        read_blocks("Q8_0", (1, 32), lambda start, stop: blocks[start:stop])
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

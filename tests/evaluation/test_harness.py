@@ -89,7 +89,10 @@ def test_every_answer_and_text_of_the_real_model_is_that_of_the_harness_s_own(re
     names = ("gemma_np_questions", "gemma_np_stories")
     found, expected = (run(model(real_folder), tasks, *names) for model in (ours, theirs))
     assert len(log_likelihoods(found)) >= 100
-    assert np.abs(log_likelihoods(found) - log_likelihoods(expected)).max() < 1e-4 * np.abs(log_likelihoods(expected)).max()
+    assert (
+        np.abs(log_likelihoods(found) - log_likelihoods(expected)).max()
+        < 1e-4 * np.abs(log_likelihoods(expected)).max()
+    )
     assert len(responses(found, "gemma_np_stories")) >= 20
     assert responses(found, "gemma_np_stories") == responses(expected, "gemma_np_stories")
     assert found["results"] == expected["results"]

@@ -17,7 +17,7 @@ ROWS = {  # setting: scheme, scheme of the embedding, methods
     "bfloat16": (Scheme("bfloat16"), None, ("round",)),
     "float8": (Scheme("float8"), None, ("round",)),
     "int8": (EIGHT, None, ("round", "gptq", "awq")),
-    "int8 x int8": (Scheme("w8a8"), EIGHT, ("round", "gptq", "awq")),
+    "int8 x int8": (Scheme("w8a8"), EIGHT, ("round", "awq")),
     "int4, 32": (Scheme("int4", 32), EIGHT, ("round", "clip", "gptq", "awq")),
     "int4, 64": (Scheme("int4", 64), EIGHT, ("round", "clip", "gptq", "awq")),
     "int4, 128": (Scheme("int4", 128), EIGHT, ("round", "clip", "gptq", "awq")),
