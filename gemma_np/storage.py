@@ -87,11 +87,12 @@ class Int4:
         """Write integers to `out`, float32 [out, in], and return the scale of each row; with more scales a row, write
         the weight."""
         half = self.packed.shape[-1]
-        np.copyto(out[..., :half], self.packed & 15)  # as `unpack`, without its copy
-        np.copyto(out[..., half:], self.packed >> 4)
-        if self.zeros is None:
-            out -= INT4_ZERO
-        else:
+        for numbers, part in ((self.packed & 15, out[..., :half]), (self.packed >> 4, out[..., half:])):
+            whole = numbers.view(np.int8)
+            if self.zeros is None:
+                whole -= INT4_ZERO
+            np.copyto(part, whole)
+        if self.zeros is not None:
             groups = out.reshape(*self.zeros.shape, -1)
             groups -= self.zeros[..., None].astype(np.float32)
         return _scale_groups(out, self.scales)
