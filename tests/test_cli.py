@@ -55,7 +55,11 @@ def test_perplexity_of_a_file_and_of_standard_input(checkpoint, tmp_path, capsys
     file.write_text(tiny.TEXT, encoding="utf-8")
     assert main(["perplexity", "--model", checkpoint, str(file)]) == 0
     printed = capsys.readouterr().out
-    assert printed == f"{tiny.gemma().perplexity(tiny.TEXT):.4f}\n"
+    loss = tiny.gemma().text_loss(tiny.TEXT)
+    assert printed.split() == [
+        *("perplexity", f"{loss.perplexity:.4f}", "bits", "per", "token", f"{loss.bits_per_token:.4f}"),
+        *("bits", "per", "byte", f"{loss.bits_per_byte:.4f}", "tokens", f"{loss.tokens}"),
+    ]
     assert run("perplexity", "--model", checkpoint, "-", input=tiny.TEXT).stdout == printed
 
 
@@ -71,10 +75,10 @@ def test_info_of_a_released_model_needs_no_weights(name, capsys):
 
 def test_info_counts_the_cache_by_hand(capsys):
     main(["info", "--model", "gemma-2-2b"])
-    # keys and values, 4 heads of 256 float32 numbers: 8,192 bytes a token and layer; 26 layers, of which 13 global
-    out = capsys.readouterr().out
-    assert "up to 4,096 tokens              213.0 MB" in out
-    assert "after that                      106.5 MB" in out
+    # keys and values, 4 heads of 256 float32 numbers: 8,192 bytes a token and layer; 26 layers, 13 of them keep no more
+    # than 4,096 tokens: 8,192 * 26 * 1,000 and 8,192 * 13 * (8,000 + 4,096)
+    line = next(line for line in capsys.readouterr().out.splitlines() if "of that the cache" in line)
+    assert line.split()[-4:] == ["213.0", "MB", "1.29", "GB"]
 
 
 def test_info_of_a_folder(checkpoint, capsys):

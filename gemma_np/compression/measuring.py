@@ -14,7 +14,7 @@ from gemma_np.text.generation import generate_ids
 from gemma_np.training.losses import log_softmax
 
 _PROMPTS, _PROMPT, _NEW = 8, 32, 32  # texts, tokens of each prompt, tokens that are written
-_ROWS = 32  # logits of V numbers a row, in several copies: 34 MB each at V = 262,144
+_ROWS = 128  # logits of V numbers a row, in several copies: 134 MB each at V = 262,144
 
 
 @dataclass(frozen=True)

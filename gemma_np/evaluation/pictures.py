@@ -30,7 +30,7 @@ def draw_differences(differences: dict[str, Difference], names: tuple[str, str],
     """The bootstrap's draws of each measure, its interval, and zero."""
     figure, all_axes = _figure(len(differences))
     for axes, (label, found) in zip(np.atleast_1d(all_axes), differences.items(), strict=True):
-        axes.hist(found.draws, bins=40, color="C0", alpha=0.5)
+        axes.hist(found.draws, bins=min(40, len(np.unique(found.draws))), color="C0", alpha=0.5)
         axes.axvline(0, color="0.3", linewidth=1, linestyle="--")
         for edge in (found.low, found.high):
             axes.axvline(edge, color="C1", linewidth=1)

@@ -3,7 +3,8 @@
 python tutorials/experiments/bits_and_methods.py texts/
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import numpy as np
 from compressing import plot, run
@@ -26,12 +27,15 @@ ROWS = {  # setting: scheme, scheme of the embedding, methods
 }
 
 
-def rows(model: Gemma, ids: np.ndarray) -> Iterator[tuple[str, str, Gemma]]:
+def rows(model: Gemma, ids: np.ndarray) -> Iterator[tuple[str, str, Callable[[], Gemma]]]:
     """The model, quantized in every way."""
+
+    def quantized(scheme: Scheme, method: str, embedding: Scheme | None) -> Gemma:
+        return Gemma(model.config, dict(quantize_model(model, scheme, method, ids, embedding)), model.tokenizer)
+
     for setting, (scheme, embedding, methods) in ROWS.items():
         for method in methods:
-            weights = dict(quantize_model(model, scheme, method, ids, embedding))
-            yield method, setting, Gemma(model.config, weights, model.tokenizer)
+            yield method, setting, partial(quantized, scheme, method, embedding)
 
 
 plot("bits_and_methods", "Quantized: bits and methods", run("bits_and_methods", __doc__, rows))

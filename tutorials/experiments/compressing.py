@@ -19,8 +19,8 @@ from gemma_np.training.data import read_text, split, text_files
 HERE = Path(__file__).parent
 TEXTS, LENGTH = 8, 256  # to measure with: 2,048 tokens
 
-Rows = Callable[[Gemma, np.ndarray], Iterable[tuple[str, str, Gemma]]]
-"""(model, calibration ids) -> method, setting and compressed model, one after another."""
+Rows = Callable[[Gemma, np.ndarray], Iterable[tuple[str, str, Callable[[], Gemma]]]]
+"""(model, calibration ids) -> method, setting, and what makes the compressed model, one after another."""
 
 
 def models() -> dict[str, Gemma]:
@@ -34,26 +34,29 @@ def models() -> dict[str, Gemma]:
 
 
 def run(name: str, description: str | None, rows: Rows) -> dict:
-    """Measure what `rows` makes of each model, print and write the table."""
+    """Measure what `rows` makes of each model, print and write the table; what the table has already is not repeated."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("texts", type=Path, help="folder with the 42 modern editions, *_gut.txt")
     files = text_files(parser.parse_args().texts)
     parts = split(len(files), "documents", 0.05, seed=0)
     calibration, held_out = ("\n".join(read_text(files[n]) for n in parts[part]) for part in ("train", "validation"))
-    result: dict[str, list[dict]] = {}
+    path = HERE / f"{name}.json"
+    result: dict[str, list[dict]] = json.loads(path.read_text()) if path.exists() else {}
     for label, model in models().items():
         ids = calibration_texts(model, calibration, 4 * TEXTS, LENGTH)
         texts = calibration_texts(model, held_out, TEXTS, LENGTH)
-        result[label] = []
-        for method, setting, compressed in chain([("float32", "32 bits", model)], rows(model, ids)):
-            row = asdict(measure(f"{setting}, {method}", compressed, model, texts))
-            result[label].append({"method": method, "setting": setting} | row)
+        done = result.setdefault(label, [])
+        for method, setting, make in chain([("float32", "32 bits", lambda model=model: model)], rows(model, ids)):
+            if any((row["method"], row["setting"]) == (method, setting) for row in done):
+                continue
+            row = asdict(measure(f"{setting}, {method}", make(), model, texts))
+            done.append({"method": method, "setting": setting} | row)
             print(
                 f"{label:16}{setting:23}{method:10}{row['bytes'] / 1e6:9.1f} MB  perplexity {row['perplexity']:9.3f}  "
                 f"KL {row['kl']:.4f}  agreement {row['agreement']:6.1%}  {row['tokens_per_second']:.1f} tokens/s",
                 flush=True,
             )
-            (HERE / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n")
+            path.write_text(json.dumps(result, indent=2) + "\n")
     return result
 
 

@@ -3,7 +3,8 @@
 python tutorials/experiments/sparsity_and_methods.py texts/
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import numpy as np
 from compressing import plot, run
@@ -14,17 +15,20 @@ from gemma_np.compression.plan import Plan, prune
 SHARES = (0.1, 0.25, 0.5)
 
 
-def rows(model: Gemma, ids: np.ndarray) -> Iterator[tuple[str, str, Gemma]]:
+def rows(model: Gemma, ids: np.ndarray) -> Iterator[tuple[str, str, Callable[[], Gemma]]]:
     """The model, pruned in every way."""
     config = model.config
     for share in SHARES:
-        for method in ("magnitude", "wanda"):
-            yield method, f"{share:.0%}", prune(model, Plan(**{method: share}), ids)
         channels, layers = (round((1 - share) * size) for size in (config.intermediate_size, config.num_hidden_layers))
-        yield "channels", f"{share:.0%}", prune(model, Plan(ffn=channels), ids)
-        yield "layers", f"{share:.0%}", prune(model, Plan(layers=layers), ids)
-    for method in ("magnitude", "wanda"):
-        yield method, "2:4", prune(model, Plan(**{method: "2:4"}), ids)
+        for method, plan in {
+            "magnitude": Plan(magnitude=share),
+            "wanda": Plan(wanda=share),
+            "channels": Plan(ffn=channels),
+            "layers": Plan(layers=layers),
+        }.items():
+            yield method, f"{share:.0%}", partial(prune, model, plan, ids)
+    for method, plan in {"magnitude": Plan(magnitude="2:4"), "wanda": Plan(wanda="2:4")}.items():
+        yield method, "2:4", partial(prune, model, plan, ids)
 
 
 plot("sparsity_and_methods", "Pruned: shares and methods", run("sparsity_and_methods", __doc__, rows))
