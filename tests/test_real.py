@@ -37,7 +37,7 @@ def model(file):
 def framework(model):
     from tests.framework import framework_model
 
-    return framework_model(model.config, model.weights)
+    return framework_model(model.config, model.widened().weights)
 
 
 def prompt_past_the_window(model):
@@ -131,7 +131,7 @@ def test_the_oracle_clears_the_framework_and_names_what_is_planted_in_it(model, 
     from tests.oracle.framework_faults import planted_in_framework
 
     ids = model.tokenizer.encode("The capital of France is")
-    weights = {name: weight.astype(np.float64) for name, weight in model.weights.items()}
+    weights = {name: weight.astype(np.float64) for name, weight in model.widened().weights.items()}
     reference = Reference(gemma_np.Gemma(model.config, weights, None), [ids])
     rows = compare(reference, capture_transformers(framework, ids), "float32")
     assert {row.status for row in rows} == {"OK"}
@@ -140,3 +140,67 @@ def test_the_oracle_clears_the_framework_and_names_what_is_planted_in_it(model, 
     found = diagnose(reference, wrong, "float32")
     assert [mistake.id for mistake in found.found] == ["gelu-exact"]
     assert found.signatures == []
+
+
+# Compression
+
+PROSE = """The lighthouse stood at the end of a long spit of sand, and for most of the year nobody came there but the
+keeper and the gulls. In autumn the storms drove the waves over the road, and then even the postman stayed away for
+weeks. She did not mind. There was the lamp to be cleaned, the log to be written, and on clear evenings she carried a
+chair outside and watched the ships that went north with coal and came back with timber. One of them was called the
+Marianne, and its captain always lifted his hat, although he could not have seen her at that distance. When the war
+came the lamp was put out, and the ships went by without lights, like thoughts that nobody says aloud.
+"""
+OTHER_PROSE = """Bread is made of flour, water, salt and time. The flour is mixed with the water and left alone for an
+hour, so that it can drink; only then are the salt and the yeast kneaded in. A dough that has been kneaded for long
+enough is smooth, and springs back when a finger is pressed into it. It rises in a warm place until it is twice as
+large, is folded, and rises again. The oven must be hot, and there should be steam in it at the beginning, for the
+crust. A loaf is done when it sounds hollow, but it should not be cut before it is cold, however good it smells.
+"""
+
+
+def test_what_is_stored_in_eight_bits_is_the_library_s_bit_for_bit(file, model):
+    from gguf import GGUFReader, dequantize
+
+    from gemma_np.checkpoints.gguf import weight_name
+    from gemma_np.storage import Int4, Int8, lookup
+
+    kept = {name for name, weight in model.weights.items() if isinstance(weight, Int8 | Int4)}
+    assert "model.embed_tokens.weight" in kept
+    for tensor in GGUFReader(file).tensors:
+        name = weight_name(tensor.name, model.config)
+        if name in kept:
+            rows = slice(0, 5000)
+            expected = dequantize(tensor.data[rows], tensor.tensor_type)
+            assert (lookup(model.weights[name], rows) == expected).all(), name
+
+
+def divergence(model, small, text):
+    """KL from the model to the small one, nats a token."""
+    ids = model.tokenizer.encode(text)
+    ours, theirs = (gemma.logits(ids) for gemma in (model, small))
+    ours, theirs = (x - np.logaddexp.reduce(x, axis=-1, keepdims=True) for x in (ours, theirs))
+    return (np.exp(ours) * (ours - theirs)).sum(axis=-1).mean()
+
+
+def test_int8_costs_less_than_half_a_percent(model):
+    from gemma_np.compression.quantization import Scheme
+    from gemma_np.compression.whole_model import quantize_model
+
+    wide = model.widened()
+    small = gemma_np.Gemma(model.config, dict(quantize_model(wide, Scheme("int8"))), model.tokenizer)
+    text = PROSE + OTHER_PROSE
+    assert abs(small.perplexity(text) / wide.perplexity(text) - 1) < 0.005
+
+
+def test_gptq_is_clearly_better_than_rounding_in_four_bits(model):
+    from gemma_np.compression.calibration import calibration_texts
+    from gemma_np.compression.quantization import Scheme
+    from gemma_np.compression.whole_model import quantize_model
+
+    wide, losses = model.widened(), {}
+    ids = calibration_texts(wide, OTHER_PROSE, 1, 128)
+    for method in ("round", "gptq"):
+        weights = dict(quantize_model(wide, Scheme("int4", 64), method, ids, Scheme("int8")))
+        losses[method] = divergence(wide, gemma_np.Gemma(model.config, weights, model.tokenizer), PROSE)
+    assert losses["gptq"] < 0.8 * losses["round"]

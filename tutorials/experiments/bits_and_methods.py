@@ -14,16 +14,17 @@ from gemma_np.compression.quantization import Scheme
 from gemma_np.compression.whole_model import quantize_model
 
 EIGHT = Scheme("int8")
+ALL = ("round", "clip", "gptq", "awq")
 ROWS = {  # setting: scheme, scheme of the embedding, methods
     "bfloat16": (Scheme("bfloat16"), None, ("round",)),
     "float8": (Scheme("float8"), None, ("round",)),
     "int8": (EIGHT, None, ("round", "gptq", "awq")),
-    "int8 x int8": (Scheme("w8a8"), EIGHT, ("round", "awq")),
-    "int4, 32": (Scheme("int4", 32), EIGHT, ("round", "clip", "gptq", "awq")),
-    "int4, 64": (Scheme("int4", 64), EIGHT, ("round", "clip", "gptq", "awq")),
-    "int4, 128": (Scheme("int4", 128), EIGHT, ("round", "clip", "gptq", "awq")),
-    "int4, 64, zero points": (Scheme("int4", 64, zero_points=True), EIGHT, ("round", "clip", "gptq", "awq")),
-    "int4, 64, everywhere": (Scheme("int4", 64), None, ("round", "clip", "gptq", "awq")),
+    "int4, 64": (Scheme("int4", 64), EIGHT, ALL),
+    "int4, 64, zero points": (Scheme("int4", 64, zero_points=True), EIGHT, ALL),
+    "int4, 64, everywhere": (Scheme("int4", 64), None, ("round", "gptq")),
+    "int4, 32": (Scheme("int4", 32), EIGHT, ("round", "gptq")),
+    "int4, 128": (Scheme("int4", 128), EIGHT, ("round", "gptq")),
+    "int8 x int8": (Scheme("w8a8"), EIGHT, ("round",)),
 }
 
 

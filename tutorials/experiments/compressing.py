@@ -34,7 +34,7 @@ def models() -> dict[str, Gemma]:
 
 
 def run(name: str, description: str | None, rows: Rows) -> dict:
-    """Measure what `rows` makes of each model, print and write the table; what the table has already is not repeated."""
+    """Measure what `rows` makes of each model, print and write the table; what it has already is not repeated."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("texts", type=Path, help="folder with the 42 modern editions, *_gut.txt")
     files = text_files(parser.parse_args().texts)
