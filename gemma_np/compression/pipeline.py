@@ -19,7 +19,7 @@ from gemma_np.compression.measuring import Measurement, as_dict, measure
 from gemma_np.compression.plan import Plan, prune
 from gemma_np.compression.pruning import zeros_stay
 from gemma_np.compression.quantization import Scheme
-from gemma_np.compression.whole_model import quantize_model
+from gemma_np.compression.whole_model import check_quantization, quantize_model
 from gemma_np.errors import GemmaError
 from gemma_np.gemma import Gemma, load
 from gemma_np.training.data import consecutive_texts, draw_texts
@@ -73,6 +73,8 @@ def compress(
         plan = steps.prune
         model = saved("pruned", lambda folder: prune(original, plan, ids).save(folder))
         yield after("pruned", model)
+    if steps.quantize:  # better now than after the healing
+        check_quantization(model.widened(), steps.quantize, steps.method, ids, steps.embedding)
     if steps.heal:
         task = Task(
             draw_texts(training, steps.heal.batch, steps.heal.length),

@@ -31,6 +31,14 @@ def quantize_model(
 
     Raises GemmaError, before anything is computed, when something does not fit, or is quantized already.
     """
+    check_quantization(model, scheme, method, ids, embedding)
+    return _quantize(model, scheme, method, ids if method in CALIBRATED else None, embedding or scheme)
+
+
+def check_quantization(
+    model: Gemma, scheme: Scheme, method: str, ids: np.ndarray | None, embedding: Scheme | None
+) -> None:
+    """Raise the GemmaError that `quantize_model` promises."""
     if method not in METHODS:
         raise GemmaError(f"method: {method!r}, expected one of {', '.join(METHODS)}")
     if method in CALIBRATED and ids is None:
@@ -44,7 +52,6 @@ def quantize_model(
             )
         if len(weight.shape) == 2:
             (embedding or scheme if "embed" in name else scheme).check(name, weight.shape)
-    return _quantize(model, scheme, method, ids if method in CALIBRATED else None, embedding or scheme)
 
 
 def _quantize(

@@ -80,6 +80,12 @@ def test_other_steps_need_another_folder(tmp_path):
         run(tmp_path / "out", Steps(read_plan("ffn=5"), None, None, calibration=(4, 9), measured=(2, 9)))
 
 
+def test_what_cannot_be_quantized_is_not_healed_first(tmp_path):
+    with pytest.raises(GemmaError, match="expected a multiple of the group of 8"):
+        run(tmp_path / "out", Steps(read_plan("ffn=4"), RECIPE, Scheme("int4", 8), calibration=(4, 9), measured=(2, 9)))
+    assert not (tmp_path / "out" / "healed").exists()
+
+
 def test_zeros_survive_healing(tmp_path):
     run(tmp_path / "out", Steps(read_plan("magnitude=0.5"), RECIPE, None, calibration=(4, 9), measured=(2, 9)))
     pruned, healed = (gemma_np.load(tmp_path / "out" / step).weights for step in ("pruned", "healed"))
