@@ -4,13 +4,14 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from gemma_np.checkpoints.quantized import kind_of
 from gemma_np.compression.activation_aware import rescale
 from gemma_np.compression.calibration import INPUTS, Moments, rewrite
 from gemma_np.compression.gptq import gptq
 from gemma_np.compression.quantization import Scheme, quantize
 from gemma_np.errors import GemmaError
 from gemma_np.gemma import Gemma
-from gemma_np.storage import Int4, Int8, Weight
+from gemma_np.storage import Weight
 
 METHODS = {
     "round": "to the nearest value of the full grid",
@@ -46,7 +47,7 @@ def check_quantization(
     if method in CALIBRATED and scheme.kind not in ("int8", "w8a8", "int4"):
         raise GemmaError(f"method {method}: for {scheme.kind}, expected int8, w8a8 or int4")
     for name, weight in model.weights.items():
-        if isinstance(weight, Int8 | Int4):
+        if kind_of(weight):
             raise GemmaError(
                 f"{name}: is quantized already, expected floats (gemma-np merge MODEL -o FLOATS widens it)"
             )
