@@ -72,10 +72,17 @@ def test_dequantize_is_the_definition(weight):
 @given(weights(), st.data())
 def test_rows_of_a_weight_are_rows_of_what_it_stands_for(weight, data):
     start = data.draw(st.integers(0, weight.shape[0] - 1))
+    assert type(weight[start:]) is type(weight)
     assert (dequantize(weight[start:]) == dequantize(weight)[start:]).all()
     rows = np.array(data.draw(st.lists(st.integers(0, weight.shape[0] - 1), min_size=1, max_size=6)))
-    assert (lookup(weight, rows) == dequantize(weight)[rows]).all()
-    assert (lookup(weight, rows[None, :, None]) == dequantize(weight)[rows[None, :, None]]).all()
+    for index in (rows, rows[None, :, None]):
+        assert (lookup(weight, index) == dequantize(weight)[index]).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_row_alone_can_be_looked_up(kind):
+    weight = random_weight(kind, 5, 2, 4, 0)
+    assert (lookup(weight, np.array(3)) == dequantize(weight)[3]).all()
 
 
 def test_an_array_is_what_it_is():

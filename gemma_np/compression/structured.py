@@ -99,7 +99,7 @@ def keep_channels(model: Gemma, importance: np.ndarray, keep: int) -> Gemma:
         chosen, part = _largest(scores, keep), Scope(weights) / f"model.layers.{layer}.mlp"
         for name in ("gate_proj.weight", "up_proj.weight"):
             part[name] = dequantize(part[name])[chosen]
-        part["down_proj.weight"] = dequantize(part["down_proj.weight"])[:, chosen]
+        part["down_proj.weight"] = np.take(dequantize(part["down_proj.weight"]), chosen, axis=1)
     return _in_order(model, replace(config, intermediate_size=keep), weights)
 
 
@@ -118,7 +118,7 @@ def keep_groups(model: Gemma, importance: np.ndarray, keep: int) -> Gemma:
         part["q_proj.weight"] = dequantize(part["q_proj.weight"])[queries]
         part["k_proj.weight"] = dequantize(part["k_proj.weight"])[keys]
         part["v_proj.weight"] = dequantize(part["v_proj.weight"])[keys]
-        part["o_proj.weight"] = dequantize(part["o_proj.weight"])[:, queries]
+        part["o_proj.weight"] = np.take(dequantize(part["o_proj.weight"]), queries, axis=1)
     return _in_order(model, replace(config, num_key_value_heads=keep, num_attention_heads=keep * per_group), weights)
 
 

@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gemma_np import GemmaError
+from gemma_np.checkpoints import gguf_blocks
 from gemma_np.checkpoints.gguf import config_from_metadata, load_gguf, open_gguf, sentencepiece_model
-from gemma_np.checkpoints.gguf_blocks import read_blocks, to_blocks
+from gemma_np.checkpoints.gguf_blocks import to_blocks
 from gemma_np.config import RELEASED
 from gemma_np.storage import Int4, Int8, dequantize, stored_bytes
 from tests import tiny
@@ -135,8 +136,9 @@ def test_every_type_is_widened_as_the_library_does(kind, tmp_path):
 
 
 @pytest.mark.parametrize("kind", [TYPES.Q8_0, TYPES.Q4_0], ids=lambda kind: kind.name)
-def test_eight_and_four_bits_stay_what_they_are(kind, tmp_path):
-    """In memory, and to the very bytes of the file."""
+def test_eight_and_four_bits_stay_what_they_are(kind, tmp_path, monkeypatch):
+    """In memory, and to the very bytes of the file, which is taken apart some rows at a time."""
+    monkeypatch.setattr(gguf_blocks, "_ROWS", 7)
     model = model_of("gemma2")
     path = write(tmp_path / "model.gguf", model, kind)
     _, weights, _ = load_gguf(path, np.float32)
@@ -145,14 +147,21 @@ def test_eight_and_four_bits_stay_what_they_are(kind, tmp_path):
         if weight.ndim > 1:
             assert type(weights[name]) is (Int8 if kind == TYPES.Q8_0 else Int4)
             assert stored_bytes(weights[name]) == stored[gguf_name(name, "gemma2")].nbytes
+            expected = gguf.dequantize(stored[gguf_name(name, "gemma2")], kind)
+            assert (dequantize(weights[name]) == expected).all(), name
             assert (to_blocks(weights[name]) == stored[gguf_name(name, "gemma2")]).all(), name
 
 
-def test_a_scale_that_is_not_finite():
-    blocks = np.zeros((1, 34), np.uint8)
-    blocks[0, :2] = np.array([np.inf], np.float16).view(np.uint8)
-    with pytest.raises(GemmaError, match="scales: NaN or infinity among them"):
-        read_blocks("Q8_0", (1, 32), lambda start, stop: blocks[start:stop])
+@pytest.mark.parametrize("kind", [TYPES.Q8_0, TYPES.Q4_0], ids=lambda kind: kind.name)
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_scale_that_is_not_finite(bad, kind, tmp_path):
+    path = write(tmp_path / "model.gguf", model_of("gemma2"), kind)
+    tensor = next(t for t in gguf.GGUFReader(path).tensors if t.name == "blk.1.ffn_up.weight")
+    with path.open("r+b") as file:
+        file.seek(int(tensor.data_offset))
+        file.write(np.float16(bad).tobytes())
+    with pytest.raises(GemmaError, match=r"model.layers.1.mlp.up_proj.weight.*: .*NaN or infinity"):
+        load_gguf(path, np.float32)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

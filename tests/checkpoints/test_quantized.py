@@ -1,5 +1,6 @@
 """Quantized checkpoints: written, read back, damaged."""
 
+import dataclasses
 import json
 
 import ml_dtypes
@@ -9,11 +10,13 @@ from safetensors.numpy import load_file, save_file
 
 import gemma_np
 from gemma_np import Gemma, GemmaError
+from gemma_np.checkpoints import loading
 from gemma_np.checkpoints.huggingface import load_folder
+from gemma_np.checkpoints.quantized import to_tensors
 from gemma_np.checkpoints.saving import save_folder
 from gemma_np.checkpoints.tensor_file import read_metadata
 from gemma_np.compression.quantization import Scheme, quantize
-from gemma_np.storage import BFloat16, Int8, dequantize
+from gemma_np.storage import BFloat16, Int8, dequantize, stored_bytes
 from tests import tiny
 
 MODEL = tiny.gemma(intermediate_size=8)
@@ -54,7 +57,8 @@ def test_every_kind_comes_back_as_it_was_mapped_from_its_file(label, shard_bytes
 
 
 @pytest.mark.parametrize("label", SCHEMES)
-def test_float64_widens_everything(label, tmp_path):
+def test_float64_widens_everything(label, tmp_path, monkeypatch):
+    monkeypatch.setattr(loading, "_BLOCK_BYTES", 500)
     weights = quantized(SCHEMES[label])
     save_folder(tmp_path / "model", MODEL.config, weights.items(), None)
     for name, weight in gemma_np.load(tmp_path / "model", "float64").weights.items():
@@ -73,6 +77,32 @@ def test_kinds_may_be_mixed(tmp_path):
     kinds = json.loads(read_metadata(tmp_path / "model" / "model.safetensors")["storage"])
     assert kinds.pop(name) == "int8"
     assert set(kinds.values()) == {"int4"}
+
+
+def test_shards_are_no_larger_than_asked(tmp_path):
+    weights = quantized(SCHEMES["int4"])
+    save_folder(tmp_path / "model", MODEL.config, weights.items(), None, 2000)
+    index = json.loads((tmp_path / "model" / "model.safetensors.index.json").read_text())
+    shards = [load_file(tmp_path / "model" / file) for file in sorted(set(index["weight_map"].values()))]
+    sizes = [sum(tensor.nbytes for tensor in shard.values()) for shard in shards]
+    assert index["metadata"]["total_size"] == sum(sizes) == sum(map(stored_bytes, weights.values()))
+    assert set(shards[0]) == set(to_tensors("model.embed_tokens.weight", weights["model.embed_tokens.weight"]))
+    assert 1000 < min(sizes[1:-1]) <= max(sizes[1:]) <= 2000
+
+
+def test_the_config_tells_what_only_a_later_shard_has(tmp_path):
+    """A large embedding that stays in 16 bits fills the first one alone."""
+    name = "model.embed_tokens.weight"
+    weights = quantized(SCHEMES["int4"]) | {name: quantize(MODEL.weights[name], Scheme("bfloat16"))}
+    save_folder(tmp_path / "model", MODEL.config, weights.items(), None, 2000)
+    assert "quantization_config" in json.loads((tmp_path / "model" / "config.json").read_text())
+
+
+def test_what_other_readers_of_the_format_want(tmp_path):
+    """Metadata that older versions of transformers insist on, and numbers that begin at a multiple of 8."""
+    save_folder(tmp_path / "model", MODEL.config, quantized(SCHEMES["int4"]).items(), None)
+    assert read_metadata(tmp_path / "model" / "model.safetensors")["format"] == "pt"
+    assert int.from_bytes((tmp_path / "model" / "model.safetensors").read_bytes()[:8], "little") % 8 == 0
 
 
 def test_16_bits_stay_in_their_file_only_if_asked(tmp_path):
@@ -120,6 +150,10 @@ def nan_scale(tensors):
             lambda t: t.update({f"{NAME}.scales": np.ones((8, 3), np.float64)}),
             rf"{NAME}.scales: float64 \(8, 3\), expected float32 or float16 with two axes",
         ),
+        (
+            lambda t: t.update({f"{NAME}.scales": np.ones(8, np.float32)}),
+            rf"{NAME}.scales: float32 \(8,\), expected float32 or float16 with two axes",
+        ),
         (lambda t: t.update({NAME: np.ones((8, 6), np.int8)}), rf"{NAME}: int8 \(8, 6\), expected uint8 with two axes"),
         (lambda t: t.update({NAME: np.ones((9, 6), np.uint8)}), rf"{NAME}.scales: shape \(8, 3\), expected \(9,"),
     ],
@@ -128,6 +162,15 @@ def test_damaged_tensors_are_named(change, message, tmp_path):
     save_folder(tmp_path / "model", MODEL.config, quantized(SCHEMES["int4 with zeros"]).items(), None)
     damage(tmp_path / "model", change)
     with pytest.raises(GemmaError, match=message):
+        gemma_np.load(tmp_path / "model")
+
+
+@pytest.mark.parametrize("kind", ["w8a8", "float8"])
+def test_one_scale_a_row_is_all_that_these_kinds_have(kind, tmp_path):
+    weights = quantized(SCHEMES[kind])
+    weights[NAME] = dataclasses.replace(weights[NAME], scales=np.ones((8, 2), np.float32))
+    save_folder(tmp_path / "model", MODEL.config, weights.items(), None)
+    with pytest.raises(GemmaError, match=rf"{NAME}.scales: shape \(8, 2\), expected"):
         gemma_np.load(tmp_path / "model")
 
 

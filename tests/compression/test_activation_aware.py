@@ -3,12 +3,13 @@
 import numpy as np
 import pytest
 from hypothesis import given
+from hypothesis import strategies as st
 
 from gemma_np.compression.activation_aware import best_factors, rescale
-from gemma_np.compression.calibration import Moments
+from gemma_np.compression.calibration import INPUTS, Moments
 from gemma_np.compression.gptq import moment_error
 from gemma_np.compression.quantization import Scheme, quantize
-from gemma_np.model.block import block
+from gemma_np.model.block import block, pre_feedforward_name
 from gemma_np.scope import Scope
 from gemma_np.storage import dequantize
 from tests import tiny
@@ -32,9 +33,47 @@ def test_a_layer_computes_the_same(config, seed):
     assert_close(block(x, Scope(scaled), config, 0), y, "model")
 
 
-def test_factors_never_make_the_error_larger():
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_all_of_a_layer_takes_part(model_type):
+    """Every matrix, and the two norms that the factors go into."""
+    config = tiny.config(model_type)
+    layer, moments, _, _ = layer_of(config, 0)
+    scaled = rescale(layer, moments, Scheme("int8"), config)
+    norms = {"input_layernorm.weight", f"{pre_feedforward_name(config)}.weight"}
+    assert {name for name in layer if (scaled[name] != layer[name]).any()} == norms | INPUTS.keys()
+
+
+@given(configs(), seeds)
+def test_what_a_layer_multiplies_last_is_not_further_off(config, seed):
+    """These two matrices have factors of their own alone, and what they return is what they returned before."""
+    scheme = Scheme("int8")
+    layer, moments, x, _ = layer_of(config, seed)
+    scaled, new_moments = rescale(layer, moments, scheme, config), Moments()
+    block(x, Scope(scaled), config, 0, tape=new_moments)
+    for name in ("self_attn.o_proj.weight", "mlp.down_proj.weight"):
+        error, before = (
+            moment_error(dequantize(quantize(weights[name], scheme)), weights[name], seen[INPUTS[name]]).sum()
+            for weights, seen in ((scaled, new_moments), (layer, moments))
+        )
+        assert error <= before * (1 + 1e-5), name
+
+
+@given(st.sampled_from([Scheme("int8"), Scheme("int4"), Scheme("int4", 4), Scheme("int4", 4, True)]), seeds)
+def test_factors_never_make_the_error_larger(scheme, seed):
+    weight, x = normal(seed, 5, 12, dtype=np.float32), normal(seed + 1, 20, 12, dtype=np.float32)
+    x *= 3 ** normal(seed + 2, 12, dtype=np.float32)
+    s = best_factors([weight, 2 * weight[:2]], x.T @ x, scheme)
+    errors = [
+        sum(moment_error(dequantize(quantize(w * by, scheme)) / by, w, x.T @ x).sum() for w in (weight, 2 * weight[:2]))
+        for by in (s, np.ones_like(s))
+    ]
+    assert errors[0] <= errors[1]
+
+
+def test_channels_with_large_inputs_get_finer_steps():
     weight, x = normal(0, 40, 32, dtype=np.float32), normal(1, 200, 32, dtype=np.float32)
     x[:, :3] *= 50
+    x[:, 3] = 0  # one that never gets any
     moments, scheme = x.T @ x, Scheme("int4", 8)
     s = best_factors([weight], moments, scheme)
     with_s = moment_error(dequantize(quantize(weight * s, scheme)) / s, weight, moments).sum()

@@ -58,6 +58,16 @@ def test_on_real_inputs_no_row_is_further_off_than_with_rounding(scheme, rows, g
         assert (found <= rounded * (1 + 1e-3) + 1e-6 * np.abs(moments).max()).all()
 
 
+@pytest.mark.parametrize("least_error", [False, True])
+def test_nor_where_there_is_little_to_make_up_for(least_error):
+    """With inputs that hardly go together each of the three ways is the best one for some rows."""
+    weight, x = normal(0, 500, 16, dtype=np.float32), normal(1, 400, 16, dtype=np.float32)
+    moments, scheme = x.T @ x, Scheme("int4", 4)
+    found, rounded = gptq(weight, moments, scheme), quantize(weight, scheme, least_error)
+    errors = [moment_error(dequantize(each), weight, moments) for each in (found, rounded)]
+    assert (errors[0] <= errors[1] * (1 + 1e-5)).all()
+
+
 def test_it_is_clearly_better_where_inputs_go_together():
     weight, moments = case(0, 64, 32, 500)
     scheme = Scheme("int4", 8)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from gemma_np import GemmaError
 from gemma_np.compression import quantization
 from gemma_np.compression.quantization import Q4_0, Q8_0, Scheme, full_grid, in_groups, quantize
-from gemma_np.storage import Int4, Int8, dequantize, unpack
+from gemma_np.storage import W8A8, BFloat16, Float8, Int4, Int8, dequantize, unpack
 from tests.strategies import normal, seeds
 
 SCHEMES = [
@@ -21,6 +21,7 @@ SCHEMES = [
     Scheme("int4"),
     Scheme("int4", 4, scale_dtype=np.float16),
 ]
+KINDS = {"bfloat16": BFloat16, "int8": Int8, "w8a8": W8A8, "int4": Int4, "float8": Float8}
 SCALE = st.sampled_from([1e-3, 1.0, 50.0])
 
 schemes = st.sampled_from(SCHEMES)
@@ -49,6 +50,15 @@ def test_no_weight_is_further_off_than_half_a_step(scheme, rows, groups, spread,
     found = quantize(weight, scheme)
     half_steps = per_channel(found, 4 * groups) / 2
     assert (np.abs(weight - dequantize(found)) <= half_steps * (1 + 1e-5)).all()
+
+
+@pytest.mark.parametrize("sign", [-1, 1])
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_group_of_one_sign_is_no_exception(scheme, sign):
+    """Its grid reaches to zero, which lies outside of it."""
+    weight = sign * (5 + np.abs(normal(0, 3, 8, dtype=np.float32)))
+    found = quantize(weight, scheme)
+    assert (np.abs(weight - dequantize(found)) <= per_channel(found, 8) / 2 * (1 + 1e-5)).all()
 
 
 @given(schemes, st.integers(1, 5), st.integers(1, 4), SCALE, seeds)
@@ -82,6 +92,15 @@ def test_the_grid_of_least_error_has_no_more_error_than_the_full_one(scheme, row
     assert (errors[0] <= errors[1] * (1 + 1e-4) + 1e-12 * np.square(weight).max()).all()
 
 
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_what_lies_beyond_the_grid_gets_its_last_number(scheme):
+    weight = np.array([[-8, -1, 1, 8]], np.float32)
+    found = full_grid(weight, scheme, 0.5).nearest(in_groups(weight, scheme)).ravel()
+    lowest, highest = {"int8": (-127, 127), "w8a8": (-127, 127), "int4": (0, 15)}[scheme.kind]
+    assert (found[0], found[3]) == (lowest, highest)
+    assert lowest < found[1] < found[2] < highest
+
+
 @pytest.mark.parametrize("scheme", [*SCHEMES, Scheme("float8"), Scheme("bfloat16")])
 @pytest.mark.parametrize("least_error", [False, True])
 def test_rows_taken_in_any_number_at_once_are_the_same(scheme, least_error, monkeypatch):
@@ -89,7 +108,7 @@ def test_rows_taken_in_any_number_at_once_are_the_same(scheme, least_error, monk
     whole = quantize(weight, scheme, least_error)
     monkeypatch.setattr(quantization, "_BLOCK", 40)
     parts = quantize(weight, scheme, least_error)
-    assert type(parts) is type(whole)
+    assert type(parts) is type(whole) is KINDS[scheme.kind]
     assert (dequantize(parts) == dequantize(whole)).all()
 
 

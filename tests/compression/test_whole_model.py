@@ -5,15 +5,20 @@ import pytest
 
 import gemma_np
 from gemma_np import Gemma, GemmaError
-from gemma_np.compression.calibration import calibration_texts
-from gemma_np.compression.gptq import gptq, moment_error
+from gemma_np.compression.activation_aware import rescale
+from gemma_np.compression.calibration import INPUTS, Moments, calibration_texts
+from gemma_np.compression.gptq import gptq
 from gemma_np.compression.quantization import Scheme, quantize
-from gemma_np.compression.whole_model import METHODS, quantize_model
+from gemma_np.compression.whole_model import CALIBRATED, METHODS, quantize_model
+from gemma_np.linear import linear
+from gemma_np.model.attention import merge_heads
+from gemma_np.scope import Scope
 from gemma_np.storage import Int4, Int8, dequantize
 from tests import tiny
 from tests.strategies import MODEL_TYPES, random_ids
 
 SCHEME = Scheme("int4", 4)
+NAME = "model.layers.3.self_attn.k_proj.weight"
 
 
 def model_of(model_type):
@@ -41,20 +46,38 @@ def test_rounding_is_rounding_each_weight():
                 assert (dequantize(weight) == dequantize(quantize(model.weights[name], SCHEME, least_error))).all()
 
 
-def test_gptq_sees_what_the_quantized_layers_before_make_of_the_texts():
-    """The last matrix of all, from the definition: its inputs come from a model that is quantized up to there."""
-    model = model_of("gemma2")
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_each_matrix_is_multiplied_with_the_record_that_the_table_names(model_type):
+    model = model_of(model_type)
+    record = Scope(model.trace(random_ids(model.config, 0, 5))) / "layers.3"
+    for name, read in INPUTS.items():
+        made = linear(record[read], model.weights[f"model.layers.3.{name}"])
+        output = record[name.removesuffix("_proj.weight")]
+        assert (made == (merge_heads(output) if output.ndim == 3 else output)).all(), name
+    assert len(INPUTS) == 7
+
+
+@pytest.mark.parametrize("method", CALIBRATED)
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_a_layer_is_calibrated_with_what_the_quantized_ones_before_it_make_of_the_texts(model_type, method):
+    """All of the last layer, from the definition: its inputs come from a model that is quantized up to there."""
+    model = model_of(model_type)
     ids = random_ids(model.config, 0, 3, 20)
-    weights = dict(quantize_model(model, SCHEME, "gptq", ids))
-    name = "model.layers.3.mlp.down_proj.weight"
-    last = {key: weight for key, weight in model.weights.items() if key.startswith("model.layers.3")}
-    hidden = Gemma(model.config, weights | last, None).trace(ids)["layers.3.mlp.hidden"].reshape(-1, 8)
-    moments = hidden.T @ hidden
-    found, expected = (
-        moment_error(dequantize(w), model.weights[name], moments).sum()
-        for w in (weights[name], gptq(model.weights[name], moments, SCHEME))
-    )
-    assert found == pytest.approx(expected, rel=1e-3)
+    weights = dict(quantize_model(model, SCHEME, method, ids))
+    last = {name: weight for name, weight in model.weights.items() if name.startswith("model.layers.3")}
+    moments = Moments()
+    for text in ids:
+        for name, value in (Scope(Gemma(model.config, weights | last, None).trace(text)) / "layers.3").items():
+            moments(name, value)
+    layer = dict(Scope(model.weights) / "model.layers.3")
+    if method == "awq":
+        layer = rescale(layer, moments, SCHEME, model.config)
+    for name, weight in layer.items():
+        if name in INPUTS and method == "gptq":
+            weight = gptq(weight, moments[INPUTS[name]], SCHEME)
+        elif name in INPUTS:
+            weight = quantize(weight, SCHEME, least_error=True)
+        assert (dequantize(weights[f"model.layers.3.{name}"]) == dequantize(weight)).all(), name
 
 
 def test_16_bits_change_nothing_that_16_bits_hold():
@@ -111,6 +134,8 @@ def test_gptq_is_clearly_better_than_rounding_in_four_bits(bundled):
         ((SCHEME, "guess"), "method: 'guess', expected one of round, clip, gptq, awq"),
         ((SCHEME, "gptq"), "method gptq: expected a text to calibrate with"),
         ((Scheme("int4", 8),), r"model.embed_tokens.weight: 12 channels, expected a multiple of the group of 8"),
+        ((SCHEME, "clip", None, Scheme("int8", 8)), r"model.embed_tokens.weight: 12 channels, expected a multiple of"),
+        ((Scheme("int4", 8), "clip", None, Scheme("int8")), r"model.layers.0.self_attn.q_proj.weight: 12 channels"),
         ((Scheme("float8"), "awq", np.ones((1, 4), int)), "method awq: for float8, expected int8, w8a8 or int4"),
     ],
 )
@@ -127,12 +152,30 @@ def test_what_is_quantized_already():
     assert dict(quantize_model(small.widened(), Scheme("int8")))
 
 
+@pytest.mark.parametrize("kind", ["w8a8", "int4", "float8"])
+def test_of_whatever_kind(kind):
+    model = model_of("gemma2")
+    small = Gemma(model.config, model.weights | {NAME: quantize(model.weights[NAME], Scheme(kind))}, None)
+    with pytest.raises(GemmaError, match=f"{NAME}: is quantized already"):
+        quantize_model(small, Scheme("int8"))
+
+
 def test_calibration_texts_begin_with_bos_and_go_on_where_the_last_ended():
     model = tiny.gemma()
     ids = calibration_texts(model, tiny.TEXT, 3, 10)
     assert ids.shape == (3, 10)
     assert (ids[:, 0] == model.tokenizer.bos).all()
     assert ids[:, 1:].ravel().tolist() == model.tokenizer.encode(tiny.TEXT, bos=False)[:27]
+
+
+def test_calibration_texts_are_no_longer_than_the_model_reads():
+    assert calibration_texts(tiny.gemma(max_position_embeddings=8), tiny.TEXT, 2, 100).shape == (2, 8)
+
+
+def test_calibration_texts_need_a_tokenizer():
+    model = tiny.gemma()
+    with pytest.raises(GemmaError, match=r"tokenizer\.model: missing"):
+        calibration_texts(Gemma(model.config, model.weights, None), tiny.TEXT, 3, 10)
 
 
 def test_a_calibration_text_that_is_too_short():

@@ -61,18 +61,18 @@ def run(name: str, description: str | None, rows: Rows) -> dict:
 
 
 def plot(name: str, title: str, result: dict[str, list[dict]]) -> None:
-    """KL to the original over settings, a line for each method, a panel for each model."""
+    """KL to the original over settings, a colour for each method, a panel for each model."""
     figure = Figure(figsize=(10, 4.2), layout="constrained")
     for axes, (label, rows) in zip(figure.subplots(1, len(result)), result.items(), strict=True):
         settings = list(dict.fromkeys(row["setting"] for row in rows if row["method"] != "float32"))
         for number, method in enumerate(dict.fromkeys(row["method"] for row in rows if row["method"] != "float32")):
             chosen = [row for row in rows if row["method"] == method]
-            places = [settings.index(row["setting"]) for row in chosen]
-            axes.plot(places, [row["kl"] for row in chosen], "o-", color=f"C{number}", label=method)
+            places = [settings.index(row["setting"]) + 0.1 * (number - 1) for row in chosen]
+            axes.plot(places, [row["kl"] for row in chosen], "o", color=f"C{number}", label=method)
         axes.set_xticks(range(len(settings)), settings, rotation=30, ha="right")
         axes.set(title=label, ylabel="KL from the original (nats a token)", yscale="log")
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False)
+        axes.legend(frameon=False, loc="lower right")
     figure.suptitle(title)
     figure.savefig(HERE / f"{name}.svg")

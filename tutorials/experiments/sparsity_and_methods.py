@@ -12,7 +12,7 @@ from compressing import plot, run
 from gemma_np import Gemma
 from gemma_np.compression.plan import Plan, prune
 
-SHARES = (0.1, 0.25, 0.5)
+SHARES = (0.25, 0.5)
 
 
 def rows(model: Gemma, ids: np.ndarray) -> Iterator[tuple[str, str, Callable[[], Gemma]]]:
