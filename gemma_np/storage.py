@@ -119,7 +119,7 @@ class Float8:
         return self.scales
 
 
-_NO_SCALE = np.ones((1, 1), np.float32)
+_NO_SCALE = np.ones(1, np.float32)
 _FLOAT8_VALUES = np.arange(256, dtype=np.uint8).view(ml_dtypes.float8_e4m3fn).astype(np.float32)
 
 Stored = BFloat16 | Int8 | Int4 | Float8

@@ -64,7 +64,10 @@ def load_weights(
     weights: dict[str, Weight] = {}
     for name, tensor in stored.items():
         if tensor.quantized and dtype != np.float64:
-            weights[name] = tensor.quantized()
+            try:
+                weights[name] = tensor.quantized()
+            except GemmaError as error:
+                raise GemmaError(f"{name}: {error}") from None
         elif as_stored and tensor.mapped is not None and tensor.mapped.dtype == bfloat16 and len(tensor.shape) == 2:
             weights[name] = BFloat16(tensor.mapped)
     copied = [t for n, t in stored.items() if n not in weights and (t.mapped is None or t.mapped.dtype != dtype)]

@@ -77,6 +77,8 @@ def from_tensors(name: str, kind: str, tensors: Mapping[str, Any]) -> Stored:
     weight: Stored = KINDS[kind](**arrays)
     rows, columns = weight.shape
     scales = arrays["scales"]
+    if kind in ("w8a8", "float8") and scales.shape != (rows, 1):
+        raise GemmaError(f"{name}.scales: shape {scales.shape}, expected ({rows}, 1) as {name} is stored as {kind}")
     if len(scales) != rows or columns % scales.shape[1]:
         raise GemmaError(f"{name}.scales: shape {scales.shape}, expected ({rows}, a divisor of {columns})")
     if not np.isfinite(scales).all():

@@ -59,7 +59,7 @@ def _write_weights(folder: Path, config: GemmaConfig, weights: Iterable[tuple[st
             total += stored_bytes(weight)
         _write_tensors(folder / f"{len(files)}.safetensors", tensors, metadata)
         files.append(list(tensors))
-        stored_as = stored_as or next(iter(kinds.values()), "") or next(iter(tensors.values())).dtype.name
+        stored_as = next(iter(kinds.values()), "") or stored_as or next(iter(tensors.values())).dtype.name
 
     weight_map: dict[str, str] = {}
     for number, names in enumerate(files):
