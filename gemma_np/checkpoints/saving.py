@@ -17,7 +17,7 @@ from gemma_np.config import GemmaConfig
 from gemma_np.errors import GemmaError
 from gemma_np.storage import Weight, stored_bytes
 
-SHARD_BYTES = 10**9
+SHARD_BYTES = 5 * 10**8
 
 
 def save_folder(
@@ -60,6 +60,8 @@ def _write_weights(folder: Path, config: GemmaConfig, weights: Iterable[tuple[st
         _write_tensors(folder / f"{len(files)}.safetensors", tensors, metadata)
         files.append(list(tensors))
         stored_as = next(iter(kinds.values()), "") or stored_as or next(iter(tensors.values())).dtype.name
+        shard.clear()  # its memory is needed for the next one
+        tensors.clear()
 
     weight_map: dict[str, str] = {}
     for number, names in enumerate(files):

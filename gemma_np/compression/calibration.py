@@ -79,6 +79,7 @@ def rewrite(
         for x in texts:
             block(x, Scope(layer), config, number, tape=moments)
         new = rewrite_layer(layer, moments)
+        layer.clear()  # what was widened is not needed beside the next layer
         texts = [block(x, Scope(new), config, number) for x in texts]
         yield from ((f"model.layers.{number}.{name}", weight) for name, weight in new.items())
     yield "model.norm.weight", weights["norm.weight"]
