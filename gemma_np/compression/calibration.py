@@ -73,6 +73,7 @@ def rewrite(
     config, weights = model.config, Scope(model.weights) / "model"
     yield "model.embed_tokens.weight", embedding
     texts = [] if ids is None else [embed(text, embedding) for text in ids]
+    del embedding  # the largest weight of all, and written by now
     for number in range(config.num_hidden_layers):
         layer = {name: dequantize(weight) for name, weight in (weights / f"layers.{number}").items()}
         moments = Moments()
