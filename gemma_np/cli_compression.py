@@ -18,7 +18,7 @@ from gemma_np.compression.plan import prune as prune_parts
 from gemma_np.compression.plan import read_plan
 from gemma_np.compression.quantization import Scheme
 from gemma_np.compression.whole_model import CALIBRATED, quantize_model
-from gemma_np.config import RELEASED
+from gemma_np.config import RELEASED, GemmaConfig
 from gemma_np.errors import GemmaError
 from gemma_np.gemma import Gemma, load
 from gemma_np.storage import Weight
@@ -33,7 +33,7 @@ def quantize(options: argparse.Namespace) -> None:
     model = load(options.model, "stored")
     ids = _calibration(options, model) if options.method in CALIBRATED else None
     weights = quantize_model(model, scheme, options.method, ids, embedding)
-    save_folder(out, model.config, _shown(weights, model, "quantizing"), _vocabulary(model))
+    save_folder(out, model.config, _shown(weights, model.config, "quantizing"), _vocabulary(model))
 
 
 def prune(options: argparse.Namespace) -> None:
@@ -81,8 +81,7 @@ def random_checkpoint(options: argparse.Namespace) -> None:
     if options.sparse:
         write_sparse(out, config)
     else:
-        model = Gemma(config, {}, None)
-        save_folder(out, config, _shown(random_weights(config, options.dtype), model, "writing"), None)
+        save_folder(out, config, _shown(random_weights(config, options.dtype), config, "writing"), None)
 
 
 def schemes(options: argparse.Namespace) -> tuple[Scheme, Scheme | None]:
@@ -103,11 +102,11 @@ def _calibration(options: argparse.Namespace, model: Gemma) -> np.ndarray:
     return calibration_texts(model, text, options.texts, options.length)
 
 
-def _shown(weights: Iterable[tuple[str, Weight]], model: Gemma, what: str) -> Iterable[tuple[str, Weight]]:
+def _shown(weights: Iterable[tuple[str, Weight]], config: GemmaConfig, what: str) -> Iterable[tuple[str, Weight]]:
     """The weights with a progress bar."""
     from tqdm import tqdm
 
-    total = sum(1 for _ in model.config.weight_shapes())
+    total = sum(1 for _ in config.weight_shapes())
     return tqdm(weights, total=total, desc=what, unit=" weights", delay=1, leave=False)
 
 

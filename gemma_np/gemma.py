@@ -23,7 +23,7 @@ from gemma_np.storage import Weights, dequantize
 from gemma_np.text.chat import chat_ids
 from gemma_np.text.generation import generate_ids
 from gemma_np.text.sampling import Sampling
-from gemma_np.text.tokenizer import END_OF_TURN, EOS, Tokenizer
+from gemma_np.text.tokenizer import Tokenizer
 
 _ASSETS = Path(__file__).parent / "assets"
 
@@ -136,14 +136,13 @@ class Gemma:
         they are drawn; the same seed gives the same ones."""
         sampling, generator = Sampling(temperature, top_k, top_p), np.random.default_rng(seed)
         checked_ids(prompt, self.config)
-        stops = (EOS, END_OF_TURN) if self.tokenizer else ()
         return generate_ids(
             list(prompt),
             self.weights,
             self.config,
             lambda logits: sampling.choose(logits, generator),
             max_new_tokens,
-            {self.tokenizer.id(piece) for piece in stops if self.tokenizer and piece in self.tokenizer},
+            self.tokenizer.ends if self.tokenizer else (),
             self.int8_cache,
         )
 

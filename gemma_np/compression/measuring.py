@@ -2,7 +2,7 @@
 
 import math
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -89,8 +89,3 @@ def table(rows: list[Measurement], head: bool = True) -> str:
         for row in rows
     ]
     return "\n".join([names, *lines] if head else lines)
-
-
-def as_dict(row: Measurement) -> dict[str, float | int | str]:
-    """The row for JSON."""
-    return asdict(row)

@@ -7,7 +7,7 @@ Source: Muralidharan et al., arXiv 2407.14679 (pruning and distillation); Gemma 
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ import numpy as np
 from gemma_np.checkpoints.saving import save_folder
 from gemma_np.checkpoints.writing import write_beside
 from gemma_np.compression.calibration import cut_into_texts
-from gemma_np.compression.measuring import Measurement, as_dict, measure
+from gemma_np.compression.measuring import Measurement, measure
 from gemma_np.compression.plan import Plan, prune
 from gemma_np.compression.pruning import zeros_stay
 from gemma_np.compression.quantization import Scheme
@@ -104,7 +104,7 @@ class _Report:
     def of(self, step: str, make: Callable[[], Measurement]) -> Measurement:
         """What was measured after a step, now or before."""
         if step not in self.rows:
-            self.rows[step] = as_dict(make())
+            self.rows[step] = asdict(make())
             write_beside(self.path, lambda partial: partial.write_text(json.dumps(self.rows, indent=2) + "\n"))
         return Measurement(**self.rows[step])
 

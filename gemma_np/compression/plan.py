@@ -5,7 +5,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from gemma_np.compression.pruning import prune_weights, share_of_row, two_of_four
-from gemma_np.compression.structured import choose_layers, keep_channels, keep_groups, keep_layers, measure_importance
+from gemma_np.compression.structured import (
+    choose_layers,
+    drop_layers,
+    keep_channels,
+    keep_groups,
+    keep_layers,
+    measure_importance,
+)
 from gemma_np.errors import GemmaError
 from gemma_np.gemma import Gemma
 
@@ -69,10 +76,7 @@ def prune(model: Gemma, plan: Plan, ids: np.ndarray | None) -> Gemma:
         raise GemmaError("expected a text to tell what is important")
     model = model.widened()
     if plan.drop_layers:
-        for layer in plan.drop_layers:
-            if not 0 <= layer < model.config.num_hidden_layers:
-                raise GemmaError(f"layer {layer}: does not exist, expected 0 to {model.config.num_hidden_layers - 1}")
-        model = keep_layers(model, [n for n in range(model.config.num_hidden_layers) if n not in plan.drop_layers])
+        model = drop_layers(model, plan.drop_layers)
     if ids is not None and (plan.layers or plan.ffn or plan.kv_heads):
         importance = measure_importance(model, ids)
         kept = choose_layers(importance.layers, model.config, plan.layers or model.config.num_hidden_layers)

@@ -78,15 +78,25 @@ def choose_layers(importance: np.ndarray, config: GemmaConfig, keep: int) -> lis
 def keep_layers(model: Gemma, layers: Sequence[int]) -> Gemma:
     """The model of these layers alone, in their order. Raises GemmaError for a layer that does not exist."""
     config = model.config
-    for layer in layers:
-        if not 0 <= layer < config.num_hidden_layers:
-            raise GemmaError(f"layer {layer}: does not exist, expected 0 to {config.num_hidden_layers - 1}")
+    _check_exist(layers, config)
     weights = {name: weight for name, weight in model.weights.items() if not name.startswith("model.layers.")}
     for new, old in enumerate(layers):
         part = Scope(model.weights) / f"model.layers.{old}"
         weights |= {f"model.layers.{new}.{name}": weight for name, weight in part.items()}
     kinds = tuple(config.layer_types[layer] for layer in layers)
     return _in_order(model, replace(config, num_hidden_layers=len(layers), layer_types=kinds), weights)
+
+
+def drop_layers(model: Gemma, layers: Sequence[int]) -> Gemma:
+    """The model without these layers. Raises GemmaError for a layer that does not exist."""
+    _check_exist(layers, model.config)
+    return keep_layers(model, [layer for layer in range(model.config.num_hidden_layers) if layer not in layers])
+
+
+def _check_exist(layers: Sequence[int], config: GemmaConfig) -> None:
+    for layer in layers:
+        if not 0 <= layer < config.num_hidden_layers:
+            raise GemmaError(f"layer {layer}: does not exist, expected 0 to {config.num_hidden_layers - 1}")
 
 
 def keep_channels(model: Gemma, importance: np.ndarray, keep: int) -> Gemma:

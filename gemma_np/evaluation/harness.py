@@ -143,10 +143,9 @@ class GemmaHarness(TemplateLM):  # type: ignore[misc]
     def _write(self, x: np.ndarray, cache: KVCache, limit: Mapping[str, Any]) -> str:
         """The text after a context: x [D] of its last token, and the cache that has read it."""
         stops = handle_stop_sequences(limit.get("until"), eos=EOS)
-        ends = {self.tokenizer.id(piece) for piece in (EOS, END_OF_TURN) if piece in self.tokenizer}
         sampling = Sampling(limit.get("temperature", 0.0), limit.get("top_k"), limit.get("top_p"))
         weights, config, text = self.model.weights, self.model.config, ""
-        ids: list[int] = []
+        ends, ids = self.tokenizer.ends, list[int]()
         while len(ids) < limit["max_gen_toks"]:
             token = sampling.choose(output_logits(x, weights, config), self.generator)
             if token in ends:

@@ -52,6 +52,11 @@ class Tokenizer:
         """The name of a piece, with U+2581 for a space."""
         return self._processor.IdToPiece(id)
 
+    @property
+    def ends(self) -> set[int]:
+        """The ids of the pieces that end what a model writes: `<eos>`, and `<end_of_turn>` where there is one."""
+        return {self.id(piece) for piece in (EOS, END_OF_TURN) if piece in self}
+
     def encode(self, text: str, bos: bool = True) -> list[int]:
         """The ids of a text in which control pieces, such as `<start_of_turn>`, count as what they name.
 
