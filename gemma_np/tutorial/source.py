@@ -1,0 +1,52 @@
+"""The package's own lines in a tutorial: shown from the source, so that they cannot go stale."""
+
+import ast
+import inspect
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+_REPOSITORY = Path(__file__).parents[2]
+
+
+class Lines(NamedTuple):
+    """Lines of a file of the package, which a notebook shows with a link to their place."""
+
+    path: str  # from the repository's root
+    first: int  # counted from 1
+    code: str
+
+    def _repr_markdown_(self) -> str:
+        return f"[{self.path}, line {self.first}](../{self.path}#L{self.first})\n\n```python\n{self.code}\n```"
+
+    def __repr__(self) -> str:
+        return f"{self.path}, line {self.first}\n\n{self.code}"
+
+
+def lines(of: Callable[..., Any], *parts: str) -> Lines:
+    """The lines of a function or class that contain one of these parts; without parts, all but its docstring.
+
+    Raises ValueError for a part that is in no line, so that a tutorial notices when the code has changed.
+    """
+    source, first = inspect.getsourcelines(of)
+    for part in parts:
+        if not any(part in line for line in source):
+            raise ValueError(f"{of.__qualname__}: no line has {part!r}")
+    docstring = _docstring(source)
+    chosen = [
+        (number, line)
+        for number, line in enumerate(source)
+        if number not in docstring and (not parts or any(part in line for part in parts))
+    ]
+    path = Path(inspect.getsourcefile(of) or "").resolve().relative_to(_REPOSITORY)
+    return Lines(path.as_posix(), first + chosen[0][0], textwrap.dedent("".join(line for _, line in chosen)).rstrip())
+
+
+def _docstring(source: list[str]) -> range:
+    """Where the docstring is, as indices into the lines."""
+    [definition] = ast.parse(textwrap.dedent("".join(source))).body
+    head = getattr(definition, "body", [])[0]
+    if isinstance(head, ast.Expr) and isinstance(head.value, ast.Constant) and isinstance(head.value.value, str):
+        return range(head.lineno - 1, head.end_lineno or head.lineno)
+    return range(0)

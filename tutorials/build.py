@@ -1,0 +1,69 @@
+"""Make the notebooks from their sources: run each from top to bottom and keep what it shows.
+
+    python tutorials/build.py            # all
+    python tutorials/build.py 02 05      # those whose names begin so
+
+Needs pip install "gemma-np[tutorials]".
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import jupytext
+import nbformat
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+from tqdm import tqdm
+
+TUTORIALS = Path(__file__).parent
+SOURCES = sorted((TUTORIALS / "sources").glob("*.py"))
+
+METADATA = {
+    "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+    "language_info": {"name": "python"},
+}
+
+
+def read(source: Path) -> nbformat.NotebookNode:
+    """The notebook of a source, not run yet; its cells are numbered, so that it is the same each time."""
+    notebook = jupytext.read(source, fmt="py:percent")
+    notebook.metadata = nbformat.from_dict(METADATA)
+    for number, cell in enumerate(notebook.cells):
+        cell["id"] = f"cell-{number}"
+        cell["metadata"] = nbformat.from_dict({})
+    return notebook
+
+
+def run(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """Run every cell in order. Raises CellExecutionError for the first that fails."""
+    where = {"metadata": {"path": str(TUTORIALS)}}
+    return NotebookClient(notebook, timeout=600, resources=where, record_timing=False).execute()
+
+
+def notebook_of(source: Path) -> Path:
+    """Where the notebook of a source is kept."""
+    return TUTORIALS / f"{source.stem}.ipynb"
+
+
+def main() -> None:
+    """Run the chosen sources and write their notebooks."""
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n\n")[0], epilog="example: python tutorials/build.py 02 05"
+    )
+    parser.add_argument("beginnings", nargs="*", metavar="NN", help="how the names begin (default: all)")
+    chosen = tuple(parser.parse_args().beginnings) or ("",)
+    sources = [source for source in SOURCES if source.stem.startswith(chosen)]
+    if not sources:
+        parser.error(f"{' '.join(chosen)}: no such source in {TUTORIALS / 'sources'}")
+    for source in (bar := tqdm(sources, unit=" notebooks")):
+        bar.set_description(source.stem)
+        try:
+            notebook = run(read(source))
+        except CellExecutionError as error:
+            sys.exit(f"{source}: a cell failed\n{error}")
+        nbformat.write(notebook, notebook_of(source))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,179 @@
+# %% [markdown]
+# # 2. RMSNorm, and why 1 + w
+#
+# After this you can normalise a vector as Gemma does, say what the norm keeps and what it throws away, and explain why
+# the stored weight is added to 1. About 10 minutes. In the [Gemma 2 report](https://arxiv.org/abs/2408.00118): section
+# 2, "Post-norm and pre-norm with RMSNorm"; the norm itself is from
+# [Zhang and Sennrich](https://arxiv.org/abs/1910.07467).
+#
+# Before this: [1. Tokens and the embedding](01_tokens_and_embedding.ipynb).
+
+# %%
+import math
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+import gemma_np
+from gemma_np.model.rms_norm import rms_norm
+from gemma_np.oracle.mistakes import CATALOGUE, planted
+from gemma_np.tutorial import check, lines
+from gemma_np.tutorial.exercises import rms_norm as exercises
+from gemma_np.tutorial.pictures import matrix, pieces, use_style
+
+use_style()
+model = gemma_np.load()
+ids = model.tokenizer.encode("To be, or not to be, that is the question.")
+tokens = pieces(ids, model.tokenizer)
+record = model.trace(ids)
+print(f"T = {len(ids)} tokens, D = {model.config.hidden_size} channels, {model.config.num_hidden_layers} layers")
+
+# %% [markdown]
+# ## The trouble: the residual stream grows
+#
+# Each layer adds to the residual stream, and nothing takes anything away. Here is how large its vectors [T, D] are after
+# each layer of the bundled model, as a root mean square over the D channels.
+
+# %%
+layers = range(model.config.num_hidden_layers)
+stream = np.stack([record["embedding"]] + [record[f"layers.{layer}.resid_post"] for layer in layers])  # [L + 1, T, D]
+rms = np.sqrt(np.mean(stream**2, axis=-1))  # [L + 1, T]
+
+figure, axes = plt.subplots()
+axes.plot(rms, color="C0", alpha=0.35)
+axes.plot(rms.mean(axis=1), color="C5", linewidth=2.5, label="mean of the tokens")
+axes.set(xlabel="after how many layers", ylabel="root mean square", xticks=range(len(stream)), ylim=(0, None))
+axes.set_title("The residual stream grows from layer to layer (a line a token)")
+axes.legend()
+plt.show()
+
+growth = rms[-1].mean() / rms[0].mean()
+print(f"it grows {growth:.1f}-fold in {len(layers)} layers")
+assert 3 < growth < 4
+
+# %% [markdown]
+# In four layers it grows more than threefold. A matrix that has learned to read vectors of one size would have to cope
+# with all of these, so each reader, attention and feed-forward alike, first brings what it reads to one size.
+#
+# ## The formula
+#
+# For a vector $x$ [D] and a weight $w$ [D]:
+#
+# $$\mathrm{rms}(x) = \sqrt{\frac{1}{D} \sum_i x_i^2 + \varepsilon}
+# \qquad
+# \mathrm{norm}(x)_i = \frac{x_i}{\mathrm{rms}(x)} \, (1 + w_i)$$
+#
+# The line of code that each became; `...` stands for any number of axes before the last, so that one function serves a
+# vector, a text, or a batch of texts, and each token has a mean of its own:
+
+# %%
+lines(rms_norm, "def", "mean_square", "return")
+
+# %% [markdown]
+# `np.vecdot(x, x)` is $\sum_i x_i^2$ in one pass, without an array of squares in between. $\varepsilon$ keeps a vector of
+# zeros from being divided by zero:
+
+# %%
+assert np.array_equal(rms_norm(np.zeros(4), np.zeros(4), model.config.rms_norm_eps), np.zeros(4))
+rms_norm(np.array([3.0, 4.0]), weight=np.zeros(2), eps=model.config.rms_norm_eps)
+
+# %% [markdown]
+# ## What it keeps, and what it throws away
+#
+# With $w = 0$ every vector lands on a sphere of radius $\sqrt D$: the direction is kept, the length is lost. So a vector
+# and a hundred times that vector give the same. Unlike LayerNorm it does not subtract the mean, so that a constant added
+# to all channels does change what comes out.
+
+# %%
+x = record["layers.3.resid_mid"]  # [T, D]
+plain = rms_norm(x, np.zeros(x.shape[-1], x.dtype), eps=model.config.rms_norm_eps)
+lengths = np.linalg.norm(plain, axis=-1)  # [T]
+print(f"lengths {lengths.min():.4f} to {lengths.max():.4f}, sqrt(D) = {math.sqrt(x.shape[-1]):.4f}")
+
+np.testing.assert_allclose(lengths, math.sqrt(x.shape[-1]), rtol=1e-5)
+np.testing.assert_allclose(rms_norm(100 * x, np.zeros(x.shape[-1]), eps=1e-6), plain, rtol=1e-4, atol=1e-6)
+assert np.abs(rms_norm(x + 1, np.zeros(x.shape[-1]), eps=1e-6) - plain).max() > 0.1
+
+# %% [markdown]
+# ## Why 1 + w
+#
+# The weight lets each channel be louder or quieter again. Gemma stores how far that is from 1: a weight of zero leaves
+# the norm alone, so a model starts from $w = 0$, and weight decay, which pulls weights to zero, pulls each channel towards
+# "leave it as it is" and not towards "silence it". These are the weights that the bundled model has learned, for the four
+# norms around each layer:
+
+# %%
+norms = ("input", "post_attention", "pre_feedforward", "post_feedforward")
+names = [f"layer {layer}, {norm}" for layer in layers for norm in norms]
+learned = np.stack(
+    [model.weights[f"model.layers.{layer}.{norm}_layernorm.weight"] for layer in layers for norm in norms]
+)
+
+figure, axes = plt.subplots(figsize=(7, 4.4))
+matrix(axes, 1 + learned, names, label="1 + w")
+axes.set(xlabel="channel (D)", title="How loud each norm lets each channel be")
+plt.show()
+
+print(f"w between {learned.min():.2f} and {learned.max():.2f}")
+assert learned.min() > -1 and learned.max() < 1
+
+# %% [markdown]
+# All the $w$ stayed between -1 and 1, though nothing forces them to. Leaving out the 1 is among the mistakes most often
+# made when Gemma is written anew; adding it twice is another, since GGUF files store $1 + w$ already. How much does the
+# first one hurt? The oracle's catalogue has it, and can plant it in the model:
+
+# %%
+[mistake] = (mistake for mistake in CATALOGUE if mistake.id == "norm-no-plus1")
+text = "To be, or not to be, that is the question."
+right = model.perplexity(text)
+with planted([mistake], model.config, [len(ids)]):
+    wrong = model.perplexity(text)
+print(f"{mistake.instead}: perplexity {wrong:.0f}, where it is {right:.0f}")
+assert wrong > 5 * right
+
+# %% [markdown]
+# ## Exercises
+#
+# Replace `...` with your code and run the cell: it says what is wrong, in words.
+#
+# **1.** Write the norm. Try it without looking at the lines above.
+
+
+# %%
+def normalise(x, weight, eps):
+    """x [..., D], weight [D] -> [..., D]
+
+    Hint: np.mean has the arguments axis and keepdims.
+    """
+    ...
+
+
+check(normalise, exercises.NORM)
+
+# %% [markdown]
+# **2.** The gradient of $x$, which [tutorial 10](10_backward_by_hand.ipynb) needs. With $n = x / \mathrm{rms}(x)$ and $g =
+# dy \cdot (1 + w)$, it is $dx = (g - n \cdot \mathrm{mean}(g \cdot n)) / \mathrm{rms}(x)$: growing $x$ along itself changes
+# nothing, and the second term takes that direction out.
+
+
+# %%
+def input_gradient(dy, x, weight, eps):
+    """dy and x [..., D], weight [D] -> dx [..., D]
+
+    Hint: the mean, too, is one number a token.
+    """
+    ...
+
+
+check(input_gradient, exercises.INPUT_GRADIENT)
+
+# %% [markdown]
+# The solutions are in [solutions/02_rms_norm.py](solutions/02_rms_norm.py).
+#
+# ## Where to read on
+#
+# - [gemma_np/model/rms_norm.py](../gemma_np/model/rms_norm.py), the whole file: 30 lines with its backward pass.
+# - [gemma_np/model/block.py](../gemma_np/model/block.py): where the four norms of a layer stand.
+# - Zhang and Sennrich, [Root Mean Square Layer Normalization](https://arxiv.org/abs/1910.07467).
+#
+# Next: [3. Positions and RoPE](03_positions_and_rope.ipynb).
