@@ -1,5 +1,8 @@
 """The commands that make a model smaller, one function each: quantize, prune, compress, export-gguf; and
-random-checkpoint, to try what fits."""
+random-checkpoint, to try what fits.
+
+Each raises GemmaError for what it cannot do, in the one line that `gemma-np` then prints.
+"""
 
 import argparse
 from collections.abc import Iterable

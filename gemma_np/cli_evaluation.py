@@ -1,4 +1,7 @@
-"""The commands that measure what a model knows, one function each: evaluate, lm-eval."""
+"""The commands that measure what a model knows, one function each: evaluate, lm-eval.
+
+Each raises GemmaError for what it cannot do, in the one line that `gemma-np` then prints.
+"""
 
 import argparse
 import json

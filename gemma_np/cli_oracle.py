@@ -1,4 +1,7 @@
-"""The commands that hold other implementations against this one, one function each: trace, compare, diagnose."""
+"""The commands that hold other implementations against this one, one function each: trace, compare, diagnose.
+
+Each raises GemmaError for what it cannot do, in the one line that `gemma-np` then prints.
+"""
 
 import argparse
 import json

@@ -1,4 +1,7 @@
-"""The commands that make a model, one function each: tokenizer, train, distill, targets, merge, plot-log."""
+"""The commands that make a model, one function each: tokenizer, train, distill, targets, merge, plot-log.
+
+Each raises GemmaError for what it cannot do, in the one line that `gemma-np` then prints.
+"""
 
 import argparse
 import math

@@ -103,7 +103,8 @@ class Gemma:
         return output_logits(transformer(ids, self.weights, self.config), self.weights, self.config)
 
     def trace(self, ids: ArrayLike) -> dict[str, np.ndarray]:
-        """Every intermediate by its name, in the order of execution (`gemma_np.model.records` is the table)."""
+        """Every intermediate of ids [..., T] by its name, in the order of execution (`gemma_np.model.records` has the
+        table)."""
         record = Record()
         x = transformer(ids, self.weights, self.config, tape=record)
         output_logits(x, self.weights, self.config, record)
@@ -115,7 +116,8 @@ class Gemma:
         return "".join(self.stream(prompt, max_new_tokens, **sampling))
 
     def stream(self, prompt: str | Sequence[int], max_new_tokens: int = 128, **sampling: Any) -> Iterator[str]:
-        """The same text, piece by piece as it is written."""
+        """The same text, piece by piece as it is written. Raises GemmaError for an empty prompt, and when there is no
+        tokenizer."""
         tokenizer = self._text()
         if isinstance(prompt, str):
             if not prompt:

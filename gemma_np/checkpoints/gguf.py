@@ -1,4 +1,4 @@
-"""A .gguf file: config, weights and vocabulary in one, read by the `gguf` library (pip install "gemma-np[gguf]").
+"""A GGUF file: config, weights and vocabulary in one, read by the `gguf` library (pip install "gemma-np[gguf]").
 
 Tensors in Q8_0 and Q4_0 stay quantized, those of other types are widened. GGUF stores the weight of a norm as 1 + w;
 the checkpoints, and this package, say w.
@@ -39,7 +39,7 @@ _NAMES = {
 
 
 def load_gguf(path: Path, dtype: DTypeLike, as_stored: bool = False) -> tuple[GemmaConfig, dict[str, Weight], bytes]:
-    """Config, weights (see `load_weights`) and the rebuilt sentencepiece model of a .gguf file.
+    """Config, weights (see `load_weights`) and the rebuilt sentencepiece model of a GGUF file.
 
     Raises GemmaError for a damaged file, another architecture, or a tensor that is missing, extra or misshapen.
     """
@@ -57,7 +57,10 @@ def load_gguf(path: Path, dtype: DTypeLike, as_stored: bool = False) -> tuple[Ge
 
 
 def open_gguf(path: Path) -> tuple[Any, dict[str, Any]]:
-    """The library's reader of a .gguf file, and the file's metadata as plain values."""
+    """The library's reader of a GGUF file, and the file's metadata as plain values.
+
+    Raises GemmaError for a damaged file, and when the library is missing.
+    """
     try:
         from gguf import GGUFReader
     except ImportError:
@@ -166,7 +169,10 @@ def config_from_metadata(metadata: dict[str, Any]) -> GemmaConfig:
 
 def sentencepiece_model(metadata: dict[str, Any]) -> bytes:
     """The sentencepiece model file that the vocabulary came from: its pieces, scores and types, with the settings of
-    Gemma's tokenizer (byte-pair merges, byte fallback, whitespace as it is)."""
+    Gemma's tokenizer (byte-pair merges, byte fallback, whitespace as it is).
+
+    Raises GemmaError when protobuf is missing, or a part of the vocabulary.
+    """
     try:
         from sentencepiece import sentencepiece_model_pb2
     except ImportError:

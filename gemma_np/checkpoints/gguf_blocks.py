@@ -42,7 +42,7 @@ def read_blocks(kind: str, shape: tuple[int, ...], read: Callable[[int, int], np
 
 
 def to_blocks(weight: Int8 | Int4) -> np.ndarray:
-    """The bytes of a weight with a float16 scale for each 32 channels: uint8 [out, bytes of a row]."""
+    """The bytes of a weight with a float16 scale for each 32 channels: uint8 [out, n], n bytes a row."""
     rows, groups = weight.scales.shape
     if isinstance(weight, Int8):
         numbers = weight.integers.view(np.uint8).reshape(rows, groups, BLOCK)

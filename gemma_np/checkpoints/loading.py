@@ -25,7 +25,7 @@ class StoredTensor(NamedTuple):
     read: Callable[[int, int], np.ndarray]
     """read(start, stop) -> those rows (axis 0), in any float dtype, in memory of their own."""
     mapped: np.ndarray | None = None
-    """The whole tensor as a view of the memory-mapped file, where it lies there as plain numbers."""
+    """The whole tensor [...] as a view of the memory-mapped file, where it lies there as plain numbers."""
     quantized: Callable[[], Stored] | None = None
     """quantized() -> the tensor as it is stored, where that is one of the quantized kinds."""
 
@@ -85,7 +85,7 @@ def load_weights(
 
 
 def load_tensor(tensor: StoredTensor, dtype: np.dtype, progress: Callable[[int], object]) -> tuple[np.ndarray, bool]:
-    """One tensor in the wanted dtype, and whether all its numbers are finite."""
+    """One tensor [...] in the wanted dtype, and whether all its numbers are finite."""
     in_place = tensor.mapped is not None and tensor.mapped.dtype == dtype
     weight = tensor.mapped if in_place else np.empty(tensor.shape, dtype)
     assert weight is not None

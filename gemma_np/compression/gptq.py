@@ -37,13 +37,13 @@ def gptq(weight: np.ndarray, moments: np.ndarray, scheme: Scheme) -> Int8 | Int4
 
 
 def moment_error(found: np.ndarray, weight: np.ndarray, moments: np.ndarray) -> np.ndarray:
-    """error @ H @ error^T of each row: found and weight [out, in], H [in, in] -> [out]."""
+    """error @ H @ error^T of each row: found and weight [out, in], moments H [in, in] -> [out]."""
     error = found.reshape(weight.shape) - weight
     return ((error @ moments) * error).sum(axis=1)
 
 
 def round_in_turn(weight: np.ndarray, moments: np.ndarray, grid: Grid) -> np.ndarray:
-    """The numbers that GPTQ chooses for a weight [out, in] on a grid: [out, groups, channels]."""
+    """The numbers that GPTQ chooses on a grid: weight [out, in], moments H [in, in] -> [out, groups, channels]."""
     order = np.argsort(-np.diagonal(moments), kind="stable")  # what weighs most is rounded while it can be made up for
     factor = _inverse_factor(moments[np.ix_(order, order)])
     channels = weight.shape[1] // grid.scales.shape[1]

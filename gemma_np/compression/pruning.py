@@ -44,7 +44,7 @@ def share_of_row(sparsity: float) -> Mask:
 def two_of_four(scores: np.ndarray) -> np.ndarray:
     """Keep the two highest scores of each four neighbours, the pattern that sparse tensor cores compute with.
 
-    Raises GemmaError when a row is no multiple of four.
+    scores [out, in] -> bool [out, in]. Raises GemmaError when a row is no multiple of four.
     """
     if scores.shape[1] % 4:
         raise GemmaError(f"2:4: {scores.shape[1]} channels, expected a multiple of 4")

@@ -81,7 +81,7 @@ class Grid(NamedTuple):
         return np.clip(np.rint(steps) + self.zeros, self.lowest, self.highest)
 
     def values(self, numbers: np.ndarray) -> np.ndarray:
-        """What the numbers stand for, of the same shape."""
+        """What the numbers stand for: [out, groups, channels] -> the same."""
         return self.scales * (numbers - self.zeros)
 
 
@@ -138,7 +138,7 @@ def least_error_grid(weight: np.ndarray, scheme: Scheme) -> Grid:
 
 
 def in_groups(weight: np.ndarray, scheme: Scheme) -> np.ndarray:
-    """[out, in] -> [out, groups, channels of a group]"""
+    """The weights of a group side by side: [out, in] -> [out, groups, channels]."""
     return weight.reshape(weight.shape[0], -1, scheme.group or weight.shape[1])
 
 

@@ -58,7 +58,7 @@ def _cosine(x: np.ndarray, y: np.ndarray) -> float:
 def choose_layers(importance: np.ndarray, config: GemmaConfig, keep: int) -> list[int]:
     """The `keep` layers of the greatest total importance that stand in the model's pattern of local and global ones.
 
-    Raises GemmaError when there are none.
+    importance [layers]. Raises GemmaError when there are none.
     """
     if not 0 < keep <= config.num_hidden_layers:
         raise GemmaError(f"layers: {keep} to keep, expected 1 to {config.num_hidden_layers}")
@@ -100,7 +100,10 @@ def _check_exist(layers: Sequence[int], config: GemmaConfig) -> None:
 
 
 def keep_channels(model: Gemma, importance: np.ndarray, keep: int) -> Gemma:
-    """The model with the `keep` most important feed-forward channels of each layer: importance [layers, F]."""
+    """The model with the `keep` most important feed-forward channels of each layer: importance [layers, F].
+
+    Raises GemmaError when a layer has not so many.
+    """
     config = model.config
     if not 0 < keep <= config.intermediate_size:
         raise GemmaError(f"ffn: {keep} channels to keep, expected 1 to {config.intermediate_size}")
@@ -115,7 +118,10 @@ def keep_channels(model: Gemma, importance: np.ndarray, keep: int) -> Gemma:
 
 def keep_groups(model: Gemma, importance: np.ndarray, keep: int) -> Gemma:
     """The model with the `keep` most important key-value heads of each layer, and their query heads:
-    importance [layers, K]."""
+    importance [layers, K].
+
+    Raises GemmaError when a layer has not so many.
+    """
     config = model.config
     if not 0 < keep <= config.num_key_value_heads:
         raise GemmaError(f"kv-heads: {keep} to keep, expected 1 to {config.num_key_value_heads}")

@@ -39,7 +39,7 @@ def quantize_model(
 def check_quantization(
     model: Gemma, scheme: Scheme, method: str, ids: np.ndarray | None, embedding: Scheme | None
 ) -> None:
-    """Raise the GemmaError that `quantize_model` promises."""
+    """Raise the GemmaError that `quantize_model` promises; ids [texts, T]."""
     if method not in METHODS:
         raise GemmaError(f"method: {method!r}, expected one of {', '.join(METHODS)}")
     if method in CALIBRATED and ids is None:

@@ -27,7 +27,7 @@ class Difference(NamedTuple):
 
 
 def paired_bootstrap(first: np.ndarray, second: np.ndarray, seed: int = 0) -> Difference:
-    """The mean difference of two models' results on the same N questions, [N] each, and how sure it is."""
+    """The mean difference of two models' results on the same questions, and how sure it is: first and second [N]."""
     differences = np.asarray(second, float) - np.asarray(first, float)
     generator, count = np.random.default_rng(seed), len(differences)
     draws = np.concatenate(

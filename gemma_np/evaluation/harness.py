@@ -29,7 +29,10 @@ from gemma_np.text.tokenizer import BOS, END_OF_TURN, EOS, START_OF_TURN
 
 @register_model("gemma_np")
 class GemmaHarness(TemplateLM):  # type: ignore[misc]
-    """A model as the harness wants it. `pretrained` is what `gemma_np.load` takes, as is `dtype`."""
+    """A model as the harness wants it. `pretrained` is what `gemma_np.load` takes, as is `dtype`.
+
+    Raises GemmaError for a model without a tokenizer.
+    """
 
     def __init__(
         self,
@@ -100,7 +103,7 @@ class GemmaHarness(TemplateLM):  # type: ignore[misc]
         return Pair(tuple(context[-room:]), tuple(continuation))
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
-        """log P of whole texts, in windows without overlap."""
+        """log P of whole texts, in nats, in windows without overlap."""
         windows: list[Any] = []
         texts: list[int] = []
         for number, request in enumerate(requests):
@@ -114,7 +117,10 @@ class GemmaHarness(TemplateLM):  # type: ignore[misc]
         return totals
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """The text that follows each context, up to a stop string; contexts that begin alike share their reading."""
+        """The text that follows each context, up to a stop string; contexts that begin alike share their reading.
+
+        Raises GemmaError when more is to be written than there is room for.
+        """
         from tqdm import tqdm
 
         limits = [normalize_gen_kwargs(request.args[1], self.max_gen_toks) for request in requests]

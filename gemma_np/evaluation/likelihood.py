@@ -128,7 +128,7 @@ def _log_probs(
 
 
 def cross_entropy(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """log(sum(exp(logits))) - logits[target], row by row: [T, V], [T] -> [T] in float64."""
+    """log(sum(exp(logits))) - logits[target], row by row: logits [T, V], targets [T] -> [T] nats, float64."""
     largest = logits.max(axis=-1)
     total = np.exp(logits - largest[:, None]).sum(axis=-1, dtype=np.float64)
     chosen = logits[np.arange(len(targets)), targets]

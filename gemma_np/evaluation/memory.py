@@ -19,7 +19,7 @@ STORAGE = {
 
 
 def weight_bytes(config: GemmaConfig, storage: str) -> int:
-    """The weights, their scales and the norms; storage is one of `STORAGE`."""
+    """The bytes of the weights, their scales and the norms; storage is one of `STORAGE`."""
     of_matrix, of_norm = STORAGE[storage]
     total = 0.0
     for _, shape in config.weight_shapes():
@@ -31,15 +31,15 @@ def weight_bytes(config: GemmaConfig, storage: str) -> int:
 
 
 def cache_bytes(config: GemmaConfig, length: int, storage: str = "float32") -> int:
-    """The keys and values of `length` tokens, where a local layer keeps no more than its window."""
+    """The bytes of the keys and values of `length` tokens, where a local layer keeps no more than its window."""
     per_token = 2 * config.num_key_value_heads * config.head_dim * STORAGE[storage][1]
     windows = (config.window(layer) for layer in range(config.num_hidden_layers))
     return round(sum(per_token * min(window or length, length) for window in windows))
 
 
 def work_bytes(config: GemmaConfig, length: int, storage: str = "float32") -> int:
-    """What one layer computes of a chunk of the prompt at its peak: three arrays of the feed-forward, or the scores
-    thrice, beside four of the residual stream; and the logits of one token, twice."""
+    """The bytes of what one layer computes of a chunk of the prompt at its peak: three arrays of the feed-forward, or
+    the scores thrice, beside four of the residual stream; and the logits of one token, twice."""
     chunk = min(PREFILL_CHUNK, length)
     last = (length - 1) % PREFILL_CHUNK + 1
     scores = config.num_attention_heads * max(last * length, chunk * (length - last))

@@ -108,7 +108,7 @@ class Answers(NamedTuple):
         return np.array([1 / np.exp(scores[0] - scores[0].max()).sum() for scores in self.scores])
 
     def log_prob_of_right(self) -> np.ndarray:
-        """log P of the right choice among the choices, [N]: finer than right or wrong."""
+        """log P of the right choice among the choices, [N] nats: finer than right or wrong."""
         return np.array([s[0][r] - np.logaddexp.reduce(s[0]) for s, r in zip(self.scores, self.right, strict=True)])
 
 

@@ -2,6 +2,8 @@
 
 A text longer than the context is read through a window that slides on: each of its positions keeps some of what came
 before in sight, and every token is scored once.
+
+Source: Jelinek et al., 1977 (perplexity); Baevski and Auli, arXiv 1809.10853 (windows that score their last tokens).
 """
 
 import math
@@ -39,7 +41,7 @@ class TextLoss(NamedTuple):
 
     @property
     def bits_per_byte(self) -> float:
-        """Comparable between tokenizers."""
+        """The same, as bits a byte of UTF-8: comparable between tokenizers."""
         return self.nats / self.bytes / math.log(2)
 
 

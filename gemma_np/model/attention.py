@@ -88,12 +88,12 @@ def attention_backward(
 
 
 def split_heads(x: np.ndarray, head_dim: int) -> np.ndarray:
-    """[..., T, H*h] -> [..., H, T, h]: each head gets its h neighbouring channels."""
+    """Each head gets its h neighbouring channels: [..., T, H*h] -> [..., H, T, h]."""
     return x.reshape(*x.shape[:-1], -1, head_dim).swapaxes(-2, -3)
 
 
 def merge_heads(x: np.ndarray) -> np.ndarray:
-    """[..., H, T, h] -> [..., T, H*h], the inverse of `split_heads`."""
+    """The inverse of `split_heads`: [..., H, T, h] -> [..., T, H*h]."""
     x = x.swapaxes(-2, -3)
     return x.reshape(*x.shape[:-2], -1)
 
@@ -101,8 +101,8 @@ def merge_heads(x: np.ndarray) -> np.ndarray:
 def per_group(heads: np.ndarray, shared: np.ndarray) -> np.ndarray:
     """Multiply each query head's matrix by the matrix of the key-value head that its group shares.
 
-    heads [..., H, T, a], shared [..., K, a, b] -> [..., H, T, b]. Query heads g*G to g*G + G - 1 share head g: their
-    rows are stacked into one tall matrix, so that nothing shared is ever repeated.
+    heads [..., H, T, a], shared [..., K, a, b] -> [..., H, T, b]. Query heads g * G to g * G + G - 1 share head g:
+    their rows are stacked into one tall matrix, so that nothing shared is ever repeated.
     """
     stacked = heads.reshape(*shared.shape[:-2], -1, heads.shape[-1])  # [..., K, G*T, a]
     return (stacked @ shared).reshape(*heads.shape[:-1], shared.shape[-1])

@@ -40,7 +40,7 @@ def feed_forward_backward(dy: np.ndarray, x: np.ndarray, weights: Scope, record:
 
 
 def gelu(x: np.ndarray) -> np.ndarray:
-    """x/2 * (1 + tanh(sqrt(2/pi) * (x + 0.044715 x^3))), for an x of any shape; one buffer, filled in place."""
+    """x/2 * (1 + tanh(sqrt(2/pi) * (x + 0.044715 x^3))): x [...] -> [...]; one buffer, filled in place."""
     y = x * x  # x * x * x costs a hundredth of x**3
     y *= 0.044715
     y += 1
@@ -54,7 +54,7 @@ def gelu(x: np.ndarray) -> np.ndarray:
 
 
 def gelu_and_slope(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """`gelu` and its derivative, which share their tanh, for an x of any shape; four buffers, filled in place.
+    """`gelu` and its derivative, which share their tanh: x [...] -> [...] each; four buffers, filled in place.
 
     With u = sqrt(2/pi) * (x + 0.044715 x^3), the derivative is (1 + tanh u) / 2 + x/2 * (1 - tanh^2 u) * du/dx.
     """

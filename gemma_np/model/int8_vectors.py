@@ -1,4 +1,7 @@
-"""Vectors kept in int8, each with the size of its own steps: a cache of keys and values at a quarter of the memory."""
+"""Vectors kept in int8, each with the size of its own steps: a cache of keys and values at a quarter of the memory.
+
+Source: Dettmers et al., arXiv 2208.07339 (a step for each vector).
+"""
 
 from typing import Any
 
@@ -18,7 +21,7 @@ class Int8Vectors:
 
     @property
     def nbytes(self) -> int:
-        """The memory that it takes."""
+        """The bytes that it takes."""
         return self.integers.nbytes + self.steps.nbytes
 
     def __setitem__(self, index: Any, vectors: np.ndarray) -> None:

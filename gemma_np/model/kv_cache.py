@@ -2,6 +2,8 @@
 
 A global layer keeps every position up to `max_length`. A local layer never looks further back than its window, so
 that it keeps a ring of `window` slots: position p lives in slot p modulo window.
+
+Source: Jiang et al., arXiv 2310.06825, section 2 (the ring, there called a rolling buffer).
 """
 
 import numpy as np

@@ -7,7 +7,7 @@ import numpy as np
 
 
 def soft_cap(x: np.ndarray, cap: float) -> np.ndarray:
-    """cap * tanh(x / cap), for an x of any shape. Near zero it is the identity."""
+    """cap * tanh(x / cap): x [...] -> [...]. Near zero it is the identity."""
     y = x / cap
     np.tanh(y, out=y)
     y *= cap
@@ -17,7 +17,7 @@ def soft_cap(x: np.ndarray, cap: float) -> np.ndarray:
 def soft_cap_backward(dy: np.ndarray, y: np.ndarray, cap: float) -> np.ndarray:
     """Undo `y = cap * tanh(x / cap)`, from its output: the derivative is 1 - (y / cap)^2.
 
-    dy and y of any one shape -> dx of that shape
+    dy and y [...] -> dx [...]
     """
     slope = y / cap
     slope *= slope

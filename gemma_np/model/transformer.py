@@ -1,4 +1,7 @@
-"""The whole model: embed, blocks, final norm; then head and final cap."""
+"""The whole model: embed, blocks, final norm; then head and final cap.
+
+Source: Gemma 2 report, section 2 and table 1.
+"""
 
 from collections.abc import Mapping, MutableMapping
 
@@ -65,7 +68,8 @@ def transformer_backward(
 ) -> None:
     """Undo `transformer` without a cache, last line first; the gradients go under the weights' names.
 
-    dx [..., T, D], record of the forward pass. The embedding's gradient is added to what the head has left there.
+    dx [..., T, D], ids [..., T], record of the forward pass. The embedding's gradient is added to what the head has
+    left there.
     """
     tape, model, model_gradients = Scope(record), Scope(weights) / "model", Scope(gradients) / "model"
     inputs = ["embedding", *(f"layers.{layer}.resid_post" for layer in range(config.num_hidden_layers))]
@@ -97,7 +101,7 @@ def output_logits_backward(
 
 
 def checked_ids(ids: ArrayLike, config: GemmaConfig, cache: KVCache | None = None) -> np.ndarray:
-    """The ids as an array, or the GemmaError that `transformer` promises."""
+    """The ids as an array [..., T], or the GemmaError that `transformer` promises."""
     try:
         ids = np.asarray(ids)
     except ValueError:

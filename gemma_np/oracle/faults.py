@@ -25,7 +25,7 @@ _feed_forward: Any = importlib.import_module("gemma_np.model.feed_forward")
 
 
 def bfloat16(x: Any) -> np.ndarray:
-    """Rounded to bfloat16, in its own dtype."""
+    """Rounded to bfloat16, in its own dtype: [...] -> [...]."""
     x = np.asarray(x)
     return x.astype(ml_dtypes.bfloat16).astype(x.dtype)
 
@@ -41,12 +41,12 @@ def embed_scale_rounded(embed: Any) -> Any:
 
 
 def norm_cast_early(x: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray:
-    """x / rms(x) is rounded before it is multiplied."""
+    """x / rms(x) is rounded before it is multiplied: x [..., D], weight [D] -> [..., D]."""
     return bfloat16(rms_norm(x, np.zeros_like(weight), eps)) * (1 + weight)
 
 
 def rope_interleaved(x: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> np.ndarray:
-    """Channels 2i and 2i + 1 are a pair."""
+    """Channels 2i and 2i + 1 are a pair: x [..., T, h], cos and sin [T, h/2] -> [..., T, h]."""
     turned = np.empty_like(x)
     turned[..., 0::2] = x[..., 0::2] * cos - x[..., 1::2] * sin
     turned[..., 1::2] = x[..., 1::2] * cos + x[..., 0::2] * sin
@@ -67,7 +67,7 @@ def rotation_that_stalls(config: GemmaConfig, lengths: Sequence[int]) -> Patches
 
 
 def per_group_tiled(heads: np.ndarray, shared: np.ndarray) -> np.ndarray:
-    """Query head i reads key-value head i % K."""
+    """Query head i reads key-value head i % K: heads [..., H, T, a], shared [..., K, a, b] -> [..., H, T, b]."""
     tiled = np.arange(heads.shape[-3]) % shared.shape[-3]
     return heads @ shared[..., tiled, :, :]
 
@@ -108,7 +108,7 @@ def mask_by_slot(config: GemmaConfig, lengths: Sequence[int]) -> Patches:
 def block_without_post_norms(
     x: np.ndarray, weights: Scope, config: GemmaConfig, layer: int, cache: Any, tape: Tape
 ) -> np.ndarray:
-    """What attention and feed-forward return is added as it is."""
+    """What attention and feed-forward return is added as it is: x [..., T, D] -> [..., T, D]."""
     y = tape("input_layernorm", _block.rms_norm(x, weights["input_layernorm.weight"], config.rms_norm_eps))
     y = _block.attention(y, weights / "self_attn", config, layer, cache, within(tape, "self_attn"))
     x = tape("resid_mid", x + tape("post_attention_layernorm", y))
@@ -120,7 +120,7 @@ def block_without_post_norms(
 def block_with_post_norm_behind_the_sum(
     x: np.ndarray, weights: Scope, config: GemmaConfig, layer: int, cache: Any, tape: Tape
 ) -> np.ndarray:
-    """The post-attention norm is applied to the sum."""
+    """The post-attention norm is applied to the sum: x [..., T, D] -> [..., T, D]."""
     y = tape("input_layernorm", _block.rms_norm(x, weights["input_layernorm.weight"], config.rms_norm_eps))
     y = _block.attention(y, weights / "self_attn", config, layer, cache, within(tape, "self_attn"))
     x = _block.rms_norm(x + y, weights["post_attention_layernorm.weight"], config.rms_norm_eps)
@@ -144,17 +144,17 @@ def crossed_norms(block: Any) -> Any:
 
 
 def gelu_exact(x: np.ndarray) -> np.ndarray:
-    """With erf in place of tanh."""
+    """With erf in place of tanh: x [...] -> [...]."""
     return x * (1 + np.vectorize(math.erf, otypes=[x.dtype])(x / math.sqrt(2))) / 2
 
 
 def silu(x: np.ndarray) -> np.ndarray:
-    """x * sigmoid(x)."""
+    """x * sigmoid(x): x [...] -> [...]."""
     return x / (1 + np.exp(-x))
 
 
 def feed_forward_with_gelu_on_up(x: np.ndarray, weights: Scope, tape: Tape) -> np.ndarray:
-    """The other factor goes through GELU."""
+    """The other factor goes through GELU: x [..., T, D] -> [..., T, D]."""
     gate = tape("gate", linear(x, weights["gate_proj.weight"]))
     up = tape("up", linear(x, weights["up_proj.weight"]))
     return tape("down", linear(tape("hidden", gate * _feed_forward.gelu(up)), weights["down_proj.weight"]))

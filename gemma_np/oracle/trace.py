@@ -46,7 +46,7 @@ class Place(NamedTuple):
     window: int | None  # of its layer, where the last axis is of keys
 
     def of(self, value: np.ndarray) -> np.ndarray:
-        """This pass's part of the whole record, as a view."""
+        """This pass's part of the record of all N ids, as a view: [..., N, n] -> [..., T, n], of keys [..., T, S]."""
         part = value[..., self.rows, :]
         return part if self.columns is None else part[..., self.columns]
 

@@ -92,5 +92,5 @@ def as_batch(rows: np.ndarray) -> Batch:
 
 
 def all_conversations(rows: np.ndarray, batch: int) -> list[Batch]:
-    """Every conversation once, in batches: what a run is measured on."""
+    """Every conversation once, in batches: what a run is measured on; rows [N, 2, T + 1]."""
     return [as_batch(rows[first : first + batch]) for first in range(0, len(rows), batch)]

@@ -15,7 +15,10 @@ from gemma_np.training.task import Batch
 
 
 def text_files(path: Path) -> list[Path]:
-    """The .txt files below a folder, or the file itself, in the order of their names. One file is one document."""
+    """The .txt files below a folder, or the file itself, in the order of their names. One file is one document.
+
+    Raises GemmaError when there is none.
+    """
     files = sorted(path.rglob("*.txt")) if path.is_dir() else [path]
     if not files or not all(file.is_file() for file in files):
         raise GemmaError(f"{path}: no text, expected a file or a folder with .txt files")
@@ -68,7 +71,7 @@ def split(count: int, what: str, validation: float, seed: int) -> dict[str, np.n
 
 
 def write_array(path: Path, array: np.ndarray) -> None:
-    """Write an .npy file beside its target, and put it in the target's place."""
+    """Write an array [...] to an .npy file beside its target, and put it in the target's place."""
     path.parent.mkdir(parents=True, exist_ok=True)
 
     def write(partial: Path) -> None:
@@ -115,12 +118,12 @@ def draw_ids(tokens: np.ndarray, batch: int, length: int, generator: np.random.G
 
 
 def draw_texts(tokens: np.ndarray, batch: int, length: int) -> Callable[[State], Batch]:
-    """Draw batches of `length` tokens, and the one behind them, from a token file."""
+    """Draw batches of `length` tokens, and the one behind them, from a token file [N]: ids [batch, length + 1]."""
     return lambda state: Batch(draw_ids(tokens, batch, length + 1, state.generator))
 
 
 def consecutive_texts(tokens: np.ndarray, batch: int, length: int, limit: int = 20) -> list[Batch]:
-    """The texts of a validation file one after the other, without overlap: at most `limit` batches of up to `batch`
+    """The texts of a validation file [N] one after the other, without overlap: at most `limit` batches of up to `batch`
     texts, always the same."""
     starts = range(0, len(tokens) - length, length)
     texts = [tokens[start : start + length + 1].astype(np.int64) for start in starts[: batch * limit]]

@@ -28,7 +28,7 @@ class Ranks:
         self.size: int = communicator.size if communicator else 1
 
     def add_up(self, array: np.ndarray) -> None:
-        """Replace the array, in place, by its sum over all ranks."""
+        """Replace the array [...], in place, by its sum over all ranks."""
         if self.communicator:
             from mpi4py import MPI
 

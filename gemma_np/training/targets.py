@@ -124,7 +124,10 @@ def _files(folder: Path, texts: int) -> list[Path]:
 
 
 def from_targets(logits: np.ndarray, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
-    """The loss towards the stored distributions. Raises GemmaError when the batch has none."""
+    """The loss towards the stored distributions. Raises GemmaError when the batch has none.
+
+    logits [B, T, V] -> losses [B, T], dlogits [B, T, V]
+    """
     if batch.teacher is None:
         raise GemmaError("targets: none in the batch, expected what draw_from_targets draws")
     return distillation_top_k(logits, batch.teacher)

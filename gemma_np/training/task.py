@@ -34,7 +34,10 @@ Loss = Callable[[np.ndarray, Batch], tuple[np.ndarray, np.ndarray]]
 
 
 def next_token(logits: np.ndarray, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
-    """The loss of training from scratch: -log P of each next token."""
+    """The loss of training from scratch: -log P of each next token.
+
+    logits [B, T, V] -> losses [B, T], dlogits [B, T, V]
+    """
     return cross_entropy(logits, batch.ids[:, 1:])
 
 

@@ -33,7 +33,7 @@ def initial_weights(config: GemmaConfig, generator: np.random.Generator) -> dict
 def loss_and_gradients(
     weights: Mapping[str, np.ndarray], config: GemmaConfig, batch: Batch, loss: Loss
 ) -> tuple[float, dict[str, np.ndarray], Record]:
-    """One forward and one backward pass: the mean loss, the weights' gradients, the record."""
+    """One forward and one backward pass: the mean loss in nats, the weights' gradients, the record."""
     record, gradients, ids = Record(), dict[str, np.ndarray](), batch.ids[:, :-1]
     logits = output_logits(transformer(ids, weights, config, tape=record), weights, config, record)
     value, dlogits = mean(*loss(logits, batch), batch.counted)
