@@ -68,15 +68,19 @@ def exact(reference: Reference, records: Records) -> Records:
 def relative_errors(reference: Reference, found: Records, expected: Records) -> dict[str, tuple[float, tuple]]:
     """Of each record found, the largest difference as a part of the largest number expected, and where it is."""
     return {
-        key: _relative_error(found[key], expected[key], place.hidden)
+        key: relative_error(found[key], expected[key], place.hidden)
         for key, place in reference.places.items()
         if key in found
     }
 
 
-def _relative_error(
-    found: np.ndarray, expected: np.ndarray, hidden: np.ndarray | None
+def relative_error(
+    found: np.ndarray, expected: np.ndarray, hidden: np.ndarray | None = None
 ) -> tuple[float, tuple[int, ...]]:
+    """The largest difference as a part of the largest number expected, and where it is; `hidden` ones do not count.
+
+    found, expected and hidden [...], of one shape
+    """
     difference, size = np.abs(np.asarray(found, np.float64) - expected), np.abs(expected)
     if hidden is not None:  # scores that say nothing
         difference, size = np.where(hidden, 0, difference), np.where(hidden, 0, size)

@@ -29,6 +29,7 @@ def lines(of: Callable[..., Any], *parts: str) -> Lines:
 
     Raises ValueError for a part that is in no line, so that a tutorial notices when the code has changed.
     """
+    of = inspect.unwrap(of)
     source, first = inspect.getsourcelines(of)
     for part in parts:
         if not any(part in line for line in source):

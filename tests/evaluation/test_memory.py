@@ -12,7 +12,7 @@ from gemma_np.evaluation.memory import STORAGE, cache_bytes, peak_memory, weight
 from gemma_np.model.kv_cache import KVCache
 from gemma_np.storage import stored_bytes
 
-CONFIG = gemma2_config(32_000, 768, 4, 8, 4, 64, 3072, 2048, 64, 256)
+CONFIG = gemma2_config(32_000, 768, 12, 8, 4, 64, 3072, 2048, 64, 256)
 KINDS = {"float32": "float32", "bfloat16": "bfloat16 (as published)", "int8": "int8", "int4": "int4, groups of 64"}
 
 

@@ -1,0 +1,25 @@
+"""Solutions of tutorial 16."""
+
+import numpy as np
+
+
+def relative_error(found: np.ndarray, expected: np.ndarray, hidden: np.ndarray) -> float:
+    difference = np.where(hidden, 0, np.abs(found - expected))
+    size = np.where(hidden, 0, np.abs(expected))
+    return difference.max() / size.max()
+
+
+def first_wrong(theirs: list[np.ndarray], ours: list[np.ndarray], passes: list[float]) -> int:
+    for number, (found, expected, limit) in enumerate(zip(theirs, ours, passes, strict=True)):
+        error = np.abs(found - expected).max() / np.abs(expected).max()
+        if not error <= limit:  # NaN, too
+            return number
+    return -1
+
+
+def which_mistake(found: np.ndarray, x: np.ndarray, weight: np.ndarray) -> int:
+    plain = x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + 1e-6)
+    for number, factor in enumerate((1 + weight, weight, 2 + weight)):
+        if np.allclose(found, plain * factor, rtol=1e-4):
+            return number
+    return 3

@@ -1,0 +1,351 @@
+# %% [markdown]
+# # 4. Attention, and heads that share their keys
+#
+# After this you can compute attention by hand, read a map of it, and say why Gemma 2 has fewer heads of keys and values
+# than heads of queries, and which of them belong together. About 15 minutes. In the [Gemma 2
+# report](https://arxiv.org/abs/2408.00118): section 2, "Grouped-Query Attention", and table 8; the groups are from
+# [Ainslie et al.](https://arxiv.org/abs/2305.13245).
+#
+# Before this: [3. Positions and RoPE](03_positions_and_rope.ipynb).
+
+# %%
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+import gemma_np
+from gemma_np.config import GLOBAL, LOCAL, RELEASED
+from gemma_np.evaluation.memory import cache_bytes
+from gemma_np.model.attention import attention, per_group, split_heads
+from gemma_np.model.visibility import masked_softmax
+from gemma_np.oracle.mistakes import CATALOGUE, planted
+from gemma_np.tutorial import check, lines
+from gemma_np.tutorial.exercises import attention as exercises
+from gemma_np.tutorial.pictures import matrix, pieces, use_style
+
+use_style()
+model = gemma_np.load()
+H, K, h = model.config.num_attention_heads, model.config.num_key_value_heads, model.config.head_dim
+G = H // K
+ids = model.tokenizer.encode("It is the east,\nand Juliet\nis the sun.\n")
+tokens = pieces(ids, model.tokenizer)
+record = model.trace(ids)
+T = len(ids)
+print(f"T = {T} tokens; H = {H} query heads, K = {K} key-value heads, G = {G} in a group, h = {h} channels in a head")
+
+# %% [markdown]
+# ## The trouble: a token does not know its neighbours
+#
+# Everything else in the model, the norms and the feed-forward layers, looks at one token at a time. Attention is the
+# one place where something moves from token to token. What happens without it? Here every layer may look no further
+# than the token itself:
+
+# %%
+verse = """To be, or not to be, that is the question:
+Whether 'tis nobler in the mind to suffer
+The slings and arrows of outrageous fortune,
+Or to take arms against a sea of troubles,
+And by opposing end them. To die, to sleep,
+No more; and by a sleep to say we end
+The heart-ache, and the thousand natural shocks
+That flesh is heir to: 'tis a consummation
+Devoutly to be wish'd. To die, to sleep.
+To sleep, perchance to dream. Ay, there's the rub,"""
+only_itself = replace(model.config, layer_types=(LOCAL,) * model.config.num_hidden_layers, sliding_window=1)
+together, alone = model.perplexity(verse), replace(model, config=only_itself).perplexity(verse)
+print(f"perplexity {together:.0f}; {alone:.0f} where each token sees itself alone")
+assert alone > 2 * together
+
+# %% [markdown]
+# Perplexity says between how many tokens the model hesitates, on the mean. Alone, it hesitates between more than twice
+# as many.
+#
+# ## One head: ask, compare, mix
+#
+# A head works like a look-up by likeness. Each token makes three vectors of h channels from what it knows ($x$, its
+# normalised vector [D]): a **query**, what it looks for; a **key**, what it can be found by; and a **value**, what it
+# gives to those who find it. For T tokens, $q$ [T, h], $k$ and $v$ [S, h], each a matrix times $x$. S counts the keys;
+# here it is T, and with a cache ([tutorial 9](09_cache_and_generation.ipynb)) it is more.
+#
+# $$\mathrm{scores} = \frac{q \, k^\top}{\sqrt{s}} \ [T, S]
+# \qquad
+# \mathrm{probs} = \mathrm{softmax}(\mathrm{scores}) \ [T, S]
+# \qquad
+# \mathrm{mixed} = \mathrm{probs} \; v \ [T, h]$$
+#
+# The score of a query and a key is their dot product: large where they point the same way. Softmax,
+# $e^{x_j} / \sum_j e^{x_j}$ along each row, makes of a row of scores shares that sum to 1. And each token receives
+# that mixture of values.
+
+# %%
+lines(attention, 'tape("q"', 'tape("k"', 'tape("v"', "q_scaled =", 'tape("scores"', 'tape("probs"', 'tape("mixed"')
+
+# %% [markdown]
+# Between these lines stand the rotation of q and k ([tutorial 3](03_positions_and_rope.ipynb)), the cap ([tutorial
+# 6](06_soft_capping.ipynb)) and the mask: a token may not see those after it, or it could copy the answer when it
+# learns to predict them. [Tutorial 5](05_local_and_global_layers.ipynb) is about masks. Their scores become $-\infty$,
+# so that their shares are zero.
+#
+# Here is head 1 of layer 2 by hand, from its recorded scores and values. Its values are those of key-value head 0, and
+# its result stands in channels h to 2h; both will be clear below.
+
+# %%
+layer, head = 2, 1
+scores = record[f"layers.{layer}.self_attn.scores_capped"][head]  # [T, S]
+values = record[f"layers.{layer}.self_attn.v"][head // G]  # [S, h]
+
+past = np.tri(T, dtype=bool)  # True where the key is not after the query
+mixed = masked_softmax(scores, past) @ values  # [T, h]
+
+np.testing.assert_allclose(mixed, record[f"layers.{layer}.self_attn.mixed"][:, head * h : (head + 1) * h], atol=1e-5)
+print(np.round(masked_softmax(scores, past)[:4, :4], 2))
+
+# %% [markdown]
+# The first token can see only itself, so its share is 1. Each row sums to 1, and above the diagonal all is zero.
+#
+# ## What heads look at
+#
+# A map of attention has a row for each query and a column for each key; a row shows where its token looks. Here are two
+# heads of layer 2. `⏎` is the end of a line, `▁` a space.
+
+# %%
+probs = record[f"layers.{layer}.self_attn.probs"]  # [H, T, S]
+figure, axes = plt.subplots(1, 2, figsize=(7, 4), sharey=True)
+for place, head, name in zip(axes, (1, 3), ("the token before", "the last line break"), strict=True):
+    place.imshow(np.where(past, probs[head], np.nan), vmin=0, vmax=1)
+    place.grid(False)
+    place.set_xticks(range(T), tokens, rotation=90, fontsize=8)
+    place.set_yticks(range(T), tokens, fontsize=8)
+    place.set(title=f"Head {head}: {name}", xlabel="key: what is looked at")
+axes[0].set_ylabel("query: who looks")
+figure.colorbar(axes[0].images[0], ax=axes, label="share (a row sums to 1)", shrink=0.8)
+plt.show()
+
+breaks = np.array(tokens) == "⏎"
+assert np.array_equal(probs[3].argmax(axis=-1), np.maximum.accumulate(np.where(breaks, range(T), 0)))
+assert np.diagonal(probs[1], -1).mean() > 0.5
+
+# %% [markdown]
+# Nobody told them to. Head 1 looks mostly one token back, by position; head 3 looks for the last line break, wherever
+# it is, or for `<bos>` as long as there is none. Verse has lines of a certain length, so this pays. What the sixteen
+# heads of the model do on the longer verse, as the mean share of their attention:
+
+# %%
+verse_ids = model.tokenizer.encode(verse)
+on_verse = model.trace(verse_ids)
+n = np.arange(len(verse_ids))
+is_break = np.array(pieces(verse_ids, model.tokenizer)) == "⏎"
+last_break = np.maximum.accumulate(np.where(is_break, n, 0))  # [T]: the latest one, the token itself included
+after_first = n[is_break][0]  # from here on there is one
+
+habits = {
+    "itself": lambda p: p[n, n],
+    "one back": lambda p: p[n[1:], n[:-1]],
+    "last line break": lambda p: p[n, last_break][after_first:],
+}
+layers = range(model.config.num_hidden_layers)
+names = [f"layer {layer}, head {head}" for layer in layers for head in range(H)]
+all_heads = np.concatenate([on_verse[f"layers.{layer}.self_attn.probs"] for layer in layers])  # [16, T, S]
+shares = np.array([[habit(p).mean() for habit in habits.values()] for p in all_heads])  # [16, 3]
+
+figure, axes = plt.subplots(figsize=(6, 4.6))
+matrix(axes, shares, names, label="mean share of a head's attention")
+axes.set_xticks(range(len(habits)), habits)
+axes.set(title="Each head has habits of its own", xlabel="where it looks")
+plt.show()
+
+row = {name: dict(zip(habits, shares[i], strict=True)) for i, name in enumerate(names)}
+for name, habit in (("layer 2, head 1", "one back"), ("layer 2, head 3", "last line break")):
+    print(f"{name}: {row[name][habit]:.2f} on {habit}")
+    assert row[name][habit] > 0.5
+    assert all(row[other][habit] < 0.45 for other in names if other != name)
+
+# %% [markdown]
+# The two stand out, with more than half of their attention on one habit. Most heads are harder to put into words.
+#
+# ## Why the scores are divided
+#
+# If the channels of queries and keys were independent and of variance 1, their dot product, a sum of h products, would
+# have variance h, and a standard deviation of $\sqrt h$. The larger h, the further apart the scores, until softmax
+# gives everything to the greatest. Dividing by $\sqrt s$ with $s = h$ keeps them at 1.
+
+# %%
+generator = np.random.default_rng(0)
+for size in (32, 256):
+    q, k = generator.standard_normal((2, 1000, size))
+    scores = q @ k[:20].T  # [1000, 20]
+    seen = np.ones(scores.shape, bool)
+    raw, divided = (masked_softmax(s, seen).max(axis=-1).mean() for s in (scores, scores / math.sqrt(size)))
+    print(f"h = {size}: standard deviation {scores.std():.1f}; greatest share of 20: {raw:.2f}, divided {divided:.2f}")
+    assert abs(scores.std() / math.sqrt(size) - 1) < 0.1 and raw > 2 * divided
+
+# %% [markdown]
+# Gemma 2 writes $s$ as a number of its own, `query_pre_attn_scalar`, because it is not h everywhere:
+
+# %%
+print("              s    h  D / H")
+for name in ("gemma-2-2b", "gemma-2-9b", "gemma-2-27b"):
+    c = RELEASED[name]
+    print(f"{name:12} {c.query_pre_attn_scalar:3} {c.head_dim:4} {c.hidden_size / c.num_attention_heads:6.0f}")
+
+two, nine, large = (RELEASED[f"gemma-2-{size}"] for size in ("2b", "9b", "27b"))
+assert two.query_pre_attn_scalar == two.head_dim and nine.query_pre_attn_scalar == nine.head_dim
+assert large.query_pre_attn_scalar == large.hidden_size / large.num_attention_heads != large.head_dim
+assert model.config.query_pre_attn_scalar == h == model.config.hidden_size / H
+
+# %% [markdown]
+# In the 2B and the 9B it is h, in the 27B it is D / H. Both rules were taken for the only one when people ported Gemma
+# 2, and each is wrong for some size. In the bundled model all three numbers are the same, so that it cannot tell: test
+# your own code with sizes that differ.
+#
+# ## From heads to D channels and back
+#
+# All heads are computed by one matrix: `q_proj` makes H * h channels, of which each head gets h neighbouring ones.
+# After mixing, the heads are laid side by side again, and `o_proj` brings [T, H * h] back to [T, D].
+
+# %%
+lines(split_heads)
+
+# %% [markdown]
+# ## Grouped queries: fewer keys and values
+#
+# While a model writes, the keys and values of all tokens so far are kept, in every layer. That cache, not the weights,
+# grows with the text, and all of it is read for each new token. With **multi-head attention** (MHA) each query head has
+# keys and values of its own. With **grouped-query attention** (GQA), G = H / K query heads share one key-value head:
+# they ask different questions of the same keys. In all of Gemma 2, G = 2. Neighbours share: query head $i$ reads
+# key-value head $\lfloor i / G \rfloor$.
+#
+# $$\mathrm{scores}_i = \frac{q_i \, k_{\lfloor i/G \rfloor}^\top}{\sqrt s} \ [T, S], \qquad i = 0 \ldots H - 1$$
+
+# %%
+q, k = (record[f"layers.{layer}.self_attn.{name}"] for name in ("q_rope", "k_rope"))  # [H, T, h], [K, S, h]
+print("q", q.shape, " k", k.shape)
+for i in range(H):
+    by_hand = q[i] @ k[i // G].T / math.sqrt(model.config.query_pre_attn_scalar)
+    np.testing.assert_allclose(by_hand, record[f"layers.{layer}.self_attn.scores"][i], atol=1e-4)
+    print(f"query head {i} reads key-value head {i // G}")
+lines(per_group, "stacked")
+
+# %% [markdown]
+# The code repeats no keys: it puts the queries of a group below each other, G * T rows, and multiplies once for each of
+# the K key-value heads. Whoever repeats the keys instead must repeat each in place, 0 0 1 1, and not tile them
+# (0 1 0 1). Both run, and both give arrays of the right shape:
+
+# %%
+[mistake] = (mistake for mistake in CATALOGUE if mistake.id == "gqa-tile")
+with planted([mistake], model.config, [len(verse_ids)]):
+    wrong = model.perplexity(verse)
+print(f"{mistake.instead}: perplexity {wrong:.0f}, where it is {together:.0f}")
+assert wrong > 2 * together
+
+# %% [markdown]
+# What sharing saves, for a text of 8192 tokens in float32. All layers are counted as global here, so that nothing but
+# the heads differs; what the local ones save is in [tutorial 5](05_local_and_global_layers.ipynb).
+
+# %%
+sizes = ("gemma-2-2b", "gemma-2-9b", "gemma-2-27b")
+
+
+def gigabytes(name, kv_heads):
+    """What the cache of 8192 tokens takes, with so many key-value heads."""
+    every_layer_global = (GLOBAL,) * RELEASED[name].num_hidden_layers
+    return (
+        cache_bytes(replace(RELEASED[name], num_key_value_heads=kv_heads, layer_types=every_layer_global), 8192) / 1e9
+    )
+
+
+with_mha = [gigabytes(name, RELEASED[name].num_attention_heads) for name in sizes]
+with_gqa = [gigabytes(name, RELEASED[name].num_key_value_heads) for name in sizes]
+
+figure, axes = plt.subplots()
+axes.bar_label(axes.bar(np.arange(3) - 0.2, with_mha, 0.36, label="MHA: K = H"), fmt="%.1f")
+axes.bar_label(axes.bar(np.arange(3) + 0.2, with_gqa, 0.36, label="GQA: K = H / 2"), fmt="%.1f")
+axes.set_xticks(range(3), sizes)
+axes.set(title="Keys and values of 8192 tokens", ylabel="gigabytes (float32)")
+axes.legend()
+plt.show()
+
+np.testing.assert_allclose(with_mha, 2 * np.array(with_gqa))
+
+# %% [markdown]
+# Half, at every size. What does it cost? Table 8 of the report has a 9B trained both ways: 50.3 with MHA, 50.8 with
+# GQA, on the mean of four benchmarks, which is no difference that matters. In
+# [tutorials/experiments](experiments/README.md#table-8-gqa-against-mha) the same is tried with models of the size of
+# the bundled one, three seeds each; the loss, in nats a token, is lower where it is better:
+
+# %%
+gqa, mha = json.loads(Path("experiments/gqa_against_mha.json").read_text())["rows"]
+for result in (gqa, mha):
+    print(f"{result['label']:28} {result['mean']:.3f} ± {result['spread']:.3f}   {result['parameters']:,} parameters")
+assert abs(gqa["mean"] - mha["mean"]) < min(gqa["spread"], mha["spread"])
+assert gqa["parameters"] < mha["parameters"]
+
+# %% [markdown]
+# They differ by less than the spread between seeds, with fewer parameters for GQA.
+#
+# ## Exercises
+#
+# Replace `...` with your code and run the cell: it says what is wrong, in words.
+#
+# **1.** The scores of one head. Mind what they are divided by.
+
+
+# %%
+def head_scores(q, k, query_scalar):
+    """q [T, h], k [S, h] -> scores [T, S]
+
+    Hint: a matrix product, and one division; query_scalar is s in the formula above, and need not be h.
+    """
+    ...
+
+
+check(head_scores, exercises.SCORES)
+
+# %% [markdown]
+# **2.** From scores to the mixture of values, where no token sees those after it. Scores can be large: subtract the
+# greatest of each row before you exponentiate. It changes nothing else, since it cancels in the fraction.
+
+
+# %%
+def mix(scores, values):
+    """scores [T, T], values [T, h] -> [T, h]
+
+    Hint: np.tri(T, dtype=bool) is True where the key is not after the query; np.where and -np.inf hide the others.
+    """
+    ...
+
+
+check(mix, exercises.MIX)
+
+# %% [markdown]
+# **3.** All heads at once, without a division: each query head with the key-value head of its group. There may be axes
+# of a batch before the heads.
+
+
+# %%
+def grouped_scores(q, k):
+    """q [..., H, T, h], k [..., K, S, h] -> [..., H, T, S]
+
+    Hint: np.repeat has the argument axis; or reshape q to [..., K, G, T, h], and k to [..., K, 1, S, h].
+    """
+    ...
+
+
+check(grouped_scores, exercises.GROUPED_SCORES)
+
+# %% [markdown]
+# The solutions are in [solutions/04_attention_and_gqa.py](solutions/04_attention_and_gqa.py).
+#
+# ## Where to read on
+#
+# - [gemma_np/model/attention.py](../gemma_np/model/attention.py): the whole of attention, forward and backward.
+# - [gemma_np/model/visibility.py](../gemma_np/model/visibility.py): mask and softmax.
+# - Vaswani et al., [Attention Is All You Need](https://arxiv.org/abs/1706.03762), section 3.2.
+# - Ainslie et al., [GQA: Training Generalized Multi-Query Transformer Models from Multi-Head
+#   Checkpoints](https://arxiv.org/abs/2305.13245).
+#
+# Next: [5. Local and global layers](05_local_and_global_layers.ipynb).

@@ -1,0 +1,371 @@
+# %% [markdown]
+# # 6. Soft-capping
+#
+# After this you can bound scores as Gemma 2 does, say why it bends them and does not cut them off, why the mask comes
+# after, and what becomes of a model whose caps are forgotten. About 12 minutes. In the [Gemma 2
+# report](https://arxiv.org/abs/2408.00118): section 2, "Logit soft-capping"; the idea is from [Bello et
+# al.](https://arxiv.org/abs/1611.09940).
+#
+# Before this: [5. Local and global layers](05_local_and_global_layers.ipynb).
+
+# %%
+import matplotlib.pyplot as plt
+import numpy as np
+
+import gemma_np
+from gemma_np.config import RELEASED
+from gemma_np.model.attention import attention
+from gemma_np.model.rms_norm import rms_norm
+from gemma_np.model.soft_cap import soft_cap, soft_cap_backward
+from gemma_np.model.transformer import output_logits
+from gemma_np.model.visibility import masked_softmax, masked_softmax_backward, visible
+from gemma_np.oracle.mistakes import CATALOGUE, planted
+from gemma_np.tutorial import check, lines
+from gemma_np.tutorial.exercises import soft_capping as exercises
+from gemma_np.tutorial.pictures import pieces, use_style
+
+use_style()
+model = gemma_np.load()
+attention_cap, final_cap = model.config.attn_logit_softcapping, model.config.final_logit_softcapping
+verse = """To be, or not to be, that is the question:
+Whether 'tis nobler in the mind to suffer
+The slings and arrows of outrageous fortune,
+Or to take arms against a sea of troubles,
+And by opposing end them. To die, to sleep,
+No more; and by a sleep to say we end
+The heart-ache, and the thousand natural shocks
+That flesh is heir to: 'tis a consummation
+Devoutly to be wish'd. To die, to sleep.
+To sleep, perchance to dream. Ay, there's the rub,"""
+ids = model.tokenizer.encode(verse)
+T, layers = len(ids), range(model.config.num_hidden_layers)
+record = model.trace(ids)
+print(f"caps: {attention_cap:g} for the scores of attention, {final_cap:g} for the logits")
+
+# %% [markdown]
+# ## The trouble: softmax of large scores stops learning
+#
+# A score is a dot product, and nothing bounds it: whoever doubles a query and a key makes it four times as large.
+# Softmax turns large differences into near certainty. A share of almost 1 does not move any more, and so the scores
+# below it get almost no gradient. Here are five planted scores, multiplied by a growing factor; the shares they give,
+# and how much gradient comes back to them when the second is asked to grow:
+
+# %%
+planted_scores = np.array([1.0, 0.6, 0.2, -0.3, -1.0])
+everything = np.ones((1, 5), bool)
+wish = np.array([0.0, 1.0, 0.0, 0.0, 0.0])  # the gradient of the shares
+
+
+def gradient(scores, cap=None):
+    """The shares, and the gradient that reaches the scores: scores [5] -> [5] and [5]."""
+    capped = soft_cap(scores, cap) if cap else scores
+    shares = masked_softmax(capped[None], everything)[0]
+    back = masked_softmax_backward(wish, shares)
+    return shares, soft_cap_backward(back, capped, cap) if cap else back
+
+
+for factor in (1, 10, 300):
+    for cap in (None, attention_cap):
+        shares, back = gradient(planted_scores * factor, cap)
+        print(
+            f"times {factor:3}, cap {cap or 'none':>4}: shares {shares.round(3)}, gradient {np.linalg.norm(back):.1e}"
+        )
+
+# %%
+factors = np.geomspace(1, 600, 120)
+figure, axes = plt.subplots()
+for cap, label in ((None, "not capped"), (attention_cap, f"capped at {attention_cap:g}")):
+    axes.loglog(factors, [np.linalg.norm(gradient(planted_scores * f, cap)[1]) for f in factors], label=label)
+axes.set(xlabel="greatest score before the cap", ylabel="length of the gradient", ylim=(1e-12, 2))
+axes.set_title("What comes back through softmax to five planted scores")
+axes.legend()
+plt.show()
+
+bare, held = (np.linalg.norm(gradient(300 * planted_scores, cap)[1]) for cap in (None, attention_cap))
+print(f"at a greatest score of 300: {bare:.0e} without the cap, {held:.0e} with it")
+assert bare < 1e-40 and held > 1e-4
+weakest = np.linalg.norm(gradient(attention_cap * planted_scores, attention_cap)[1])
+print(f"at {attention_cap:g}: {weakest:.0e} with it")
+assert 1e-6 < weakest < 1e-4
+
+# %% [markdown]
+# Without a cap the gradient is soon gone, and the head is stuck with what it looks at. With the cap it falls at first
+# in almost the same way, and then comes back: scores far above the cap are pressed together, so that none of them wins
+# outright. It is no cure for everything: where scores are about as large as the cap, the gradient is small all the
+# same, about a hundred-thousandth. What the cap does is to put an end to growth: no score, however long the vectors
+# become, is worth more than 50.
+#
+# ## The formula
+#
+# $$\mathrm{cap}(x) = c \cdot \tanh\!\left(\frac{x}{c}\right)
+# \qquad
+# \mathrm{cap}'(x) = 1 - \tanh^2\!\left(\frac{x}{c}\right) = 1 - \left(\frac{\mathrm{cap}(x)}{c}\right)^2$$
+#
+# for every number of an array of any shape. $\tanh$ is nearly $x$ itself near zero, and never leaves (-1, 1); dividing
+# before and multiplying after makes that "nearly $x$ as long as $x$ is small beside $c$" and $(-c, c)$. As the code has
+# it, in one buffer, and the derivative from what came out:
+
+# %%
+lines(soft_cap, "def", "y = ", "tanh(y", "y *=")
+
+# %%
+lines(soft_cap_backward, "def", "slope")
+
+# %% [markdown]
+# ## Why not simply cut off
+#
+# `np.clip(x, -50, 50)` bounds scores, too. But beyond the bound its slope is zero: a score that once got there gets no
+# gradient, and cannot learn its way back. The slope of the soft cap gets small, but not zero.
+
+# %%
+x = np.linspace(-150, 150, 601)
+capped = soft_cap(x, attention_cap)
+clipped = np.clip(x, -attention_cap, attention_cap)
+figure, (left, right) = plt.subplots(1, 2, figsize=(7, 3.4))
+left.plot(x, x, color="C6", linestyle=":", label="x")
+left.plot(x, clipped, color="C1", label="clip")
+left.plot(x, capped, color="C0", label="soft cap")
+left.set(title="Value", xlabel="score x", ylabel="score after the cap", ylim=(-75, 75))
+left.legend()
+right.plot(x, np.abs(x) < attention_cap, color="C1", label="clip")
+right.plot(x, soft_cap_backward(np.ones_like(x), capped, attention_cap), color="C0", label="soft cap")
+right.set(title="Slope", xlabel="score x", ylabel="slope")
+plt.show()
+
+# %% [markdown]
+# A score that starts at 120 and is to become 30, with gradient descent on half the squared distance:
+
+# %%
+soft, hard = np.array([120.0]), np.array([120.0])
+for _ in range(200):
+    y = soft_cap(soft, attention_cap)
+    soft = soft - soft_cap_backward(y - 30, y, attention_cap)
+    slope = np.abs(hard) < attention_cap
+    hard = hard - slope * (np.clip(hard, -attention_cap, attention_cap) - 30)
+print("score after 200 steps:", soft.round(1), "with the soft cap,", hard, "with the clip")
+np.testing.assert_allclose(soft_cap(soft, attention_cap), 30, atol=0.01)
+assert hard == 120
+
+some = np.array([10.0, 50.0, 120.0, 500.0])
+slopes = soft_cap_backward(np.ones(4), soft_cap(some, attention_cap), attention_cap)
+print("slope at 10, 50, 120 and 500:", ", ".join(f"{slope:.1e}" for slope in slopes))
+assert slopes[0] > 0.95 and 0.01 < slopes[2] < 0.1 and slopes[3] < 1e-7
+
+# %% [markdown]
+# The clip never moves. At 500 the soft cap's slope is next to nothing as well; its help is for scores that stray not
+# too far.
+#
+# ## Two places, two caps
+#
+# Gemma 2 caps the scores of every attention layer, with 50, before the mask:
+
+# %%
+lines(attention, 'tape("scores"', "attn_logit_softcapping:", "soft_cap(scores", "masked_softmax(scores")
+
+# %% [markdown]
+# and the logits, with 30, as the last thing of all:
+
+# %%
+lines(output_logits, 'tape("logits"', "final_logit_softcapping:", "soft_cap(logits")
+
+# %% [markdown]
+# ## What the caps do to this model
+#
+# Here are all visible scores of the four layers, and all logits, as they are before the caps and behind them. Dotted
+# lines are the caps.
+
+# %%
+before, after = [], []
+for layer in layers:
+    mask = visible(range(T), range(T), model.config.window(layer))  # [T, S]
+    before.append(record[f"layers.{layer}.self_attn.scores"][:, mask])
+    after.append(record[f"layers.{layer}.self_attn.scores_capped"][:, mask])
+before, after = np.concatenate(before, axis=1).ravel(), np.concatenate(after, axis=1).ravel()
+logits, logits_capped = record["logits"], record["logits_capped"]  # [T, V] each
+
+figure, panels = plt.subplots(1, 2, figsize=(7, 3.4))
+for panel, cap, raw, bent in (
+    (panels[0], attention_cap, before, after),
+    (panels[1], final_cap, logits.ravel(), logits_capped.ravel()),
+):
+    bins = np.linspace(-1.1 * cap, 1.1 * cap, 111)
+    panel.hist(raw, bins, histtype="step", color="C0", label="before")
+    panel.hist(bent, bins, histtype="step", color="C1", label="behind the cap")
+    for bound in (-cap, cap):
+        panel.axvline(bound, color="C6", linestyle=":")
+    panel.set(yscale="log", ylabel="how many")
+panels[0].set(title="Scores of attention", xlabel="score")
+panels[1].set(title="Logits", xlabel="logit")
+figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+plt.show()
+
+print(f"scores {before.min():.1f} to {before.max():.1f}, moved by at most {np.abs(after - before).max():.1f}")
+print(f"logits {logits.min():.1f} to {logits.max():.1f}, moved by at most {np.abs(logits_capped - logits).max():.1f}")
+assert np.abs(before).max() < attention_cap / 2 and np.median(np.abs(after - before)) < 0.01
+assert np.abs(logits).max() < 0.75 * final_cap and np.abs(logits_capped - logits).max() > 1
+
+# %% [markdown]
+# To be honest: this model hardly needs the first cap. It has a million parameters, and its scores stay below half of
+# 50, where the cap is almost the identity. Its largest logits are bent by more than 1, and that one can see in its
+# probabilities.
+#
+# ## Greedy text stays, probabilities do not
+#
+# The cap is monotone: what was larger stays larger. So the likeliest token is the same, and a text written greedily
+# does not show whether the final cap is there. The *differences* between logits shrink, and the probabilities with
+# them:
+
+# %%
+all_tokens = np.ones((1, logits.shape[-1]), bool)
+without, with_cap = masked_softmax(logits, all_tokens), masked_softmax(logits_capped, all_tokens)  # [T, V] each
+assert np.array_equal(without.argmax(axis=-1), with_cap.argmax(axis=-1))
+
+place = int(np.argmax(without.max(axis=-1) - with_cap.max(axis=-1)))
+best = logits[place].argsort()[::-1][:4]
+print("…" + "".join(pieces(ids[place - 3 : place + 1], model.tokenizer)))
+for token, piece in zip(best, pieces(best, model.tokenizer), strict=True):
+    values = f"logit {logits[place, token]:5.1f} -> {logits_capped[place, token]:5.1f}"
+    print(f"  {piece:8} {values}   probability {without[place, token]:.2f} -> {with_cap[place, token]:.2f}")
+
+figure, axes = plt.subplots(figsize=(4.6, 4.2))
+axes.plot([0, 1], [0, 1], color="C6", linestyle=":", label="no change")
+axes.plot(without.max(axis=-1), with_cap.max(axis=-1), "o", alpha=0.5, markersize=4, label="a position")
+axes.set(xlabel="probability from the logits", ylabel="probability from the capped logits", aspect="equal")
+axes.set_title("The likeliest token at each position")
+axes.legend()
+plt.show()
+assert np.mean(with_cap.max(axis=-1) < without.max(axis=-1)) > 0.95
+assert without[place].max() - with_cap[place].max() > 0.05
+
+# %% [markdown]
+# Nearly all points lie below the line: the cap makes the model less sure of itself. Whoever samples from logits without
+# it draws too often what was likely anyhow.
+#
+# ## Cap first, then mask
+#
+# The mask gives hidden keys a score of $-\infty$. If the cap comes after, $-\infty$ becomes $-50$, a score like any
+# other. Mostly $e^{-50}$ is as good as nothing, and in this model it makes no difference. With planted scores that lie
+# down there, it does; the fourth key is in the future:
+
+# %%
+low = np.array([[-110.0, -130.0, -100.0, 3.0]])
+hide_last = np.array([[True, True, True, False]])
+right = masked_softmax(soft_cap(low, attention_cap), hide_last)
+leaking = masked_softmax(soft_cap(np.where(hide_last, low, -np.inf), attention_cap), np.ones((1, 4), bool))
+print("cap, then mask:", right.round(2), "  mask, then cap:", leaking.round(2))
+assert right[0, 3] == 0 and leaking[0, 3] > 0.05
+
+# %% [markdown]
+# ## The mistakes, planted
+#
+# What each of the mistakes that people made with the caps does to the bundled model, as perplexity and as the number of
+# positions at which another token is the likeliest:
+
+# %%
+perplexity, others = {"right": model.perplexity(verse)}, {}
+print(f"{perplexity['right']:8.2f}              right")
+for id in ("attncap-missing", "attncap-after-mask", "finalcap-missing", "finalcap-50", "cap-formula"):
+    [mistake] = (mistake for mistake in CATALOGUE if mistake.id == id)
+    with planted([mistake], model.config, [T]):
+        perplexity[id] = model.perplexity(verse)
+        others[id] = np.count_nonzero(model.logits(ids).argmax(axis=-1) != logits.argmax(axis=-1))
+    print(f"{perplexity[id]:8.2f}  {others[id]:3} of {T}  {id}: {mistake.instead}")
+
+assert perplexity["cap-formula"] > 100 * perplexity["right"]
+assert all(abs(perplexity[id] / perplexity["right"] - 1) < 0.05 for id in perplexity if id != "cap-formula")
+assert others["finalcap-missing"] == others["finalcap-50"] == 0
+
+# %% [markdown]
+# `x * tanh(x / cap)` is a catastrophe: it is never negative, so that it takes the sign from every score. The others are
+# nearly silent here. So do not test caps by what a small model writes: compare intermediates, or take scores as large
+# as the cap, as the exercises do. Of the large models, reports differ: the first port to vLLM left the cap of attention
+# out and found that it does [not matter much](https://github.com/vllm-project/vllm/pull/5908); the 27B without caps in
+# llama.cpp was seen to write [incoherent text](https://github.com/ggml-org/llama.cpp/pull/8156).
+#
+# ## Why it was left out, and what came after
+#
+# Fast attention kernels compute scores, softmax and mixture tile by tile, and never store the scores. What happens
+# between the product and the softmax must be built into the kernel; the cap at first was not, and ports skipped it, or
+# did without the fast kernels, until these [had it](https://github.com/vllm-project/vllm/pull/7022). Gemma 3 dropped
+# both caps. It bounds the scores at their source: queries and keys are brought to one length by an RMSNorm before they
+# meet (QK-norm).
+
+# %%
+for config in RELEASED.values():
+    newer = config.model_type == "gemma3_text"
+    assert (config.attn_logit_softcapping is not None) == (config.model_type == "gemma2")
+    assert config.has_qk_norm == newer
+
+h = 256
+generator = np.random.default_rng(0)
+q, k = 1000 * generator.standard_normal((2, 500, h))  # [500, h] each, a thousand times too long
+normed = [rms_norm(z, np.zeros(h), eps=1e-6) for z in (q, k)]
+bare, bounded = np.abs(q @ k.T).max() / np.sqrt(h), np.abs(normed[0] @ normed[1].T).max() / np.sqrt(h)
+print(f"greatest score of 250,000: {bare:.0f} without QK-norm, {bounded:.1f} with it; the bound is {np.sqrt(h):.0f}")
+assert bounded < np.sqrt(h) < bare
+
+# %% [markdown]
+# Two vectors of length $\sqrt h$ have a dot product of at most $h$; divided by $\sqrt h$, that is at most $\sqrt h$,
+# times what the norms' weights add. And a kernel need not know of it, since all of it happens before. More in [tutorial
+# 15](15_gemma_1_2_and_3.ipynb).
+#
+# ## Exercises
+#
+# Replace `...` with your code and run the cell: it says what is wrong, in words.
+#
+# **1.** The cap.
+
+
+# %%
+def cap_scores(x, cap):
+    """x [...], cap a number -> [...]
+
+    Hint: np.tanh works on arrays of any shape.
+    """
+    ...
+
+
+check(cap_scores, exercises.SOFT_CAP)
+
+# %% [markdown]
+# **2.** Its gradient, from what came out of the cap: $y = \mathrm{cap}(x)$ is what the forward pass has kept.
+
+
+# %%
+def cap_gradient(dy, y, cap):
+    """dy and y [...], cap a number -> dx [...]
+
+    Hint: the second form of the derivative above needs no tanh.
+    """
+    ...
+
+
+check(cap_gradient, exercises.CAP_GRADIENT)
+
+# %% [markdown]
+# **3.** From scores to shares, with cap and mask in their right order.
+
+
+# %%
+def capped_shares(scores, mask, cap):
+    """scores [T, S], mask bool [T, S], True where a key is visible -> shares [T, S]
+
+    Hint: a hidden key has the score -np.inf at the moment of the softmax.
+    """
+    ...
+
+
+check(capped_shares, exercises.CAPPED_SHARES)
+
+# %% [markdown]
+# The solutions are in [solutions/06_soft_capping.py](solutions/06_soft_capping.py).
+#
+# ## Where to read on
+#
+# - [gemma_np/model/soft_cap.py](../gemma_np/model/soft_cap.py), the whole file: 30 lines with its backward pass.
+# - [gemma_np/model/attention.py](../gemma_np/model/attention.py): the cap among the other steps.
+# - Bello et al., [Neural Combinatorial Optimization with Reinforcement Learning](https://arxiv.org/abs/1611.09940):
+#   logits bounded with tanh.
+# - The [Gemma 3 report](https://arxiv.org/abs/2503.19786), section 2: QK-norm in place of the caps.
+#
+# Next: [7. GeGLU and the block](07_geglu_and_the_block.ipynb).

@@ -1,0 +1,388 @@
+# %% [markdown]
+# # 8. The whole model
+#
+# After this you can write all of Gemma 2's forward pass from its parts, follow one token through it, and look at or change
+# any number on the way. About 15 minutes. In the [Gemma 2 report](https://arxiv.org/abs/2408.00118): section 2, the whole
+# of table 1, and the parameter counts of table 2.
+#
+# Before this: [7. GeGLU, and the block](07_geglu_and_the_block.ipynb).
+
+# %%
+import matplotlib.pyplot as plt
+import numpy as np
+
+import gemma_np
+from gemma_np.config import RELEASED
+from gemma_np.model.block import block
+from gemma_np.model.embedding import embed, unembed
+from gemma_np.model.records import RECORDS, record_shapes
+from gemma_np.model.rms_norm import rms_norm
+from gemma_np.model.soft_cap import soft_cap
+from gemma_np.model.transformer import output_logits, transformer
+from gemma_np.scope import Record, Scope
+from gemma_np.tutorial import check, lines
+from gemma_np.tutorial.exercises import the_whole_model as exercises
+from gemma_np.tutorial.pictures import matrix, pieces, use_style
+
+use_style()
+model = gemma_np.load()
+config, weights = model.config, model.weights
+layers, heads = range(config.num_hidden_layers), range(config.num_attention_heads)
+ids = model.tokenizer.encode("HAMLET. My good lord, I thank")
+tokens = pieces(ids, model.tokenizer)
+print(len(ids), "tokens:", *tokens)
+
+# %% [markdown]
+# ## One screen
+#
+# All parts are known by now; what is left is to put them in a row. With the token ids [T], the embedding $E$ [V, D], and
+# the blocks of [tutorial 7](07_geglu_and_the_block.ipynb):
+#
+# $$x_0 = \sqrt D \, E_\text{ids} \;\; [T, D] \qquad x_{l+1} = \mathrm{block}_l(x_l) \;\; [T, D]$$
+
+# %%
+lines(transformer, 'x = tape("embedding"', "for layer", "part =", "x = block", "return tape")
+
+# %% [markdown]
+# $$\text{logits} = 30 \tanh\!\left(\frac{\mathrm{norm}(x_L)\, E^\top}{30}\right) \;\; [T, V]$$
+
+# %%
+lines(output_logits, "logits = ", "if config", "return")
+
+# %% [markdown]
+# That is Gemma 2. The 2B, 9B and 27B are these lines with other numbers, those of table 1. How many weights that makes, by
+# part, in millions; the embedding counts once, as the head is the same matrix:
+
+# %%
+REPORTED = {"gemma-2-2b": 2_024_517_888, "gemma-2-9b": 8_324_201_984, "gemma-2-27b": 26_047_480_320}  # table 2
+for name, reported in REPORTED.items():
+    count = RELEASED[name].parameter_count()
+    parts = ", ".join(f"{part} {number / 1e6:,.1f}" for part, number in count.items())
+    rest = sum(count.values()) - count["embedding"]
+    print(f"{name}: {parts}; all but the embedding {rest / 1e6:,.1f}")
+    assert rest == reported
+
+# %% [markdown]
+# ## Every intermediate, by name
+#
+# Each line of the model hands what it computes to a *tape*, a function that is called with a name and a value. The default
+# tape does nothing. The one of `model.trace(ids)` keeps everything:
+
+# %%
+lines(Record)
+
+# %%
+record = model.trace(ids)
+size = {name: " x ".join(map(str, shape)) for name, shape in record_shapes(config, len(ids)).items()}
+for row in RECORDS:
+    name = row.name.replace("*", "0")
+    if name in size:
+        print(f"{name:38} [{row.letters:5}] = {size[name]:11}  {row.meaning}")
+
+print(f"{len(record)} records, with those of {len(layers)} layers")
+assert {name: value.shape for name, value in record.items()} == record_shapes(config, len(ids))
+
+# %% [markdown]
+# Each record is what one part makes of records before it. So each part can be called on its own, and held against the run:
+
+# %%
+E = weights["model.embed_tokens.weight"]  # [V, D]
+again = {
+    "embedding": embed(np.array(ids), E),
+    "layers.2.resid_post": block(record["layers.1.resid_post"], Scope(weights) / "model" / "layers.2", config, 2),
+    "norm": rms_norm(record["layers.3.resid_post"], weights["model.norm.weight"], config.rms_norm_eps),
+    "logits": unembed(record["norm"], E),
+    "logits_capped": soft_cap(record["logits"], config.final_logit_softcapping),
+}
+for name, value in again.items():
+    np.testing.assert_allclose(value, record[name], rtol=1e-3, atol=1e-4)
+    print(f"{name:20} computed again from the records before it: the same {value.shape}")
+
+# %% [markdown]
+# ## One token on its way: what it looked at
+#
+# The last token is `▁thank`, and the model has to say what comes next. Here is to which tokens each head of each layer
+# turned for that: one row of `probs` [H, T, S] per head.
+
+# %%
+looked = np.concatenate([record[f"layers.{layer}.self_attn.probs"][:, -1] for layer in layers])  # [layers * H, S]
+names = [f"layer {layer}, head {head}" for layer in layers for head in heads]
+figure, axes = plt.subplots(figsize=(7, 4.4))
+matrix(axes, looked, names, tokens, label="probability")
+axes.set(title="Where ▁thank looked for what comes next")
+plt.show()
+
+np.testing.assert_allclose(looked.sum(axis=-1), 1, rtol=1e-5)
+most = [[tokens[key] for key in looked[4 * layer : 4 * layer + 4].argmax(axis=-1)] for layer in layers]
+for layer in layers:
+    print(f"layer {layer}: its heads look most at", *most[layer])
+assert set(most[1]) == {",", "▁I"} and most[2] == ["▁I", "▁I", "▁thank", "<bos>"]
+
+# %% [markdown]
+# Near neighbours, mostly: who thanks, and where the sentence began. One head of layer 2 looks at `<bos>`, which stands at
+# the beginning of every text and tells nothing about this one. The probabilities of a row must sum to 1, and a head that
+# finds nothing to look at has to put them somewhere; `<bos>` is a common place for that.
+#
+# ## One token on its way: what it would say
+#
+# The head reads the stream after the last layer. But all layers add to the same stream, so that one may let the head read
+# it earlier, too: final norm, head and cap applied to every `resid_mid` and `resid_post`. That is the *logit lens*.
+
+
+# %%
+def softmax(logits):
+    """[..., V] -> [..., V]"""
+    odds = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return odds / odds.sum(axis=-1, keepdims=True)
+
+
+def lens(stream):
+    """Stream [..., D] -> the probability of every token to come next, [..., V]."""
+    return softmax(output_logits(rms_norm(stream, weights["model.norm.weight"], config.rms_norm_eps), weights, config))
+
+
+stages = ["embedding"] + [f"layers.{layer}.{half}" for layer in layers for half in ("resid_mid", "resid_post")]
+seen = lens(np.stack([record[stage][-1] for stage in stages]))  # [stages, V]
+for stage, probabilities in zip(stages, seen, strict=True):
+    best = np.argsort(probabilities)[::-1][:3]
+    print(f"{stage:19}", *(f"{model.tokenizer.piece(int(id)):>12} {probabilities[id]:.3f}" for id in best))
+
+np.testing.assert_allclose(seen[-1], softmax(record["logits_capped"][-1]), rtol=1e-3, atol=1e-6)
+
+# %%
+watched = ["▁thank", "▁God", "▁your", "▁you"]
+numbers = [[model.tokenizer.piece(id) for id in range(config.vocab_size)].index(piece) for piece in watched]
+
+figure, axes = plt.subplots(figsize=(7, 3.8))
+for piece, id, marker in zip(watched, numbers, "os^D", strict=True):
+    axes.plot(seen[:, id], marker=marker, label=piece)
+labels = ["embedding"] + [f"{layer} {half}" for layer in layers for half in ("attn", "ffn")]
+axes.set_xticks(range(len(stages)), labels, rotation=30)
+axes.set(xlabel="after which layer and half", ylabel="probability", ylim=(0, 1.02))
+axes.set_title("The logit lens: first the token itself, then what follows it")
+axes.legend()
+plt.show()
+
+thank, _, _, you = seen[:, numbers].T  # [stages] each
+assert list(seen[:7].argmax(axis=-1) == numbers[0]) == [True] * 6 + [False]
+assert thank[3:6].min() > 0.85 and thank[-1] < 0.05 and you[-1] > 0.4 and you[:6].max() < 0.05
+
+# %% [markdown]
+# At first the head reads back the token that was read: the matrix is tied, so that each row of the embedding scores high
+# against itself. In layers 0 and 1 the stream goes on to mean "this token". The feed-forward of layer 2 turns it to what
+# could follow, and layer 3 picks `▁you`. (The lens is honest in the last row only. Before, it reads a stream that still
+# has layers to pass, with a norm that was learned for its end.)
+#
+# ## The last step: the cap
+#
+# The final cap keeps the order of the tokens. It takes the more from a logit, the larger it is:
+
+# %%
+raw, capped = record["logits"][-1], record["logits_capped"][-1]  # [V] each
+best = np.argsort(raw)[::-1][:5]
+print("next token       logit    p    | capped    p")
+for id in best:
+    before, after = softmax(raw)[id], softmax(capped)[id]
+    print(f"{model.tokenizer.piece(int(id)):14} {raw[id]:7.2f}  {before:.3f} | {capped[id]:6.2f}  {after:.3f}")
+
+assert np.array_equal(np.argsort(capped)[::-1][:5], best)
+assert softmax(capped)[best[0]] < softmax(raw)[best[0]]
+
+# %% [markdown]
+# ## What else a tape is good for
+#
+# The model goes on with what the tape *returns*. So one function of two arguments is enough to round, to stop, or to
+# replace. This one rounds every intermediate to a few digits, as a coarser number format would:
+
+
+# %%
+def run(tape, ids=ids):
+    """The capped logits [T, V] of a run through this tape."""
+    return output_logits(transformer(ids, weights, config, tape=tape), weights, config, tape)
+
+
+def float16(name, value):
+    """Every intermediate in 16 bits."""
+    return value.astype(np.float16).astype(value.dtype)
+
+
+difference = np.abs(run(float16) - record["logits_capped"]).max()
+print(f"largest difference of a logit: {difference:.4f}")
+assert 0 < difference < 0.1
+
+# %% [markdown]
+# This one stops the model after its second layer, by an exception, since what follows was not asked for:
+
+
+# %%
+class Stop(Exception):
+    """Enough."""
+
+
+first_records = {}
+
+
+def until_layer_1(name, value):
+    """Keep what passes, and stop behind layer 1."""
+    first_records[name] = value
+    if name == "layers.1.resid_post":
+        raise Stop
+    return value
+
+
+try:
+    run(until_layer_1)
+except Stop:
+    print(f"{len(first_records)} of {len(record)} records, the last {list(first_records)[-1]}")
+assert np.array_equal(first_records["layers.1.resid_post"], record["layers.1.resid_post"])
+
+# %% [markdown]
+# And this replaces. To find out what a part is good for, silence it and see what the model does without it (an
+# *ablation*). The heads of a layer meet in `mixed` [T, H*h], head by head: head 1 has the channels from $h$ to $2h - 1$.
+# The tape zeroes them in a copy, as the record itself may be needed elsewhere:
+
+
+# %%
+def silenced(record_name, channels=slice(None)):
+    """The tape that puts zeros into these channels of one record."""
+
+    def tape(name, value):
+        if name == record_name:
+            value = value.copy()
+            value[..., channels] = 0
+        return value
+
+    return tape
+
+
+SPEECH = """HAMLET. To be, or not to be, that is the question:
+Whether 'tis nobler in the mind to suffer
+The slings and arrows of outrageous fortune,
+Or to take arms against a sea of troubles,
+And by opposing end them."""
+speech = model.tokenizer.encode(SPEECH)
+
+
+def loss(logits):
+    """Mean nats a token of the speech: [T, V] -> number."""
+    return -np.mean(np.log(softmax(logits[:-1])[np.arange(len(speech) - 1), speech[1:]]))
+
+
+h = config.head_dim
+whole = loss(model.logits(speech))
+by_head = np.array(
+    [
+        [loss(run(silenced(f"layers.{layer}.self_attn.mixed", slice(h * n, h * n + h)), speech)) for n in heads]
+        for layer in layers
+    ]
+)  # [layers, H]
+by_half = np.array(
+    [
+        [loss(run(silenced(f"layers.{layer}.post_{half}_layernorm"), speech)) for half in ("attention", "feedforward")]
+        for layer in layers
+    ]
+)  # [layers, 2]
+
+figure, (left, right) = plt.subplots(1, 2, figsize=(7, 3.6))
+matrix(left, by_head - whole, [f"layer {n}" for n in layers], [f"head {n}" for n in heads], label="nats a token lost")
+left.set_title("Without one head")
+place = np.arange(len(layers))
+right.bar(place - 0.2, by_half[:, 0] - whole, 0.36, label="attention")
+right.bar(place + 0.2, by_half[:, 1] - whole, 0.36, label="feed-forward")
+right.set(xlabel="layer", ylabel="nats a token lost", xticks=place, title="Without one half of a layer")
+right.legend()
+plt.show()
+
+worst = divmod(int(by_head.argmax()), len(heads))
+probs = model.trace(speech)["layers.2.self_attn.probs"][1]  # [T, S], of layer 2, head 1
+back_one = np.mean([probs[t, t - 1] for t in range(1, len(speech))])
+print(
+    f"loss {whole:.2f}; without layer 2, head 1: {by_head[2, 1]:.2f}; without layer 0's feed-forward: {by_half[0, 1]:.2f}"
+)
+print(f"layer 2, head 1 gives the token just before, on average, a probability of {back_one:.2f}")
+assert worst == (2, 1) and by_head[2, 1] - whole > 2 * np.sort(by_head.ravel())[-2] - 2 * whole
+assert back_one > 0.5 and by_half[0, 1] - whole > 1.5 and np.median(by_head) - whole < 0.1
+
+# %% [markdown]
+# Most heads are hardly missed, one by one: others know much the same. One stands out, head 1 of layer 2, and what it does
+# can be read off: it looks at the token just before. The halves of a layer are missed far more. The first feed-forward is
+# the hardest to do without, since all the layers behind it have learned to read what it writes.
+#
+# What was taken out of one line spreads from there: nothing before it is touched, and everything behind it is.
+
+# %%
+changed = Record()
+cut = silenced("layers.2.self_attn.mixed", slice(h, 2 * h))
+run(lambda name, value: changed(name, cut(name, value)))
+untouched = [name for name in record if np.array_equal(changed[name], record[name])]
+print(f"{len(untouched)} of {len(record)} records are as before, the last {untouched[-1]}")
+assert untouched == list(record)[: len(untouched)] and untouched[-1] == "layers.2.self_attn.probs"
+
+# %% [markdown]
+# Turned round, this is how one finds a mistake in a port: the first record that differs is where to look.
+# [Tutorial 16](16_finding_the_bug.ipynb) does that.
+#
+# ## Exercises
+#
+# Replace `...` with your code and run the cell: it says what is wrong, in words.
+#
+# **1.** The whole model, from its parts: `embed(ids, E)`, `block(x, weights, config, layer)`, `rms_norm(x, weight, eps)`,
+# `unembed(x, E)` and `soft_cap(x, cap)`. The weights have their published names, such as `model.embed_tokens.weight` and
+# `model.norm.weight`; `Scope(weights) / "model" / "layers.0"` is what the first block needs.
+
+
+# %%
+def gemma_2(ids, weights, config):
+    """ids [..., T], weights by name -> capped logits [..., T, V]
+
+    Hint: config has num_hidden_layers, rms_norm_eps and final_logit_softcapping.
+    """
+    ...
+
+
+check(gemma_2, exercises.WHOLE_MODEL)
+
+# %% [markdown]
+# **2.** How many weights has a Gemma 2 of these sizes? Each block has four matrices in attention, three in the feed-forward
+# layer, and four norms.
+
+
+# %%
+def parameters(V, D, layers, H, K, h, F):
+    """The sizes, whole numbers -> how many weights, a whole number
+
+    Hint: queries have H heads, keys and values K.
+    """
+    ...
+
+
+check(parameters, exercises.PARAMETERS)
+
+# %% [markdown]
+# **3.** The body of a tape that silences one head: zeros in its channels of `layers.{layer}.self_attn.mixed`, and every other
+# record handed on as it is.
+
+
+# %%
+def without_head(name, value, layer, head, head_dim):
+    """name of a record, its value [..., n], which head of which layer -> the value to go on with [..., n]
+
+    Hint: compare the whole name, and change a copy.
+    """
+    ...
+
+
+check(without_head, exercises.WITHOUT_HEAD)
+
+# %% [markdown]
+# The solutions are in [solutions/08_the_whole_model.py](solutions/08_the_whole_model.py).
+#
+# ## Where to read on
+#
+# - [gemma_np/model/transformer.py](../gemma_np/model/transformer.py): the model and its backward pass;
+#   [records.py](../gemma_np/model/records.py): the table of records; [scope.py](../gemma_np/scope.py): the tape.
+# - [The picture of the architecture](figures/architecture.svg), with the file that computes each part.
+# - The logit lens was first described by nostalgebraist, [Interpreting GPT: the logit
+#   lens](https://www.lesswrong.com/posts/AcKRB8wDpdaN6v6ru/interpreting-gpt-the-logit-lens).
+#
+# Next: [9. The cache, and generation](09_cache_and_generation.ipynb).

@@ -1,0 +1,482 @@
+# %% [markdown]
+# # 13. Quantization
+#
+# After this you can store a matrix in 8 or 4 bits, say how large the error is and which of four methods makes it smaller,
+# and do so with a whole model. About 15 minutes. In the [Gemma 2 report](https://arxiv.org/abs/2408.00118): table 2, whose
+# parameter counts become bytes here. "A practical size" is in the report's title, and it gets there by distillation; it
+# publishes no quantised models. Gemma 3's report ([arXiv 2503.19786](https://arxiv.org/abs/2503.19786)) does.
+#
+# Before this: [12. Distillation](12_distillation.ipynb).
+
+# %%
+import json
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+import gemma_np
+from gemma_np.compression.activation_aware import best_factors
+from gemma_np.compression.calibration import INPUTS, Moments
+from gemma_np.compression.gptq import gptq, moment_error, round_in_turn
+from gemma_np.compression.measuring import decoding_speed, measure, table
+from gemma_np.compression.quantization import Grid, Scheme, full_grid, least_error_grid, quantize
+from gemma_np.compression.whole_model import quantize_model
+from gemma_np.config import RELEASED
+from gemma_np.evaluation.memory import weight_bytes
+from gemma_np.linear import linear
+from gemma_np.storage import Int8, dequantize, pack, stored_bytes, unpack
+from gemma_np.training.distillation import write_on
+from gemma_np.tutorial import check, lines
+from gemma_np.tutorial.exercises import quantization as exercises
+from gemma_np.tutorial.pictures import use_style
+
+use_style()
+model = gemma_np.load()
+W = model.weights["model.layers.0.mlp.down_proj.weight"]  # [D, F]
+print(f"{W.shape[0]} rows of {W.shape[1]} channels, {W.nbytes:,} bytes in float32")
+
+# %% [markdown]
+# ## Why
+#
+# A model writes one token at a time, and each token needs every weight once. For a large model, most of that time goes
+# into bringing the weights from memory to the processor, not into multiplying with them. A weight of half the bytes takes
+# half the memory and, where the multiplying keeps up, half the time. The weights of the report's table 2, in GB:
+
+# %%
+storages = ("float32", "bfloat16 (as published)", "int8", "int4, groups of 64")
+for name in ("gemma-2-2b", "gemma-2-9b", "gemma-2-27b"):
+    sizes = [weight_bytes(RELEASED[name], storage) / 1e9 for storage in storages]
+    print(name.ljust(12), "".join(f"{storage}: {size:5.1f}   " for storage, size in zip(storages, sizes, strict=True)))
+    assert sizes[0] / sizes[3] > 7
+
+# %% [markdown]
+# ## One row, one step
+#
+# A number of $b$ bits can tell $2^b$ values apart. Put them at equal distances: a *grid*. In 8 bits, for each row of a
+# weight $W$ [out, in], with one step size (*scale*) $s$ [out, 1]:
+#
+# $$s_r = \frac{\max_c |W_{rc}|}{127} \qquad
+# q_{rc} = \mathrm{round}\!\left(\frac{W_{rc}}{s_r}\right) \in \{-127, \dots, 127\} \qquad
+# \hat W_{rc} = s_r \, q_{rc}$$
+#
+# Only $q$, a byte each, and $s$, a float for each row, are stored. The lines:
+
+# %%
+lines(full_grid, "largest = ", "scales = _at_least(largest / 127")
+
+# %%
+lines(Grid.nearest, "steps", "return")
+
+# %% [markdown]
+# Rounding is never off by more than half a step, since the nearest whole number is never further away than a half:
+
+# %%
+stored = quantize(W, Scheme("int8"))
+error = dequantize(stored) - W
+print(f"integers {stored.integers.dtype} {stored.integers.shape}, scales {stored.scales.dtype} {stored.scales.shape}")
+print(f"{stored_bytes(stored):,} bytes; largest error {np.abs(error / stored.scales).max():.4f} steps")
+assert np.abs(error / stored.scales).max() <= 0.5 + 1e-4
+assert stored_bytes(stored) < W.nbytes / 3.9
+
+# %% [markdown]
+# To multiply, the whole numbers are widened to floats, a few rows at a time, and the scale of a row is taken out of its
+# sum: $\sum_c s_r q_{rc} x_c = s_r \sum_c q_{rc} x_c$. So it costs one multiplication a row, not one a weight.
+
+# %%
+lines(Int8.widen, "copyto", "return")
+
+# %%
+x = np.random.default_rng(0).standard_normal((3, W.shape[1]), dtype=np.float32)
+np.testing.assert_allclose(linear(x, stored), x @ dequantize(stored).T, rtol=1e-4, atol=1e-5)
+
+# %% [markdown]
+# ## Four bits: the grid becomes visible
+#
+# Sixteen values are left. This is one row, the one with the largest weight for its spread, and the values that its weights
+# may take. The full grid (left) has to reach to the single largest weight, so its steps are wide where most weights are. A
+# *clipped* grid (right) does not reach so far: a few weights are cut off, and all others get finer steps.
+
+# %%
+row = np.argmax(np.abs(W).max(axis=1) / W.std(axis=1))
+int4 = Scheme("int4")
+grids = {"full grid": full_grid(W, int4), "grid of least error": least_error_grid(W, int4)}
+
+figure, panels = plt.subplots(1, 2, sharex=True, sharey=True)
+for axes, (name, grid) in zip(panels, grids.items(), strict=True):
+    axes.hist(W[row], bins=60, color="C0")
+    levels = grid.values(np.arange(16.0))[row, 0]
+    for level in levels:
+        axes.axvline(level, color="C5", linewidth=0.8)
+    squared = np.square(grid.values(grid.nearest(W[:, None]))[row, 0] - W[row]).mean()
+    axes.set(xlabel="weight", title=f"{name}\nroot mean square error {np.sqrt(squared):.4f}")
+    axes.grid(False)
+panels[0].set_ylabel("how many weights")
+figure.suptitle(f"Row {row} of down_proj in layer 0, and the 16 values of int4 (orange)")
+plt.show()
+
+errors = {name: np.square(grid.values(grid.nearest(W[:, None]))[:, 0] - W).sum(axis=1) for name, grid in grids.items()}
+share = 1 - errors["grid of least error"].sum() / errors["full grid"].sum()
+print(f"over all rows, clipping takes {share:.0%} off the sum of squared errors")
+assert (errors["grid of least error"] <= errors["full grid"]).all()
+assert errors["grid of least error"][row] < errors["full grid"][row] / 2
+assert share > 0.15
+
+# %% [markdown]
+# For this row, clipping takes more than half of the squared error away. How far to reach is tried out, from the whole
+# range down to half of it:
+
+# %%
+lines(least_error_grid, "for shrink", "grid =", "error =", "best, least")
+
+# %% [markdown]
+# The symmetric grid has eight values below zero and seven above. With a *zero point* $z$, a second small number for each
+# scale, it need not be symmetric: $\hat W = s\,(q - z)$, and all sixteen values lie between the smallest and the largest
+# weight.
+
+# %%
+lines(full_grid, "scales = _at_least((high - low)", "zeros = np.rint")
+
+# %%
+sizes = [np.linalg.norm(dequantize(quantize(W, Scheme("int4", zero_points=zero))) - W) for zero in (False, True)]
+print(f"error of the matrix: symmetric {sizes[0]:.2f}, with zero points {sizes[1]:.2f}")
+assert sizes[1] < sizes[0]
+
+# %% [markdown]
+# ## Groups, and what bits cost
+#
+# The other answer to large weights is to let fewer weights share a scale: one for each *group* of neighbouring channels.
+# A large weight then spoils only the steps of its own group. But each group has to store its scale. The figure counts that
+# in, with scales of 16 bits, as many files have them (`Grid` takes any range of whole numbers, so that we can try all
+# widths). The bundled model has hardly any large weights. So we draw its matrix as it is, and then with one weight in each
+# row set to 20 times the spread of the others, as an example of what large models can have:
+
+# %%
+outliers = W.copy()
+outliers[np.arange(len(W)), np.arange(len(W))] = 20 * W.std(axis=1)
+
+
+def relative_error(weight, bits, group):
+    """How far the rounded matrix is off, with a symmetric grid of that many bits, of the size of W."""
+    groups = weight.reshape(len(weight), -1, group)
+    largest = 2 ** (bits - 1) - 1
+    grid = Grid(np.abs(groups).max(axis=-1, keepdims=True) / largest, np.zeros(()), -largest, largest)
+    return np.linalg.norm(grid.values(grid.nearest(groups)) - groups) / np.linalg.norm(W)
+
+
+widths, groups = range(2, 9), (384, 128, 64, 32, 16)
+found = {}
+figure, panels = plt.subplots(1, 2, sharex=True, sharey=True)
+for axes, (title, weight) in zip(panels, {"as it is": W, "a large weight in each row": outliers}.items(), strict=True):
+    for group, marker in zip(groups, "osD^v", strict=True):
+        errors = found[title, group] = [relative_error(weight, bits, group) for bits in widths]
+        axes.plot(
+            [bits + 16 / group for bits in widths], errors, marker=marker, markersize=4, label=f"group of {group}"
+        )
+    axes.set(yscale="log", xlabel="bits a weight, with its share of the scale", title=title)
+panels[0].set_ylabel("error / size of the matrix")
+panels[0].legend()
+figure.suptitle("Rounding down_proj of layer 0 by bits and group size (384: the whole row)")
+plt.show()
+
+for (title, group), errors in found.items():
+    print(f"{title:26} group {group:3}:", "  ".join(f"{n} bits {e:.1%}" for n, e in zip(widths, errors, strict=True)))
+for group in groups:
+    ratios = np.divide(found["as it is", group][2:-1], found["as it is", group][3:])
+    assert (ratios > 1.9).all() and (ratios < 2.4).all()
+as_it_is, planted = ({g: found[title, g] for g in groups} for title in ("as it is", "a large weight in each row"))
+assert as_it_is[384][6] < 0.01 and as_it_is[384][2] > 0.1  # 8 and 4 bits, one scale a row
+assert as_it_is[16][2] > as_it_is[384][3]  # at 5 bits in all
+assert planted[384][2] > 3 * planted[32][2] and planted[384][3] > planted[32][2]
+
+# %% [markdown]
+# From 4 bits on, each bit halves the error. In 8 bits it is below one hundredth of the matrix' size, and in 4 bits with
+# one scale a row it is above a tenth. On the matrix as it is, groups hardly pay: what they gain is what the bits of their
+# scales would have gained, and for groups of 16 it is even less. With large weights, groups win clearly: groups
+# of 32 leave less than a third of the error of 4 bits, which is even less than 5 bits with one scale a row.
+#
+# ## Two numbers in a byte
+#
+# NumPy's smallest numbers have 8 bits, so two 4-bit numbers from 0 to 15 share a byte. The first half of the row goes
+# into the lower four bits, the second half into the upper ones; each half is then unpacked with one operation and lands
+# in one piece.
+
+# %%
+lines(pack, "low, high", "return")
+
+# %%
+numbers = np.array([1, 2, 15, 0], np.uint8)
+print(numbers, "->", [f"{byte:08b}" for byte in pack(numbers)])
+assert np.array_equal(unpack(pack(numbers)), numbers)
+
+# %% [markdown]
+# ## What the weights are multiplied with
+#
+# So far we compared weights with weights. What counts is what a layer returns: for inputs $X$ [N, in] and one row of
+# errors $e = \hat w - w$ [in],
+#
+# $$\lVert X e \rVert^2 = e^\top H e, \qquad H = X^\top X \quad [\text{in}, \text{in}]$$
+#
+# An error counts much where inputs are large, and errors of two channels can *cancel* where their inputs go together.
+# Two channels that always carry the same number, weights of 0.4, and a grid of whole numbers show it:
+
+# %%
+weight = np.array([[0.4, 0.4]], np.float32)
+moments = np.array([[1.0, 1.0], [1.0, 1.0]], np.float32)  # x_0 = x_1
+grid = Grid(np.ones((1, 1, 1), np.float32), np.zeros((1, 1, 1), np.float32), -7, 7)
+nearest, in_turn = grid.nearest(weight[:, None])[0], round_in_turn(weight, moments, grid)[0]
+for name, chosen in (("nearest", nearest), ("in turn", in_turn)):
+    print(f"{name}: {chosen[0]}, sum {chosen.sum():.0f} where 0.8 is right")
+assert nearest.sum() == 0 and in_turn.sum() == 1
+
+# %% [markdown]
+# The first weight was rounded down by 0.4. That error was added to the second, 0.4 + 0.4, which then rounds to 1: further
+# from its own value, and nearer to the right sum. This is *GPTQ*. Channel after channel is rounded, and each time those not
+# yet rounded take over what they can. With $H^{-1} = U^\top U$ ($U$ upper triangular), channel $c$'s error and the
+# correction of the channels $j > c$ are
+#
+# $$\epsilon_c = \frac{w_c - \hat w_c}{U_{cc}} \qquad w_j \leftarrow w_j - U_{cj} \, \epsilon_c$$
+
+# %%
+lines(round_in_turn, "rounded[c] =", "errors[c - start] =", "left[c + 1 : stop] -=")
+
+# %% [markdown]
+# *AWQ* looks at the inputs in another way. A channel with large inputs is multiplied by a factor $f_c > 1$ before it is
+# rounded, and its input divided by it. The product stays the same, and the rounding error of that channel is now divided
+# by $f_c$. (The division costs nothing, it is moved into the norm or the matrix before.) The factors are powers of each
+# channel's typical input $\sqrt{H_{cc}}$, the best of eleven exponents:
+
+# %%
+lines(best_factors, "for exponent", "s = typical**exponent")
+
+# %% [markdown]
+# ## A real layer with real inputs
+#
+# Which inputs are typical? Let the model read some texts, the *calibration*, and add up $X^\top X$ for each matrix:
+
+# %%
+lines(Moments.__call__, "rows = ", "self[name] =")
+
+# %% [markdown]
+# No texts come with this package, so we let models write some: the bundled one those to calibrate with, and its teacher
+# others to measure with, which neither has read. Shakespeare's own would be better, and are in the
+# [experiments](experiments/README.md).
+
+# %%
+teacher = gemma_np.load("shakespeare-4m")
+bos = np.full((8, 1), model.tokenizer.bos)
+calibration = write_on(bos, 256, model.weights, model.config, np.random.default_rng(0))  # [8, 256]
+texts = write_on(bos, 256, teacher.weights, teacher.config, np.random.default_rng(1))  # [8, 256]
+print(model.tokenizer.decode(texts[1, 1:60].tolist()))
+
+# %% [markdown]
+# For each matrix of layer 0, in int4 with groups of 64: how far is what it returns off, of its own size, on the texts that
+# were not used for calibration?
+
+# %%
+seen, fresh = model.trace(calibration), model.trace(texts)
+scheme = Scheme("int4", 64)
+methods = ("round", "clip", "gptq", "awq")
+names = list(INPUTS)
+output_errors, weight_errors, concentration = {}, {}, {}
+for name in names:
+    weight = model.weights[f"model.layers.0.{name}"]
+    X, Y = (record[f"layers.0.{INPUTS[name]}"].reshape(-1, weight.shape[1]) for record in (seen, fresh))
+    H = X.T @ X
+    f = best_factors([weight], H, scheme)
+    results = {
+        "round": dequantize(quantize(weight, scheme)),
+        "clip": dequantize(quantize(weight, scheme, least_error=True)),
+        "gptq": dequantize(gptq(weight, H, scheme)),
+        "awq": dequantize(quantize(weight * f, scheme)) / f,
+    }
+    right = np.linalg.norm(Y @ weight.T)
+    output_errors[name] = [np.linalg.norm(Y @ (results[m] - weight).T) / right for m in methods]
+    weight_errors[name] = [np.linalg.norm(results[m] - weight) / np.linalg.norm(weight) for m in methods]
+    energy = np.linalg.eigvalsh(H)
+    concentration[name] = energy[-10:].sum() / energy.sum()
+    np.testing.assert_allclose(
+        moment_error(results["gptq"], weight, H).sum(), np.square(X @ (results["gptq"] - weight).T).sum(), rtol=1e-2
+    )
+
+figure, axes = plt.subplots()
+for number, method in enumerate(methods):
+    places = np.arange(len(names)) + 0.2 * (number - 1.5)
+    axes.bar(places, [output_errors[name][number] for name in names], width=0.2, color=f"C{number}", label=method)
+axes.set_xticks(range(len(names)), [name.split(".")[1] for name in names])
+axes.set(
+    ylabel="error / size of the output", title="What layer 0's matrices return in int4, on texts not calibrated with"
+)
+axes.grid(axis="x")
+axes.legend(ncols=4, loc="upper center")
+axes.set_ylim(0, 0.13)
+plt.show()
+
+for name in names:
+    print(name.ljust(24), f"output {output_errors[name][0]:.1%} rounded, {output_errors[name][2]:.1%} GPTQ;", end=" ")
+    print(f"weights {weight_errors[name][0]:.1%} and {weight_errors[name][2]:.1%};", end=" ")
+    print(f"10 directions hold {concentration[name]:.0%} of the inputs' squares")
+    assert output_errors[name][2] < 0.8 * output_errors[name][0]
+o_proj = "self_attn.o_proj.weight"
+assert output_errors[o_proj][2] < output_errors[o_proj][0] / 2
+assert weight_errors[o_proj][2] > weight_errors[o_proj][0]
+assert max(concentration, key=concentration.get) == o_proj
+
+# %% [markdown]
+# GPTQ is best everywhere, and for `o_proj` it leaves less than half of the error, although its weights are *further* from
+# the original ones. The last column says why: the inputs of `o_proj` keep mostly to a few directions, so there are many
+# others into which errors can be moved and do no harm. AWQ gains little here. It is made for models in which a few channels
+# carry inputs far larger than the rest; this small model has hardly any.
+#
+# ## The whole model
+#
+# `quantize_model` takes the layers one after another, and calibrates each on what the already quantised layers before it
+# pass on. The embedding stays in 8 bits. *KL* is how far the distributions over the next token have moved from the
+# original's, in nats a token, *agreement* the share of the original's greedy tokens that the small model would write, too.
+
+# %%
+rows = [measure("float32", model, model, texts)]  # 2,040 tokens to predict
+for kind, group, method in (
+    ("bfloat16", None, "round"),
+    ("int8", None, "round"),
+    *(("int4", 64, method) for method in methods),
+):
+    embedding = Scheme("int8") if kind == "int4" else None
+    weights = dict(quantize_model(model, Scheme(kind, group), method, calibration, embedding))
+    small = gemma_np.Gemma(model.config, weights, model.tokenizer)
+    rows.append(measure(f"{kind} {method}", small, model, texts))
+print(table(rows))
+
+kl = {row.step: row.kl for row in rows}
+assert kl["bfloat16 round"] == 0  # this checkpoint is stored in bfloat16
+assert kl["int8 round"] < 0.002
+assert kl["int4 gptq"] < 0.75 * kl["int4 round"]
+assert max(row.kl for row in rows) == kl["int4 round"]
+assert max(row.perplexity for row in rows) < 1.1 * rows[0].perplexity and texts[:, 1:].size == 2040
+
+# %% [markdown]
+# bfloat16 costs nothing at all here, since the bundled checkpoint is stored in it. In 8 bits the loss can hardly be
+# measured. In 4 bits, plain rounding is worst and GPTQ is best. The perplexities stand within a tenth of each
+# other: on 2,040 tokens, KL tells methods apart far better, since it compares whole distributions and not one token each.
+#
+# The [experiments](experiments/README.md) did the same on Shakespeare's own texts, also with the real Gemma 3 270M:
+
+# %%
+results = json.loads(Path("experiments/bits_and_methods.json").read_text())
+settings = {"bfloat16": "bfloat16", "float8": "float8", "int8": "int8", "int4, 64": "int4"}
+settings["int4, 64, zero points"] = "int4, zero points"
+figure, panels = plt.subplots(1, 2, sharey=True, figsize=(7, 3.8))
+for axes, (name, measured) in zip(panels, results.items(), strict=True):
+    for number, method in enumerate(methods):
+        chosen = [row for row in measured if row["method"] == method and row["setting"] in settings and row["kl"] > 0]
+        places = [list(settings).index(row["setting"]) + 0.15 * (number - 1.5) for row in chosen]
+        axes.plot(places, [row["kl"] for row in chosen], "osD^"[number], color=f"C{number}", label=method)
+    axes.set_xticks(range(len(settings)), settings.values(), rotation=35, ha="right")
+    axes.set(title=name, yscale="log", xlim=(-0.5, len(settings) - 0.5))
+panels[0].set_ylabel("KL from the original\n(nats a token)")
+panels[0].legend(ncols=2, loc="upper left")
+panels[0].set_ylim(7e-5, 3)
+figure.suptitle("What storage costs (int4: groups of 64, embedding in int8)")
+plt.show()
+
+real = {(row["setting"], row["method"]): row for row in results["gemma-3-270m"]}
+for method in methods:
+    print(
+        f"gemma-3-270m in int4, groups of 64, {method:5}: perplexity {real['int4, 64', method]['perplexity']:.1f},",
+        end=" ",
+    )
+    print(f"KL {real['int4, 64', method]['kl']:.2f}")
+print(f"without quantization: perplexity {real['32 bits', 'float32']['perplexity']:.1f}")
+assert real["int4, 64", "gptq"]["kl"] < real["int4, 64", "round"]["kl"] / 3
+assert real["int4, 64", "awq"]["kl"] < 0.6 * real["int4, 64", "round"]["kl"]
+assert real["int4, 64", "round"]["kl"] > 10 * kl["int4 round"]
+assert real["float8", "round"]["kl"] > real["int8", "round"]["kl"]
+
+# %% [markdown]
+# (The KL of the small model in bfloat16 is 0, which has no place on this axis; what else is missing was not measured.) The
+# real model loses over ten times as much by plain rounding: it was trained far longer, and has more to lose. There the
+# method decides. GPTQ loses less than a
+# third of what rounding loses, and AWQ, too, is now well ahead of rounding. Float8, 8 bits with an exponent in each, is
+# worse than 8-bit whole numbers with a scale a row.
+#
+# ## Is it faster?
+#
+# If memory is what limits it, a token takes at least as long as reading all weights once. At 100 GB/s, a figure for an
+# ordinary computer with fast memory, the 9B could write at most:
+
+# %%
+for storage in storages:
+    print(f"{storage:24} {100e9 / weight_bytes(RELEASED['gemma-2-9b'], storage):5.1f} tokens a second")
+
+speeds = {"float32": decoding_speed(model, texts[0]), "int4": decoding_speed(small, texts[0])}
+print("on the machine that made this page, the bundled model:", end=" ")
+print(", ".join(f"{name} {speed:,.0f} tokens a second" for name, speed in speeds.items()))
+
+# %% [markdown]
+# That is a bound, not a promise: the numbers have to be widened, too. The bundled model is so small that caches hold all
+# of it, so it has nothing to gain; and NumPy cannot multiply 4-bit numbers, but writes them out as floats first. Kernels
+# made for the purpose widen in registers, and can come near the bound. What holds everywhere is the memory.
+#
+# ## Exercises
+#
+# Replace `...` with your code and run the cell: it says what is wrong, in words.
+#
+# **1.** Round each row to 8 bits.
+
+
+# %%
+def round_rows(weight):
+    """weight float32 [out, in] -> integers int8 [out, in] and scales float32 [out, 1], as a tuple
+
+    Hint: the largest size of a row becomes 127. A row of zeros has a scale of zero: do not divide by it.
+    """
+    ...
+
+
+check(round_rows, exercises.ROUND_ROWS)
+
+# %% [markdown]
+# **2.** Two numbers in a byte, as above.
+
+
+# %%
+def pack_halves(numbers):
+    """numbers uint8 [..., n], 0 to 15 each, n even -> uint8 [..., n / 2]
+
+    Hint: `<<` moves bits to the left, `|` puts them together.
+    """
+    ...
+
+
+check(pack_halves, exercises.PACK)
+
+# %% [markdown]
+# **3.** Choose how far the 4-bit grid of each row reaches. The levels are $s \cdot \{-8, \dots, 7\}$, and the full grid has
+# $s = \max|w| / 7$. Of the shrinks 1.0, 0.95, ... 0.5, take for each row the one whose squared error is least.
+
+
+# %%
+def least_error_shrinks(weight, shrinks):
+    """weight float32 [out, in], shrinks: a list of numbers -> the best shrink of each row, [out]
+
+    Hint: what rounds to more than 7 or less than -8 has to be clipped; that is the price of finer steps.
+    """
+    ...
+
+
+check(least_error_shrinks, exercises.CLIP)
+
+# %% [markdown]
+# The solutions are in [solutions/13_quantization.py](solutions/13_quantization.py).
+#
+# ## Where to read on
+#
+# - [gemma_np/storage.py](../gemma_np/storage.py) and [gemma_np/linear.py](../gemma_np/linear.py): the kinds of storage,
+#   and the product with them.
+# - [gemma_np/compression/gptq.py](../gemma_np/compression/gptq.py): 70 lines;
+#   [activation_aware.py](../gemma_np/compression/activation_aware.py): where the factors go.
+# - Frantar et al., [GPTQ](https://arxiv.org/abs/2210.17323); Lin et al., [AWQ](https://arxiv.org/abs/2306.00978);
+#   Dettmers et al., [LLM.int8()](https://arxiv.org/abs/2208.07339), on large inputs in large models.
+# - `gemma-np quantize --help`: all of this as a command, with checkpoints that `load` reads.
+#
+# Next: [14. Pruning and healing](14_pruning_and_healing.ipynb).
