@@ -136,13 +136,13 @@ assert single["wanda"][3]["perplexity"] > 1.2 * original["perplexity"]
 
 # %% [markdown]
 # A tenth of the weights costs hardly anything, and half of them a lot: a million parameters have little to spare. From a
-# quarter on, Wanda is closer to the original (KL) than magnitude, though not by much: the inputs of this small model are
-# of similar sizes. On a real model, further down, it is a different matter.
+# quarter on, Wanda is closer to the original (KL) than magnitude, though not by much. On a real model, further down,
+# it is a different matter.
 #
 # ## 2:4, and what really gets smaller
 #
 # Zeros in any places do not make a matrix product faster: the processor multiplies with them like with any number. Sparse
-# tensor cores of GPUs can skip them if they know where they are: exactly two zeros in each four neighbours, *2:4*.
+# tensor cores of GPUs can skip them if they come in a fixed pattern: two in each four neighbours, *2:4*.
 
 # %%
 lines(two_of_four, "fours = ", "np.put_along_axis")
@@ -225,7 +225,7 @@ for layer, scores in enumerate(importance.channels):
 panels[0].plot([0, 384], [0, 1], color="black", linestyle=":", label="if all were equal")
 panels[0].set(xlabel="channels kept, the most important first", ylabel="share of the importance", ylim=(0, 1.02))
 panels[0].set_title("Feed-forward channels")
-panels[0].legend()
+panels[0].legend(frameon=True, framealpha=1, edgecolor="none", fontsize=9)
 
 dropped = [measured(drop_layers(model, [layer])) for layer in range(config.num_hidden_layers)]
 panels[1].bar([f"{layer}\n{kind.split('_')[0]}" for layer, kind in enumerate(config.layer_types)], importance.layers)
@@ -278,8 +278,8 @@ assert choose_layers(made_up, config, 3) == [0, 1, 2] and choose_layers(made_up,
 #
 # ## Healing
 #
-# What is left has lost its balance, but still knows nearly everything. A short training towards the unpruned model brings
-# it back: *distillation* ([tutorial 12](12_distillation.ipynb)), with the original as the teacher. The loss is the KL, whose
+# What is left computes something else, but most of what was learned is still in it. A short training towards the unpruned
+# model brings much of it back: *distillation* ([tutorial 12](12_distillation.ipynb)), with the original as the teacher. The loss is the KL, whose
 # gradient is that of $-\sum P_T \log P_S$, and which would be 0 for the original itself. We heal three models:
 #
 # - half of the channels, the important ones: a smaller model;
@@ -290,14 +290,14 @@ assert choose_layers(made_up, config, 3) == [0, 1, 2] and choose_layers(made_up,
 lines(zeros_stay, "masks = ", "return")
 
 # %% [markdown]
-# The texts are again the original's own words, which every model can write for itself: 49,152 tokens, each read a little
-# over once. With the texts that a model was trained on, one would heal on these.
+# The texts are again the original's own words, which every model can write for itself: 40,960 tokens, each read one
+# and a half times. With the texts that a model was trained on, one would heal on these.
 
 # %%
 own_words = write_on(
-    np.full((192, 1), model.tokenizer.bos), 256, model.weights, config, np.random.default_rng(2)
+    np.full((160, 1), model.tokenizer.bos), 256, model.weights, config, np.random.default_rng(2)
 ).ravel()
-recipe = Recipe(steps=80, batch=8, length=128, rate=2e-3, warmup=5, weight_decay=0.01)
+recipe = Recipe(steps=60, batch=8, length=128, rate=2e-3, warmup=5, weight_decay=0.01)
 
 
 def heal(small, seen):
@@ -338,15 +338,14 @@ for name in broken:
     print(f"{name:10} perplexity {before[name]['perplexity']:7.1f} -> {after[name]['perplexity']:6.1f}", end="")
     print(f"   KL {before[name]['kl']:.2f} -> {after[name]['kl']:.2f}")
 for name in ("half of F", "2:4"):
-    assert 0.1 < after[name]["kl"] < before[name]["kl"] / 2
+    assert 0.1 < after[name]["kl"] < 0.55 * before[name]["kl"]
 assert after["random"]["kl"] > 4 * after["half of F"]["kl"]
 assert all((weight == 0).sum() >= weight.size // 2 for name, weight in healed["2:4"].weights.items() if "proj" in name)
-assert recipe.steps * recipe.batch * recipe.length < 2 * own_words.size
+assert recipe.steps * recipe.batch * recipe.length == 1.5 * own_words.size
 
 # %% [markdown]
-# In 80 steps both pruned models win back more than half of their distance from the
-# original; the rest would take longer, and part of it is lost for good. The model that starts at random is, after the same
-# 80 steps, still more than four times as far away as the one that starts as half of the original. That is what pruning is
+# In 60 steps both pruned models win back about half of their distance from the original,
+# or more, and the curves still fall. The model that starts at random is, after the same 60 steps, still more than four times as far away as the one that starts as half of the original. That is what pruning is
 # for: the small model need not learn again what the large one knows. The report's students, on trillions of tokens, can
 # afford to start from nothing.
 #
@@ -385,12 +384,14 @@ real = {row["method"]: row for row in results["gemma-3-270m"] if row["setting"] 
 for method, row in real.items():
     print(f"gemma-3-270m, a quarter by {method:10} KL {row['kl']:.2f}   perplexity {row['perplexity']:8.1f}")
 assert real["wanda"]["kl"] < real["magnitude"]["kl"] / 3
-assert real["layers"]["kl"] == max(row["kl"] for row in real.values())
+for name, found in results.items():
+    quarter = {row["method"]: row["kl"] for row in found if row["setting"] == "25%"}
+    assert max(quarter, key=quarter.get) == "layers"
 
 # %% [markdown]
 # (`float32` is the original; what is missing in the picture was not measured yet.) On the real model, looking at the inputs
 # pays: a quarter of the weights chosen by Wanda costs less than a third of what it costs chosen by size. Whole layers cost
-# most, in both. All in one command, with a table after each step: `gemma-np compress texts/ --prune ffn=192 --distill 2000
+# most, in both models. All in one command, with a table after each step: `gemma-np compress texts/ --prune ffn=192 --distill 2000
 # --quantize int4 -o smaller`.
 #
 # ## Exercises
