@@ -101,7 +101,8 @@ def _difference(found: Any, expected: Any) -> str | None:
         return f"dtype {found.dtype}, expected {expected.dtype} as of the input"
     if not np.array_equal(np.isfinite(found), np.isfinite(expected)):
         return "NaN or infinity, where a number is expected"
-    error = np.where(found == expected, 0.0, np.abs(found - np.where(np.isfinite(expected), expected, 0)))
+    same = (found == expected) | (np.isnan(found) & np.isnan(expected))
+    error = np.where(same, 0.0, np.abs(found - np.where(np.isfinite(expected), expected, 0)))
     scale = np.abs(expected[np.isfinite(expected)]).max(initial=0)
     if error.max(initial=0) <= TOLERANCE.get(str(expected.dtype), 1e-9) * (scale or 1):
         return None

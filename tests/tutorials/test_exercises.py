@@ -128,6 +128,16 @@ def test_lists_numbers_and_tuples_are_compared_too():
     assert check(lambda n: n, half).words == "wrong for three: 3, expected 1.5"
 
 
+def test_infinity_and_nan_are_compared_by_their_places():
+    values = np.array([1.0, -np.inf, np.nan])
+    exercise = Exercise(
+        lambda: values, lambda generator: {"none": ()}, {"one is missing": lambda: np.array([1, 2, np.nan])}
+    )
+    assert check(lambda: values.copy(), exercise).right
+    assert check(lambda: np.array([1, 2, np.nan]), exercise).words == "wrong for none: one is missing"
+    assert not check(lambda: -values, exercise).right
+
+
 def test_a_hint_of_the_catalogue():
     assert known("norm-no-plus1") == "the norm multiplies by w; multiply by 1 + w"
     with pytest.raises(ValueError, match="not enough values"):

@@ -103,6 +103,7 @@ nothing_known, _ = mean(*cross_entropy(np.zeros((2, 3, V)), np.ones((2, 3), int)
 first_loss = validation_loss(start, config, held_out, Ranks())
 
 print(f"{count} parameters; log V = {math.log(V):.3f}, loss at first {first_loss:.3f}")
+assert 90_000 < count < 110_000 and abs(config.parameter_count()["embedding"] / count - 2 / 3) < 0.02
 np.testing.assert_allclose(nothing_known, math.log(V))
 np.testing.assert_allclose(first_loss, math.log(V) + 0.5, atol=0.05)
 

@@ -258,7 +258,7 @@ for k in (1, 8, 32, 128):
 assert 0.75 < kept < 0.9
 
 # %%
-lines(distillation_top_k, "rest =", "others", "log_rest =", "on_top =", "losses =")
+lines(distillation_top_k, "rest =", "others =", "axis(others", "on_top =", "losses =")
 
 # %% [markdown]
 # The rest must not be dropped. Without it the loss would be least for a student that gives all its probability to the k
@@ -387,13 +387,12 @@ assert gains["0.6 M"] < gains["0.3 M"] < gains["1 M"] and list(reported.values()
 # **What does not.** In the report the gain grows from each size to the next, as far as perplexities without decimals
 # can tell. Here the middle one gains least, by so little that three seeds cannot tell it from the smallest.
 #
-# And the gain does not last: trained ten times as long, on
-# texts that it then reads for the sixth time, the bundled student was overtaken by its twin from scratch ([its
-# card](../gemma_np/assets/shakespeare-1m/README.md) has both). Its teacher knew these texts by heart, and what it said
-# of them was hardly more than the texts themselves; on other texts it was no better than the twin became. Our twins
-# above, too, read their texts many times, and there distillation gained more the longer it went on, since that teacher
-# was the truth. A student can become as good as its targets, and these are as good as what the teacher knows beyond the
-# texts.
+# And the gain does not last: trained ten times as long, on texts that it then reads for the sixth time, the bundled
+# student was overtaken by its twin from scratch ([its card](../gemma_np/assets/shakespeare-1m/README.md) has both). Its
+# teacher knew these texts by heart, and what it said of them was hardly more than the texts themselves; on other texts
+# it was no better than the twin became. Our twins above, too, read their texts many times, and there distillation
+# gained more the longer it went on, since that teacher was the truth. A student can become as good as its targets, and
+# these are as good as what the teacher knows beyond the texts.
 #
 # From the command line:
 #

@@ -1,10 +1,11 @@
 # %% [markdown]
 # # 13. Quantization
 #
-# After this you can store a matrix in 8 or 4 bits, say how large the error is and which of four methods makes it smaller,
-# and do so with a whole model. About 15 minutes. In the [Gemma 2 report](https://arxiv.org/abs/2408.00118): table 2, whose
-# parameter counts become bytes here. "A practical size" is in the report's title, and it gets there by distillation; it
-# publishes no quantised models. Gemma 3's report ([arXiv 2503.19786](https://arxiv.org/abs/2503.19786)) does.
+# After this you can store a matrix in 8 or 4 bits, say how large the error is and which of four methods makes it
+# smaller, and do so with a whole model. About 15 minutes. In the [Gemma 2 report](https://arxiv.org/abs/2408.00118):
+# table 2, whose parameter counts become bytes here. "A practical size" is in the report's title, and it gets there by
+# distillation; it publishes no quantised models. Gemma 3's report ([arXiv
+# 2503.19786](https://arxiv.org/abs/2503.19786)) does.
 #
 # Before this: [12. Distillation](12_distillation.ipynb).
 
@@ -40,8 +41,8 @@ print(f"{W.shape[0]} rows of {W.shape[1]} channels, {W.nbytes:,} bytes in float3
 # ## Why
 #
 # A model writes one token at a time, and each token needs every weight once. For a large model, most of that time goes
-# into bringing the weights from memory to the processor, not into multiplying with them. A weight of half the bytes takes
-# half the memory and, where the multiplying keeps up, half the time. The weights of the report's table 2, in GB:
+# into bringing the weights from memory to the processor, not into multiplying with them. A weight of half the bytes
+# takes half the memory and, where the multiplying keeps up, half the time. The weights of the report's table 2, in GB:
 
 # %%
 storages = ("float32", "bfloat16 (as published)", "int8", "int4, groups of 64")
@@ -93,9 +94,10 @@ np.testing.assert_allclose(linear(x, stored), x @ dequantize(stored).T, rtol=1e-
 # %% [markdown]
 # ## Four bits: the grid becomes visible
 #
-# Sixteen values are left. This is one row, the one with the largest weight for its spread, and the values that its weights
-# may take. The full grid (left) has to reach to the single largest weight, so its steps are wide where most weights are. A
-# *clipped* grid (right) does not reach so far: a few weights are cut off, and all others get finer steps.
+# Sixteen values are left. This is one row, the one with the largest weight for its spread, and the values that its
+# weights may take. The full grid (left) has to reach to the single largest weight, so its steps are wide where most
+# weights are. A *clipped* grid (right) does not reach so far: a few weights are cut off, and all others get finer
+# steps.
 
 # %%
 row = np.argmax(np.abs(W).max(axis=1) / W.std(axis=1))
@@ -130,9 +132,9 @@ assert share > 0.15
 lines(least_error_grid, "for shrink", "grid =", "error =", "best, least")
 
 # %% [markdown]
-# The symmetric grid has eight values below zero and seven above. With a *zero point* $z$, a second small number for each
-# scale, it need not be symmetric: $\hat W = s\,(q - z)$, and all sixteen values lie between the smallest and the largest
-# weight.
+# The symmetric grid has eight values below zero and seven above. With a *zero point* $z$, a second small number for
+# each scale, it need not be symmetric: $\hat W = s\,(q - z)$, and all sixteen values lie between the smallest and the
+# largest weight.
 
 # %%
 lines(full_grid, "scales = _at_least((high - low)", "zeros = np.rint")
@@ -145,11 +147,11 @@ assert sizes[1] < sizes[0]
 # %% [markdown]
 # ## Groups, and what bits cost
 #
-# The other answer to large weights is to let fewer weights share a scale: one for each *group* of neighbouring channels.
-# A large weight then spoils only the steps of its own group. But each group has to store its scale. The figure counts that
-# in, with scales of 16 bits, as many files have them (`Grid` takes any range of whole numbers, so that we can try all
-# widths). The bundled model has hardly any large weights. So we draw its matrix as it is, and then with one weight in each
-# row set to 20 times the spread of the others, as an example of what large models can have:
+# The other answer to large weights is to let fewer weights share a scale: one for each *group* of neighbouring
+# channels. A large weight then spoils only the steps of its own group. But each group has to store its scale. The
+# figure counts that in, with scales of 16 bits, as many files have them (`Grid` takes any range of whole numbers, so
+# that we can try all widths). The bundled model has hardly any large weights. So we draw its matrix as it is, and then
+# with one weight in each row set to 20 times the spread of the others, as an example of what large models can have:
 
 # %%
 outliers = W.copy()
@@ -191,8 +193,8 @@ assert planted[384][2] > 3 * planted[32][2] and planted[384][3] > planted[32][2]
 
 # %% [markdown]
 # From 4 bits on, each bit halves the error. In 8 bits it is below one hundredth of the matrix' size, and in 4 bits with
-# one scale a row it is above a tenth. On the matrix as it is, groups hardly pay: what they gain is what the bits of their
-# scales would have gained, and for groups of 16 it is even less. With large weights, groups win clearly: groups
+# one scale a row it is above a tenth. On the matrix as it is, groups hardly pay: what they gain is what the bits of
+# their scales would have gained, and for groups of 16 it is even less. With large weights, groups win clearly: groups
 # of 32 leave less than a third of the error of 4 bits, which is even less than 5 bits with one scale a row.
 #
 # ## Two numbers in a byte
@@ -230,10 +232,10 @@ for name, chosen in (("nearest", nearest), ("in turn", in_turn)):
 assert nearest.sum() == 0 and in_turn.sum() == 1
 
 # %% [markdown]
-# The first weight was rounded down by 0.4. That error was added to the second, 0.4 + 0.4, which then rounds to 1: further
-# from its own value, and nearer to the right sum. This is *GPTQ*. Channel after channel is rounded, and each time those not
-# yet rounded take over what they can. With $H^{-1} = U^\top U$ ($U$ upper triangular), channel $c$'s error and the
-# correction of the channels $j > c$ are
+# The first weight was rounded down by 0.4. That error was added to the second, 0.4 + 0.4, which then rounds to 1:
+# further from its own value, and nearer to the right sum. This is *GPTQ*. Channel after channel is rounded, and each
+# time those not yet rounded take over what they can. With $H^{-1} = U^\top U$ ($U$ upper triangular), channel $c$'s
+# error and the correction of the channels $j > c$ are
 #
 # $$\epsilon_c = \frac{w_c - \hat w_c}{U_{cc}} \qquad w_j \leftarrow w_j - U_{cj} \, \epsilon_c$$
 
@@ -242,9 +244,9 @@ lines(round_in_turn, "rounded[c] =", "errors[c - start] =", "left[c + 1 : stop] 
 
 # %% [markdown]
 # *AWQ* looks at the inputs in another way. A channel with large inputs is multiplied by a factor $f_c > 1$ before it is
-# rounded, and its input divided by it. The product stays the same, and the rounding error of that channel is now divided
-# by $f_c$. (The division costs nothing, it is moved into the norm or the matrix before.) The factors are powers of each
-# channel's typical input $\sqrt{H_{cc}}$, the best of eleven exponents:
+# rounded, and its input divided by it. The product stays the same, and the rounding error of that channel is now
+# divided by $f_c$. (The division costs nothing, it is moved into the norm or the matrix before.) The factors are powers
+# of each channel's typical input $\sqrt{H_{cc}}$, the best of eleven exponents:
 
 # %%
 lines(best_factors, "for exponent", "s = typical**exponent")
@@ -270,8 +272,8 @@ texts = write_on(bos, 256, teacher.weights, teacher.config, np.random.default_rn
 print(model.tokenizer.decode(texts[1, 1:60].tolist()))
 
 # %% [markdown]
-# For each matrix of layer 0, in int4 with groups of 64: how far is what it returns off, of its own size, on the texts that
-# were not used for calibration?
+# For each matrix of layer 0, in int4 with groups of 64: how far is what it returns off, of its own size, on the texts
+# that were not used for calibration?
 
 # %%
 seen, fresh = model.trace(calibration), model.trace(texts)
@@ -323,16 +325,17 @@ assert weight_errors[o_proj][2] > weight_errors[o_proj][0]
 assert max(concentration, key=concentration.get) == o_proj
 
 # %% [markdown]
-# GPTQ is best everywhere, and for `o_proj` it leaves less than half of the error, although its weights are *further* from
-# the original ones. The last column says why: the inputs of `o_proj` keep mostly to a few directions, so there are many
-# others into which errors can be moved and do no harm. AWQ gains little here. It is made for models in which a few channels
-# carry inputs far larger than the rest; this small model has hardly any.
+# GPTQ is best everywhere, and for `o_proj` it leaves less than half of the error, although its weights are *further*
+# from the original ones. The last column says why: the inputs of `o_proj` keep mostly to a few directions, so there are
+# many others into which errors can be moved and do no harm. AWQ gains little here. It is made for models in which a few
+# channels carry inputs far larger than the rest; this small model has hardly any.
 #
 # ## The whole model
 #
-# `quantize_model` takes the layers one after another, and calibrates each on what the already quantised layers before it
-# pass on. The embedding stays in 8 bits. *KL* is how far the distributions over the next token have moved from the
-# original's, in nats a token, *agreement* the share of the original's greedy tokens that the small model would write, too.
+# `quantize_model` takes the layers one after another, and calibrates each on what the already quantised layers before
+# it pass on. The embedding stays in 8 bits. *KL* is how far the distributions over the next token have moved from the
+# original's, in nats a token, *agreement* the share of the original's greedy tokens that the small model would write,
+# too.
 
 # %%
 rows = [measure("float32", model, model, texts)]  # 2,040 tokens to predict
@@ -356,8 +359,8 @@ assert max(row.perplexity for row in rows) < 1.1 * rows[0].perplexity and texts[
 
 # %% [markdown]
 # bfloat16 costs nothing at all here, since the bundled checkpoint is stored in it. In 8 bits the loss can hardly be
-# measured. In 4 bits, plain rounding is worst and GPTQ is best. The perplexities stand within a tenth of each
-# other: on 2,040 tokens, KL tells methods apart far better, since it compares whole distributions and not one token each.
+# measured. In 4 bits, plain rounding is worst and GPTQ is best. The perplexities stand within a tenth of each other: on
+# 2,040 tokens, KL tells methods apart far better, since it compares whole distributions and not one token each.
 #
 # The [experiments](experiments/README.md) did the same on Shakespeare's own texts, also with the real Gemma 3 270M:
 
@@ -393,11 +396,10 @@ assert real["int4, 64", "round"]["kl"] > 10 * kl["int4 round"]
 assert real["float8", "round"]["kl"] > real["int8", "round"]["kl"]
 
 # %% [markdown]
-# (The KL of the small model in bfloat16 is 0, which has no place on this axis; what else is missing was not measured.) The
-# real model loses over ten times as much by plain rounding: it was trained far longer, and has more to lose. There the
-# method decides. GPTQ loses less than a
-# third of what rounding loses, and AWQ, too, is now well ahead of rounding. Float8, 8 bits with an exponent in each, is
-# worse than 8-bit whole numbers with a scale a row.
+# (The KL of the small model in bfloat16 is 0, which has no place on this axis; what else is missing was not measured.)
+# The real model loses over ten times as much by plain rounding: it was trained far longer, and has more to lose. There
+# the method decides. GPTQ loses less than a third of what rounding loses, and AWQ, too, is now well ahead of rounding.
+# Float8, 8 bits with an exponent in each, is worse than 8-bit whole numbers with a scale a row.
 #
 # ## Is it faster?
 #
@@ -413,9 +415,9 @@ print("on the machine that made this page, the bundled model:", end=" ")
 print(", ".join(f"{name} {speed:,.0f} tokens a second" for name, speed in speeds.items()))
 
 # %% [markdown]
-# That is a bound, not a promise: the numbers have to be widened, too. The bundled model is so small that caches hold all
-# of it, so it has nothing to gain; and NumPy cannot multiply 4-bit numbers, but writes them out as floats first. Kernels
-# made for the purpose widen in registers, and can come near the bound. What holds everywhere is the memory.
+# That is a bound, not a promise: the numbers have to be widened, too. The bundled model is so small that caches hold
+# all of it, so it has nothing to gain; and NumPy cannot multiply 4-bit numbers, but writes them out as floats first.
+# Kernels made for the purpose widen in registers, and can come near the bound. What holds everywhere is the memory.
 #
 # ## Exercises
 #
@@ -451,8 +453,8 @@ def pack_halves(numbers):
 check(pack_halves, exercises.PACK)
 
 # %% [markdown]
-# **3.** Choose how far the 4-bit grid of each row reaches. The levels are $s \cdot \{-8, \dots, 7\}$, and the full grid has
-# $s = \max|w| / 7$. Of the shrinks 1.0, 0.95, ... 0.5, take for each row the one whose squared error is least.
+# **3.** Choose how far the 4-bit grid of each row reaches. The levels are $s \cdot \{-8, \dots, 7\}$, and the full grid
+# has $s = \max|w| / 7$. Of the shrinks 1.0, 0.95, ... 0.5, take for each row the one whose squared error is least.
 
 
 # %%

@@ -2,10 +2,10 @@
 # # 14. Pruning and healing
 #
 # After this you can take single weights, channels, heads or layers out of a model, say beforehand which of them matter,
-# and train what is left back into shape. About 15 minutes; running it all takes up to a minute, for the training. In the
-# [Gemma 2 report](https://arxiv.org/abs/2408.00118): tables 6 and 7, on small models that learn from a large one. The
-# report starts them from random weights; here they start as parts of the large one
-# ([Muralidharan et al.](https://arxiv.org/abs/2407.14679)).
+# and train what is left back into shape. About 15 minutes; running it all takes up to a minute, for the training. In
+# the [Gemma 2 report](https://arxiv.org/abs/2408.00118): tables 6 and 7, on small models that learn from a large one.
+# The report starts them from random weights; here they start as parts of the large one ([Muralidharan et
+# al.](https://arxiv.org/abs/2407.14679)).
 #
 # Before this: [13. Quantization](13_quantization.ipynb).
 
@@ -27,6 +27,7 @@ from gemma_np.compression.structured import (
     keep_layers,
     measure_importance,
 )
+from gemma_np.evaluation.memory import cache_bytes
 from gemma_np.model.feed_forward import feed_forward
 from gemma_np.storage import stored_bytes
 from gemma_np.training.data import draw_texts
@@ -48,9 +49,9 @@ print(f"{config.num_hidden_layers} layers, {config.intermediate_size} feed-forwa
 print(f"{config.num_key_value_heads} key-value heads (K) with {config.num_attention_heads} query heads (H)")
 
 # %% [markdown]
-# Quantization keeps all weights and stores each in fewer bits. Pruning leaves weights out. To see what that costs we need
-# texts, and none come with this package, so models write them: the bundled one those that show what is important, its
-# teacher others to measure with, which no model here has read or learned from.
+# Quantization keeps all weights and stores each in fewer bits. Pruning leaves weights out. To see what that costs we
+# need texts, and none come with this package, so models write them: the bundled one those that show what is important,
+# its teacher others to measure with, which no model here has read or learned from.
 
 # %%
 bos = np.full((8, 1), model.tokenizer.bos)
@@ -75,8 +76,8 @@ print(f"unpruned: perplexity {original['perplexity']:.1f}, KL {original['kl']:.3
 # ## Single weights: the small ones, or those that do little
 #
 # The simplest choice is *magnitude*: in each row of each matrix, set the weights nearest to zero to zero. But what a
-# weight adds to the output is its product with an input. A small weight on a large input may do more than a large weight on
-# an input that is always small. *Wanda* scores weights by both, for $W$ [out, in] and inputs $X$ [N, in]:
+# weight adds to the output is its product with an input. A small weight on a large input may do more than a large
+# weight on an input that is always small. *Wanda* scores weights by both, for $W$ [out, in] and inputs $X$ [N, in]:
 #
 # $$\mathrm{score}_{rc} = |W_{rc}| \cdot \sqrt{\textstyle\sum_n X_{nc}^2}$$
 
@@ -135,14 +136,14 @@ assert single["magnitude"][0]["perplexity"] < 1.02 * original["perplexity"]
 assert single["wanda"][3]["perplexity"] > 1.2 * original["perplexity"]
 
 # %% [markdown]
-# A tenth of the weights costs hardly anything, and half of them a lot: a million parameters have little to spare. From a
-# quarter on, Wanda is closer to the original (KL) than magnitude, though not by much. On a real model, further down,
+# A tenth of the weights costs hardly anything, and half of them a lot: a million parameters have little to spare. From
+# a quarter on, Wanda is closer to the original (KL) than magnitude, though not by much. On a real model, further down,
 # it is a different matter.
 #
 # ## 2:4, and what really gets smaller
 #
-# Zeros in any places do not make a matrix product faster: the processor multiplies with them like with any number. Sparse
-# tensor cores of GPUs can skip them if they come in a fixed pattern: two in each four neighbours, *2:4*.
+# Zeros in any places do not make a matrix product faster: the processor multiplies with them like with any number.
+# Sparse tensor cores of GPUs can skip them if they come in a fixed pattern: two in each four neighbours, *2:4*.
 
 # %%
 lines(two_of_four, "fours = ", "np.put_along_axis")
@@ -206,13 +207,13 @@ lines(keep_groups, "keys = ", "queries = ", "q_proj", "k_proj", "v_proj", "o_pro
 # %% [markdown]
 # ## What is important
 #
-# A channel is worth what it adds to the output on real inputs. Over all tokens that is, as a sum of squares, its summand
-# above:
+# A channel is worth what it adds to the output on real inputs. Over all tokens that is, as a sum of squares, its
+# summand above:
 #
 # $$\mathrm{importance}_j = \sum_t h_{tj}^2 \cdot \lVert W^{\mathrm{down}}_{:j} \rVert^2$$
 #
-# Groups are measured in the same way, with $W^o$ in the place of $W^{\mathrm{down}}$. For a layer, the question is how far
-# it turns the residual stream: 1 minus the cosine between what goes in and what comes out.
+# Groups are measured in the same way, with $W^o$ in the place of $W^{\mathrm{down}}$. For a layer, the question is how
+# far it turns the residual stream: 1 minus the cosine between what goes in and what comes out.
 
 # %%
 lines(measure_importance, "layers.append", "channels.append", "groups.append")
@@ -228,7 +229,7 @@ panels[0].set_title("Feed-forward channels")
 panels[0].legend(frameon=True, framealpha=1, edgecolor="none", fontsize=9)
 
 dropped = [measured(drop_layers(model, [layer])) for layer in range(config.num_hidden_layers)]
-panels[1].bar([f"{layer}\n{kind.split('_')[0]}" for layer, kind in enumerate(config.layer_types)], importance.layers)
+panels[1].bar(range(config.num_hidden_layers), importance.layers)
 panels[1].set(xlabel="layer", ylabel="1 - cosine (importance)", title="Layers, with the KL if one is dropped")
 panels[1].set_ylim(0, 1.15 * importance.layers.max())
 for layer, row in enumerate(dropped):
@@ -245,10 +246,10 @@ assert np.array_equal(np.argsort([row["kl"] for row in dropped]), np.argsort(imp
 assert [kind == "sliding_attention" for kind in config.layer_types] == [True, False, True, False]
 
 # %% [markdown]
-# The better half of the channels holds between two thirds and nine tenths of the importance. And the layers that turn the
-# stream least are those that are missed least: here the last hurts least and the first most, in the very order that the
-# importance foretold from one pass over the texts. Does the order of channels matter, too? Half of them, chosen in three
-# ways:
+# The better half of the channels holds between two thirds and nine tenths of the importance. And the layers that turn
+# the stream least are those that are missed least: here the last hurts least and the first most, in the very order that
+# the importance foretold from one pass over the texts. Does the order of channels matter, too? Half of them, chosen in
+# three ways:
 
 # %%
 random = np.random.default_rng(0).random(importance.channels.shape)
@@ -257,19 +258,30 @@ halves = {name: measured(keep_channels(model, scores, 192))["kl"] for name, scor
 print(", ".join(f"{name}: KL {value:.2f}" for name, value in halves.items()))
 assert halves["important"] < 0.75 * halves["random"] and halves["random"] < halves["unimportant"]
 
+one_group = keep_groups(model, importance.groups, 1)
+of_groups = measured(one_group)["kl"]
+size, *left = (sum(weight.size for weight in gemma.weights.values()) for gemma in (model, smaller, one_group))
+print(f"half of the channels: {size - left[0]:,} weights less, KL {halves['important']:.2f}; ", end="")
+print(f"half of the groups: {size - left[1]:,} weights less, KL {of_groups:.2f}")
+assert 3 * (size - left[1]) == size - left[0] and of_groups > halves["important"] / 2
+assert cache_bytes(config, 256) == 2 * cache_bytes(one_group.config, 256)
+
 # %% [markdown]
+# Half of the key-value groups are a third as many weights as half of the channels, and cost more than half as much.
+# They save memory in another place, too: the cache of [tutorial 9](09_cache_and_generation.ipynb) is half as large.
+#
 # ## Layers, in their pattern
 #
-# Local and global layers take turns, and many implementations tell them apart by their number alone. Whoever drops layer 0
-# turns the pattern round for them. `choose_layers` looks for the greatest total importance among the choices that keep it.
-# With made-up importances, of which layer 1's is the least:
+# Local and global layers take turns, and many implementations tell them apart by their number alone. Whoever drops
+# layer 0 turns the pattern round for them. `choose_layers` looks for the greatest total importance among the choices
+# that keep it. With made-up importances, of which layer 1's is the least:
 
 # %%
 made_up = np.array([0.4, 0.1, 0.3, 0.2])
 for keep in (3, 2):
     chosen = choose_layers(made_up, config, keep)
     kinds = keep_layers(model, chosen).config.layer_types
-    print(f"{keep} layers: {chosen}", [kind.split("_")[0] for kind in kinds])
+    print(f"{keep} layers: {chosen}", ["local" if kind == "sliding_attention" else "global" for kind in kinds])
 assert choose_layers(made_up, config, 3) == [0, 1, 2] and choose_layers(made_up, config, 2) == [0, 3]
 
 # %% [markdown]
@@ -278,9 +290,10 @@ assert choose_layers(made_up, config, 3) == [0, 1, 2] and choose_layers(made_up,
 #
 # ## Healing
 #
-# What is left computes something else, but most of what was learned is still in it. A short training towards the unpruned
-# model brings much of it back: *distillation* ([tutorial 12](12_distillation.ipynb)), with the original as the teacher. The loss is the KL, whose
-# gradient is that of $-\sum P_T \log P_S$, and which would be 0 for the original itself. We heal three models:
+# What is left computes something else, but most of what was learned is still in it. A short training towards the
+# unpruned model brings much of it back: *distillation* ([tutorial 12](12_distillation.ipynb)), with the original as the
+# teacher. The loss is the KL, whose gradient is that of $-\sum P_T \log P_S$, and which would be 0 for the original
+# itself. We heal three models:
 #
 # - half of the channels, the important ones: a smaller model;
 # - 2:4 by Wanda: the zeros must not come back, so what training sees of the weights is multiplied by the mask of each;
@@ -290,8 +303,8 @@ assert choose_layers(made_up, config, 3) == [0, 1, 2] and choose_layers(made_up,
 lines(zeros_stay, "masks = ", "return")
 
 # %% [markdown]
-# The texts are again the original's own words, which every model can write for itself: 40,960 tokens, each read one
-# and a half times. With the texts that a model was trained on, one would heal on these.
+# The texts are again the original's own words, which every model can write for itself: 40,960 tokens, each read one and
+# a half times. With the texts that a model was trained on, one would heal on these.
 
 # %%
 own_words = write_on(
@@ -344,13 +357,14 @@ assert all((weight == 0).sum() >= weight.size // 2 for name, weight in healed["2
 assert recipe.steps * recipe.batch * recipe.length == 1.5 * own_words.size
 
 # %% [markdown]
-# In 60 steps both pruned models win back about half of their distance from the original,
-# or more, and the curves still fall. The model that starts at random is, after the same 60 steps, still more than four times as far away as the one that starts as half of the original. That is what pruning is
-# for: the small model need not learn again what the large one knows. The report's students, on trillions of tokens, can
-# afford to start from nothing.
+# In 60 steps both pruned models win back about half of their distance from the original, or more, and the curves still
+# fall. The model that starts at random is, after the same 60 steps, still more than four times as far away as the one
+# that starts as half of the original. That is what pruning is for: the small model need not learn again what the large
+# one knows. The report's students, on trillions of tokens, can afford to start from nothing. (The curves end lower than
+# the numbers below them: they are measured on the original's own words, the numbers on texts of another model.)
 #
-# Of the two, only the one with half of the channels is smaller in memory. The one of 2:4 came out nearer to the original,
-# and needs hardware that knows what to do with it.
+# Of the two, only the one with half of the channels is smaller in memory. The one of 2:4 came out nearer to the
+# original, and needs hardware that knows what to do with it.
 
 # %%
 assert after["2:4"]["kl"] < after["half of F"]["kl"]
@@ -361,8 +375,8 @@ assert sizes["half of F"] < 0.75 * sizes["2:4"]
 # %% [markdown]
 # ## The same on a real model
 #
-# The [experiments](experiments/README.md) pruned this model and the real Gemma 3 270M, and measured both on Shakespeare's
-# own texts, without healing:
+# The [experiments](experiments/README.md) pruned this model and the real Gemma 3 270M, and measured both on
+# Shakespeare's own texts, without healing:
 
 # %%
 results = json.loads(Path("experiments/sparsity_and_methods.json").read_text())
@@ -384,15 +398,15 @@ real = {row["method"]: row for row in results["gemma-3-270m"] if row["setting"] 
 for method, row in real.items():
     print(f"gemma-3-270m, a quarter by {method:10} KL {row['kl']:.2f}   perplexity {row['perplexity']:8.1f}")
 assert real["wanda"]["kl"] < real["magnitude"]["kl"] / 3
-for name, found in results.items():
+for found in results.values():
     quarter = {row["method"]: row["kl"] for row in found if row["setting"] == "25%"}
     assert max(quarter, key=quarter.get) == "layers"
 
 # %% [markdown]
-# (`float32` is the original; what is missing in the picture was not measured yet.) On the real model, looking at the inputs
-# pays: a quarter of the weights chosen by Wanda costs less than a third of what it costs chosen by size. Whole layers cost
-# most, in both models. All in one command, with a table after each step: `gemma-np compress texts/ --prune ffn=192 --distill 2000
-# --quantize int4 -o smaller`.
+# (`float32` is the original; what is missing in the picture was not measured yet.) On the real model, looking at the
+# inputs pays: a quarter of the weights chosen by Wanda costs less than a third of what it costs chosen by size. Whole
+# layers cost most, in both models. All in one command, with a table after each step:
+# `gemma-np compress texts/ --prune ffn=192 --distill 2000 --quantize int4 -o smaller`.
 #
 # ## Exercises
 #
@@ -450,8 +464,8 @@ check(keep_important, exercises.KEEP_CHANNELS)
 # - [gemma_np/compression/pruning.py](../gemma_np/compression/pruning.py) and
 #   [structured.py](../gemma_np/compression/structured.py): single weights, and whole parts.
 # - [gemma_np/compression/pipeline.py](../gemma_np/compression/pipeline.py): prune, heal, quantize, measured after each.
-# - Sun et al., [Wanda](https://arxiv.org/abs/2306.11695); Mishra et al., [2:4](https://arxiv.org/abs/2104.08378);
-#   Men et al., [ShortGPT](https://arxiv.org/abs/2403.03853), on layers; Muralidharan et al.,
-#   [Compact Language Models via Pruning and Knowledge Distillation](https://arxiv.org/abs/2407.14679).
+# - Sun et al., [Wanda](https://arxiv.org/abs/2306.11695); Mishra et al., [2:4](https://arxiv.org/abs/2104.08378); Men
+#   et al., [ShortGPT](https://arxiv.org/abs/2403.03853), on layers; Muralidharan et al., [Compact Language Models via
+#   Pruning and Knowledge Distillation](https://arxiv.org/abs/2407.14679).
 #
 # Next: [15. Gemma 1, 2 and 3](15_gemma_1_2_and_3.ipynb).
