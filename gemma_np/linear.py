@@ -4,8 +4,10 @@ A stored one is widened a few rows at a time, on all cores: the whole matrix is 
 """
 
 import os
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from typing import Any
 
 import numpy as np
 
@@ -86,10 +88,7 @@ def _product_by_tiles(x: np.ndarray, weight: Stored) -> np.ndarray:
 
     cores = os.cpu_count() or 1
     shares = _tiles(weight.shape, max(size, -(-weight.shape[0] // cores) * weight.shape[1]))
-    if len(shares) == 1:
-        multiply(shares[0])
-    else:
-        list(threads().map(multiply, shares))
+    on_all_cores(multiply, shares)
     return y
 
 
@@ -99,7 +98,15 @@ def _tiles(shape: tuple[int, ...], size: int) -> list[tuple[int, int]]:
     return [(start, min(start + rows, shape[0])) for start in range(0, shape[0], rows)]
 
 
+def on_all_cores(work: Callable[[Any], object], parts: Sequence[Any]) -> None:
+    """Do the work on each part, side by side, as NumPy lets threads; on a single core, as in a browser, in turn."""
+    if len(parts) == 1 or os.cpu_count() in (1, None):
+        for part in parts:
+            work(part)
+    else:
+        list(_threads().map(work, parts))
+
+
 @cache
-def threads() -> ThreadPoolExecutor:
-    """One thread for each core: NumPy lets them work side by side."""
+def _threads() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="gemma_np")

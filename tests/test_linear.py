@@ -1,5 +1,7 @@
 """The product with a weight, however it is stored."""
 
+import os
+import threading
 import tracemalloc
 
 import numpy as np
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 import gemma_np.linear
 from gemma_np import Gemma
 from gemma_np.compression.quantization import Scheme, quantize
-from gemma_np.linear import integer_product, integer_sums, linear, round_to_int8
+from gemma_np.linear import integer_product, integer_sums, linear, on_all_cores, round_to_int8
 from gemma_np.model.kv_cache import KVCache
 from gemma_np.model.transformer import transformer
 from gemma_np.storage import Int8, dequantize
@@ -110,3 +112,13 @@ def test_a_whole_model_of_stored_weights(scheme):
     parts = [transformer(ids[:, start : start + 5], weights, model.config, cache) for start in (0, 5, 10)]
     assert_close(np.concatenate(parts, axis=1), transformer(ids, weights, model.config), "model")
     assert stored.generate("The ships", max_new_tokens=20) == stored.widened().generate("The ships", max_new_tokens=20)
+
+
+@pytest.mark.parametrize("cores", [None, 1, 2])
+def test_work_is_shared_by_the_cores_and_one_core_starts_no_thread(cores, monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    on = {}
+    on_all_cores(lambda part: on.setdefault(part, threading.current_thread()), range(9))
+    assert list(on) == list(range(9)) or cores == 2
+    assert sorted(on) == list(range(9))
+    assert all((thread is threading.main_thread()) == (cores != 2) for thread in on.values())

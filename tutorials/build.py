@@ -7,6 +7,7 @@ Needs pip install "gemma-np[tutorials]".
 """
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -36,9 +37,10 @@ def read(source: Path) -> nbformat.NotebookNode:
 
 
 def run(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """Run every cell in order. Raises CellExecutionError for the first that fails."""
+    """Run every cell in order, without progress bars. Raises CellExecutionError for the first that fails."""
     where = {"metadata": {"path": str(TUTORIALS)}}
-    return NotebookClient(notebook, timeout=600, resources=where, record_timing=False).execute()
+    client = NotebookClient(notebook, timeout=600, resources=where, record_timing=False)
+    return client.execute(env={**os.environ, "TQDM_DISABLE": "1"})
 
 
 def notebook_of(source: Path) -> Path:

@@ -2,7 +2,7 @@
 
 Each step leaves a checkpoint folder behind; one that is there is not made again.
 
-Source: Muralidharan et al., arXiv 2407.14679 (pruning and distillation); Gemma 2 report, section 3.1.
+Source: Muralidharan et al., arXiv 2407.14679 (pruning and distillation); Gemma 2 report, section 3.
 """
 
 import json

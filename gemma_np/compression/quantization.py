@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from gemma_np.errors import GemmaError
-from gemma_np.linear import threads
+from gemma_np.linear import on_all_cores
 from gemma_np.storage import (
     INT4_LEVELS,
     INT4_ZERO,
@@ -178,5 +178,5 @@ def _by_rows(of_rows: Callable[[slice], Stored], shape: tuple[int, ...]) -> Stor
         for name, array in arrays.items():
             array[rows] = getattr(part, name)
 
-    list(threads().map(fill, blocks))
+    on_all_cores(fill, blocks)
     return type(sample)(**arrays)

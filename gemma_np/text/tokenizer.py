@@ -1,6 +1,6 @@
 """Text to token ids and back, on the sentencepiece library.
 
-Source: Gemma 2 report, section 2 (SentencePiece with split digits, preserved whitespace and byte-level encodings)
+Source: Gemma 2 report, section 3 (SentencePiece with split digits, preserved whitespace and byte-level encodings)
 and table 4 (the control pieces).
 """
 

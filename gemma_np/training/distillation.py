@@ -3,8 +3,8 @@
 The teacher answers live (`from_teacher`), or answered before and was stored (`targets.py`). The texts are given ones,
 or the student's own (`on_policy`), where it learns what to make of its own mistakes.
 
-Source: Gemma 2 report, section 3.1 and tables 6 and 7, and section 4 for the student's own texts; Hinton et al.,
-arXiv 1503.02531; Agarwal et al., arXiv 2306.13649 (on-policy).
+Source: Gemma 2 report, section 3 (Knowledge Distillation), tables 6 and 7, and section 4 for the student's own texts;
+Hinton et al., arXiv 1503.02531; Agarwal et al., arXiv 2306.13649 (on-policy).
 """
 
 import zlib

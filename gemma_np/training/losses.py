@@ -4,8 +4,8 @@ Every loss here works position by position: it returns the loss of each, in nats
 loss with respect to that position's logits. `mean` makes one number of them. All are stable for logits of any size,
 since only differences of logits are ever exponentiated.
 
-Source: Gemma 2 report, section 3.1 (distillation: minimise -sum_x P_T(x) log P_S(x)); Hinton et al., arXiv 1503.02531,
-for the temperature; Agarwal et al., arXiv 2306.13649, for the divergences between the two.
+Source: Gemma 2 report, section 3 (Knowledge Distillation: minimise -sum_x P_T(x) log P_S(x)); Hinton et al., arXiv
+1503.02531, for the temperature; Agarwal et al., arXiv 2306.13649, for the divergences between the two.
 """
 
 import math

@@ -4,8 +4,8 @@ A whole distribution is V numbers a token; its k likeliest and the mass of the r
 safetensors files of up to 256 texts each: ids [n, T + 1], top [n, T, k] and probs [n, T, k] in float16. Each file is
 written whole or not at all, so that a run that was stopped goes on with the first that is missing.
 
-Source: Gemma 2 report, section 3.1 (distillation). The Gemma 3 report, arXiv 2503.19786, section 2.2, likewise keeps a
-part of the teacher's vocabulary: 256 tokens at each position.
+Source: Gemma 2 report, section 3 (Knowledge Distillation). The Gemma 3 report, arXiv 2503.19786, section 2.2, likewise
+keeps a part of the teacher's vocabulary: 256 tokens at each position.
 """
 
 import json

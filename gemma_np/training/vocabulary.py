@@ -1,6 +1,6 @@
 """A tokenizer of one's own, trained with sentencepiece the way Gemma's was.
 
-Source: Gemma 2 report, section 2: SentencePiece with split digits, preserved whitespace, byte-level encodings; Gemma 1
+Source: Gemma 2 report, section 3: SentencePiece with split digits, preserved whitespace, byte-level encodings; Gemma 1
 report (arXiv 2403.08295), section 3.3. The special pieces stand where they stand in Gemma 1 and 2.
 """
 

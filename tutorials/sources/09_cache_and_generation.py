@@ -271,7 +271,7 @@ dot, matrix_vector, matrix_matrix, *products = fastest(works)
 rates = [2 * count * W.size / took for count, took in zip(counts, products, strict=True)]  # flop/s
 bandwidth = W.nbytes / min(dot, matrix_vector, products[0])
 peak = max(2 * len(square) ** 3 / matrix_matrix, *rates)
-print(f"bandwidth {bandwidth / 1e9:.1f} GB/s, peak {peak / 1e9:.0f} Gflop/s")
+print(f"bandwidth {bandwidth / 1e9:.1f} GB/s, peak {peak / 1e9:.1f} Gflop/s")
 print(f"so each byte read leaves time for {peak / bandwidth:.1f} flops")
 
 # %%

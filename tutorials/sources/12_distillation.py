@@ -3,7 +3,7 @@
 #
 # After this you can train a student towards a teacher's distribution instead of the one token that came, say why that
 # teaches more, and say when it does not. About 15 minutes; the notebook itself takes up to a minute to run. In the
-# [Gemma 2 report](https://arxiv.org/abs/2408.00118): section 3.1, "Knowledge Distillation", and tables 6 and 7. The 2B
+# [Gemma 2 report](https://arxiv.org/abs/2408.00118): section 3, "Knowledge Distillation", and tables 6 and 7. The 2B
 # and the 9B were trained in this way.
 #
 # Before this: [11. Training a tiny Gemma](11_training_a_tiny_gemma.ipynb).
