@@ -8,10 +8,8 @@ registry: the tutorials themselves run only where the network of its own distrib
 import hashlib
 import importlib.util
 import json
-import shutil
 import subprocess
 import sys
-import tarfile
 import threading
 from contextlib import contextmanager
 from functools import partial
@@ -22,6 +20,8 @@ from urllib.error import URLError
 from urllib.request import urlopen
 
 import pytest
+
+from tests.chromium import CHROMIUM, QUIET
 
 pytestmark = pytest.mark.browser
 
@@ -44,8 +44,7 @@ def pyodide(build, tmp_path_factory):
     version = build.PYODIDE_CDN_URL.split("/v")[1].split("/")[0]
     folder = tmp_path_factory.mktemp("npm")
     fetch("npm", "pack", f"pyodide@{version}", cwd=folder)
-    with tarfile.open(folder / f"pyodide-{version}.tgz") as archive:
-        archive.extractall(folder, filter="data")
+    fetch("tar", "-xzf", f"pyodide-{version}.tgz", cwd=folder)
     folder = folder / "package"
     lock = json.loads((folder / "pyodide-lock.json").read_text())
     packages = lock["packages"]
@@ -110,10 +109,8 @@ class served:
 def browser():
     from playwright.sync_api import sync_playwright
 
-    chromium = shutil.which("chromium") or shutil.which("google-chrome")  # None: the one that playwright installs
-    quiet = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=quiet)
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
         yield browser
         browser.close()
 
