@@ -19,7 +19,7 @@ from gemma_np.errors import GemmaError
 from gemma_np.gemma import DEFAULT, DTYPES
 from gemma_np.training.run_state import Recipe
 
-MODEL_HELP = "a checkpoint folder, a .gguf file, a hub id such as google/gemma-2-2b-it, or a name from gemma-np models"
+MODEL_HELP = "a checkpoint folder, a .gguf file, a hub id such as google/gemma-2-2b-it, or a bundled model's name"
 
 TEXT_HELP = "a text file, or a folder of .txt files; one file is one document"
 

@@ -38,6 +38,8 @@ def chat(options: argparse.Namespace) -> None:
     model = _load(options)
     messages: list[dict[str, str]] = []
     interactive = sys.stdin.isatty()
+    if options.model in BUNDLED:
+        print(f"{options.model} has only read plays; google/gemma-2-2b-it, say, has learned to answer", file=sys.stderr)
     if interactive:
         print("One line is one turn; Ctrl-D ends.", file=sys.stderr)
     while True:
@@ -57,7 +59,8 @@ def perplexity(options: argparse.Namespace) -> None:
     try:
         text = sys.stdin.read() if options.file == "-" else Path(options.file).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise GemmaError(f"{options.file}: {error}, expected a text file in UTF-8") from None
+        what = getattr(error, "strerror", None) or error
+        raise GemmaError(f"{options.file}: {what}, expected a text file in UTF-8") from None
     loss = load(options.model, options.dtype).text_loss(text, options.context, options.stride)
     print(f"perplexity      {loss.perplexity:.4f}")
     print(f"bits per token  {loss.bits_per_token:.4f}")
@@ -122,13 +125,13 @@ def describe(config: GemmaConfig) -> Iterable[str]:
     for part, count in (parts | {"total": total}).items():
         yield f"  {part:24}{count:>16,}{count / total:8.1%}"
 
-    yield "\nmemory to write text     weights     + 1,000 tokens     + 8,000 tokens"
+    lengths = sorted({min(length, config.max_position_embeddings) for length in (1000, 8000)})
+    yield f"\n{'memory to write text':24}{'weights':>14}" + "".join(f"{f'+ {n:,} tokens':>19}" for n in lengths)
     for storage in STORAGE:
         weights = weight_bytes(config, storage)
-        lengths = (min(length, config.max_position_embeddings) for length in (1000, 8000))
         with_text = (weights + cache_bytes(config, n, storage) + work_bytes(config, n, storage) for n in lengths)
         yield f"  {storage:24}{_size(weights):>12}" + "".join(f"{_size(total):>19}" for total in with_text)
-    yield "  of that the cache," + f"{_size(cache_bytes(config, 1000)):>35}{_size(cache_bytes(config, 8000)):>19}"
+    yield f"{'  of that the cache,':38}" + "".join(f"{_size(cache_bytes(config, n)):>19}" for n in lengths)
     yield "  and a quarter of it with --int8-cache"
 
 

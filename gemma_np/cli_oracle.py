@@ -103,6 +103,8 @@ def _prompt(options: argparse.Namespace, model: Gemma) -> list[int]:
         return read_ids(options.ids)
     if model.tokenizer is None:
         raise GemmaError("--prompt: the checkpoint has no tokenizer.model, expected --ids")
+    if not options.prompt:
+        raise GemmaError("--prompt: empty, expected some text")
     return model.tokenizer.encode(options.prompt)
 
 

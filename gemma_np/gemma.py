@@ -71,6 +71,8 @@ def find(name_or_path: str | Path) -> Path:
         return path
     if path.exists():
         raise GemmaError(f"{path}: a file, expected a .gguf file, a checkpoint folder or a hub id")
+    if str(name_or_path) in RELEASED:
+        raise GemmaError(f"{path}: no such folder or file (gemma-np models lists the hub id of {path})")
     if not _HUB_ID.fullmatch(str(name_or_path)):
         raise GemmaError(f"{path}: no such folder or file (a hub id looks like google/gemma-2-2b-it)")
     return download(str(name_or_path))

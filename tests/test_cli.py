@@ -81,6 +81,13 @@ def test_info_counts_the_cache_by_hand(capsys):
     assert line.split()[-4:] == ["213.0", "MB", "1.29", "GB"]
 
 
+def test_info_of_a_short_context_has_no_longer_columns(capsys):
+    assert main(["info", "--model", "shakespeare-1m"]) == 0
+    out = capsys.readouterr().out
+    assert "+ 256 tokens" in out
+    assert "8,000" not in out
+
+
 def test_info_of_a_folder(checkpoint, capsys):
     assert main(["info", "--model", checkpoint]) == 0
     assert "2 local, 2 global" in capsys.readouterr().out
@@ -92,7 +99,7 @@ def test_models_lists_all(capsys):
     assert all(name in out for name in RELEASED)
 
 
-@pytest.mark.parametrize("command", ["generate", "chat", "perplexity", "info", "models"])
+@pytest.mark.parametrize("command", ["generate", "chat", "perplexity", "inspect", "info", "models"])
 def test_help_has_an_example(command, capsys):
     with pytest.raises(SystemExit) as exit:
         main([command, "--help"])
@@ -114,6 +121,12 @@ def test_help_has_an_example(command, capsys):
         (["perplexity", "--model", "FOLDER", "EMPTY"], "text: empty"),
         (["perplexity", "--model", "FOLDER", "BINARY"], "expected a text file in UTF-8"),
         (["generate", "--model", "BINARY", "a"], "expected a .gguf file, a checkpoint folder or a hub id"),
+        (["generate", "--model", "gemma-2-2b", "a"], "(gemma-np models lists the hub id of gemma-2-2b)"),
+        (["perplexity", "--model", "FOLDER", "no-such-file"], "no-such-file: No such file or directory, expected"),
+        (["trace", "--model", "FOLDER", "--prompt", "", "-o", "EMPTY"], "--prompt: empty"),
+        (["inspect", "--model", "FOLDER", "a", "-o", ""], "a folder, expected a file to write"),
+        (["inspect", "--model", "FOLDER", "a", "-o", "FOLDER"], "a folder, expected a file to write"),
+        (["inspect", "--model", "FOLDER", "a", "-o", "nowhere/page.html"], "there is no folder nowhere to write it to"),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(arguments, message, checkpoint, tmp_path, capsys):

@@ -40,7 +40,7 @@ def _write(model: Gemma, kind: str, path: Path) -> None:
     try:
         from gguf import GGMLQuantizationType, GGUFWriter
     except ImportError:
-        raise GemmaError(f'{path}: needs the gguf library, which pip install "gemma-np[gguf]" brings') from None
+        raise GemmaError('export-gguf: needs the gguf library, which pip install "gemma-np[gguf]" brings') from None
     from tqdm import tqdm
 
     types = {name: GGMLQuantizationType[name] for name in (kind, "F32")}
