@@ -4,12 +4,15 @@
 # Welcome: this is the first of sixteen short tutorials, after which you can write Google's Gemma 2 on your own. You need
 # Python and some linear algebra, and no knowledge of language models.
 #
-# To run it: `pip install "gemma-np[tutorials]"`, or, in a clone of the repository, `pip install -e ".[tutorials]"`; then
-# `jupyter lab tutorials`. Go through the cells from top to bottom with Shift-Enter.
+# To run it, in the root of a clone of the repository: `pip install -e ".[tutorials]"`, then
+# `jupyter lab --ServerApp.root_dir=. tutorials/01_tokens_and_embedding.ipynb`. Go through the cells from top to bottom
+# with Shift-Enter.
 #
 # After this you can turn a text into the vectors that Gemma reads, and a vector back into a score for every token; and
 # you can say why the vectors are multiplied by $\sqrt D$. About 15 minutes. In the
 # [Gemma 2 report](https://arxiv.org/abs/2408.00118): the paragraph "Tokenizer", and tables 1 and 2.
+#
+# Words and letters: [glossary](glossary.md).
 
 # %%
 import math
@@ -65,16 +68,17 @@ assert tokenizer.decode(ids) == text
 # %% [markdown]
 # Three things to see:
 #
-# - A space belongs to the piece behind it, and is shown as ▁. Nothing is thrown away, so that decoding gives the very same
-#   text back.
+# - A single space before a word belongs to the word's first piece, and is shown as ▁. Nothing is thrown away, so that
+#   decoding gives the very same text back.
 # - The common word "the" is one piece, "question" is three.
 # - `<bos>`, "beginning of sequence", comes first. It is one of the *control pieces*, which stand for no text. Every text that
 #   a Gemma reads begins with it, exactly once; to forget it is among the mistakes most often made.
 #
-# The lines that put it there, once even when the text has it already:
+# The lines that put it there, once even when the text has it already. (The loop finds the other control pieces, so that
+# each becomes its one id; the text between them goes to the sentencepiece library.)
 
 # %%
-lines(Tokenizer.encode, "def encode", "text = text", "ids = [", "return ids")
+lines(Tokenizer.encode)
 
 # %% [markdown]
 # ### Digits, spaces, and characters that the vocabulary lacks
@@ -135,7 +139,9 @@ assert x.shape == (len(ids), D)
 assert np.array_equal(x, model.trace(ids)["embedding"])
 
 # %% [markdown]
-# `lookup` is `E[ids]`, or the same for a matrix that is stored in fewer bits.
+# `lookup` is `E[ids]`, or the same for a matrix that is stored in fewer bits. `model.trace(ids)` runs the model and keeps
+# every array that it computed on the way, by name; here the one named "embedding" is compared. Below, and in the other
+# tutorials, what it returns is called `record`, so that `record["embedding"]` is that array.
 #
 # Do the rows mean anything? The cosine of two rows is 1 when they point in the same direction, and 0 when they have nothing
 # to do with each other:
@@ -218,11 +224,16 @@ somewhere = np.random.default_rng(0).standard_normal((1000, D))  # vectors that 
 print(f"rows of E: median root mean square {np.median(rms):.3f}; 1 / sqrt(D) = {1 / math.sqrt(D):.3f}")
 print(f"logits of random vectors: standard deviation {unembed(somewhere, E).std():.2f}")
 assert 0.8 < np.median(rms) * math.sqrt(D) < 1.25
-assert 0.8 < unembed(somewhere, E).std() < 1.5
+assert np.median(rms) * math.sqrt(D) < unembed(somewhere, E).std() < 1.5
+np.testing.assert_allclose(unembed(somewhere, E).std(), math.sqrt(D) * np.sqrt(np.mean(E**2)), rtol=0.05)
 
 # %% [markdown]
+# It is. (The standard deviation is somewhat more than $\sqrt D$ times the median row: it is $\sqrt D$ times the root mean
+# square of all rows together, and the mean square counts the large rows more.)
+#
 # As the start of the model such rows would be too small. Each layer *adds* what it finds to the vector, and it adds numbers
-# of order 1. A row of 0.1 would drown in the first layer: the model would hardly know any more which token it is reading.
+# of order 1, since a norm stands after each of its two halves, attention and feed-forward, and brings what they write to
+# about that size (tutorials [2](02_rms_norm.ipynb) and [7](07_geglu_and_the_block.ipynb)). A row of 0.1 would drown in the first layer: the model would hardly know any more which token it is reading.
 # Multiplied by $\sqrt D$, the row is as large as what is added.
 
 # %%
@@ -251,8 +262,12 @@ assert 0.5 < sizes["attention adds"].mean() / sizes["times sqrt(D)"].mean() < 2
 
 # %% [markdown]
 # Both of the possible mistakes, no scale and the scale twice, have been made when Gemma was written anew, and there is no
-# error message for them. The catalogue of mistakes in this package can plant them. *Perplexity* says between how many tokens the
-# model hesitates on average; less is better.
+# error message for them. This package has a catalogue of such mistakes. `planted` puts one into the model for as long as its
+# `with` lasts; the list says how many tokens the model reads at once.
+#
+# *Perplexity* says between how many tokens the model hesitates on average; less is better. Whoever guesses evenly among
+# all V = 2,048 pieces has a perplexity of 2,048. One above that is worse than guessing: the model is sure of the wrong
+# token.
 
 # %%
 print(f"right: perplexity {model.perplexity(text):,.0f}")
@@ -262,8 +277,11 @@ for mistake in CATALOGUE:
             wrong = model.perplexity(text)
         print(f"{mistake.instead}: perplexity {wrong:,.0f}")
         assert wrong > 5 * model.perplexity(text)
+        assert (wrong > V) == (mistake.id == "embed-scale-twice") and V == 2048
 
 # %% [markdown]
+# Without the scale the model is much worse; with the scale twice it would do better to guess.
+#
 # ## How large the embedding is
 #
 # Gemma's vocabulary is large, since it was made for many languages, and it is the same for all sizes of the model. In a small

@@ -7,6 +7,7 @@
 # [Zhang and Sennrich](https://arxiv.org/abs/1910.07467).
 #
 # Before this: [1. Tokens and the embedding](01_tokens_and_embedding.ipynb).
+# Words and letters: [glossary](glossary.md).
 
 # %%
 import math
@@ -31,8 +32,11 @@ print(f"T = {len(ids)} tokens, D = {model.config.hidden_size} channels, {model.c
 # %% [markdown]
 # ## The trouble: the residual stream grows
 #
-# Each layer adds to the residual stream, and nothing takes anything away. Here is how large its vectors [T, D] are after
-# each layer of the bundled model, as a root mean square over the D channels.
+# Each token has one vector of D channels that runs through the whole model: it begins as the token's embedding, and each
+# layer reads it and adds to it what it has found. These vectors, [T, D] for a text, are called the *residual stream*.
+# Nothing scales them down again. Here is how large they are after each layer of the bundled model, as a root mean
+# square over the D channels. (`record` has what `model.trace(ids)` kept, as in tutorial 1; `resid_post` is the stream
+# after a layer.)
 
 # %%
 layers = range(model.config.num_hidden_layers)
@@ -82,7 +86,8 @@ rms_norm(np.array([3.0, 4.0]), weight=np.zeros(2), eps=model.config.rms_norm_eps
 #
 # With $w = 0$ every vector lands on a sphere of radius $\sqrt D$: the direction is kept, the length is lost. So a vector
 # and a hundred times that vector give the same. Unlike LayerNorm it does not subtract the mean, so that a constant added
-# to all channels does change what comes out.
+# to all channels does change what comes out. Here it is tried with `resid_mid`, the stream in the middle of a layer:
+# attention has added to it, the feed-forward has not.
 
 # %%
 x = record["layers.3.resid_mid"]  # [T, D]
@@ -97,10 +102,14 @@ assert np.abs(rms_norm(x + 1, np.zeros(x.shape[-1]), eps=1e-6) - plain).max() > 
 # %% [markdown]
 # ## Why 1 + w
 #
-# The weight lets each channel be louder or quieter again. Gemma stores how far that is from 1: a weight of zero leaves
-# the norm alone, so a model starts from $w = 0$, and weight decay, which pulls weights to zero, pulls each channel towards
-# "leave it as it is" and not towards "silence it". These are the weights that the bundled model has learned, for the four
-# norms around each layer:
+# The weight lets each channel be louder or quieter again. Gemma stores how far that is from 1: a weight of zero means
+# "leave the channel as it is" and not "silence it", and a model starts from $w = 0$. Weight decay, which pulls weights to
+# zero in training ([tutorial 11](11_training_a_tiny_gemma.ipynb)), would pull towards the former where norms are decayed;
+# here they are not, only matrices are.
+#
+# These are the weights that the bundled model has learned. Each layer has four norms: attention and the feed-forward
+# each have one before, for what they read from the stream (`input`, `pre_feedforward`), and one after, for what they write
+# to it (`post_attention`, `post_feedforward`). [Tutorial 7](07_geglu_and_the_block.ipynb) puts them together.
 
 # %%
 norms = ("input", "post_attention", "pre_feedforward", "post_feedforward")
@@ -120,7 +129,9 @@ assert learned.min() > -1 and learned.max() < 1
 # %% [markdown]
 # All the $w$ stayed between -1 and 1, though nothing forces them to. Leaving out the 1 is among the mistakes most often
 # made when Gemma is written anew; adding it twice is another, since GGUF files store $1 + w$ already. How much does the
-# first one hurt? The oracle's catalogue has it, and can plant it in the model:
+# first one hurt? The package's catalogue of mistakes has it. (It belongs to the *oracle*, the part that finds what is
+# wrong with a port; [tutorial 16](16_finding_the_bug.ipynb).) As in tutorial 1, `planted([mistake], config, [length])`
+# puts it into the model while the `with` lasts; the length says how many tokens are read at once.
 
 # %%
 [mistake] = (mistake for mistake in CATALOGUE if mistake.id == "norm-no-plus1")
@@ -129,9 +140,12 @@ right = model.perplexity(text)
 with planted([mistake], model.config, [len(ids)]):
     wrong = model.perplexity(text)
 print(f"{mistake.instead}: perplexity {wrong:.0f}, where it is {right:.0f}")
-assert wrong > 5 * right
+assert wrong > model.config.vocab_size == 2048 and wrong > 5 * right
 
 # %% [markdown]
+# Guessing evenly among all 2,048 tokens would have a perplexity of 2,048. This is worse: the model is sure of the wrong
+# token.
+#
 # ## Exercises
 #
 # Replace `...` with your code and run the cell: it says what is wrong, in words.

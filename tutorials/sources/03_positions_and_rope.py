@@ -6,6 +6,7 @@
 # "Rotary Position Embeddings (RoPE)", from [Su et al.](https://arxiv.org/abs/2104.09864).
 #
 # Before this: [2. RMSNorm, and why 1 + w](02_rms_norm.ipynb).
+# Words and letters: [glossary](glossary.md).
 
 # %%
 import math

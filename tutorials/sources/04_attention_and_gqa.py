@@ -7,6 +7,7 @@
 # [Ainslie et al.](https://arxiv.org/abs/2305.13245).
 #
 # Before this: [3. Positions and RoPE](03_positions_and_rope.ipynb).
+# Words and letters: [glossary](glossary.md).
 
 # %%
 import json
@@ -61,8 +62,9 @@ print(f"perplexity {together:.0f}; {alone:.0f} where each token sees itself alon
 assert alone > 2 * together
 
 # %% [markdown]
-# Perplexity says between how many tokens the model hesitates, on the mean. Alone, it hesitates between more than twice
-# as many.
+# Perplexity says between how many tokens the model hesitates, on average. Alone, it hesitates between more than twice
+# as many. (This model learned with attention and was blinded afterwards. A model that never had any would have learned
+# to do without, and could do better than that.)
 #
 # ## One head: ask, compare, mix
 #
@@ -78,7 +80,7 @@ assert alone > 2 * together
 # \mathrm{mixed} = \mathrm{probs} \; v \ [T, h]$$
 #
 # The score of a query and a key is their dot product: large where they point the same way. Softmax,
-# $e^{x_j} / \sum_j e^{x_j}$ along each row, makes of a row of scores shares that sum to 1. And each token receives
+# $e^{x_j} / \sum_i e^{x_i}$ along each row, makes of a row of scores shares that sum to 1. And each token receives
 # that mixture of values.
 
 # %%
@@ -273,14 +275,16 @@ np.testing.assert_allclose(with_mha, 2 * np.array(with_gqa))
 
 # %% [markdown]
 # Half, at every size. What does it cost? Table 8 of the report has a 9B trained both ways: 50.3 with MHA, 50.8 with
-# GQA, on the mean of four benchmarks, which is no difference that matters. In
+# GQA, on average over four benchmarks, which is no difference that matters. In
 # [tutorials/experiments](experiments/README.md#table-8-gqa-against-mha) the same is tried with models of the size of
 # the bundled one, three seeds each; the loss, in nats a token, is lower where it is better:
 
 # %%
 gqa, mha = json.loads(Path("experiments/gqa_against_mha.json").read_text())["rows"]
 for result in (gqa, mha):
-    print(f"{result['label']:28} {result['mean']:.3f} ± {result['spread']:.3f}   {result['parameters']:,} parameters")
+    print(
+        f"{result['label'] + ':':29} {result['mean']:.3f} ± {result['spread']:.3f}   {result['parameters']:,} parameters"
+    )
 assert abs(gqa["mean"] - mha["mean"]) < min(gqa["spread"], mha["spread"])
 assert gqa["parameters"] < mha["parameters"]
 

@@ -7,6 +7,7 @@
 # window is from [Longformer](https://arxiv.org/abs/2004.05150).
 #
 # Before this: [4. Attention, and heads that share their keys](04_attention_and_gqa.ipynb).
+# Words and letters: [glossary](glossary.md).
 
 # %%
 import json
@@ -122,7 +123,7 @@ assert 0.01 < outside[1] < outside[3] < 0.1
 # gathered from theirs in layer 0. With local layers alone, each adds $W - 1$ positions. With a global layer among them,
 # one step reaches everything.
 #
-# Both can be tried: replace one token of the text, and see whether the vector of the *last* token has changed behind
+# Both can be tried: replace one token of the text, and see whether the vector of the *last* token has changed after
 # each layer, and how much.
 
 # %%

@@ -7,6 +7,7 @@
 # al.](https://arxiv.org/abs/1611.09940).
 #
 # Before this: [5. Local and global layers](05_local_and_global_layers.ipynb).
+# Words and letters: [glossary](glossary.md).
 
 # %%
 import matplotlib.pyplot as plt
@@ -171,7 +172,7 @@ lines(output_logits, 'tape("logits"', "final_logit_softcapping:", "soft_cap(logi
 # %% [markdown]
 # ## What the caps do to this model
 #
-# Here are all visible scores of the four layers, and all logits, as they are before the caps and behind them. Dotted
+# Here are all visible scores of the four layers, and all logits, as they are before the caps and after them. Dotted
 # lines are the caps.
 
 # %%
@@ -190,7 +191,7 @@ for panel, cap, raw, bent in (
 ):
     bins = np.linspace(-1.1 * cap, 1.1 * cap, 111)
     panel.hist(raw, bins, histtype="step", color="C0", label="before")
-    panel.hist(bent, bins, histtype="step", color="C1", label="behind the cap")
+    panel.hist(bent, bins, histtype="step", color="C1", label="after the cap")
     for bound in (-cap, cap):
         panel.axvline(bound, color="C6", linestyle=":")
     panel.set(yscale="log", ylabel="how many")

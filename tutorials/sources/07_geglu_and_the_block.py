@@ -8,6 +8,7 @@
 # [Shazeer](https://arxiv.org/abs/2002.05202).
 #
 # Before this: [6. Soft-capping](06_soft_capping.ipynb).
+# Words and letters: [glossary](glossary.md).
 
 # %%
 import matplotlib.pyplot as plt
@@ -182,7 +183,7 @@ assert share > 0.85 and alike > 0.7 and apart < 0.3
 #
 # ## The block
 #
-# A layer is two such halves, each with a norm before it and a norm behind it. For the stream $x$ [T, D]:
+# A layer is two such halves, each with a norm before it and a norm after it. For the stream $x$ [T, D]:
 #
 # $$m = x + \mathrm{norm}_2(\mathrm{attention}(\mathrm{norm}_1(x))) \qquad
 # x' = m + \mathrm{norm}_4(\mathrm{feedforward}(\mathrm{norm}_3(m)))$$
@@ -191,7 +192,7 @@ assert share > 0.85 and alike > 0.7 and apart < 0.3
 # for the norms 1 to 4.
 
 # %%
-lines(block, "y = ", "x = ", "return tape")
+lines(block, "y = ", "if config", "x = ", "return tape")
 
 # %% [markdown]
 # The stream $x$ itself is never normalised, multiplied or replaced. It is only added to. So what leaves the last layer is
@@ -235,9 +236,9 @@ assert relative[0] > relative[-1]
 # ## Why a norm on both sides
 #
 # The norm before a half (pre-norm) brings what is read to one size; [tutorial 2](02_rms_norm.ipynb) showed why. The norm
-# behind it (post-norm) does the same for what is written. Without it, how much a half adds depends on how large its
+# after it (post-norm) does the same for what is written. Without it, how much a half adds depends on how large its
 # matrices happen to be, and in training it may grow from step to step. With it, the size of what is added is set by one
-# learned vector, $1 + w$, and hardly by anything else. Here is the range over the tokens before and behind the norm:
+# learned vector, $1 + w$, and hardly by anything else. Here is the range over the tokens before and after the norm:
 
 # %%
 for layer in (0, 3):

@@ -6,6 +6,7 @@
 # of table 1, and the parameter counts of table 2.
 #
 # Before this: [7. GeGLU, and the block](07_geglu_and_the_block.ipynb).
+# Words and letters: [glossary](glossary.md).
 
 # %%
 import matplotlib.pyplot as plt
@@ -223,7 +224,7 @@ first_records = {}
 
 
 def until_layer_1(name, value):
-    """Keep what passes, and stop behind layer 1."""
+    """Keep what passes, and stop after layer 1."""
     first_records[name] = value
     if name == "layers.1.resid_post":
         raise Stop
@@ -306,9 +307,9 @@ assert back_one > 0.5 and by_half[0, 1] - whole > 1.5 and np.median(by_head) - w
 # %% [markdown]
 # Most heads are hardly missed, one by one: others know much the same. One stands out, head 1 of layer 2, and what it does
 # can be read off: it looks at the token just before. The halves of a layer are missed far more. The first feed-forward is
-# the hardest to do without, since all the layers behind it have learned to read what it writes.
+# the hardest to do without, since all the layers after it have learned to read what it writes.
 #
-# What was taken out of one line spreads from there: nothing before it is touched, and everything behind it is.
+# What was taken out of one line spreads from there: nothing before it is touched, and everything after it is.
 
 # %%
 changed = Record()

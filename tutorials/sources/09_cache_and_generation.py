@@ -7,6 +7,7 @@
 # "Grouped-Query Attention" and "Local Sliding Window and Global Attention", which both make this cheaper, and table 1.
 #
 # Before this: [8. The whole model](08_the_whole_model.ipynb).
+# Words and letters: [glossary](glossary.md).
 
 # %%
 import time
@@ -68,12 +69,12 @@ assert again > 30 * once
 # ## The formula
 #
 # For $T$ new tokens after $n$ that are in the cache, the keys [K, S, h] and values [K, S, h] are those in the cache and
-# the new ones behind them, $S = n + T$ on a global layer, and the new tokens have the positions $n, …, n + T - 1$:
+# the new ones after them, $S = n + T$ on a global layer, and the new tokens have the positions $n, …, n + T - 1$:
 #
 # $$\mathrm{keys} = [\mathrm{keys}_\mathrm{cache};\ \mathrm{rope}(k, n, …, n+T-1)] \qquad
-# \mathrm{probs}\,[H, T, S] = \mathrm{softmax}\big(\mathrm{mask}(\mathrm{cap}(q \cdot \mathrm{keys}^\top / s))\big)$$
+# \mathrm{probs}\,[H, T, S] = \mathrm{softmax}\big(\mathrm{mask}(\mathrm{cap}(q \cdot \mathrm{keys}^\top / \sqrt s))\big)$$
 #
-# The query scale is $s = \sqrt{\texttt{query\_pre\_attn\_scalar}}$. In the code:
+# As in tutorial 4, $s$ is `query_pre_attn_scalar`. In the code:
 
 # %%
 lines(attention, "start =", "positions =", "cos, sin =", "keys, values, key_positions", "mask =")
@@ -137,8 +138,8 @@ assert max(differences) < 1e-4
 # %% [markdown]
 # ## Two mistakes that show only in decoding
 #
-# A prompt's logits can be right to the last digit, and the text that follows still be nonsense. Two ways that people got
-# there: the position of each new token starts from zero again; or the mask takes a lone token, which is row 0 of its pass,
+# A prompt's logits can be right to the last digit, and the text that follows still be nonsense, or quietly worse. Two ways that
+# people got there: the position of each new token starts from zero again; or the mask takes a lone token, which is row 0 of its pass,
 # for the token at position 0, so that it sees `<bos>` alone. The catalogue plants each, as if the first 40 tokens were
 # the prompt and the others came one by one.
 
@@ -174,7 +175,7 @@ assert min(surprise[name][prompt:].mean() for name in list(surprise)[1:]) > surp
 # the model is sure, many where it is not. What is kept is divided by its sum.
 
 # %%
-lines(Sampling.distribution, "kept = min", "scaled =", "probs = np.exp", "probs /=", "before")
+lines(Sampling.distribution)
 
 # %%
 logits = model.logits(tokenizer.encode("I pray you, my"))[-1]  # [V]
@@ -315,9 +316,7 @@ for name in ("gemma-2-2b", "gemma-2-9b", "gemma-2-27b"):
     ]
     print(f"{name:12}" + "".join(f"{cell:>26}" for cell in cells))
 
-multiplications = sum(two_b.parameter_count().values())
-print(f"\nthe 2B multiplies {multiplications / 1e9:.2f} billion times a token (and some more in attention)")
-assert 3.99 < weight_bytes(two_b, "float32") / multiplications < 4.01
+assert 3.99 < weight_bytes(two_b, "float32") / sum(two_b.parameter_count().values()) < 4.01  # 4 bytes a weight
 assert 7 < weight_bytes(two_b, "float32") / weight_bytes(two_b, "int4, groups of 64") < 7.2
 
 # %% [markdown]
@@ -365,6 +364,8 @@ plt.show()
 
 # %% [markdown]
 # ## Exercises
+#
+# Replace `...` with your code and run the cell: it says what is wrong, in words.
 #
 # **1.** The loop that writes: prefill, then one token at a time, each the likeliest.
 

@@ -7,6 +7,7 @@
 # that is undone here, for the training of its section 3.
 #
 # Before this: [9. The cache, and writing text](09_cache_and_generation.ipynb).
+# Words and letters: [glossary](glossary.md).
 
 # %%
 import matplotlib.pyplot as plt
@@ -254,7 +255,7 @@ lines(per_group, "stacked")
 lines(sum_group, "left =", "right =", "return")
 
 # %%
-lines(attention_backward, "dprobs =", "dv =", "dscores =", "dq = per_group", "dk = sum_group")
+lines(attention_backward, "dprobs =", "dv =", "if config.attn", "dscores =", "dq = per_group", "dk = sum_group")
 
 # %%
 probs, values, dmixed = draw((4, 3, 3)), draw((2, 3, 5)), draw((4, 3, 5))  # [H, T, S], [K, S, h], [H, T, h]
@@ -456,6 +457,8 @@ for layer in layers:
 # collects the gradients of a group of two.
 #
 # ## Exercises
+#
+# Replace `...` with your code and run the cell: it says what is wrong, in words.
 #
 # **1.** The soft cap, undone.
 

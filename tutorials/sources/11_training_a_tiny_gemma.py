@@ -7,6 +7,7 @@
 # section 3, "Pre-training", where the models learn from trillions of tokens; here one learns from some sixty thousand.
 #
 # Before this: [10. The backward pass by hand](10_backward_by_hand.ipynb).
+# Words and letters: [glossary](glossary.md).
 
 # %%
 import math
@@ -173,7 +174,7 @@ assert sizes[largest] > 10 * sizes[smallest]
 # divided by the gradient's size as well. It is for matrices alone; norms keep their weights.
 
 # %%
-lines(AdamW.step, "seen1, seen2", "first +=", "second +=", "weight.ndim", "weight *=", "weight -=")
+lines(AdamW.step, "seen1, seen2", "for name", "weight = ", "weight.", "weight *=", "weight -=", "first ", "second ")
 
 # %% [markdown]
 # So a step has the length $\eta$ for every weight, whatever its gradient: in the first step the fraction is $g / |g|$,

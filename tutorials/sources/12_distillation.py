@@ -7,6 +7,7 @@
 # and the 9B were trained in this way.
 #
 # Before this: [11. Training a tiny Gemma](11_training_a_tiny_gemma.ipynb).
+# Words and letters: [glossary](glossary.md).
 
 # %%
 import json
@@ -29,7 +30,7 @@ from gemma_np.training.parallel import Ranks
 from gemma_np.training.run_state import Recipe, State
 from gemma_np.training.targets import from_targets, top_k
 from gemma_np.training.task import Batch, Task, next_token
-from gemma_np.training.trainer import initial_weights, train_step, validation_loss
+from gemma_np.training.trainer import initial_weights, loss_and_gradients, train_step, validation_loss
 from gemma_np.tutorial import check, lines
 from gemma_np.tutorial.exercises import distillation as exercises
 from gemma_np.tutorial.pictures import pieces, use_style
@@ -75,13 +76,16 @@ figure.suptitle("What comes next: the teacher's target and the text's")
 plt.show()
 
 assert [tokenizer.piece(int(id)) for id in np.argsort(-P[25])[:3]] == ["ius", "ia", "iet"]
+assert {"▁lady", "▁queen", "▁daughter", "▁H", "▁c", ","} == set(pieces(np.argsort(-P[36])[:6], tokenizer))
+assert set(pieces(np.argsort(-P[15])[:2], tokenizer)) == {"⏎", "⏎⏎"}
 assert P[25, ids[26]] < 0.1 and P[36, ids[37]] < 0.01 and P[43, ids[44]] > 0.9
 
 # %% [markdown]
 # After "Jul" the text says "iet". The teacher says: a name, more likely Julius or Julia. After "Arise, fair" the text
-# says "sun", and the teacher thinks of ladies, queens and daughters: words that stand in one place are words of one
-# kind. After a question mark, a new line, or two. Only after "env" does the teacher say little more than
-# the text. What it says beyond the text is often called its *dark knowledge*, a phrase of Hinton's.
+# says "sun". Among the teacher's six likeliest pieces are lady, queen and daughter, which are words of one kind; the
+# other three are a comma and the beginnings ▁H and ▁c, of which many words can be made. After a question mark the teacher
+# expects the end of the line, with or without an empty line after it. Only after "env" does it say little more than the
+# text. What it says beyond the text is often called its *dark knowledge*, a phrase of Hinton's.
 #
 # How much of it there is, the entropy tells: $H(P) = -\sum_x P(x) \log_2 P(x)$, the bits that remain open when one
 # knows the distribution. That of a one-hot target is 0.
@@ -159,10 +163,10 @@ np.testing.assert_allclose(error, math.sqrt((1 - np.sum(teacher_P**2)) / 10_000)
 dice = np.sqrt(1 - np.sum(P.astype(float) ** 2, axis=-1).mean())
 signal = np.sqrt(np.sum((gradient.astype(float)) ** 2, axis=-1).mean())
 print(f"over all positions: dice {dice:.2f}, what there is to learn from the teacher {signal:.2f}")
-assert dice > 2 * signal
+assert dice > 4 * signal
 
 # %% [markdown]
-# For a student that is already near its teacher, the dice of one draw are more than twice as long as what there is left
+# For a student that is already near its teacher, the dice of one draw are more than four times as long as what is left
 # to learn. It takes many draws to see through them; the soft target has none.
 #
 # ## Two twins
@@ -192,7 +196,8 @@ config = gemma2_config(V=V, D=32, layers=2, H=2, K=1, h=16, F=128, length=256, q
 recipe = Recipe(steps=700, batch=4, length=LENGTH, rate=1e-2, warmup=50)
 
 # %% [markdown]
-# Of each distribution only the K = 32 likeliest tokens are stored; the next section says what that costs. The two runs:
+# Of each distribution only the K = 32 likeliest tokens are stored; a section below compares what they teach with
+# what all of them teach. The two runs:
 
 # %%
 curves, students = {}, {}
@@ -218,18 +223,20 @@ axes.legend(loc=(0.55, 0.14))
 plt.show()
 
 text_curve, teacher_curve = (np.array(curve) for curve in curves.values())
-print(f"best: {text_curve.min():.2f} from the text, {teacher_curve.min():.2f} from the teacher ({floor:.2f})")
+print(
+    f"best: {text_curve.min():.2f} from the text, {teacher_curve.min():.2f} from the teacher; the teacher {floor:.2f}"
+)
 print(f"last: {text_curve[-1]:.2f} from the text, {teacher_curve[-1]:.2f} from the teacher")
 assert (teacher_curve < text_curve).all() and teacher_curve.min() < text_curve.min() - 0.4
 gap = text_curve - teacher_curve
-assert gap[0] < gap[6] < gap[-1]
+assert gap[0] < gap[6] < gap[-1] and 50 * recipe.batch < TEXTS
 assert text_curve[-1] > text_curve.min() + 0.2 and teacher_curve[-1] < teacher_curve.min() + 0.05
 
 # %% [markdown]
 # The loss drawn is the same for both: $-\log P$ of the token that really came, in texts that neither has read. The
-# second student was not even trained for it, and is ahead at every mark, from the first, before as many texts were
-# drawn as there are. Then the two part: one learns the dice by heart and becomes worse, the other has none to learn,
-# and stays where it has come to. This is one run of each; the experiments below have three.
+# second student was not even trained for it, and is ahead at every mark. At the first mark fewer texts have been drawn
+# than there are, so most of them were new. Later the two part: one learns the dice by heart and becomes worse, the
+# other has none to learn, and stays where it has come to. This is one run of each; the experiments below have three.
 #
 # On real text, the lines from above, the order is the same, and both students do worse: they have read nothing but what
 # a small model wrote, beginnings of plays above all.
@@ -246,8 +253,8 @@ assert real["the teacher"].nats < real["from the teacher"].nats < real["from the
 #
 # A teacher can answer live, as `from_teacher` has it: one more forward pass at each step, by a model larger than the
 # student. Or it reads the texts once, and what it said is stored for any number of students. But V numbers per token
-# are many: for Gemma's vocabulary of 256,000 tokens, half a megabyte in 16 bits. The k likeliest, with the rest lumped
-# into one more outcome, say nearly as much:
+# are many: for Gemma's vocabulary of 256,000 tokens, half a megabyte in 16 bits. So only the k likeliest are stored,
+# and the rest is lumped into one more outcome. How much of the probability the k have:
 
 # %%
 for k in (1, 8, 32, 128):
@@ -277,9 +284,36 @@ print(f"the loss live {live.mean():.3f}, from {K} stored tokens {sparse.mean():.
 assert sparse.mean() < live.mean()
 
 # %% [markdown]
-# The two losses cannot be compared: lumping takes away all that is open within the rest.
+# The two losses cannot be compared: lumping takes away all that is open within the rest. The gradients can. Here is the
+# cosine (1: the same direction) of the gradient of all weights from k stored tokens and that from all V, on held-out
+# texts, for a student that has learned nothing yet and for the one that has learned from 32:
+
+
+# %%
+def direction(weights, loss, batch):
+    """The gradient of all weights as one vector of length 1."""
+    _, gradients, _ = loss_and_gradients(weights, config, batch, loss)
+    together = np.concatenate([gradients[name].ravel() for name in weights])
+    return together / np.linalg.norm(together)
+
+
+ids_16 = held_out[0].ids  # 16 texts
+start = initial_weights(config, np.random.default_rng(0))
+cosines = {}
+for name, of in (("at the start", start), ("at the end", students["from the teacher"].weights)):
+    full = direction(of, from_teacher(teacher), Batch(ids_16))
+    for k in (1, 8, 32, 128):
+        targets = top_k(teacher.logits(ids_16[:, :-1]), k)
+        cosines[name, k] = full @ direction(of, from_targets, Batch(ids_16, teacher=targets))
+    print(f"{name:<12}", ", ".join(f"k = {k}: {cosines[name, k]:.2f}" for k in (1, 8, 32, 128)))
+assert cosines["at the start", 8] > 0.98
+assert cosines["at the end", 32] < 0.95 < cosines["at the end", 128]
 
 # %% [markdown]
+# At the start few tokens show nearly the same way as all. The student at the end has learned what 32 tokens can teach,
+# and more of what is left to learn lies in the others. What that costs in loss is not measured here: it would take a
+# student that learns from the live teacher for as many steps.
+#
 # ## Temperature
 #
 # Logits divided by a temperature $\tau$ above 1 give a softer distribution, in which the small probabilities, and with
@@ -325,9 +359,9 @@ for name, batch in (("the teacher's texts", given), ("the student's own", own)):
 assert own.positions == 16 * (LENGTH - 15) and divergences[1] < 1.1 * divergences[0]
 
 # %% [markdown]
-# The effect that on-policy distillation is meant for would be a larger divergence on the student's own texts. Ours does
-# not show it: a student this small is far from its teacher on any text. What one sees is only that there is much to
-# learn where the student goes by itself, too.
+# On-policy distillation is meant against a larger divergence on the student's own texts; ours does not show it: a student
+# this small is far from its teacher on any text. What one sees is only that there is much to learn where the student goes
+# by itself, too.
 
 # %% [markdown]
 # ## The report's tables, in miniature
@@ -381,7 +415,7 @@ assert gains["0.6 M"] < gains["0.3 M"] < gains["1 M"] and list(reported.values()
 
 # %% [markdown]
 # **What agrees.** Table 6: at equal tokens the distilled student is better, and the worst of its seeds is better than
-# the best from scratch. (The report: 67.7 against 60.3, on the mean of three benchmarks.) Table 7: this holds for all
+# the best from scratch. (The report: 67.7 against 60.3, on average over three benchmarks.) Table 7: this holds for all
 # three sizes, by more than four times the spread, and the largest gains most, as there.
 #
 # **What does not.** In the report the gain grows from each size to the next, as far as perplexities without decimals

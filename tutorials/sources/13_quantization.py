@@ -8,6 +8,7 @@
 # 2503.19786](https://arxiv.org/abs/2503.19786)) does.
 #
 # Before this: [12. Distillation](12_distillation.ipynb).
+# Words and letters: [glossary](glossary.md).
 
 # %%
 import json

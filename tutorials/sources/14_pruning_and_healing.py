@@ -8,6 +8,7 @@
 # al.](https://arxiv.org/abs/2407.14679)).
 #
 # Before this: [13. Quantization](13_quantization.ipynb).
+# Words and letters: [glossary](glossary.md).
 
 # %%
 import json
@@ -82,13 +83,13 @@ print(f"unpruned: perplexity {original['perplexity']:.1f}, KL {original['kl']:.3
 # $$\mathrm{score}_{rc} = |W_{rc}| \cdot \sqrt{\textstyle\sum_n X_{nc}^2}$$
 
 # %%
-lines(prune_weights, "scores = np.abs(weight)", "scores = scores * np.sqrt", "return np.where")
+lines(prune_weights, "scores = np.abs(weight)", 'if method == "wanda":', "scores = scores * np.sqrt", "return np.where")
 
 # %% [markdown]
 # Of each row, the lowest share goes:
 
 # %%
-lines(share_of_row, "dropped = ", "lowest = ", "np.put_along_axis")
+lines(share_of_row, "mask", "dropped")
 
 # %% [markdown]
 # A planted example: two weights, and the channel of the smaller one carries inputs ten times as large.
@@ -286,7 +287,7 @@ assert choose_layers(made_up, config, 3) == [0, 1, 2] and choose_layers(made_up,
 
 # %% [markdown]
 # Three layers have to be local, global, local, so that layer 1 stays: it is the only global one between the others. Of
-# two, 0 and 3 are the best pair of a local one and a global one behind it.
+# two, 0 and 3 are the best pair of a local one and a global one after it.
 #
 # ## Healing
 #

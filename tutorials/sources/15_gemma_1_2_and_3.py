@@ -7,6 +7,7 @@
 # [Gemma 3](https://arxiv.org/abs/2503.19786), table 1 of each.
 #
 # Before this: [14. Pruning and healing](14_pruning_and_healing.ipynb).
+# Words and letters: [glossary](glossary.md).
 
 # %%
 import math

@@ -6,6 +6,7 @@
 # [Gemma 2 report](https://arxiv.org/abs/2408.00118): section 2 and table 1, which are what a port has to get right.
 #
 # Before this: [15. Gemma 1, 2 and 3](15_gemma_1_2_and_3.ipynb).
+# Words and letters: [glossary](glossary.md).
 
 # %%
 import json
@@ -283,7 +284,7 @@ print("wrong given their inputs:", *culprits)
 assert culprits == [f"layers.{layer}.mlp.hidden" for layer in range(4)]
 
 # %% [markdown]
-# Above, everything behind the first mistake is off. Below, one operation a layer is: `hidden`, which is $\mathrm{gelu}(
+# Above, everything after the first mistake is off. Below, one operation a layer is: `hidden`, which is $\mathrm{gelu}(
 # \text{gate}) \odot \text{up}$. Its inputs `gate` and `up` are right, so the mistake is between these lines.
 #
 # ## The diagnosis
