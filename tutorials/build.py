@@ -3,7 +3,7 @@
     python tutorials/build.py            # all
     python tutorials/build.py 02 05      # those whose names begin so
 
-Needs pip install "gemma-np[tutorials]".
+Needs pip install -e ".[notebooks]".
 """
 
 import argparse

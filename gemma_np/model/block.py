@@ -80,5 +80,5 @@ def block_backward(
 
 def pre_feedforward_name(config: GemmaConfig) -> str:
     """The weight's name of the norm before the feed-forward: Gemma 1, which has no norm on what attention returns,
-    names it after where it stands, behind attention."""
+    names it after where it stands, after attention."""
     return "pre_feedforward_layernorm" if config.has_post_norms else "post_attention_layernorm"

@@ -1,7 +1,9 @@
 """Exercises that check themselves: what is asked, on what it is tried, and the mistakes that people make with it."""
 
 import copy
+import traceback
 from collections.abc import Callable, Mapping
+from itertools import takewhile
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,6 +15,8 @@ NOT_WRITTEN = "it returns nothing yet: write its body and run this cell again"
 TOLERANCE = {"float64": 1e-9, "float32": 1e-4}
 """How far an answer may be off, of the largest number expected."""
 
+Answer = Callable[..., Any]
+
 Cases = dict[str, tuple[Any, ...]]
 """What a case is in words, and the arguments of the call."""
 
@@ -21,12 +25,14 @@ class Exercise(NamedTuple):
     """What is asked for: to write `reference` anew.
 
     `cases` draws the inputs, from the easiest to the hardest; `mistakes` tells of answers that are wrong, each under
-    the hint that helps.
+    the hint that helps. `remark`, where there is one, looks at how an answer comes to its results, all of which are
+    right, and says what is wrong with that, or None.
     """
 
-    reference: Callable[..., Any]
+    reference: Answer
     cases: Callable[[np.random.Generator], Cases]
-    mistakes: Mapping[str, Callable[..., Any]]
+    mistakes: Mapping[str, Answer]
+    remark: Callable[[Answer, Cases], str | None] | None = None
 
 
 class Verdict(NamedTuple):
@@ -45,7 +51,7 @@ def known(id: str) -> str:
     return f"{mistake.instead}; {mistake.fix}"
 
 
-def check(answer: Callable[..., Any], exercise: Exercise, seed: int = 0) -> Verdict:
+def check(answer: Answer, exercise: Exercise, seed: int = 0) -> Verdict:
     """Try an answer on inputs drawn anew, the easy ones first, and say in words what is wrong with it."""
     cases = exercise.cases(np.random.default_rng(seed))
     passed: list[str] = []
@@ -54,23 +60,24 @@ def check(answer: Callable[..., Any], exercise: Exercise, seed: int = 0) -> Verd
         if complaint == NOT_WRITTEN:
             return Verdict(False, complaint)
         if complaint:
-            hint = _hint(answer, exercise, cases) or complaint
+            hint = _hint(answer, exercise, cases, failing=len(passed)) or complaint
             return Verdict(False, f"{_before(passed)}{case}: {hint}")
         passed.append(case)
-    return Verdict(True, f"right: {', '.join(passed)}")
+    remark = exercise.remark and exercise.remark(answer, cases)
+    return Verdict(False, remark) if remark else Verdict(True, f"right: {', '.join(passed)}")
 
 
 def _before(passed: list[str]) -> str:
     return f"right for {', '.join(passed)}; wrong for " if passed else "wrong for "
 
 
-def _complaint(answer: Callable[..., Any], reference: Callable[..., Any], arguments: tuple[Any, ...]) -> str | None:
+def _complaint(answer: Answer, reference: Answer, arguments: tuple[Any, ...]) -> str | None:
     """What is wrong with an answer on one input, or None."""
     given = copy.deepcopy(arguments)
     try:
         found = answer(*given)
     except Exception as error:
-        return f"raises {type(error).__name__}: {error}"
+        return f"raises {type(error).__name__}: {str(error).strip()}{_where(answer, error)}"
     if found is None:
         return NOT_WRITTEN
     if any(not _equal(now, before) for now, before in zip(given, arguments, strict=True)):
@@ -84,12 +91,21 @@ def _complaint(answer: Callable[..., Any], reference: Callable[..., Any], argume
     return _difference(found, expected)
 
 
+def _where(answer: Answer, error: Exception) -> str:
+    """The line of the answer's own code from which an error came; nothing when its source is not found."""
+    file = answer.__code__.co_filename if hasattr(answer, "__code__") else None
+    own = [frame.line for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+    return f" in your line `{own[-1]}`" if own and own[-1] else ""
+
+
 def _equal(now: Any, before: Any) -> bool:
     return not isinstance(now, np.ndarray) or np.array_equal(now, before, equal_nan=now.dtype.kind == "f")
 
 
 def _difference(found: Any, expected: Any) -> str | None:
     """How an array, a number or a list differs from what is expected, or None."""
+    if isinstance(expected, np.ndarray) and isinstance(found, list | tuple):
+        return f"returns a {type(found).__name__}, expected an array"
     found, expected = np.asarray(found), np.asarray(expected)
     if found.shape != expected.shape:
         return f"shape {found.shape}, expected {expected.shape}"
@@ -107,15 +123,28 @@ def _difference(found: Any, expected: Any) -> str | None:
     if error.max(initial=0) <= TOLERANCE.get(str(expected.dtype), 1e-9) * (scale or 1):
         return None
     if not expected.ndim:
-        return f"{found:.6g}, expected {expected:.6g}"
+        return "{}, expected {}".format(*_told_apart(found, expected))
     place = np.unravel_index(np.argmax(error), error.shape)
-    where = f" at [{', '.join(map(str, place))}]" if place else ""
-    return f"{found[place]:.6g}{where}, expected {expected[place]:.6g} (the largest error)"
+    number, right = _told_apart(found[place], expected[place])
+    return f"{number} at [{', '.join(map(str, place))}], expected {right} (the largest error)"
 
 
-def _hint(answer: Callable[..., Any], exercise: Exercise, cases: Cases) -> str | None:
-    """The hint of the known mistake whose results are the answer's own in every case."""
-    for hint, mistaken in exercise.mistakes.items():
-        if all(_complaint(answer, mistaken, arguments) is None for arguments in cases.values()):
-            return hint
-    return None
+def _told_apart(found: Any, expected: Any) -> tuple[str, str]:
+    """Two numbers with 6 digits, or with as many more as it takes to see that they differ."""
+    pairs = [(f"{found:.{digits}g}", f"{expected:.{digits}g}") for digits in range(6, 18)]
+    return next((pair for pair in pairs if pair[0] != pair[1]), pairs[-1])
+
+
+def _hint(answer: Answer, exercise: Exercise, cases: Cases, failing: int) -> str | None:
+    """The hint of the known mistake whose results are the answer's own in all cases, or else for the longest, at least
+    up to the failing one: whoever has made two mistakes hears of the first."""
+    agreeing = {hint: _agreeing(answer, mistaken, cases) for hint, mistaken in exercise.mistakes.items()}
+    best = max(agreeing, key=agreeing.__getitem__, default=None)
+    return best if best and agreeing[best] > failing else None
+
+
+def _agreeing(answer: Answer, mistaken: Answer, cases: Cases) -> int:
+    """In how many cases, from the first on, two answers return the same."""
+    complaints = (_complaint(answer, mistaken, arguments) for arguments in cases.values())
+    with np.errstate(all="ignore"):
+        return sum(1 for _ in takewhile(lambda complaint: complaint is None, complaints))

@@ -2,14 +2,16 @@
 
 import ast
 import importlib.util
+import linecache
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from gemma_np.model.transformer import output_logits, transformer
 from gemma_np.tutorial import check
 from gemma_np.tutorial.exercise import NOT_WRITTEN, Exercise, known
-from gemma_np.tutorial.exercises import rms_norm
+from gemma_np.tutorial.exercises import attention, cache_and_generation, rms_norm
 
 ROOT = Path(__file__).parents[2]
 SOURCES = sorted((ROOT / "tutorials/sources").glob("*.py"))
@@ -86,7 +88,10 @@ def test_the_stub_says_its_shapes_and_a_hint_and_is_not_right(source, exercise, 
 @pytest.mark.parametrize(("exercise", "hint"), MISTAKES)
 def test_a_planted_mistake_gets_its_hint(exercise, hint):
     for seed in range(3):
-        verdict = check(exercise.mistakes[hint], exercise, seed)
+        with np.errstate(all="ignore"):  # some of them overflow
+            verdict = check(exercise.mistakes[hint], exercise, seed)
+            for arguments in exercise.cases(np.random.default_rng(seed)).values():
+                exercise.mistakes[hint](*arguments)  # or another answer would be told of its error
         assert not verdict.right
         assert verdict.words.endswith(hint)
 
@@ -105,6 +110,8 @@ EXERCISE = rms_norm.NORM
         (lambda x, weight, eps: np.add(x, 1, out=x), "changes what it is given"),
         (lambda x, weight, eps: x > 0, "dtype bool, expected float64"),
         (lambda x, weight: x, "raises TypeError"),
+        (lambda x, weight, eps: EXERCISE.reference(x, weight, eps).tolist(), "returns a list, expected an array"),
+        (lambda x, weight, eps: (EXERCISE.reference(x, weight, eps),), "returns a tuple, expected an array"),
     ],
 )
 def test_what_is_wrong_is_said_in_words(answer, said):
@@ -126,6 +133,104 @@ def test_lists_numbers_and_tuples_are_compared_too():
     assert check(lambda n: (n, [n]), pair).words.startswith("wrong for three: part 1 of what it returns: shape (1,)")
     half = Exercise(lambda n: n / 2, lambda generator: {"three": (3,)}, {})
     assert check(lambda n: n, half).words == "wrong for three: 3, expected 1.5"
+
+
+def test_numbers_that_differ_late_are_printed_with_more_digits():
+    third = Exercise(lambda: 1 / 3, lambda generator: {"a third": ()}, {})
+    assert check(lambda: 0.33333334, third).words == "wrong for a third: 0.33333334, expected 0.33333333"
+    thirds = Exercise(lambda: np.array([2.0, 1 / 3]), lambda generator: {"two": ()}, {})
+    said = "wrong for two: 0.33333334 at [1], expected 0.33333333 (the largest error)"
+    assert check(lambda: np.array([2.0, 0.33333334]), thirds).words == said
+
+
+TIMES_THREE = Exercise(
+    lambda n: 3 * n,
+    lambda generator: {"0": (0.0,), "1": (1.0,), "2": (2.0,), "5": (5.0,)},
+    {"n + 2": lambda n: n + 2 if n else n, "2 n": lambda n: 2 * n, "2 up to 2": lambda n: 2 * min(n, 2)},
+)
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (lambda n: 2 * n, "right for 0; wrong for 1: 2 n"),
+        (lambda n: 2 * min(n, 2), "right for 0; wrong for 1: 2 up to 2"),
+        (lambda n: 2 * n if n < 5 else -1, "right for 0; wrong for 1: 2 n"),  # two mistakes
+        (lambda n: 3 * n if n < 2 else 4, "right for 0, 1; wrong for 2: n + 2"),
+        (lambda n: 3 * n if n < 2 else 5, "right for 0, 1; wrong for 2: 5, expected 6"),
+        (lambda n: n, "right for 0; wrong for 1: 1, expected 3"),
+        (lambda n: 2 * n if n > 1 else 5 * n, "right for 0; wrong for 1: 5, expected 3"),  # agrees, but later
+    ],
+)
+def test_the_hint_is_that_of_the_mistake_that_agrees_longest_and_in_the_failing_case(answer, said):
+    assert check(answer, TIMES_THREE).words == said
+
+
+def typed(source, name):
+    """A function that was typed in a notebook, whose source is nowhere but in linecache."""
+    linecache.cache[name] = (len(source), None, source.splitlines(keepends=True), name)
+    namespace = {"np": np}
+    exec(compile(source, name, "exec"), namespace)
+    return namespace["answer"]
+
+
+def test_an_error_tells_the_line_of_the_answer_where_it_was_raised():
+    source = "def half(x):\n    return np.add(x, x[:2])\n\ndef answer(x, weight, eps):\n    return half(x) / 2\n"
+    said = check(typed(source, "/tmp/ipykernel_1/1.py"), EXERCISE).words
+    assert said.endswith("shapes (6,) (2,) in your line `return np.add(x, x[:2])`")
+    inside_numpy = "def answer(x, weight, eps):\n    return np.linalg.inv(x)\n"
+    said = check(typed(inside_numpy, "/tmp/ipykernel_1/2.py"), EXERCISE).words
+    assert said.endswith("in your line `return np.linalg.inv(x)`")
+
+
+def test_no_line_is_told_where_there_is_none():
+    namespace = {}
+    exec("def answer(x, weight, eps): return x[7]", namespace)
+    assert check(namespace["answer"], EXERCISE).words.endswith("out of bounds for axis 0 with size 6")
+    assert check(lambda x: x, EXERCISE).words.endswith("3 were given")
+    assert check(np.linalg.inv, EXERCISE).words.startswith("wrong for one vector: raises TypeError")
+
+
+def test_the_largest_score_of_all_may_be_hidden():
+    def mix(scores, values):
+        e = np.exp(scores - scores.max(-1, keepdims=True))
+        e = np.where(np.tri(len(scores), dtype=bool), e, 0)
+        return e / e.sum(-1, keepdims=True) @ values
+
+    for seed in range(20):
+        with np.errstate(invalid="ignore"):
+            said = check(mix, attention.MIX, seed).words
+        assert "wrong for hidden scores far above the others: the largest score of the row is that of a hid" in said
+
+
+def test_the_textbook_error_of_top_p_gets_its_hint_whatever_the_rounding():
+    def nucleus(logits, temperature, top_p):
+        probs = np.exp((logits - logits.max()) / temperature)
+        probs /= probs.sum()
+        order = np.argsort(-probs)
+        keep = order[np.cumsum(probs[order]) < top_p]
+        kept = np.zeros_like(probs)
+        kept[keep] = probs[keep]
+        return kept / kept.sum()
+
+    for seed in range(20):
+        with np.errstate(invalid="ignore"):
+            said = check(nucleus, cache_and_generation.TOP_P, seed).words
+        assert "the token that crosses top_p is dropped" in said
+
+
+def test_reading_all_again_at_each_step_is_noticed():
+    def greedy(ids, count, weights, config):
+        text = list(ids)
+        for _ in range(count):
+            x = transformer(text, weights, config)
+            text.append(int(output_logits(x[-1], weights, config).argmax()))
+        return text[len(ids) :]
+
+    assert check(greedy, cache_and_generation.DECODE) == (
+        False,
+        "right text, but everything is read again at each step; read only the new token, the cache has the rest",
+    )
 
 
 def test_infinity_and_nan_are_compared_by_their_places():

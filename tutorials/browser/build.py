@@ -3,7 +3,7 @@
     python tutorials/browser/build.py -o site
     python -m http.server --directory site
 
-Needs pip install "gemma-np[browser]".
+Needs pip install -e ".[browser]".
 """
 
 import argparse
@@ -26,7 +26,7 @@ try:
     from packaging.requirements import Requirement
     from packaging.utils import canonicalize_name
 except ImportError as error:
-    sys.exit(f'{error.name}: not installed, expected from: pip install "gemma-np[browser]"')
+    sys.exit(f'{error.name}: not installed, expected from: pip install -e ".[browser]"')
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 TUTORIALS = REPOSITORY / "tutorials"

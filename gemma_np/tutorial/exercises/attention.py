@@ -35,6 +35,12 @@ SCORES = Exercise(
         "queries and keys are exchanged; a row is for a query, a column for a key": lambda q, k, query_scalar: _scores(
             k, q, query_scalar
         ),
+        "scores are multiplied by sqrt(query_scalar); divide them by it": lambda q, k, query_scalar: _scores(
+            q, k, 1 / query_scalar
+        ),
+        "scores are divided by the root of the number of tokens; divide them by sqrt(query_scalar)": (
+            lambda q, k, query_scalar: _scores(q, k, len(k))
+        ),
     },
 )
 
@@ -44,6 +50,7 @@ def _mix_cases(generator: np.random.Generator) -> Cases:
     return {
         "one token": (draw((1, 1)), draw((1, 4))),
         "several tokens": (draw((5, 5)), draw((5, 4))),
+        "hidden scores far above the others": (draw((5, 5)) + 1000 * (1 - np.tri(5)), draw((5, 4))),
         "scores in the thousands": (draw((5, 5)) * 1000, draw((5, 4))),
     }
 
@@ -65,6 +72,31 @@ def _over_queries(scores: np.ndarray, values: np.ndarray) -> np.ndarray:
     return masked_softmax(scores.T, _past(scores).T).T @ values
 
 
+def _hidden_after_exp(scores: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """NaN where the largest score of a row is hidden, and all that is visible has become 0."""
+    shares = np.where(_past(scores), np.exp(scores - scores.max(axis=-1, keepdims=True)), 0)
+    mixed: np.ndarray = shares / shares.sum(axis=-1, keepdims=True) @ values
+    return mixed
+
+
+def _exponentials(scores: np.ndarray, *, largest_off: bool) -> np.ndarray:
+    """Those of the visible scores, 0 for the others."""
+    visible = np.where(_past(scores), scores, -np.inf)
+    return np.exp(visible - visible.max(axis=-1, keepdims=True) if largest_off else visible)
+
+
+def _overflowing(scores: np.ndarray, values: np.ndarray) -> np.ndarray:
+    shares = _exponentials(scores, largest_off=False)
+    mixed: np.ndarray = shares / shares.sum(axis=-1, keepdims=True) @ values
+    return mixed
+
+
+def _infinite_times_zero(scores: np.ndarray, values: np.ndarray) -> np.ndarray:
+    shares = np.exp(scores) * _past(scores)
+    mixed: np.ndarray = shares / shares.sum(axis=-1, keepdims=True) @ values
+    return mixed
+
+
 MIX = Exercise(
     reference=_mix,
     cases=_mix_cases,
@@ -81,6 +113,20 @@ MIX = Exercise(
         ),
         "hidden keys get the score 0, whose exponential is 1; give them -inf": lambda scores, values: (
             masked_softmax(np.where(_past(scores), scores, 0), np.ones_like(_past(scores))) @ values
+        ),
+        "the largest score of the row is that of a hidden key, beside which all others become 0; hide first, then "
+        "subtract the largest": _hidden_after_exp,
+        "large scores overflow in np.exp; subtract the largest of each row first": _overflowing,
+        "large scores overflow in np.exp, and infinity times 0 is NaN; hide with -inf, then subtract the largest of "
+        "each row, before np.exp": _infinite_times_zero,
+        "the exponentials are not divided by their sum; the shares of a row sum to 1": lambda scores, values: (
+            _exponentials(scores, largest_off=True) @ values
+        ),
+        "the exponentials are not divided by their sum, and the largest score of the row is not subtracted": (
+            lambda scores, values: _exponentials(scores, largest_off=False) @ values
+        ),
+        "the scores themselves weigh the values; make shares of them with softmax": lambda scores, values: (
+            np.where(_past(scores), scores, 0) @ values
         ),
     },
 )
@@ -121,6 +167,9 @@ GROUPED_SCORES = Exercise(
         "all query heads read key-value head 0; each group has its own": lambda q, k: _grouped(q, k[..., :1, :, :]),
         "the key-value heads are averaged into one; each group has its own": lambda q, k: _grouped(
             q, k.mean(axis=-3, keepdims=True)
+        ),
+        "the scores are divided by sqrt(h); here they stay as they are": lambda q, k: (
+            _grouped(q, k) / math.sqrt(q.shape[-1])
         ),
         "the groups are left apart, [..., K, G, T, S]; bring them back to [..., H, T, S]": _left_in_groups,
     },

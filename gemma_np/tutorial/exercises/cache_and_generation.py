@@ -2,18 +2,20 @@
 
 from collections.abc import Sequence
 from functools import cache
+from unittest.mock import patch
 
 import numpy as np
 
 import gemma_np
 from gemma_np.config import GemmaConfig
 from gemma_np.gemma import Gemma
+from gemma_np.model.embedding import embed
 from gemma_np.model.kv_cache import KVCache
 from gemma_np.model.transformer import output_logits, transformer
 from gemma_np.storage import Weights
 from gemma_np.text.generation import generate_ids
 from gemma_np.text.sampling import Sampling
-from gemma_np.tutorial.exercise import Cases, Exercise
+from gemma_np.tutorial.exercise import Answer, Cases, Exercise
 
 _OPENINGS = ("The king", "My lord", "Good night", "I pray you", "O my brother", "To be, or not to be")
 
@@ -76,6 +78,25 @@ def _second_first(ids: Sequence[int], count: int, weights: Weights, config: Gemm
     return _greedy(ids, count + 1, weights, config)[1:]
 
 
+def _reads_again(answer: Answer, cases: Cases) -> str | None:
+    """Whether an answer has the embedding look up more ids than the prompt and the new tokens, each of them once."""
+    looked_up: list[int] = []
+
+    def counting(ids: np.ndarray, E: np.ndarray) -> np.ndarray:
+        looked_up.extend(ids.flat)
+        return embed(ids, E)
+
+    for ids, count, weights, config in cases.values():
+        looked_up.clear()
+        with patch.dict(transformer.__globals__, embed=counting):
+            answer(list(ids), count, weights, config)
+        if len(looked_up) > len(ids) + count:
+            return (
+                "right text, but everything is read again at each step; read only the new token, the cache has the rest"
+            )
+    return None
+
+
 DECODE = Exercise(
     reference=_greedy,
     cases=_decode_cases,
@@ -90,6 +111,7 @@ DECODE = Exercise(
             [*ids, *_greedy(ids, count, weights, config)]
         ),
     },
+    remark=_reads_again,
 )
 
 
@@ -100,9 +122,9 @@ def _top_p_cases(generator: np.random.Generator) -> Cases:
     sure = draw(6)
     sure[2] += 20
     return {
+        "top_p 0.6 of few tokens": (np.log([0.1, 0.35, 0.05, 0.3, 0.2]) + draw(1), 1.0, 0.6),
         "everything kept (top_p 1)": (draw(6), 1.0, 1.0),
         "a temperature below 1": (draw(6), 0.5, 1.0),
-        "top_p 0.6 of few tokens": (draw(6), 1.0, 0.6),
         "one token that is enough by itself": (sure, 1.0, 0.5),
         "top_p 0.9 and a temperature of 1.5, many tokens": (draw(200), 1.5, 0.9),
     }
@@ -141,6 +163,15 @@ def _unsorted(logits: np.ndarray, temperature: float, top_p: float) -> np.ndarra
     return result
 
 
+def _smallest_first(logits: np.ndarray, temperature: float, top_p: float) -> np.ndarray:
+    probs = _softmax(logits / temperature)
+    order = np.argsort(probs)
+    kept = order[np.cumsum(probs[order]) - probs[order] < top_p]
+    result = np.zeros_like(probs)
+    result[kept] = probs[kept] / probs[kept].sum()
+    return result
+
+
 def _temperature_last(logits: np.ndarray, temperature: float, top_p: float) -> np.ndarray:
     return _softmax(np.where(_top_p(logits, 1.0, top_p) > 0, logits / temperature, -np.inf))
 
@@ -153,6 +184,13 @@ TOP_P = Exercise(
         "the token that crosses top_p is dropped; it is needed to reach it: keep a token while those before it "
         "hold less than top_p": _without_the_last,
         "the probabilities are added up in the order of the vocabulary; sort them first, the largest first": _unsorted,
+        "the result is left in sorted order; put each probability back into the place of its token": (
+            lambda logits, temperature, top_p: np.sort(_top_p(logits, temperature, top_p))[::-1]
+        ),
+        "the least likely tokens are kept; sort the largest first": _smallest_first,
+        "the temperature is not used; divide the logits by it": lambda logits, temperature, top_p: _top_p(
+            logits, 1.0, top_p
+        ),
         "logits are multiplied by the temperature; divide them": lambda logits, temperature, top_p: _top_p(
             logits, 1 / temperature, top_p
         ),

@@ -53,6 +53,17 @@ def _gradient_of_log_probs(logits: np.ndarray, teacher_logits: np.ndarray) -> Re
     return losses, -np.exp(log_softmax(teacher_logits))
 
 
+def _opposite_loss(logits: np.ndarray, teacher_logits: np.ndarray) -> Result:
+    losses, dlogits = distillation(logits, teacher_logits)
+    return -losses, dlogits
+
+
+def _teacher_weighs_by(weights: np.ndarray, logits: np.ndarray) -> Result:
+    """The loss and its gradient with these in place of the teacher's probabilities."""
+    log_student = log_softmax(logits)
+    return -np.vecdot(weights, log_student), np.exp(log_student) - weights
+
+
 DISTIL = Exercise(
     reference=_distil,
     cases=_distil_cases,
@@ -62,6 +73,28 @@ DISTIL = Exercise(
         ),
         "the gradient points the other way; it is the student's probabilities minus the teacher's": _opposite_gradient,
         "the mean over the vocabulary is taken; the loss is the sum": _mean_over_tokens,
+        "the loss lacks its minus; it is -sum P_T log P_S": _opposite_loss,
+        "the teacher's logits weigh the student's logarithms; make probabilities of them with softmax": (
+            lambda logits, teacher_logits: _teacher_weighs_by(teacher_logits, logits)
+        ),
+        "the teacher's logits weigh in the loss, though not in the gradient; make probabilities of them first": (
+            lambda logits, teacher_logits: (
+                -np.vecdot(teacher_logits, log_softmax(logits)),
+                distillation(logits, teacher_logits)[1],
+            )
+        ),
+        "the loss and its gradient are divided by V; the loss is a sum over the vocabulary, not a mean": (
+            lambda logits, teacher_logits: (
+                distillation(logits, teacher_logits)[0] / logits.dtype.type(logits.shape[-1]),
+                distillation(logits, teacher_logits)[1] / logits.dtype.type(logits.shape[-1]),
+            )
+        ),
+        "the logarithms of the teacher's probabilities weigh; take the probabilities, np.exp of them": (
+            lambda logits, teacher_logits: _teacher_weighs_by(log_softmax(teacher_logits), logits)
+        ),
+        "the gradient comes first; return the losses, then dlogits": lambda logits, teacher_logits: distillation(
+            logits, teacher_logits
+        )[::-1],
         "only the teacher's likeliest token is learned; keep all of its distribution": _one_hot,
         "the teacher's entropy is taken off, which is the divergence; the loss keeps it": forward_kl,
         "the losses of all positions are added up; each position has its own": _summed_over_positions,
@@ -90,6 +123,11 @@ def _softened_probabilities(logits: np.ndarray, teacher_logits: np.ndarray, temp
     return temperature**2 * np.vecdot(teacher, np.log(teacher) - np.log(student))
 
 
+def _softened_logarithms(logits: np.ndarray, teacher_logits: np.ndarray, temperature: float) -> np.ndarray:
+    student, teacher = (log_softmax(z) / temperature for z in (logits, teacher_logits))
+    return temperature**2 * np.vecdot(np.exp(teacher), teacher - student)
+
+
 SOFTENED_KL = Exercise(
     reference=_softened_kl,
     cases=_kl_cases,
@@ -110,6 +148,13 @@ SOFTENED_KL = Exercise(
             temperature**2 * forward_kl(logits * temperature, teacher * temperature)[0]
         ),
         "the probabilities are divided by the temperature; divide the logits": _softened_probabilities,
+        "the temperature divides the logarithms, behind log-softmax; divide the logits before": _softened_logarithms,
+        "the sign is wrong; it is sum P_T (log P_T - log P_S)": lambda logits, teacher, temperature: (
+            -_softened_kl(logits, teacher, temperature)
+        ),
+        "the mean over the vocabulary is taken; the divergence is the sum": lambda logits, teacher, temperature: (
+            _softened_kl(logits, teacher, temperature) / logits.shape[-1]
+        ),
         "the divergence is that of the student from the teacher (reverse); the teacher's probabilities weigh": (
             lambda logits, teacher, temperature: (
                 temperature**2 * reverse_kl(logits / temperature, teacher / temperature)[0]
@@ -173,6 +218,9 @@ SPARSE_LOSS = Exercise(
         "the rest is dropped; it is one more outcome, with what the k probabilities lack of 1": _rest_dropped,
         "the k probabilities are scaled up to 1; keep them, and count the rest as one more outcome": _scaled_up,
         "the rest is spread evenly over the other tokens; lump them: the log of their summed probability": _rest_spread,
+        "the loss lacks its minus; it is -sum P_T log P_S": lambda logits, top_ids, top_probs: (
+            -_sparse_loss(logits, top_ids, top_probs)
+        ),
         "the student's softmax runs over the k tokens alone; it runs over the vocabulary": _student_among_k,
     },
 )

@@ -39,6 +39,8 @@ GELU = Exercise(
         "it is the steep sigmoid x * sigmoid(1.702 x), another approximation; use tanh": lambda x: (
             x / (1 + np.exp(-1.702 * x))
         ),
+        "1 is not added to the tanh": lambda x: x / 2 * np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x)),
+        "2/pi stands where its square root belongs": lambda x: _tanh_form(x, 2 / math.pi * (x + 0.044715 * x * x * x)),
         "the square root of 2/pi is missing": lambda x: _tanh_form(x, x + 0.044715 * x * x * x),
         "0.044715 multiplies x squared; it belongs to the cube": lambda x: _tanh_form(
             x, math.sqrt(2 / math.pi) * (x + 0.044715 * x * x)

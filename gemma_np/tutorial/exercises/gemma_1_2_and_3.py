@@ -56,7 +56,7 @@ CACHE_BYTES = Exercise(
     reference=_cache,
     cases=_cache_cases,
     mistakes={
-        "only the keys, or only the values, are counted; both are kept": lambda config, length: (
+        "half is counted; keys and values are kept, in float32, of 4 bytes a number": lambda config, length: (
             _cache(config, length) // 2
         ),
         "the query heads are counted; only the key-value heads are kept": lambda config, length: (

@@ -29,6 +29,12 @@ VISIBLE = Exercise(
         "a query sees keys after it, too; the distance may not be negative": lambda query, key, window: (
             query[:, None] - key < (window or np.inf)
         ),
+        "the past is hidden in place of the future; a query sees keys before it": lambda query, key, window: (
+            visible(key, query, window).T
+        ),
+        "the window is one key too small; the own key is one of them, and distance window - 1 is visible": (
+            lambda query, key, window: visible(query, key, window and window - 1)
+        ),
         "a query does not see its own key; distance 0 is visible": lambda query, key, window: (
             visible(query, key, window) & (query[:, None] != key)
         ),

@@ -50,6 +50,12 @@ ANGLES = Exercise(
         "positions are counted from 1; the first token has position 0": lambda positions, head_dim, base, divisor: (
             _cos_sin(positions + 1, head_dim, base, divisor)
         ),
+        "cos and sin are exchanged; return cos, then sin": lambda positions, head_dim, base, divisor: _cos_sin(
+            positions, head_dim, base, divisor
+        )[::-1],
+        "positions are multiplied by the divisor; divide them": lambda positions, head_dim, base, divisor: _cos_sin(
+            positions, head_dim, base, 1 / divisor
+        ),
         known("rope-scale-missing"): lambda positions, head_dim, base, divisor: _cos_sin(
             positions, head_dim, base, 1.0
         ),
@@ -100,6 +106,7 @@ ROPE = Exercise(
         "the second half is made from the first half as it is after its turn; use what it was before": (
             _turned_half_used
         ),
+        "cos and sin are exchanged; first * cos - second * sin": lambda x, cos, sin: rope(x, sin, cos),
         "both sums have a plus; a turn has a minus in the first: first * cos - second * sin": _no_minus,
     },
 )

@@ -47,6 +47,9 @@ WANDA = Exercise(
         "the weights keep their signs; what counts is their size (np.abs)": lambda weight, inputs: (
             weight * np.sqrt(_input_energy(inputs))
         ),
+        "the mean of the squares is taken; each channel's norm is the root of their sum": lambda weight, inputs: (
+            np.abs(weight) * np.sqrt(_input_energy(inputs) / len(inputs))
+        ),
         "the inputs are squared and summed, but the root is missing": lambda weight, inputs: (
             np.abs(weight) * _input_energy(inputs)
         ),

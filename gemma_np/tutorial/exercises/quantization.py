@@ -50,11 +50,19 @@ def _one_scale(weight: np.ndarray) -> Rounded:
     return _with_scales(weight, np.full((len(weight), 1), np.abs(weight).max() / 127, np.float32))
 
 
+def _rounded_down(weight: np.ndarray) -> Rounded:
+    scales = _round_rows(weight)[1]
+    return np.floor(weight / np.where(scales, scales, 1)).astype(np.int8), scales
+
+
 ROUND_ROWS = Exercise(
     reference=_round_rows,
     cases=_round_cases,
     mistakes={
         "the fraction is cut off, which is off by up to a whole step; round to the nearest (np.rint)": _truncated,
+        "every number is rounded down, which is off by up to a whole step; round to the nearest (np.rint)": (
+            _rounded_down
+        ),
         "all rows share one scale; take the largest of each row (axis=-1, keepdims=True)": _one_scale,
         "the scale is that of the largest weight; of the largest size, np.abs, it has to be": lambda weight: (
             _with_scales(weight, weight.max(axis=-1, keepdims=True) / np.float32(127))

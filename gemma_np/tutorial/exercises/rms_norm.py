@@ -41,6 +41,11 @@ NORM = Exercise(
         "eps is added to the root; add it to the mean square, below the root": lambda x, weight, eps: (
             x / (_root_mean_square(x) + eps) * (1 + weight)
         ),
+        "eps is left out; add it to the mean square, below the root": lambda x, weight, eps: rms_norm(x, weight, 0.0),
+        "x is divided by the mean square; divide it by its root (np.sqrt)": lambda x, weight, eps: (
+            x / (np.mean(x * x, axis=-1, keepdims=True) + eps) * (1 + weight)
+        ),
+        "the weight is not used; multiply by 1 + weight": lambda x, weight, eps: rms_norm(x, 0 * weight, eps),
     },
 )
 
@@ -67,6 +72,15 @@ INPUT_GRADIENT = Exercise(
     cases=_backward_cases,
     mistakes={
         "the rms is treated as a constant; it depends on x, too": _rms_held_fixed,
+        "dy is multiplied by weight; multiply it by 1 + weight": lambda dy, x, weight, eps: _input_gradient(
+            dy, x, weight - 1, eps
+        ),
+        "eps is left out of the rms; add it to the mean square, below the root": lambda dy, x, weight, eps: (
+            _input_gradient(dy, x, weight, 0.0)
+        ),
+        "the part along x is added; subtract it": lambda dy, x, weight, eps: (
+            2 * _rms_held_fixed(dy, x, weight, eps) - _input_gradient(dy, x, weight, eps)
+        ),
         "dy is not multiplied by 1 + weight": lambda dy, x, weight, eps: _input_gradient(dy, x, 0 * weight, eps),
         "the part along x is summed over the channels; the mean is needed (1/D)": lambda dy, x, weight, eps: (
             _rms_held_fixed(dy, x, weight, eps)

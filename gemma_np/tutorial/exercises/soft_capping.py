@@ -52,6 +52,7 @@ CAP_GRADIENT = Exercise(
             np.abs(y) < cap, dy, 0
         ),
         "y is not divided by the cap; the slope is 1 - (y / cap)^2": lambda dy, y, cap: dy * (1 - y**2),
+        "the slope is 1 - y / cap; square y / cap": lambda dy, y, cap: dy * (1 - y / cap),
         "1 / cap is left over; the cap before tanh and the one inside it cancel": lambda dy, y, cap: (
             soft_cap_backward(dy, y, cap) / cap
         ),
@@ -87,6 +88,12 @@ CAPPED_SHARES = Exercise(
         known("attncap-after-mask"): _capped_after_mask,
         "the shares are capped; cap the scores, before softmax": lambda scores, mask, cap: soft_cap(
             masked_softmax(scores, mask), cap
+        ),
+        "hidden keys lose their share after softmax, so that rows do not sum to 1; hide their scores before": (
+            lambda scores, mask, cap: np.where(mask, _shares(scores, np.ones_like(mask), cap), 0)
+        ),
+        "hidden keys get the score 0, whose exponential is 1; give them -inf": lambda scores, mask, cap: _shares(
+            np.where(mask, scores, 0), np.ones_like(mask), cap
         ),
         "the mask is not used; hidden keys have no share": lambda scores, mask, cap: _shares(
             scores, np.ones_like(mask), cap

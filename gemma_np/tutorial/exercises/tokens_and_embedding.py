@@ -76,6 +76,12 @@ MERGE = Exercise(
         "it stops after one merge; go on until no pair of neighbours is a piece": lambda text, ids: _merged_by(
             text, ids, sign=1, most=1
         ),
+        "it returns the pieces; return their ids, ids[piece]": lambda text, ids: [
+            _tokenizer().piece(id) for id in _merged(text, ids)
+        ],
+        "nothing is merged; merge neighbours until no pair of them is a piece": lambda text, ids: [
+            ids[character] for character in text
+        ],
     },
 )
 
@@ -99,6 +105,7 @@ EMBED = Exercise(
         "the rows are multiplied by sqrt(V), the number of tokens; take sqrt(D), E.shape[1]": lambda ids, E: (
             E[ids] * math.sqrt(E.shape[0])
         ),
+        "the rows are divided by sqrt(D); multiply them": lambda ids, E: E[ids] / math.sqrt(E.shape[1]),
         "np.sqrt(D) is a float64 and makes the result float64, too; math.sqrt(D) leaves the dtype alone": (
             lambda ids, E: E[ids] * np.sqrt(E.shape[1])
         ),
@@ -122,6 +129,9 @@ LOGITS = Exercise(
         known("head-transposed"): lambda x, E: x @ E.reshape(E.shape[::-1]),
         "the logits are multiplied by sqrt(D), as the embedding is; the head has no scale": lambda x, E: (
             unembed(x, E) * math.sqrt(E.shape[1])
+        ),
+        "the logits are divided by sqrt(D), as the scores of attention are; the head has no scale": lambda x, E: (
+            unembed(x, E) / math.sqrt(E.shape[1])
         ),
         "the rows of E are brought to length 1; take them as they are": lambda x, E: unembed(
             x, E / np.linalg.norm(E, axis=1, keepdims=True)

@@ -44,6 +44,9 @@ MASKED_LOSS = Exercise(
                 np.mean([_masked_loss(*text) for text in zip(logits, targets, counted, strict=True)])
             )
         ),
+        "the loss lacks its minus; it is -log of the target's probability": lambda logits, targets, counted: (
+            -_masked_loss(logits, targets, counted)
+        ),
         "the probabilities' logarithm is to base 2; the loss is in nats (np.log)": lambda logits, targets, counted: (
             _masked_loss(logits, targets, counted) / np.log(2)
         ),
@@ -183,6 +186,13 @@ def _eps_in_root(
     return _decayed(weight, rate) - rate / (1 - BETA1**step) * first / size, first, second
 
 
+def _uphill(
+    weight: np.ndarray, gradient: np.ndarray, first: np.ndarray, second: np.ndarray, step: int, rate: float
+) -> Triple:
+    new, first, second = _adamw(weight, gradient, first, second, step, rate)
+    return 2 * _decayed(weight, rate) - new, first, second
+
+
 def _corrected_means(
     weight: np.ndarray, gradient: np.ndarray, first: np.ndarray, second: np.ndarray, step: int, rate: float
 ) -> Triple:
@@ -202,6 +212,7 @@ ADAMW = Exercise(
         "vectors decay, too; only weights of two axes do": _vectors_decay,
         "the step is divided by the mean of the squares; its root is the size": _no_root_of_second,
         "eps is added below the root; add it to the root": _eps_in_root,
+        "the weight moves along the gradient, uphill; subtract the step": _uphill,
         "the means that are returned are divided by 1 - beta ** step; the next step needs them as they are": (
             _corrected_means
         ),
