@@ -63,8 +63,9 @@ assert jacobian > 1e9 > 100 * product
 
 # %% [markdown]
 # Instead, each forward function gets a backward function, which takes $dy$ and returns $dx$. It costs about twice as much:
-# a product has two factors, and each gets a gradient, which is a product again. The last line of the forward pass is undone first, since its $dy$ is known first. **What the forward
-# line did, the backward line undoes**, and three rules cover nearly everything:
+# a product has two factors, and each gets a gradient, which is a product again. The last line of the forward pass is
+# undone first, since its $dy$ is known first. **What the forward line did, the backward line undoes**, and three rules
+# cover nearly everything:
 #
 # - Where the forward pass *adds*, the gradient is handed to each term as it is.
 # - Where it *uses an array twice*, the gradients of the uses are *added*.
@@ -347,7 +348,7 @@ np.testing.assert_allclose(dlogits.sum(axis=-1), 0, atol=1e-12)
 # ## The block: the residual stream hands on
 #
 # In `x + y` both terms get $dy$ as it is. So the gradient runs down the residual stream past each layer, and what comes
-# through attention and feed-forward is added to it. It can neither vanish nor explode on that way.
+# through attention and feed-forward is added to it. However deep the model, on that way it does not fade.
 
 # %%
 lines(block, "x + y")

@@ -4,8 +4,7 @@
 # After this you can store a matrix in 8 or 4 bits, say how large the error is and which of four methods makes it
 # smaller, and do so with a whole model. About 15 minutes. In the [Gemma 2 report](https://arxiv.org/abs/2408.00118):
 # table 2, whose parameter counts become bytes here. "A practical size" is in the report's title, and it gets there by
-# distillation; it publishes no quantised models. Gemma 3's report ([arXiv
-# 2503.19786](https://arxiv.org/abs/2503.19786)) does.
+# distillation. Gemma 3's report ([arXiv 2503.19786](https://arxiv.org/abs/2503.19786)) has quantised models, too.
 #
 # Before this: [12. Distillation](12_distillation.ipynb).
 # Words and letters: [glossary](glossary.md).
