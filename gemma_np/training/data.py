@@ -65,7 +65,7 @@ def split(count: int, what: str, validation: float, seed: int) -> dict[str, np.n
         raise GemmaError(f"validation: {validation}, expected a share from 0 to less than 1")
     held_out = max(1, round(validation * count)) if validation else 0
     if held_out >= count:
-        raise GemmaError(f"{what}: {count}, expected at least {held_out + 1}, since {held_out} of them is held out")
+        raise GemmaError(f"{what}: {count}, expected at least {held_out + 1} ({held_out} to validate on)")
     order = np.random.default_rng(seed).permutation(count)
     return {"validation": order[:held_out], "train": order[held_out:]}
 

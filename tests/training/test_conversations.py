@@ -84,7 +84,7 @@ def test_conversations_without_an_answer_are_left_out(tmp_path):
         write_conversations(file, tiny.tokenizer(), tmp_path, length, 0, 0)
     assert len(np.load(tmp_path / "train.npy")) == 2
     file = write(tmp_path / "b.jsonl", [long])
-    with pytest.warns(match="1 of 1"), pytest.raises(GemmaError, match="0 conversations, expected at least 1"):
+    with pytest.warns(match="1 of 1"), pytest.raises(GemmaError, match="conversations: 0, expected at least 1"):
         write_conversations(file, tiny.tokenizer(), tmp_path, length, 0, 0)
 
 

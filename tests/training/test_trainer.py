@@ -251,7 +251,7 @@ def test_the_validation_loss_of_uniform_guesses():
     ("arguments", "message"),
     [
         (["EMPTY", "--tokenizer", "VOCABULARY"], "no text, expected a file or a folder with .txt files"),
-        (["SHORT", "--tokenizer", "VOCABULARY"], "documents: 1, expected at least 2, since 1 of them is held out"),
+        (["SHORT", "--tokenizer", "VOCABULARY"], "documents: 1, expected at least 2 (1 to validate on)"),
         (["SHORT", "--tokenizer", "VOCABULARY", "--validation", "0"], "expected more than the length of 128"),
         (["SHORT"], "expected --tokenizer to train from scratch"),
         (["SHORT", "--tokenizer", "no-such-file"], "no-such-file: No such file or directory, expected a tokenizer"),
