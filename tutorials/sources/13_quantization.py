@@ -404,7 +404,7 @@ assert real["int4, 64", "round"]["kl"] > 10 * kl["int4 round"]
 assert real["float8", "round"]["kl"] > real["int8", "round"]["kl"]
 
 # %% [markdown]
-# (The KL of the small model in bfloat16 is 0, which has no place on this axis; what else is missing was not measured.)
+# (The KL of the small model in bfloat16 is 0, which has no place on this axis; clipping was tried in 4 bits alone.)
 # The real model loses over ten times as much by plain rounding: it was trained far longer, and has more to lose. There
 # the method decides. GPTQ loses less than a third of what rounding loses, and AWQ, too, is now well ahead of rounding.
 # Float8, 8 bits with an exponent in each, is worse than 8-bit whole numbers with a scale a row.
