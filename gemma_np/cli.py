@@ -92,6 +92,15 @@ def parser() -> argparse.ArgumentParser:
         sub.set_defaults(run=run)
         return sub
 
+    _add_models(command)
+    _add_evaluation(command)
+    _add_training(command)
+    _add_compression(command)
+    _add_oracle(command)
+    return top
+
+
+def _add_models(command: Callable[..., argparse.ArgumentParser]) -> None:
     sub = command(
         cli_model.generate,
         'gemma-np generate "To be"',
@@ -147,11 +156,6 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--length", metavar="N", type=int, default=128, help="tokens a text (128)")
 
     command(cli_model.models, "gemma-np models")
-    _add_evaluation(command)
-    _add_training(command)
-    _add_compression(command)
-    _add_oracle(command)
-    return top
 
 
 def _add_evaluation(command: Callable[..., argparse.ArgumentParser]) -> None:

@@ -120,7 +120,7 @@ class Gemma:
     def stream(self, prompt: str | Sequence[int], max_new_tokens: int = 128, **sampling: Any) -> Iterator[str]:
         """The same text, piece by piece as it is written. Raises GemmaError for an empty prompt, and when there is no
         tokenizer."""
-        tokenizer = self._text()
+        tokenizer = self.needed_tokenizer()
         if isinstance(prompt, str):
             if not prompt:
                 raise GemmaError("prompt: empty, expected some text")
@@ -159,7 +159,7 @@ class Gemma:
         self, messages: Sequence[Mapping[str, str]], max_new_tokens: int | None = None, **sampling: Any
     ) -> Iterator[str]:
         """The same answer, piece by piece as it is written."""
-        ids = chat_ids(messages, self._text())
+        ids = chat_ids(messages, self.needed_tokenizer())
         if max_new_tokens is None:
             max_new_tokens = max(1, min(512, self.config.max_position_embeddings - len(ids)))
         return self.stream(ids, max_new_tokens, **sampling)
@@ -174,7 +174,7 @@ class Gemma:
         A text longer than `context` tokens is read through windows that move on by `stride` (`sliding_losses`).
         Raises GemmaError for an empty text, and when the weights give no finite number.
         """
-        tokenizer = self._text()
+        tokenizer = self.needed_tokenizer()
         ids = tokenizer.encode(text, bos=False)
         if not ids:
             raise GemmaError("text: empty, expected at least one token")
@@ -192,7 +192,8 @@ class Gemma:
         vocabulary = self.tokenizer.model if self.tokenizer else None
         save_folder(Path(folder), self.config, self.weights.items(), vocabulary)
 
-    def _text(self) -> Tokenizer:
+    def needed_tokenizer(self) -> Tokenizer:
+        """The tokenizer, for what takes text. Raises GemmaError when the checkpoint has none."""
         if self.tokenizer is None:
             raise GemmaError("tokenizer.model: missing from the checkpoint, expected for text; ids work without")
         return self.tokenizer

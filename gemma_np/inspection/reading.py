@@ -47,30 +47,29 @@ class _Kept(Record):
         return super().__call__(name, value) if name.endswith(("embedding", "probs", "resid_post")) else value
 
 
-def read(model: Gemma, text: str, shown: Callable[[Iterable[int]], Iterable[int]] = list) -> Reading:
+def read(model: Gemma, text: str, shown: Callable[[list], Iterable] = list) -> Reading:
     """Read a text once and keep what there is to look at; `shown` may show how many layers' lenses are done.
 
     Raises GemmaError for an empty text, one of more than 256 tokens, and a model without a tokenizer.
     """
-    if model.tokenizer is None:
-        raise GemmaError("tokenizer.model: missing from the checkpoint, expected for text")
+    tokenizer, layers = model.needed_tokenizer(), range(model.config.num_hidden_layers)
     if not text:
         raise GemmaError("text: empty, expected something to look at")
-    ids, layers = model.tokenizer.encode(text), range(model.config.num_hidden_layers)
+    ids = tokenizer.encode(text)
     if len(ids) > LONGEST:
         raise GemmaError(f"text: {len(ids)} tokens, expected at most {LONGEST} to look at")
 
     record = _Kept()
     transformer(ids, model.weights, model.config, tape=record)
     streams = [record["embedding"], *(record[f"layers.{layer}.resid_post"] for layer in layers)]  # each [T, D]
-    lenses = [_likeliest(_output(model, streams[layer + 1])[1], LENS_TOKENS) for layer in shown(layers)]
-    logits, capped = _output(model, streams[-1])  # [T, V] each
-    next_ids, next_probs = _likeliest(capped, NEXT_TOKENS)
-    log_probs = log_softmax(capped)
-    pieces = np.vectorize(model.tokenizer.piece, otypes=[object])
+    logits, log_probs = _output(model, streams[-1])  # [T, V] each
+    next_ids, next_probs = _likeliest(log_probs, NEXT_TOKENS)
+    lenses = [_likeliest(_output(model, x)[1], LENS_TOKENS) for x in shown(streams[1:-1])]
+    lenses.append((next_ids[:, :LENS_TOKENS], next_probs[:, :LENS_TOKENS]))
+    pieces = np.vectorize(tokenizer.piece, otypes=[object])
     return Reading(
         ids=ids,
-        tokens=[model.tokenizer.piece(id) for id in ids],
+        tokens=[tokenizer.piece(id) for id in ids],
         attention=np.stack([record[f"layers.{layer}.self_attn.probs"] for layer in layers]),
         residual=np.stack([np.sqrt(np.mean(x * x, axis=-1)) for x in streams]),
         lens_tokens=pieces(np.stack([ids for ids, _ in lenses])),
@@ -85,16 +84,17 @@ def read(model: Gemma, text: str, shown: Callable[[Iterable[int]], Iterable[int]
 
 
 def _output(model: Gemma, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The stream read as if it were the last layer's: x [T, D] -> logits [T, V] before and after the final cap."""
+    """The stream read as if it were the last layer's: x [T, D] -> logits [T, V] before the final cap, and the logs of
+    the probabilities after it [T, V]."""
     record = Record()
     normed = rms_norm(x, model.weights["model.norm.weight"], model.config.rms_norm_eps)
     after = output_logits(normed, model.weights, model.config, record)
-    return record["logits"], after
+    return record["logits"], log_softmax(after)
 
 
-def _likeliest(logits: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The k likeliest tokens of each row and their probabilities: logits [T, V] -> [T, k], [T, k]."""
-    ids = np.argpartition(logits, -k, axis=-1)[:, -k:]
-    order = np.argsort(-np.take_along_axis(logits, ids, axis=-1), axis=-1)
+def _likeliest(log_probs: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The k likeliest tokens of each row and their probabilities: log_probs [T, V] -> [T, k], [T, k]."""
+    ids = np.argpartition(log_probs, -k, axis=-1)[:, -k:]
+    order = np.argsort(-np.take_along_axis(log_probs, ids, axis=-1), axis=-1)
     ids = np.take_along_axis(ids, order, axis=-1)
-    return ids, np.exp(np.take_along_axis(log_softmax(logits), ids, axis=-1))
+    return ids, np.exp(np.take_along_axis(log_probs, ids, axis=-1))

@@ -6,7 +6,6 @@ registry: the tutorials themselves run only where the network of its own distrib
 """
 
 import hashlib
-import importlib.util
 import json
 import subprocess
 import sys
@@ -21,6 +20,7 @@ from urllib.request import urlopen
 
 import pytest
 
+from tests.by_path import module_at
 from tests.chromium import CHROMIUM, QUIET
 
 pytestmark = pytest.mark.browser
@@ -32,10 +32,7 @@ MINUTE = 60_000  # in milliseconds, as playwright counts
 
 @pytest.fixture(scope="module")
 def build():
-    spec = importlib.util.spec_from_file_location("browser_build", ROOT / "tutorials/browser/build.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return module_at(ROOT / "tutorials/browser/build.py")
 
 
 @pytest.fixture(scope="module")

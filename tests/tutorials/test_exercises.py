@@ -1,7 +1,7 @@
 """Each exercise: the reference and the printed solution pass, the stub and every planted mistake fail with its hint."""
 
 import ast
-import importlib.util
+import importlib
 import linecache
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from gemma_np.model.transformer import output_logits, transformer
 from gemma_np.tutorial import check
 from gemma_np.tutorial.exercise import NOT_WRITTEN, Exercise, known
 from gemma_np.tutorial.exercises import attention, cache_and_generation, rms_norm
+from tests.by_path import module_at
 
 ROOT = Path(__file__).parents[2]
 SOURCES = sorted((ROOT / "tutorials/sources").glob("*.py"))
@@ -57,10 +58,7 @@ def stub_of(source, name):
 
 
 def solution_of(source, name):
-    spec = importlib.util.spec_from_file_location("solution", ROOT / "tutorials/solutions" / source.name)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return getattr(module, name)
+    return getattr(module_at(ROOT / "tutorials/solutions" / source.name), name)
 
 
 @pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.stem)

@@ -1,10 +1,11 @@
 """The notebooks are what their sources say, run from top to bottom, and are small enough to look at."""
 
-import importlib.util
 import re
 from pathlib import Path
 
 import pytest
+
+from tests.by_path import module_at
 
 ROOT = Path(__file__).parents[2]
 SOURCES = sorted((ROOT / "tutorials/sources").glob("*.py"))
@@ -15,10 +16,7 @@ each_source = pytest.mark.parametrize("source", SOURCES, ids=lambda source: sour
 
 @pytest.fixture(scope="module")
 def build():
-    spec = importlib.util.spec_from_file_location("build", ROOT / "tutorials/build.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return module_at(ROOT / "tutorials/build.py")
 
 
 @pytest.fixture

@@ -74,9 +74,7 @@ def _over_queries(scores: np.ndarray, values: np.ndarray) -> np.ndarray:
 
 def _hidden_after_exp(scores: np.ndarray, values: np.ndarray) -> np.ndarray:
     """NaN where the largest score of a row is hidden, and all that is visible has become 0."""
-    shares = np.where(_past(scores), np.exp(scores - scores.max(axis=-1, keepdims=True)), 0)
-    mixed: np.ndarray = shares / shares.sum(axis=-1, keepdims=True) @ values
-    return mixed
+    return _weighted(np.where(_past(scores), np.exp(scores - scores.max(axis=-1, keepdims=True)), 0), values)
 
 
 def _exponentials(scores: np.ndarray, *, largest_off: bool) -> np.ndarray:
@@ -86,14 +84,15 @@ def _exponentials(scores: np.ndarray, *, largest_off: bool) -> np.ndarray:
 
 
 def _overflowing(scores: np.ndarray, values: np.ndarray) -> np.ndarray:
-    shares = _exponentials(scores, largest_off=False)
-    mixed: np.ndarray = shares / shares.sum(axis=-1, keepdims=True) @ values
-    return mixed
+    return _weighted(_exponentials(scores, largest_off=False), values)
 
 
 def _infinite_times_zero(scores: np.ndarray, values: np.ndarray) -> np.ndarray:
-    shares = np.exp(scores) * _past(scores)
-    mixed: np.ndarray = shares / shares.sum(axis=-1, keepdims=True) @ values
+    return _weighted(np.exp(scores) * _past(scores), values)
+
+
+def _weighted(weights: np.ndarray, values: np.ndarray) -> np.ndarray:
+    mixed: np.ndarray = weights / weights.sum(axis=-1, keepdims=True) @ values
     return mixed
 
 

@@ -15,6 +15,7 @@ from gemma_np.model.transformer import output_logits, transformer
 from gemma_np.storage import Weights
 from gemma_np.text.generation import generate_ids
 from gemma_np.text.sampling import Sampling
+from gemma_np.training.losses import log_softmax
 from gemma_np.tutorial.exercise import Answer, Cases, Exercise
 
 _OPENINGS = ("The king", "My lord", "Good night", "I pray you", "O my brother", "To be, or not to be")
@@ -131,8 +132,14 @@ def _top_p_cases(generator: np.random.Generator) -> Cases:
 
 
 def _softmax(logits: np.ndarray) -> np.ndarray:
-    exponentials = np.exp(logits - logits.max())
-    return exponentials / exponentials.sum()
+    return np.exp(log_softmax(logits))
+
+
+def _kept(probs: np.ndarray, ids: np.ndarray) -> np.ndarray:
+    """These tokens alone, with probabilities that sum to 1."""
+    result = np.zeros_like(probs)
+    result[ids] = probs[ids] / probs[ids].sum()
+    return result
 
 
 def _top_p(logits: np.ndarray, temperature: float, top_p: float) -> np.ndarray:
@@ -150,26 +157,18 @@ def _without_the_last(logits: np.ndarray, temperature: float, top_p: float) -> n
     probs = _softmax(logits / temperature)
     order = np.argsort(-probs)
     kept = order[np.cumsum(probs[order]) <= top_p + 1e-12]
-    kept = kept if len(kept) else order[:1]
-    result = np.zeros_like(probs)
-    result[kept] = probs[kept] / probs[kept].sum()
-    return result
+    return _kept(probs, kept if len(kept) else order[:1])
 
 
 def _unsorted(logits: np.ndarray, temperature: float, top_p: float) -> np.ndarray:
     probs = _softmax(logits / temperature)
-    kept = np.where(np.cumsum(probs) - probs < top_p, probs, 0)
-    result: np.ndarray = kept / kept.sum()
-    return result
+    return _kept(probs, np.flatnonzero(np.cumsum(probs) - probs < top_p))
 
 
 def _smallest_first(logits: np.ndarray, temperature: float, top_p: float) -> np.ndarray:
     probs = _softmax(logits / temperature)
     order = np.argsort(probs)
-    kept = order[np.cumsum(probs[order]) - probs[order] < top_p]
-    result = np.zeros_like(probs)
-    result[kept] = probs[kept] / probs[kept].sum()
-    return result
+    return _kept(probs, order[np.cumsum(probs[order]) - probs[order] < top_p])
 
 
 def _temperature_last(logits: np.ndarray, temperature: float, top_p: float) -> np.ndarray:

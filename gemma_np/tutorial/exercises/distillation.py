@@ -19,10 +19,6 @@ def _distil_cases(generator: np.random.Generator) -> Cases:
     }
 
 
-def _distil(logits: np.ndarray, teacher_logits: np.ndarray) -> Result:
-    return distillation(logits, teacher_logits)
-
-
 def _exchanged(logits: np.ndarray, teacher_logits: np.ndarray) -> Result:
     return distillation(teacher_logits, logits)[0], distillation(logits, teacher_logits)[1]
 
@@ -65,7 +61,7 @@ def _teacher_weighs_by(weights: np.ndarray, logits: np.ndarray) -> Result:
 
 
 DISTIL = Exercise(
-    reference=_distil,
+    reference=distillation,
     cases=_distil_cases,
     mistakes={
         "teacher and student are exchanged in the loss; the teacher's probabilities weigh the student's logarithms": (

@@ -108,10 +108,6 @@ def _block_cases(generator: np.random.Generator) -> Cases:
     }
 
 
-def _block(x: np.ndarray, weights: Scope, config: GemmaConfig, layer: int) -> np.ndarray:
-    return block(x, weights, config, layer)
-
-
 def _parallel(x: np.ndarray, weights: Scope, config: GemmaConfig, layer: int) -> np.ndarray:
     return x + _attention_half(x, weights, config, layer) + _feed_forward_half(x, weights, config)
 
@@ -151,7 +147,7 @@ def _crossed(x: np.ndarray, weights: Scope, config: GemmaConfig, layer: int) -> 
 
 
 BLOCK = Exercise(
-    reference=_block,
+    reference=block,
     cases=_block_cases,
     mistakes={
         known("postnorm-missing"): lambda x, weights, config, layer: faults.block_without_post_norms(

@@ -48,32 +48,28 @@ def _cache_cases(generator: np.random.Generator) -> Cases:
     }
 
 
-def _cache(config: GemmaConfig, length: int) -> int:
-    return cache_bytes(config, length)
-
-
 CACHE_BYTES = Exercise(
-    reference=_cache,
+    reference=cache_bytes,
     cases=_cache_cases,
     mistakes={
         "half is counted; keys and values are kept, in float32, of 4 bytes a number": lambda config, length: (
-            _cache(config, length) // 2
+            cache_bytes(config, length) // 2
         ),
         "the query heads are counted; only the key-value heads are kept": lambda config, length: (
-            _cache(config, length) // config.num_key_value_heads * config.num_attention_heads
+            cache_bytes(config, length) // config.num_key_value_heads * config.num_attention_heads
         ),
         "every layer keeps the whole text; a local one keeps no more than its window": lambda config, length: (
             config.num_hidden_layers
-            * _cache(replace(config, num_hidden_layers=1, layer_types=("full_attention",)), length)
+            * cache_bytes(replace(config, num_hidden_layers=1, layer_types=("full_attention",)), length)
         ),
-        "every layer keeps no more than the window; a global one keeps the whole text": lambda config, length: _cache(
-            config, min(length, config.sliding_window or length)
+        "every layer keeps no more than the window; a global one keeps the whole text": lambda config, length: (
+            cache_bytes(config, min(length, config.sliding_window or length))
         ),
         "a local layer counts its whole window; of a shorter text it keeps what there is": lambda config, length: sum(
-            _cache(replace(config, num_hidden_layers=1, layer_types=(kind,)), _whole_window(config, kind, length))
+            cache_bytes(replace(config, num_hidden_layers=1, layer_types=(kind,)), _whole_window(config, kind, length))
             for kind in config.layer_types
         ),
-        "numbers are counted; a float32 has 4 bytes": lambda config, length: _cache(config, length) // 4,
+        "numbers are counted; a float32 has 4 bytes": lambda config, length: cache_bytes(config, length) // 4,
     },
 )
 

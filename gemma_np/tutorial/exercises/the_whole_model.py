@@ -1,6 +1,7 @@
 """The exercises on the whole model, its weights, and the tape."""
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -182,27 +183,12 @@ def _only_head(name: str, value: np.ndarray, layer: int, head: int, head_dim: in
     return value - without if name == f"layers.{layer}.self_attn.mixed" else value
 
 
-def _every_fourth(name: str, value: np.ndarray, layer: int, head: int, head_dim: int) -> np.ndarray:
+def _zeroed(name: str, value: np.ndarray, layer: int, place: tuple[Any, ...]) -> np.ndarray:
+    """Zeros in one place of the record of mixed values."""
     if name != f"layers.{layer}.self_attn.mixed":
         return value
     value = value.copy()
-    value[..., head :: value.shape[-1] // head_dim] = 0
-    return value
-
-
-def _one_channel(name: str, value: np.ndarray, layer: int, head: int, head_dim: int) -> np.ndarray:
-    if name != f"layers.{layer}.self_attn.mixed":
-        return value
-    value = value.copy()
-    value[..., head] = 0
-    return value
-
-
-def _one_token(name: str, value: np.ndarray, layer: int, head: int, head_dim: int) -> np.ndarray:
-    if name != f"layers.{layer}.self_attn.mixed":
-        return value
-    value = value.copy()
-    value[..., head, :] = 0
+    value[..., *place] = 0
     return value
 
 
@@ -226,8 +212,16 @@ WITHOUT_HEAD = Exercise(
             )
         ),
         "the head is kept, and the others are silenced": _only_head,
-        "every H-th channel is zeroed; a head has head_dim neighbouring ones": _every_fourth,
-        "one channel is zeroed; a head has head_dim of them": _one_channel,
-        "a token is zeroed; the heads lie along the last axis": _one_token,
+        "every H-th channel is zeroed; a head has head_dim neighbouring ones": (
+            lambda name, value, layer, head, head_dim: _zeroed(
+                name, value, layer, (slice(head, None, value.shape[-1] // head_dim),)
+            )
+        ),
+        "one channel is zeroed; a head has head_dim of them": lambda name, value, layer, head, head_dim: _zeroed(
+            name, value, layer, (head,)
+        ),
+        "a token is zeroed; the heads lie along the last axis": lambda name, value, layer, head, head_dim: _zeroed(
+            name, value, layer, (head, slice(None))
+        ),
     },
 )
