@@ -19,11 +19,11 @@ from gemma_np.errors import GemmaError
 from gemma_np.evaluation.perplexity import TextLoss, sliding_losses
 from gemma_np.model.transformer import checked_ids, output_logits, transformer
 from gemma_np.scope import Record
-from gemma_np.storage import Weights, dequantize
 from gemma_np.text.chat import chat_ids
 from gemma_np.text.generation import generate_ids
 from gemma_np.text.sampling import Sampling
 from gemma_np.text.tokenizer import Tokenizer
+from gemma_np.weights.formats import Weights, dequantize
 
 _ASSETS = Path(__file__).parent / "assets"
 

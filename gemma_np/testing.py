@@ -19,10 +19,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gemma_np.errors import GemmaError
-from gemma_np.linear import linear, linear_backward
-from gemma_np.model import attention, embedding, feed_forward, rms_norm, rope, soft_cap, visibility
+from gemma_np.model import attention, attention_mask, embedding, feed_forward, rms_norm, rope, soft_cap
 from gemma_np.scope import Record, Scope
 from gemma_np.training import losses
+from gemma_np.weights.linear import linear, linear_backward
 
 TOLERANCES = {"float64": 1e-10, "float32": 1e-5}
 """Of the largest number expected; the reference is computed in float64 on the same inputs."""
@@ -56,7 +56,7 @@ def _angles(x: np.ndarray, positions: np.ndarray, base: float) -> tuple[np.ndarr
 
 def _causal_softmax(scores: np.ndarray, window: int) -> np.ndarray:
     T = scores.shape[-1]
-    return visibility.masked_softmax(scores, visibility.visible(range(T), range(T), window))
+    return attention_mask.masked_softmax(scores, attention_mask.visible(range(T), range(T), window))
 
 
 def _grouped_query_attention(

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gemma_np.model.attention import attention
+from gemma_np.model.attention_mask import masked_softmax, visible
 from gemma_np.model.embedding import embed, unembed
 from gemma_np.model.feed_forward import gelu
 from gemma_np.model.kv_cache import KVCache
@@ -14,10 +15,9 @@ from gemma_np.model.rms_norm import rms_norm
 from gemma_np.model.rope import rope, rotation
 from gemma_np.model.soft_cap import soft_cap
 from gemma_np.model.transformer import output_logits, transformer
-from gemma_np.model.visibility import masked_softmax, visible
 from gemma_np.scope import Record, Scope
-from tests.strategies import configs, lengths, normal, random_ids, random_weights, seeds, sizes, splits
-from tests.tolerances import assert_close
+from tests.support.strategies import configs, lengths, normal, random_ids, random_weights, seeds, sizes, splits
+from tests.support.tolerances import assert_close
 
 pytestmark = pytest.mark.framework
 
@@ -31,7 +31,7 @@ def torch():
 
 @pytest.fixture(scope="module")
 def framework(torch):
-    from tests import framework
+    from tests.support import framework
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # models this small only wait for each other's threads

@@ -5,12 +5,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gemma_np.linear import linear_backward
-from gemma_np.model import attention, embedding, feed_forward, rms_norm, rope, soft_cap, visibility
+from gemma_np.model import attention, attention_mask, embedding, feed_forward, rms_norm, rope, soft_cap
 from gemma_np.scope import Record, Scope
 from gemma_np.training import losses
-from tests.strategies import batches, configs, lengths, normal, random_weights, seeds, sizes
-from tests.tolerances import assert_close
+from gemma_np.weights.linear import linear_backward
+from tests.support.strategies import batches, configs, lengths, normal, random_weights, seeds, sizes
+from tests.support.tolerances import assert_close
 
 pytestmark = pytest.mark.framework
 
@@ -93,13 +93,17 @@ def test_soft_cap(torch, size, cap, seed):
 
 @given(T=lengths, window=st.none() | st.integers(1, 5), seed=seeds)
 def test_masked_softmax(torch, T, window, seed):
-    scores, dy, mask = normal(seed, 2, T, T), normal(seed + 1, 2, T, T), visibility.visible(range(T), range(T), window)
+    scores, dy, mask = (
+        normal(seed, 2, T, T),
+        normal(seed + 1, 2, T, T),
+        attention_mask.visible(range(T), range(T), window),
+    )
 
     def theirs(scores):
         return torch.softmax(scores.masked_fill(~torch.tensor(mask), -torch.inf), dim=-1)
 
-    probs = visibility.masked_softmax(scores, mask)
-    check([visibility.masked_softmax_backward(dy, probs)], autograd(torch, theirs, dy, scores))
+    probs = attention_mask.masked_softmax(scores, mask)
+    check([attention_mask.masked_softmax_backward(dy, probs)], autograd(torch, theirs, dy, scores))
 
 
 @given(T=lengths, D=sizes, F=sizes, seed=seeds)
@@ -127,7 +131,7 @@ def test_attention(torch, config, layer, T, seed):
     x, dy = normal(seed, T, config.hidden_size), normal(seed + 1, T, config.hidden_size)
     cos, sin = rope.rotation(range(T), h, *config.rope(layer), np.float64)
     turns = torch.complex(torch.tensor(cos), torch.tensor(sin))[..., : h // 2]
-    mask = torch.tensor(visibility.visible(range(T), range(T), config.window(layer)))
+    mask = torch.tensor(attention_mask.visible(range(T), range(T), config.window(layer)))
 
     def heads(x, weight, count, norm):
         y = (x @ weight.T).reshape(T, count, h).transpose(0, 1)

@@ -8,9 +8,9 @@ import pytest
 
 import gemma_np
 from gemma_np import GemmaError
-from tests import tiny
-from tests.strategies import MODEL_TYPES
-from tests.tolerances import assert_close
+from tests.support import tiny
+from tests.support.strategies import MODEL_TYPES
+from tests.support.tolerances import assert_close
 
 
 @pytest.fixture(scope="module")

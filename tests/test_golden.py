@@ -6,8 +6,8 @@ import pytest
 from gemma_np.model.records import record_shapes
 from gemma_np.training.task import Batch, next_token
 from gemma_np.training.trainer import loss_and_gradients
-from tests.goldens import CASES, MODEL_TYPES, check_golden, expected_records, load
-from tests.tolerances import assert_close
+from tests.support.goldens import CASES, MODEL_TYPES, check_golden, expected_records, load
+from tests.support.tolerances import assert_close
 
 
 @pytest.mark.parametrize(("model_type", "case"), CASES)

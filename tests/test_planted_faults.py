@@ -7,11 +7,11 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from gemma_np.linear import linear
+from gemma_np.model.attention_mask import visible
 from gemma_np.model.rope import rotation
-from gemma_np.model.visibility import visible
 from gemma_np.oracle.mistakes import CATALOGUE, planted
-from tests.goldens import CASES, check_golden, load
+from gemma_np.weights.linear import linear
+from tests.support.goldens import CASES, check_golden, load
 
 # Where a mistake can be seen: S in any text, W only past the window, D only when texts are read piece by piece.
 SEEN = {"S": {"short", "past-window", "decode"}, "W": {"past-window", "decode"}, "D": {"decode"}}

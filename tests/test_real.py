@@ -8,7 +8,7 @@ import pytest
 
 import gemma_np
 from gemma_np.text.generation import generate_ids
-from tests.tolerances import assert_close
+from tests.support.tolerances import assert_close
 
 pytestmark = pytest.mark.real
 
@@ -35,7 +35,7 @@ def model(file):
 
 @pytest.fixture(scope="session")
 def framework(model):
-    from tests.framework import framework_model
+    from tests.support.framework import framework_model
 
     return framework_model(model.config, model.widened().weights)
 
@@ -124,11 +124,11 @@ def test_decoding_undoes_encoding(model):
 def test_the_oracle_clears_the_framework_and_names_what_is_planted_in_it(model, framework):
     import torch
 
+    from gemma_np.integrations.transformers import capture_transformers
     from gemma_np.oracle.comparison import compare
     from gemma_np.oracle.diagnosis import diagnose
-    from gemma_np.oracle.frameworks import capture_transformers
     from gemma_np.oracle.trace import Reference
-    from tests.oracle.framework_faults import planted_in_framework
+    from tests.support.framework_faults import planted_in_framework
 
     ids = model.tokenizer.encode("The capital of France is")
     weights = {name: weight.astype(np.float64) for name, weight in model.widened().weights.items()}
@@ -163,7 +163,7 @@ def test_what_is_stored_in_eight_bits_is_the_library_s_bit_for_bit(file, model):
     from gguf import GGUFReader, dequantize
 
     from gemma_np.checkpoints.gguf import weight_name
-    from gemma_np.storage import Int4, Int8, lookup
+    from gemma_np.weights.formats import Int4, Int8, lookup
 
     kept = {name for name, weight in model.weights.items() if isinstance(weight, Int8 | Int4)}
     assert "model.embed_tokens.weight" in kept
@@ -185,7 +185,7 @@ def divergence(model, small, text):
 
 def test_int8_costs_less_than_half_a_percent(model):
     from gemma_np.compression.quantization import Scheme
-    from gemma_np.compression.whole_model import quantize_model
+    from gemma_np.compression.quantize_model import quantize_model
 
     wide = model.widened()
     small = gemma_np.Gemma(model.config, dict(quantize_model(wide, Scheme("int8"))), model.tokenizer)
@@ -196,7 +196,7 @@ def test_int8_costs_less_than_half_a_percent(model):
 def test_gptq_is_clearly_better_than_rounding_in_four_bits(model):
     from gemma_np.compression.calibration import calibration_texts
     from gemma_np.compression.quantization import Scheme
-    from gemma_np.compression.whole_model import quantize_model
+    from gemma_np.compression.quantize_model import quantize_model
 
     wide, losses = model.widened(), {}
     ids = calibration_texts(wide, OTHER_PROSE, 1, 128)

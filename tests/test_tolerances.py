@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tests.tolerances import TOLERANCES, assert_close
+from tests.support.tolerances import TOLERANCES, assert_close
 
 CASES = list(TOLERANCES.items())
 NUMBERS = np.array([[1.0, -100.0, 0.001], [3.0, 4.0, 5.0]])

@@ -15,7 +15,7 @@ from gemma_np.checkpoints.gguf_blocks import NUMBER_BYTES, read_blocks
 from gemma_np.checkpoints.loading import StoredTensor, load_weights, row_reader
 from gemma_np.config import GemmaConfig, layer_pattern
 from gemma_np.errors import GemmaError
-from gemma_np.storage import Weight
+from gemma_np.weights.formats import Weight
 
 MODEL_TYPES = {"gemma": "gemma", "gemma2": "gemma2", "gemma3": "gemma3_text"}
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import numpy as np
 
 from gemma_np.errors import GemmaError
-from gemma_np.storage import Int4, Int8, Stored, pack, unpack
+from gemma_np.weights.formats import Int4, Int8, Stored, pack, unpack
 
 BLOCK = 32
 SCALE_BYTES = 2

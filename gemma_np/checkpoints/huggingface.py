@@ -12,11 +12,11 @@ from numpy.typing import DTypeLike
 
 from gemma_np.checkpoints.config_json import read_config
 from gemma_np.checkpoints.loading import StoredTensor, load_weights
-from gemma_np.checkpoints.quantized import from_tensors, read_kinds, to_tensors
-from gemma_np.checkpoints.tensor_file import FLOATS, QUANTIZED, read_metadata, stored_tensors
+from gemma_np.checkpoints.quantized_tensors import from_tensors, read_kinds, to_tensors
+from gemma_np.checkpoints.safetensors_file import FLOATS, QUANTIZED, read_metadata, stored_tensors
 from gemma_np.config import GemmaConfig
 from gemma_np.errors import GemmaError
-from gemma_np.storage import Stored, Weight, dequantize
+from gemma_np.weights.formats import Stored, Weight, dequantize
 
 INDEX = "model.safetensors.index.json"
 

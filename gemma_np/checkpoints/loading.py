@@ -13,7 +13,7 @@ from numpy.typing import DTypeLike
 
 from gemma_np.config import GemmaConfig
 from gemma_np.errors import GemmaError
-from gemma_np.storage import BFloat16, Stored, Weight
+from gemma_np.weights.formats import BFloat16, Stored, Weight
 
 _BLOCK_BYTES = 16 * 2**20
 

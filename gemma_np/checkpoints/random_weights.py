@@ -10,10 +10,10 @@ import numpy as np
 
 from gemma_np.checkpoints.config_json import config_to_json
 from gemma_np.checkpoints.huggingface import INDEX
-from gemma_np.checkpoints.tensor_file import file_header
+from gemma_np.checkpoints.safetensors_file import file_header
 from gemma_np.config import GemmaConfig
 from gemma_np.errors import GemmaError
-from gemma_np.storage import BFloat16, Int4, Int8, Weight
+from gemma_np.weights.formats import BFloat16, Int4, Int8, Weight
 
 KINDS = ("float32", "bfloat16", "int8", "int4")
 

@@ -11,11 +11,11 @@ import numpy as np
 
 from gemma_np.checkpoints.config_json import config_to_json
 from gemma_np.checkpoints.huggingface import INDEX
-from gemma_np.checkpoints.quantized import KINDS, kind_of, to_tensors
-from gemma_np.checkpoints.tensor_file import file_header
+from gemma_np.checkpoints.quantized_tensors import KINDS, kind_of, to_tensors
+from gemma_np.checkpoints.safetensors_file import file_header
 from gemma_np.config import GemmaConfig
 from gemma_np.errors import GemmaError
-from gemma_np.storage import Weight, stored_bytes
+from gemma_np.weights.formats import Weight, stored_bytes
 
 SHARD_BYTES = 5 * 10**8
 

@@ -12,7 +12,7 @@ from gemma_np.gemma import Gemma
 from gemma_np.model.block import block
 from gemma_np.model.embedding import embed
 from gemma_np.scope import Scope
-from gemma_np.storage import Weight, dequantize
+from gemma_np.weights.formats import Weight, dequantize
 
 INPUTS = {
     "self_attn.q_proj.weight": "input_layernorm",

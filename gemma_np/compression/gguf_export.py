@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 
+from gemma_np.checkpoints.atomic_write import write_beside
 from gemma_np.checkpoints.gguf import MODEL_TYPES, config_from_metadata, gguf_name, open_gguf
 from gemma_np.checkpoints.gguf_blocks import BLOCK, NUMBER_BYTES, SCALE_BYTES, to_blocks
-from gemma_np.checkpoints.writing import write_beside
 from gemma_np.compression.quantization import Q4_0, Q8_0, quantize
 from gemma_np.config import GemmaConfig
 from gemma_np.errors import GemmaError
 from gemma_np.gemma import Gemma
-from gemma_np.storage import Int4, Int8, Weight
+from gemma_np.weights.formats import Int4, Int8, Weight
 
 GGUF_SCHEMES = {"Q8_0": Q8_0, "Q4_0": Q4_0}
 

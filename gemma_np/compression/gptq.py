@@ -10,7 +10,7 @@ Source: Frantar et al., arXiv 2210.17323.
 import numpy as np
 
 from gemma_np.compression.quantization import Grid, Scheme, full_grid, in_groups, least_error_grid, store
-from gemma_np.storage import Int4, Int8
+from gemma_np.weights.formats import Int4, Int8
 
 _DAMPING = 0.01  # of the mean of H's diagonal, added to it: few calibration texts leave H without an inverse
 _BLOCK = 128  # channels whose corrections are applied to the rest together

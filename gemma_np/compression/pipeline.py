@@ -12,21 +12,21 @@ from pathlib import Path
 
 import numpy as np
 
+from gemma_np.checkpoints.atomic_write import write_beside
 from gemma_np.checkpoints.saving import save_folder
-from gemma_np.checkpoints.writing import write_beside
+from gemma_np.compression.benchmark import Measurement, measure
 from gemma_np.compression.calibration import cut_into_texts
-from gemma_np.compression.measuring import Measurement, measure
-from gemma_np.compression.plan import Plan, prune
 from gemma_np.compression.pruning import zeros_stay
+from gemma_np.compression.pruning_plan import Plan, prune
 from gemma_np.compression.quantization import Scheme
-from gemma_np.compression.whole_model import check_quantization, quantize_model
+from gemma_np.compression.quantize_model import check_quantization, quantize_model
 from gemma_np.errors import GemmaError
 from gemma_np.gemma import Gemma, load
 from gemma_np.training.data import consecutive_texts, draw_texts
 from gemma_np.training.distillation import fingerprint, from_teacher
-from gemma_np.training.run_state import Recipe
 from gemma_np.training.task import Task
 from gemma_np.training.trainer import train
+from gemma_np.training.training_state import Recipe
 
 
 @dataclass(frozen=True)

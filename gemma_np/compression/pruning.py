@@ -11,7 +11,7 @@ import numpy as np
 from gemma_np.compression.calibration import INPUTS, Moments, rewrite
 from gemma_np.errors import GemmaError
 from gemma_np.gemma import Gemma
-from gemma_np.storage import Weight
+from gemma_np.weights.formats import Weight
 
 METHODS = {
     "magnitude": "the smallest weights of each row",

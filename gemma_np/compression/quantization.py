@@ -16,8 +16,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from gemma_np.errors import GemmaError
-from gemma_np.linear import on_all_cores
-from gemma_np.storage import (
+from gemma_np.weights.formats import (
     INT4_LEVELS,
     INT4_ZERO,
     W8A8,
@@ -30,6 +29,7 @@ from gemma_np.storage import (
     dequantize,
     pack,
 )
+from gemma_np.weights.linear import on_all_cores
 
 KINDS = ("bfloat16", "int8", "w8a8", "int4", "float8")
 

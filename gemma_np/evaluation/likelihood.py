@@ -13,8 +13,8 @@ from gemma_np.config import GemmaConfig
 from gemma_np.errors import GemmaError
 from gemma_np.model.kv_cache import KVCache
 from gemma_np.model.transformer import output_logits, transformer
-from gemma_np.storage import Weights
 from gemma_np.text.generation import prefill
+from gemma_np.weights.formats import Weights
 
 _ROWS = 256  # logits of V numbers a row: 262 MB at V = 256,000
 

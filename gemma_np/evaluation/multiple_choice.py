@@ -18,8 +18,8 @@ import numpy as np
 from gemma_np.config import GemmaConfig
 from gemma_np.errors import GemmaError
 from gemma_np.evaluation.likelihood import Pair, likelihoods
-from gemma_np.storage import Weights
 from gemma_np.text.tokenizer import Tokenizer
+from gemma_np.weights.formats import Weights
 
 SCORES = ("raw", "by token", "by byte")
 BINS = 10

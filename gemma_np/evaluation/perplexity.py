@@ -17,7 +17,7 @@ from gemma_np.errors import GemmaError
 from gemma_np.evaluation.likelihood import cross_entropy
 from gemma_np.model.kv_cache import KVCache
 from gemma_np.model.transformer import output_logits, transformer
-from gemma_np.storage import Weights
+from gemma_np.weights.formats import Weights
 
 _CHUNK = 256  # logits of V numbers a token: 262 MB a chunk at V = 256,000
 

@@ -9,13 +9,13 @@ import math
 import numpy as np
 
 from gemma_np.config import GemmaConfig
-from gemma_np.linear import linear, linear_backward
+from gemma_np.model.attention_mask import masked_softmax, masked_softmax_backward, visible
 from gemma_np.model.kv_cache import LayerCache
 from gemma_np.model.rms_norm import rms_norm, rms_norm_backward
 from gemma_np.model.rope import rope, rope_backward, rotation
 from gemma_np.model.soft_cap import soft_cap, soft_cap_backward
-from gemma_np.model.visibility import masked_softmax, masked_softmax_backward, visible
 from gemma_np.scope import Scope, Tape, no_tape
+from gemma_np.weights.linear import linear, linear_backward
 
 
 def attention(

@@ -7,8 +7,8 @@ import math
 
 import numpy as np
 
-from gemma_np.linear import linear
-from gemma_np.storage import Weight, lookup
+from gemma_np.weights.formats import Weight, lookup
+from gemma_np.weights.linear import linear
 
 
 def embed(ids: np.ndarray, embedding: Weight) -> np.ndarray:

@@ -8,8 +8,8 @@ import math
 
 import numpy as np
 
-from gemma_np.linear import linear, linear_backward
 from gemma_np.scope import Scope, Tape, no_tape
+from gemma_np.weights.linear import linear, linear_backward
 
 
 def feed_forward(x: np.ndarray, weights: Scope, tape: Tape = no_tape) -> np.ndarray:

@@ -11,7 +11,7 @@ from numpy.typing import DTypeLike
 
 from gemma_np.config import GemmaConfig
 from gemma_np.errors import GemmaError
-from gemma_np.model.int8_vectors import Int8Vectors
+from gemma_np.model.int8_cache import Int8Vectors
 
 
 class LayerCache:

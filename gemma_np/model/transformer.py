@@ -10,14 +10,14 @@ from numpy.typing import ArrayLike
 
 from gemma_np.config import GemmaConfig
 from gemma_np.errors import GemmaError
-from gemma_np.linear import linear_backward
 from gemma_np.model.block import block, block_backward
 from gemma_np.model.embedding import embed, embed_backward, unembed
 from gemma_np.model.kv_cache import KVCache
 from gemma_np.model.rms_norm import rms_norm, rms_norm_backward
 from gemma_np.model.soft_cap import soft_cap, soft_cap_backward
 from gemma_np.scope import Scope, Tape, no_tape, within
-from gemma_np.storage import Weights
+from gemma_np.weights.formats import Weights
+from gemma_np.weights.linear import linear_backward
 
 
 def transformer(

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from gemma_np.checkpoints.config_json import config_from_json
-from gemma_np.checkpoints.tensor_file import read_metadata, stored_tensors
+from gemma_np.checkpoints.safetensors_file import read_metadata, stored_tensors
 from gemma_np.config import GemmaConfig
 from gemma_np.errors import GemmaError
 from gemma_np.oracle.trace import Place, Reference

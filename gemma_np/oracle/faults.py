@@ -12,10 +12,10 @@ import ml_dtypes
 import numpy as np
 
 from gemma_np.config import GLOBAL, LOCAL, GemmaConfig
-from gemma_np.linear import linear
+from gemma_np.model.attention_mask import masked_softmax
 from gemma_np.model.rms_norm import rms_norm
-from gemma_np.model.visibility import masked_softmax
 from gemma_np.scope import Scope, Tape, within
+from gemma_np.weights.linear import linear
 
 Patches = dict[str, Callable[[Any], Any]]
 """What is replaced, by its place below `gemma_np`, and what makes the faulty one of the one that is there."""

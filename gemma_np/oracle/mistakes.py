@@ -15,13 +15,13 @@ import numpy as np
 
 from gemma_np.config import GemmaConfig
 from gemma_np.model.attention import attention
+from gemma_np.model.attention_mask import visible
 from gemma_np.model.block import block
 from gemma_np.model.embedding import embed, unembed
 from gemma_np.model.feed_forward import feed_forward, gelu
 from gemma_np.model.rms_norm import rms_norm
 from gemma_np.model.rope import rope, rotation
 from gemma_np.model.soft_cap import soft_cap
-from gemma_np.model.visibility import visible
 from gemma_np.oracle import faults
 from gemma_np.oracle.faults import Patches
 

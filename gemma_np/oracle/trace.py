@@ -19,14 +19,14 @@ from typing import NamedTuple
 
 import numpy as np
 
+from gemma_np.checkpoints.atomic_write import write_beside
 from gemma_np.checkpoints.config_json import config_to_json
-from gemma_np.checkpoints.tensor_file import file_header
-from gemma_np.checkpoints.writing import write_beside
+from gemma_np.checkpoints.safetensors_file import file_header
 from gemma_np.config import GemmaConfig
 from gemma_np.gemma import Gemma
+from gemma_np.model.attention_mask import visible
 from gemma_np.model.records import record_shapes
 from gemma_np.model.transformer import output_logits, transformer
-from gemma_np.model.visibility import visible
 from gemma_np.scope import Record, Tape
 
 _OVER_KEYS = ("scores", "scores_capped", "probs")

@@ -8,7 +8,7 @@ from gemma_np.config import GemmaConfig
 from gemma_np.errors import GemmaError
 from gemma_np.model.kv_cache import KVCache
 from gemma_np.model.transformer import output_logits, transformer
-from gemma_np.storage import Weights
+from gemma_np.weights.formats import Weights
 
 PREFILL_CHUNK = 512
 """Tokens read at once. The scores of a chunk take H * PREFILL_CHUNK * S numbers, those of a whole long prompt H * S^2;

@@ -17,8 +17,8 @@ from gemma_np.errors import GemmaError
 from gemma_np.text.chat import check_messages, turn_ids
 from gemma_np.text.tokenizer import Tokenizer
 from gemma_np.training.data import split, write_array
-from gemma_np.training.run_state import State
 from gemma_np.training.task import Batch
+from gemma_np.training.training_state import State
 
 
 def read_conversations(file: Path) -> list[list[dict[str, str]]]:

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from gemma_np.checkpoints.writing import write_beside
+from gemma_np.checkpoints.atomic_write import write_beside
 from gemma_np.errors import GemmaError
 from gemma_np.text.tokenizer import Tokenizer
-from gemma_np.training.run_state import State
 from gemma_np.training.task import Batch
+from gemma_np.training.training_state import State
 
 
 def text_files(path: Path) -> list[Path]:

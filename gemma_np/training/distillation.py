@@ -19,8 +19,8 @@ from gemma_np.model.kv_cache import KVCache
 from gemma_np.model.transformer import output_logits, transformer
 from gemma_np.training.data import draw_ids
 from gemma_np.training.losses import distillation
-from gemma_np.training.run_state import Recipe, State
 from gemma_np.training.task import Batch, Loss
+from gemma_np.training.training_state import Recipe, State
 
 Divergence = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 """(student's logits, teacher's logits) [..., T, V] -> losses [..., T] and dlogits [..., T, V]."""

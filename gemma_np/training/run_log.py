@@ -7,7 +7,7 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from gemma_np.checkpoints.writing import write_beside
+from gemma_np.checkpoints.atomic_write import write_beside
 from gemma_np.errors import GemmaError
 
 

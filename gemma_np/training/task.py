@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gemma_np.training.losses import TopK, cross_entropy
-from gemma_np.training.run_state import State
+from gemma_np.training.training_state import State
 
 
 class Batch(NamedTuple):

@@ -13,11 +13,11 @@ from gemma_np.gemma import Gemma
 from gemma_np.model.transformer import output_logits, output_logits_backward, transformer, transformer_backward
 from gemma_np.scope import Record
 from gemma_np.training.losses import cross_entropy, mean
+from gemma_np.training.mpi import Ranks
 from gemma_np.training.optimizer import AdamW, clip_by_global_norm, learning_rate
-from gemma_np.training.parallel import Ranks
 from gemma_np.training.run_log import RunLog
-from gemma_np.training.run_state import STATE_FILE, Recipe, State, check_folder, load_state, save_state
 from gemma_np.training.task import Batch, Loss, Task
+from gemma_np.training.training_state import STATE_FILE, Recipe, State, check_folder, load_state, save_state
 
 
 def initial_weights(config: GemmaConfig, generator: np.random.Generator) -> dict[str, np.ndarray]:

@@ -22,7 +22,7 @@ from gemma_np.checkpoints.saving import save_folder
 from gemma_np.compression.quantization import Scheme, quantize
 from gemma_np.model.kv_cache import KVCache
 from gemma_np.model.transformer import output_logits, transformer
-from gemma_np.storage import Weights, stored_bytes
+from gemma_np.weights.formats import Weights, stored_bytes
 
 SCHEMES = {
     "bfloat16": Scheme("bfloat16"),

@@ -15,8 +15,8 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
 import gemma_np
-from gemma_np.evaluation.harness import GemmaHarness
 from gemma_np.evaluation.likelihood import Pair, likelihoods
+from gemma_np.integrations.lm_eval import GemmaHarness
 
 PREFIX, CHOICES, QUESTIONS, LENGTH = 300, 4, 4, 3
 

@@ -16,11 +16,11 @@ from pathlib import Path
 
 import numpy as np
 
+from gemma_np.training.mpi import ranks_of_this_run
 from gemma_np.training.optimizer import AdamW
-from gemma_np.training.parallel import ranks_of_this_run
-from gemma_np.training.run_state import Recipe, State
 from gemma_np.training.task import Batch, Task
 from gemma_np.training.trainer import initial_weights, train_step
+from gemma_np.training.training_state import Recipe, State
 from tests.benchmarks.speed import TINY
 
 RECIPE = Recipe(batch=8, length=128)

@@ -7,7 +7,7 @@ from hypothesis import given
 
 from gemma_np import RELEASED, GemmaError
 from gemma_np.checkpoints.config_json import config_from_json, config_to_json, read_config
-from tests.strategies import configs
+from tests.support.strategies import configs
 
 GEMMA_2B = {
     "architectures": ["GemmaForCausalLM"],

@@ -12,9 +12,9 @@ from gemma_np.checkpoints import gguf_blocks
 from gemma_np.checkpoints.gguf import config_from_metadata, load_gguf, open_gguf, sentencepiece_model
 from gemma_np.checkpoints.gguf_blocks import to_blocks
 from gemma_np.config import RELEASED
-from gemma_np.storage import Int4, Int8, dequantize, stored_bytes
-from tests import tiny
-from tests.strategies import MODEL_TYPES
+from gemma_np.weights.formats import Int4, Int8, dequantize, stored_bytes
+from tests.support import tiny
+from tests.support.strategies import MODEL_TYPES
 
 TYPES = gguf.GGMLQuantizationType
 ARCHITECTURES = {"gemma": "gemma", "gemma2": "gemma2", "gemma3_text": "gemma3"}

@@ -7,7 +7,7 @@ import pytest
 
 import gemma_np
 from gemma_np import GemmaError
-from tests import tiny
+from tests.support import tiny
 
 
 class Errors(types.ModuleType):

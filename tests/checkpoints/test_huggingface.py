@@ -11,9 +11,9 @@ from gemma_np import GemmaError
 from gemma_np.checkpoints import loading, saving
 from gemma_np.checkpoints.huggingface import load_folder
 from gemma_np.checkpoints.saving import save_folder
-from tests import tiny
-from tests.strategies import MODEL_TYPES
-from tests.tolerances import assert_close
+from tests.support import tiny
+from tests.support.strategies import MODEL_TYPES
+from tests.support.tolerances import assert_close
 
 CONFIG = tiny.config()
 WEIGHTS = tiny.gemma().weights
@@ -281,7 +281,7 @@ def test_the_framework_loads_what_was_saved(model_type, shard_bytes, tmp_path):
 def test_what_the_framework_saved_is_loaded(model_type, tmp_path):
     import torch
 
-    from tests.framework import framework_model
+    from tests.support.framework import framework_model
 
     model = tiny.gemma(model_type)
     framework_model(model.config, model.weights).to(torch.bfloat16).save_pretrained(tmp_path / "theirs")

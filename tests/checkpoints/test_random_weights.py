@@ -8,7 +8,7 @@ from gemma_np import GemmaError
 from gemma_np.checkpoints.random_weights import KINDS, random_weights, write_sparse
 from gemma_np.checkpoints.saving import save_folder
 from gemma_np.config import gemma2_config
-from gemma_np.storage import dequantize
+from gemma_np.weights.formats import dequantize
 
 CONFIG = gemma2_config(300, 64, 2, 4, 2, 32, 128, 64, 32, 16)
 

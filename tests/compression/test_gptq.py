@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from gemma_np.compression.gptq import gptq, moment_error, round_in_turn
 from gemma_np.compression.quantization import Scheme, full_grid, in_groups, quantize
-from gemma_np.storage import dequantize
-from tests.strategies import normal, seeds
+from gemma_np.weights.formats import dequantize
+from tests.support.strategies import normal, seeds
 
 SCHEMES = st.sampled_from([Scheme("int8"), Scheme("int4", 4), Scheme("int4", 4, zero_points=True)])
 

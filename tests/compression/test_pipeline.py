@@ -8,15 +8,15 @@ import pytest
 import gemma_np
 from gemma_np import Gemma, GemmaError
 from gemma_np.compression import pipeline
-from gemma_np.compression.measuring import decoding_speed, greedy_agreement, measure, table
+from gemma_np.compression.benchmark import decoding_speed, greedy_agreement, measure, table
 from gemma_np.compression.pipeline import Steps, compress
-from gemma_np.compression.plan import read_plan
+from gemma_np.compression.pruning_plan import read_plan
 from gemma_np.compression.quantization import Scheme
-from gemma_np.storage import Int8
-from gemma_np.training.run_state import Recipe
-from tests import tiny
-from tests.strategies import random_ids, random_weights
-from tests.tolerances import assert_close
+from gemma_np.training.training_state import Recipe
+from gemma_np.weights.formats import Int8
+from tests.support import tiny
+from tests.support.strategies import random_ids, random_weights
+from tests.support.tolerances import assert_close
 
 MODEL = tiny.gemma()
 TOKENS = random_ids(MODEL.config, 0, 900).astype(np.uint16)

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from gemma_np import Gemma, GemmaError
 from gemma_np.compression.pruning import METHODS, prune_weights, share_of_row, two_of_four, zeros_stay
-from tests import tiny
-from tests.strategies import normal, random_ids, seeds
+from tests.support import tiny
+from tests.support.strategies import normal, random_ids, seeds
 
 
 @given(st.floats(0, 0.99), st.integers(1, 5), st.integers(1, 9), seeds)

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from gemma_np import GemmaError
 from gemma_np.compression import quantization
 from gemma_np.compression.quantization import Q4_0, Q8_0, Scheme, full_grid, in_groups, quantize
-from gemma_np.storage import W8A8, BFloat16, Float8, Int4, Int8, dequantize, unpack
-from tests.strategies import normal, seeds
+from gemma_np.weights.formats import W8A8, BFloat16, Float8, Int4, Int8, dequantize, unpack
+from tests.support.strategies import normal, seeds
 
 SCHEMES = [
     Scheme("int8"),

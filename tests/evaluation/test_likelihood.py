@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from gemma_np import GemmaError
 from gemma_np.evaluation.likelihood import Pair, likelihoods, read_sharing
 from gemma_np.model.transformer import output_logits, transformer
-from tests import tiny
-from tests.strategies import MODEL_TYPES, configs, random_ids, random_weights, seeds
-from tests.tolerances import assert_close
+from tests.support import tiny
+from tests.support.strategies import MODEL_TYPES, configs, random_ids, random_weights, seeds
+from tests.support.tolerances import assert_close
 
 
 def alone(pair, weights, config):

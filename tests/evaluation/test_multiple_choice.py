@@ -17,8 +17,8 @@ from gemma_np.evaluation.multiple_choice import (
     prompt,
     read_questions,
 )
-from tests import tiny
-from tests.tolerances import assert_close
+from tests.support import tiny
+from tests.support.tolerances import assert_close
 
 MODEL = tiny.gemma(max_position_embeddings=400)
 QUESTIONS = [

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from gemma_np import GemmaError
 from gemma_np.evaluation.perplexity import TextLoss, negative_log_likelihood, sliding_losses
-from tests import tiny
-from tests.strategies import random_ids, random_weights
-from tests.tolerances import assert_close
+from tests.support import tiny
+from tests.support.strategies import random_ids, random_weights
+from tests.support.tolerances import assert_close
 
 CONFIG, BOS = tiny.config(), 2
 WEIGHTS = random_weights(CONFIG, 0, np.float64)

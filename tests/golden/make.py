@@ -19,8 +19,8 @@ from safetensors.numpy import save_file
 
 from gemma_np import GemmaConfig
 from gemma_np.config import GLOBAL, LOCAL
-from tests.framework import framework_gradients, framework_records
-from tests.strategies import random_ids, random_weights
+from tests.support.framework import framework_gradients, framework_records
+from tests.support.strategies import random_ids, random_weights
 
 CASES = {"short": [3], "past-window": [11], "decode": [5, 1, 1, 2, 1, 1]}  # the chunks of each case
 BATCH = 2

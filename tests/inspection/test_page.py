@@ -8,7 +8,7 @@ import gemma_np
 from gemma_np.cli import main
 from gemma_np.inspection.page import page
 from gemma_np.inspection.reading import read
-from tests.chromium import opened
+from tests.support.chromium import opened
 
 TEXT = "To be, or not to be, that is the question."
 LONG = "To be, or not to be, that is the question. " * 6

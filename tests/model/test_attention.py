@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from gemma_np.config import LOCAL
 from gemma_np.model.attention import attention, merge_heads, per_group, split_heads
 from gemma_np.scope import Record, Scope
-from tests import naive
-from tests.strategies import batches, configs, lengths, normal, random_weights, seeds, sizes
-from tests.tolerances import assert_close
+from tests.support import naive
+from tests.support.strategies import batches, configs, lengths, normal, random_weights, seeds, sizes
+from tests.support.tolerances import assert_close
 
 layers = st.integers(0, 3)
 

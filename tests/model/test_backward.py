@@ -7,12 +7,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gemma_np.linear import linear, linear_backward
-from gemma_np.model import attention, block, embedding, feed_forward, rms_norm, rope, soft_cap, transformer, visibility
+from gemma_np.model import (
+    attention,
+    attention_mask,
+    block,
+    embedding,
+    feed_forward,
+    rms_norm,
+    rope,
+    soft_cap,
+    transformer,
+)
 from gemma_np.scope import Record, Scope
-from tests.finite_differences import assert_gradient
-from tests.strategies import batches, configs, normal, random_ids, random_weights, seeds, sizes
-from tests.tolerances import assert_close
+from gemma_np.weights.linear import linear, linear_backward
+from tests.support.finite_differences import assert_gradient
+from tests.support.strategies import batches, configs, normal, random_ids, random_weights, seeds, sizes
+from tests.support.tolerances import assert_close
 
 
 def weighted(function, dy):
@@ -70,10 +80,10 @@ def test_soft_cap(batch, n, seed, cap):
 
 @given(batches, sizes, seeds, st.sampled_from([None, 1, 2, 3]))
 def test_masked_softmax(batch, T, seed, window):
-    mask = visibility.visible(range(T), range(T), window)
+    mask = attention_mask.visible(range(T), range(T), window)
     scores, dprobs = normal(seed, *batch, T, T), normal(seed + 1, *batch, T, T)
-    dscores = visibility.masked_softmax_backward(dprobs, visibility.masked_softmax(scores, mask))
-    assert_gradient(weighted(lambda s: visibility.masked_softmax(s, mask), dprobs), (scores,), (dscores,))
+    dscores = attention_mask.masked_softmax_backward(dprobs, attention_mask.masked_softmax(scores, mask))
+    assert_gradient(weighted(lambda s: attention_mask.masked_softmax(s, mask), dprobs), (scores,), (dscores,))
     assert (dscores[..., ~mask] == 0).all()
 
 
@@ -190,7 +200,7 @@ def test_gradients_have_the_dtype_and_the_shape_of_their_weights(config, seed):
 def test_gradients_are_those_of_the_framework(config, T, seed):
     import torch
 
-    from tests.framework import framework_model
+    from tests.support.framework import framework_model
 
     weights, ids = random_weights(config, seed, np.float32), random_ids(config, seed, 2, T)
     dlogits = normal(seed, 2, T, config.vocab_size, dtype=np.float32)

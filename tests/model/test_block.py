@@ -6,9 +6,9 @@ from hypothesis import strategies as st
 
 from gemma_np.model.block import block
 from gemma_np.scope import Record, Scope
-from tests import naive
-from tests.strategies import configs, normal, random_weights, seeds
-from tests.tolerances import assert_close
+from tests.support import naive
+from tests.support.strategies import configs, normal, random_weights, seeds
+from tests.support.tolerances import assert_close
 
 
 @given(configs(), st.integers(0, 1), st.integers(1, 6), seeds)

@@ -4,9 +4,9 @@ import numpy as np
 from hypothesis import given
 
 from gemma_np.model.embedding import embed, unembed
-from tests import naive
-from tests.strategies import batches, lengths, normal, seeds, sizes
-from tests.tolerances import assert_close
+from tests.support import naive
+from tests.support.strategies import batches, lengths, normal, seeds, sizes
+from tests.support.tolerances import assert_close
 
 
 @given(batches, lengths, sizes, sizes, seeds)

@@ -7,9 +7,9 @@ from hypothesis.extra.numpy import arrays
 
 from gemma_np.model.feed_forward import feed_forward, gelu
 from gemma_np.scope import Scope
-from tests import naive
-from tests.strategies import batches, lengths, normal, seeds, sizes
-from tests.tolerances import assert_close
+from tests.support import naive
+from tests.support.strategies import batches, lengths, normal, seeds, sizes
+from tests.support.tolerances import assert_close
 
 
 @given(arrays(np.float64, (2, 3), elements=st.floats(-100, 100)))

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from gemma_np import RELEASED, GemmaError
 from gemma_np.model.kv_cache import KVCache, LayerCache
-from tests.strategies import batches, normal, splits
+from tests.support.strategies import batches, normal, splits
 
 K, h = 2, 4
 CONFIG = RELEASED["gemma-2-2b"]

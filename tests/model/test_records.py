@@ -8,7 +8,7 @@ from gemma_np.model.kv_cache import KVCache
 from gemma_np.model.records import RECORDS, record_shapes
 from gemma_np.model.transformer import output_logits, transformer
 from gemma_np.scope import Record
-from tests.strategies import batches, configs, random_ids, random_weights
+from tests.support.strategies import batches, configs, random_ids, random_weights
 
 
 def record_of(ids, weights, config, cache=None):

@@ -5,9 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gemma_np.model.rms_norm import rms_norm
-from tests import naive
-from tests.strategies import batches, normal, seeds, sizes
-from tests.tolerances import assert_close
+from tests.support import naive
+from tests.support.strategies import batches, normal, seeds, sizes
+from tests.support.tolerances import assert_close
 
 
 @given(batches, sizes, seeds, st.sampled_from([1e-6, 0.1, 2.0]))

@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gemma_np.model.rope import rope, rotation
-from tests import naive
-from tests.strategies import batches, lengths, normal, seeds
-from tests.tolerances import assert_close
+from tests.support import naive
+from tests.support.strategies import batches, lengths, normal, seeds
+from tests.support.tolerances import assert_close
 
 pairs = st.integers(1, 4)
 bases = st.sampled_from([10.0, 10_000.0, 1_000_000.0])

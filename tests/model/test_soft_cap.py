@@ -5,9 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gemma_np.model.soft_cap import soft_cap
-from tests import naive
-from tests.strategies import batches, normal, seeds
-from tests.tolerances import assert_close
+from tests.support import naive
+from tests.support.strategies import batches, normal, seeds
+from tests.support.tolerances import assert_close
 
 caps = st.sampled_from([0.5, 2.0, 30.0, 50.0])
 

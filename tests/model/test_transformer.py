@@ -13,9 +13,9 @@ from gemma_np.config import GLOBAL, LOCAL
 from gemma_np.model.kv_cache import KVCache
 from gemma_np.model.transformer import output_logits, transformer
 from gemma_np.scope import Record, no_tape
-from tests import naive
-from tests.strategies import MODEL_TYPES, batches, configs, lengths, random_ids, random_weights, seeds, splits
-from tests.tolerances import assert_close
+from tests.support import naive
+from tests.support.strategies import MODEL_TYPES, batches, configs, lengths, random_ids, random_weights, seeds, splits
+from tests.support.tolerances import assert_close
 
 dtypes = st.sampled_from([np.float32, np.float64])
 

@@ -16,8 +16,8 @@ from gemma_np.oracle.comparison import compare
 from gemma_np.oracle.mistakes import CATALOGUE, planted
 from gemma_np.oracle.noise import rounding_tape
 from gemma_np.oracle.trace import Reference, write_trace
-from tests import tiny
-from tests.strategies import configs, random_ids, random_weights, seeds
+from tests.support import tiny
+from tests.support.strategies import configs, random_ids, random_weights, seeds
 
 IDS = [2, 5, 9, 40, 7, 31]
 

@@ -15,8 +15,8 @@ from gemma_np.config import GemmaConfig
 from gemma_np.oracle.diagnosis import describe, diagnose, place_of
 from gemma_np.oracle.mistakes import CATALOGUE, planted
 from gemma_np.oracle.trace import Reference
-from tests import goldens, tiny
-from tests.strategies import random_ids
+from tests.support import goldens, tiny
+from tests.support.strategies import random_ids
 
 BY_ID = {mistake.id: mistake for mistake in CATALOGUE}
 LENGTHS = [8, 1, 1, 1, 1]

@@ -16,9 +16,9 @@ from gemma_np.model.records import record_shapes
 from gemma_np.model.transformer import output_logits, transformer
 from gemma_np.oracle.trace import Reference, write_trace
 from gemma_np.scope import Record
-from tests import tiny
-from tests.strategies import MODEL_TYPES, configs, random_ids, random_weights, seeds
-from tests.tolerances import assert_close
+from tests.support import tiny
+from tests.support.strategies import MODEL_TYPES, configs, random_ids, random_weights, seeds
+from tests.support.tolerances import assert_close
 
 
 @pytest.mark.parametrize("model_type", MODEL_TYPES)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from gemma_np import GemmaError
 from gemma_np.text.chat import chat_ids
 from gemma_np.text.tokenizer import END_OF_TURN, START_OF_TURN
-from tests import tiny
+from tests.support import tiny
 
 TOKENIZER = tiny.tokenizer()
 

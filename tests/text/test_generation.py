@@ -10,9 +10,9 @@ from gemma_np.model.kv_cache import KVCache
 from gemma_np.model.transformer import output_logits, transformer
 from gemma_np.text import generation
 from gemma_np.text.generation import generate_ids, prefill
-from tests import tiny
-from tests.strategies import configs, random_ids, random_weights, seeds
-from tests.tolerances import assert_close
+from tests.support import tiny
+from tests.support.strategies import configs, random_ids, random_weights, seeds
+from tests.support.tolerances import assert_close
 
 
 def greedy(logits):

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from gemma_np import GemmaError
 from gemma_np.text.sampling import Sampling
-from tests.strategies import normal, seeds
+from tests.support.strategies import normal, seeds
 
 temperatures = st.floats(0.1, 5)
 sizes = st.integers(1, 30)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from gemma_np import GemmaError
 from gemma_np.text.tokenizer import BOS, END_OF_TURN, START_OF_TURN, Tokenizer
-from tests import tiny
+from tests.support import tiny
 
 TOKENIZER = tiny.tokenizer()
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)

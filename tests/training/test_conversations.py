@@ -17,10 +17,10 @@ from gemma_np.training.conversations import (
     write_conversations,
 )
 from gemma_np.training.optimizer import AdamW
-from gemma_np.training.run_state import State
 from gemma_np.training.task import Task, next_token
 from gemma_np.training.trainer import initial_weights, loss_and_gradients
-from tests import tiny
+from gemma_np.training.training_state import State
+from tests.support import tiny
 
 TALK = [
     {"role": "user", "content": "How many ships?"},

@@ -14,12 +14,12 @@ from gemma_np.training.distillation import from_teacher, on_policy, write_on
 from gemma_np.training.losses import distillation, log_softmax
 from gemma_np.training.merging import average
 from gemma_np.training.optimizer import AdamW
-from gemma_np.training.run_state import Recipe, State
 from gemma_np.training.task import Batch
+from gemma_np.training.tokenizer_training import train_vocabulary
 from gemma_np.training.trainer import loss_and_gradients
-from gemma_np.training.vocabulary import train_vocabulary
-from tests import tiny
-from tests.strategies import random_ids, random_weights
+from gemma_np.training.training_state import Recipe, State
+from tests.support import tiny
+from tests.support.strategies import random_ids, random_weights
 
 CONFIG = tiny.config()
 TEACHER = gemma_np.Gemma(CONFIG, random_weights(CONFIG, 1, np.float64), None)

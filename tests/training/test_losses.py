@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 
 from gemma_np.training import losses
 from gemma_np.training.losses import TopK
-from tests.finite_differences import assert_gradient
-from tests.strategies import batches, normal, seeds, sizes
-from tests.tolerances import assert_close
+from tests.support.finite_differences import assert_gradient
+from tests.support.strategies import batches, normal, seeds, sizes
+from tests.support.tolerances import assert_close
 
 vocabularies = st.integers(2, 9)
 

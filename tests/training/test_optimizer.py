@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gemma_np.training.optimizer import AdamW, clip_by_global_norm, learning_rate
-from tests.strategies import normal, random_ids, random_weights, seeds
-from tests.tiny import config as tiny_config
-from tests.tolerances import assert_close
+from tests.support.strategies import normal, random_ids, random_weights, seeds
+from tests.support.tiny import config as tiny_config
+from tests.support.tolerances import assert_close
 
 
 @given(seeds, st.integers(1, 5))
@@ -80,7 +80,7 @@ def test_ten_steps_are_those_of_the_framework():
     from gemma_np.model.transformer import output_logits, output_logits_backward, transformer, transformer_backward
     from gemma_np.scope import Record
     from gemma_np.training.losses import cross_entropy, mean
-    from tests.framework import framework_model
+    from tests.support.framework import framework_model
 
     config = tiny_config()
     weights = {name: weight.copy() for name, weight in random_weights(config, 0).items()}

@@ -9,9 +9,9 @@ from gemma_np.model.rms_norm import rms_norm_backward
 from gemma_np.training import losses, optimizer
 from gemma_np.training.task import Batch, next_token
 from gemma_np.training.trainer import loss_and_gradients
-from tests import tiny
-from tests.finite_differences import assert_gradient
-from tests.strategies import normal, random_ids, random_weights
+from tests.support import tiny
+from tests.support.finite_differences import assert_gradient
+from tests.support.strategies import normal, random_ids, random_weights
 
 
 def check_model(model_type):

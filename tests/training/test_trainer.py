@@ -15,14 +15,14 @@ from safetensors.numpy import load_file
 import gemma_np
 from gemma_np import GemmaError
 from gemma_np.cli import main
-from gemma_np.training import run_state, trainer
+from gemma_np.training import trainer, training_state
 from gemma_np.training.data import consecutive_texts, draw_ids, draw_texts, open_tokens, text_files, write_tokens
-from gemma_np.training.parallel import Ranks
-from gemma_np.training.run_state import Recipe
+from gemma_np.training.mpi import Ranks
 from gemma_np.training.task import Task, next_token
+from gemma_np.training.tokenizer_training import train_vocabulary
 from gemma_np.training.trainer import initial_weights, train, validation_loss
-from gemma_np.training.vocabulary import train_vocabulary
-from tests import tiny
+from gemma_np.training.training_state import Recipe
+from tests.support import tiny
 
 CONFIG = tiny.config()
 RECIPE = Recipe(steps=8, batch=3, length=12, rate=0.01, warmup=2, save_every=2, validate_every=4)
@@ -41,7 +41,7 @@ def run(folder, recipe=RECIPE, task=None, **options):
 
 
 def saved_state(folder):
-    return run_state.load_state(folder / "training.safetensors", CONFIG, RECIPE, {})
+    return training_state.load_state(folder / "training.safetensors", CONFIG, RECIPE, {})
 
 
 def log_of(folder):
@@ -179,7 +179,7 @@ def test_a_full_disk_leaves_the_checkpoint_before_whole(tmp_path, monkeypatch):
 
     monkeypatch.setattr("safetensors.numpy.save_file", full)
     with pytest.raises(GemmaError, match=r"could not be saved .*No space left.* the checkpoint before is whole"):
-        run_state.save_state(tmp_path / "run", state, tiny.gemma(), RECIPE, {})
+        training_state.save_state(tmp_path / "run", state, tiny.gemma(), RECIPE, {})
     assert {file.name: file.read_bytes() for file in (tmp_path / "run").iterdir()} == before
 
 

@@ -20,8 +20,8 @@ from urllib.request import urlopen
 
 import pytest
 
-from tests.by_path import module_at
-from tests.chromium import CHROMIUM, QUIET
+from tests.support.by_path import module_at
+from tests.support.chromium import CHROMIUM, QUIET
 
 pytestmark = pytest.mark.browser
 

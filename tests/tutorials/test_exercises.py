@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support import check
+from support.exercise import NOT_WRITTEN, Exercise, known
+from support.exercises import attention, cache_and_generation, rms_norm
 
 from gemma_np.model.transformer import output_logits, transformer
-from gemma_np.tutorial import check
-from gemma_np.tutorial.exercise import NOT_WRITTEN, Exercise, known
-from gemma_np.tutorial.exercises import attention, cache_and_generation, rms_norm
-from tests.by_path import module_at
+from tests.support.by_path import module_at
 
 ROOT = Path(__file__).parents[2]
 SOURCES = sorted((ROOT / "tutorials/sources").glob("*.py"))
@@ -25,11 +25,11 @@ def exercises_of(source):
     [module] = {
         alias.name
         for node in tree.body
-        if isinstance(node, ast.ImportFrom) and node.module == "gemma_np.tutorial.exercises"
+        if isinstance(node, ast.ImportFrom) and node.module == "support.exercises"
         for alias in node.names
         if alias.asname == "exercises"
     }
-    found = importlib.import_module(f"gemma_np.tutorial.exercises.{module}")
+    found = importlib.import_module(f"support.exercises.{module}")
     for call in calls:
         function, exercise = map(ast.unparse, call.args)
         yield exercise.removeprefix("exercises."), getattr(found, exercise.removeprefix("exercises.")), function

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.by_path import module_at
+from tests.support.by_path import module_at
 
 ROOT = Path(__file__).parents[2]
 SOURCES = sorted((ROOT / "tutorials/sources").glob("*.py"))

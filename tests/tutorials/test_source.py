@@ -1,10 +1,10 @@
 import inspect
 
 import pytest
+from support import lines
 
 from gemma_np.model.rms_norm import rms_norm
 from gemma_np.scope import Scope
-from gemma_np.tutorial import lines
 
 
 def test_a_line_is_shown_with_its_place():

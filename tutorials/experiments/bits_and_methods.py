@@ -11,7 +11,7 @@ from compressing import plot, run
 
 from gemma_np import Gemma
 from gemma_np.compression.quantization import Scheme
-from gemma_np.compression.whole_model import quantize_model
+from gemma_np.compression.quantize_model import quantize_model
 
 EIGHT = Scheme("int8")
 ALL = ("round", "clip", "gptq", "awq")

@@ -12,11 +12,11 @@ import gemma_np
 from gemma_np import Gemma
 from gemma_np.config import gemma2_config
 from gemma_np.training.data import consecutive_texts, open_tokens, text_files, write_tokens
-from gemma_np.training.parallel import Ranks
+from gemma_np.training.mpi import Ranks
 from gemma_np.training.run_log import read_log
-from gemma_np.training.run_state import Recipe
 from gemma_np.training.task import Task
 from gemma_np.training.trainer import initial_weights, train, validation_loss
+from gemma_np.training.training_state import Recipe
 
 HERE = Path(__file__).parent
 TEACHER = "shakespeare-4m"

@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 
 import gemma_np
 from gemma_np import Gemma
+from gemma_np.compression.benchmark import measure
 from gemma_np.compression.calibration import calibration_texts
-from gemma_np.compression.measuring import measure
 from gemma_np.training.data import read_text, split, text_files
 
 HERE = Path(__file__).parent

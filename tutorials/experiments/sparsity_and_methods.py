@@ -10,7 +10,7 @@ import numpy as np
 from compressing import plot, run
 
 from gemma_np import Gemma
-from gemma_np.compression.plan import Plan, prune
+from gemma_np.compression.pruning_plan import Plan, prune
 
 SHARES = (0.25, 0.5)
 

@@ -10,8 +10,8 @@ from common import RECIPE, SEEDS, TEACHER, Lab, Shape
 from plots import lines
 
 from gemma_np import load
-from gemma_np.training.targets import draw_from_targets, from_targets, read_settings, write_targets
 from gemma_np.training.task import Task, next_token
+from gemma_np.training.teacher_targets import draw_from_targets, from_targets, read_settings, write_targets
 
 SHAPES = {
     "0.3 M": Shape(hidden=64, head_dim=16, ffn=192),

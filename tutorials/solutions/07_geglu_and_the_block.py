@@ -5,11 +5,11 @@ import math
 import numpy as np
 
 from gemma_np.config import GemmaConfig
-from gemma_np.linear import linear
 from gemma_np.model.attention import attention
 from gemma_np.model.feed_forward import feed_forward, gelu
 from gemma_np.model.rms_norm import rms_norm
 from gemma_np.scope import Scope
+from gemma_np.weights.linear import linear
 
 
 def tanh_gelu(x: np.ndarray) -> np.ndarray:

@@ -7,7 +7,7 @@ import numpy as np
 from gemma_np.config import GemmaConfig
 from gemma_np.model.kv_cache import KVCache
 from gemma_np.model.transformer import output_logits, transformer
-from gemma_np.storage import Weights
+from gemma_np.weights.formats import Weights
 
 
 def greedy(ids: Sequence[int], count: int, weights: Weights, config: GemmaConfig) -> list[int]:

@@ -20,6 +20,9 @@ from dataclasses import replace
 
 import matplotlib.pyplot as plt
 import numpy as np
+from support import check, lines
+from support.exercises import tokens_and_embedding as exercises
+from support.plots import matrix, pieces, use_style
 
 import gemma_np
 from gemma_np.config import RELEASED
@@ -27,9 +30,6 @@ from gemma_np.model.embedding import embed, unembed
 from gemma_np.model.transformer import output_logits
 from gemma_np.oracle.mistakes import CATALOGUE, planted
 from gemma_np.text.tokenizer import Tokenizer
-from gemma_np.tutorial import check, lines
-from gemma_np.tutorial.exercises import tokens_and_embedding as exercises
-from gemma_np.tutorial.pictures import matrix, pieces, use_style
 
 use_style()
 model = gemma_np.load()
@@ -377,7 +377,7 @@ check(score_all, exercises.LOGITS)
 #
 # - [gemma_np/model/embedding.py](../gemma_np/model/embedding.py), 40 lines with the backward pass.
 # - [gemma_np/text/tokenizer.py](../gemma_np/text/tokenizer.py) around the sentencepiece library, and
-#   [gemma_np/training/vocabulary.py](../gemma_np/training/vocabulary.py), which trains such a vocabulary.
+#   [gemma_np/training/tokenizer_training.py](../gemma_np/training/tokenizer_training.py), which trains such a vocabulary.
 # - Sennrich, Haddow and Birch, [Neural Machine Translation of Rare Words with Subword Units](https://arxiv.org/abs/1508.07909),
 #   for byte-pair encoding; Kudo and Richardson, [SentencePiece](https://arxiv.org/abs/1808.06226).
 # - Press and Wolf, [Using the Output Embedding to Improve Language Models](https://arxiv.org/abs/1608.05859), for the tied head.

@@ -14,13 +14,13 @@ import math
 
 import matplotlib.pyplot as plt
 import numpy as np
+from support import check, lines
+from support.exercises import rms_norm as exercises
+from support.plots import matrix, pieces, use_style
 
 import gemma_np
 from gemma_np.model.rms_norm import rms_norm
 from gemma_np.oracle.mistakes import CATALOGUE, planted
-from gemma_np.tutorial import check, lines
-from gemma_np.tutorial.exercises import rms_norm as exercises
-from gemma_np.tutorial.pictures import matrix, pieces, use_style
 
 use_style()
 model = gemma_np.load()

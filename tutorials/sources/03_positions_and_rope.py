@@ -15,6 +15,9 @@ from dataclasses import replace
 import matplotlib.pyplot as plt
 import ml_dtypes
 import numpy as np
+from support import check, lines
+from support.exercises import positions_and_rope as exercises
+from support.plots import matrix, pieces, use_style
 
 import gemma_np
 from gemma_np.config import GLOBAL, RELEASED
@@ -23,9 +26,6 @@ from gemma_np.model.attention import attention
 from gemma_np.model.rope import rope, rotation
 from gemma_np.oracle.faults import rope_interleaved
 from gemma_np.oracle.mistakes import CATALOGUE, planted
-from gemma_np.tutorial import check, lines
-from gemma_np.tutorial.exercises import positions_and_rope as exercises
-from gemma_np.tutorial.pictures import matrix, pieces, use_style
 
 use_style()
 model = gemma_np.load()

@@ -17,16 +17,16 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
+from support import check, lines
+from support.exercises import attention as exercises
+from support.plots import matrix, pieces, use_style
 
 import gemma_np
 from gemma_np.config import GLOBAL, LOCAL, RELEASED
-from gemma_np.evaluation.memory import cache_bytes
+from gemma_np.memory import cache_bytes
 from gemma_np.model.attention import attention, per_group, split_heads
-from gemma_np.model.visibility import masked_softmax
+from gemma_np.model.attention_mask import masked_softmax
 from gemma_np.oracle.mistakes import CATALOGUE, planted
-from gemma_np.tutorial import check, lines
-from gemma_np.tutorial.exercises import attention as exercises
-from gemma_np.tutorial.pictures import matrix, pieces, use_style
 
 use_style()
 model = gemma_np.load()
@@ -347,7 +347,7 @@ check(grouped_scores, exercises.GROUPED_SCORES)
 # ## Where to read on
 #
 # - [gemma_np/model/attention.py](../gemma_np/model/attention.py): the whole of attention, forward and backward.
-# - [gemma_np/model/visibility.py](../gemma_np/model/visibility.py): mask and softmax.
+# - [gemma_np/model/attention_mask.py](../gemma_np/model/attention_mask.py): mask and softmax.
 # - Vaswani et al., [Attention Is All You Need](https://arxiv.org/abs/1706.03762), section 3.2.
 # - Ainslie et al., [GQA: Training Generalized Multi-Query Transformer Models from Multi-Head
 #   Checkpoints](https://arxiv.org/abs/2305.13245).

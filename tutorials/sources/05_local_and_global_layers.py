@@ -17,17 +17,17 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.colors import LogNorm
+from support import check, lines
+from support.exercises import local_and_global_layers as exercises
+from support.plots import use_style
 
 import gemma_np
 from gemma_np.config import GLOBAL, LOCAL, RELEASED, GemmaConfig
-from gemma_np.evaluation.memory import cache_bytes
+from gemma_np.memory import cache_bytes
+from gemma_np.model.attention_mask import masked_softmax, visible
 from gemma_np.model.kv_cache import KVCache, LayerCache
 from gemma_np.model.transformer import output_logits, transformer
-from gemma_np.model.visibility import masked_softmax, visible
 from gemma_np.oracle.mistakes import CATALOGUE, planted
-from gemma_np.tutorial import check, lines
-from gemma_np.tutorial.exercises import local_and_global_layers as exercises
-from gemma_np.tutorial.pictures import use_style
 
 use_style()
 model = gemma_np.load()
@@ -382,7 +382,7 @@ check(slot_positions, exercises.SLOT_POSITIONS)
 #
 # ## Where to read on
 #
-# - [gemma_np/model/visibility.py](../gemma_np/model/visibility.py): mask and softmax, 40 lines.
+# - [gemma_np/model/attention_mask.py](../gemma_np/model/attention_mask.py): mask and softmax, 40 lines.
 # - [gemma_np/model/kv_cache.py](../gemma_np/model/kv_cache.py): the ring, also when several tokens wrap at once.
 # - Beltagy et al., [Longformer](https://arxiv.org/abs/2004.05150): local attention, and how its reach grows with depth.
 # - Jiang et al., [Mistral 7B](https://arxiv.org/abs/2310.06825), section 2: the window and the ring.

@@ -12,18 +12,18 @@
 # %%
 import matplotlib.pyplot as plt
 import numpy as np
+from support import check, lines
+from support.exercises import soft_capping as exercises
+from support.plots import pieces, use_style
 
 import gemma_np
 from gemma_np.config import RELEASED
 from gemma_np.model.attention import attention
+from gemma_np.model.attention_mask import masked_softmax, masked_softmax_backward, visible
 from gemma_np.model.rms_norm import rms_norm
 from gemma_np.model.soft_cap import soft_cap, soft_cap_backward
 from gemma_np.model.transformer import output_logits
-from gemma_np.model.visibility import masked_softmax, masked_softmax_backward, visible
 from gemma_np.oracle.mistakes import CATALOGUE, planted
-from gemma_np.tutorial import check, lines
-from gemma_np.tutorial.exercises import soft_capping as exercises
-from gemma_np.tutorial.pictures import pieces, use_style
 
 use_style()
 model = gemma_np.load()

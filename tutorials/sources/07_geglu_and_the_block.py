@@ -13,10 +13,12 @@
 # %%
 import matplotlib.pyplot as plt
 import numpy as np
+from support import check, lines
+from support.exercises import geglu_and_the_block as exercises
+from support.plots import matrix, pieces, use_style
 
 import gemma_np
 from gemma_np.config import RELEASED
-from gemma_np.linear import linear
 from gemma_np.model.attention import attention
 from gemma_np.model.block import block, pre_feedforward_name
 from gemma_np.model.feed_forward import feed_forward, gelu
@@ -24,9 +26,7 @@ from gemma_np.model.rms_norm import rms_norm
 from gemma_np.oracle.faults import gelu_exact, silu
 from gemma_np.oracle.mistakes import CATALOGUE, planted
 from gemma_np.scope import Scope
-from gemma_np.tutorial import check, lines
-from gemma_np.tutorial.exercises import geglu_and_the_block as exercises
-from gemma_np.tutorial.pictures import matrix, pieces, use_style
+from gemma_np.weights.linear import linear
 
 use_style()
 model = gemma_np.load()

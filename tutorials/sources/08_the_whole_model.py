@@ -11,6 +11,9 @@
 # %%
 import matplotlib.pyplot as plt
 import numpy as np
+from support import check, lines
+from support.exercises import the_whole_model as exercises
+from support.plots import matrix, pieces, use_style
 
 import gemma_np
 from gemma_np.config import RELEASED
@@ -21,9 +24,6 @@ from gemma_np.model.rms_norm import rms_norm
 from gemma_np.model.soft_cap import soft_cap
 from gemma_np.model.transformer import output_logits, transformer
 from gemma_np.scope import Record, Scope
-from gemma_np.tutorial import check, lines
-from gemma_np.tutorial.exercises import the_whole_model as exercises
-from gemma_np.tutorial.pictures import matrix, pieces, use_style
 
 use_style()
 model = gemma_np.load()

@@ -15,23 +15,23 @@ from dataclasses import replace
 
 import matplotlib.pyplot as plt
 import numpy as np
+from support import check, lines
+from support.exercises import cache_and_generation as exercises
+from support.plots import use_style
 
 import gemma_np
 from gemma_np import RELEASED
 from gemma_np.config import GLOBAL, gemma2_config
-from gemma_np.evaluation.memory import STORAGE, cache_bytes, weight_bytes
-from gemma_np.linear import linear
+from gemma_np.memory import STORAGE, cache_bytes, weight_bytes
 from gemma_np.model.attention import attention
+from gemma_np.model.attention_mask import visible
 from gemma_np.model.kv_cache import KVCache, LayerCache
 from gemma_np.model.transformer import output_logits, transformer
-from gemma_np.model.visibility import visible
 from gemma_np.oracle.mistakes import CATALOGUE, planted
 from gemma_np.text.sampling import Sampling
 from gemma_np.training.losses import cross_entropy
 from gemma_np.training.trainer import initial_weights
-from gemma_np.tutorial import check, lines
-from gemma_np.tutorial.exercises import cache_and_generation as exercises
-from gemma_np.tutorial.pictures import use_style
+from gemma_np.weights.linear import linear
 
 use_style()
 model = gemma_np.load()
@@ -404,7 +404,7 @@ check(nucleus, exercises.TOP_P)
 # - [gemma_np/model/kv_cache.py](../gemma_np/model/kv_cache.py): the ring, also when several tokens wrap at once.
 # - [gemma_np/text/generation.py](../gemma_np/text/generation.py) and [sampling.py](../gemma_np/text/sampling.py): the
 #   loop and the choice, whole.
-# - [gemma_np/evaluation/memory.py](../gemma_np/evaluation/memory.py): the byte counts, which `gemma-np info` prints.
+# - [gemma_np/memory.py](../gemma_np/memory.py): the byte counts, which `gemma-np info` prints.
 # - Holtzman et al., [The Curious Case of Neural Text Degeneration](https://arxiv.org/abs/1904.09751), for top-p; Williams,
 #   Waterman and Patterson, [Roofline](https://doi.org/10.1145/1498765.1498785), for the picture; Pope et al.,
 #   [Efficiently Scaling Transformer Inference](https://arxiv.org/abs/2211.05102), for large models.

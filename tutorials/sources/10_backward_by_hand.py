@@ -12,10 +12,13 @@
 # %%
 import matplotlib.pyplot as plt
 import numpy as np
+from support import check, lines
+from support.exercises import backward_by_hand as exercises
+from support.plots import matrix, use_style
 
 import gemma_np
-from gemma_np.linear import linear, linear_backward
 from gemma_np.model.attention import attention_backward, per_group, sum_group
+from gemma_np.model.attention_mask import masked_softmax, masked_softmax_backward, visible
 from gemma_np.model.block import block, block_backward
 from gemma_np.model.embedding import embed, embed_backward
 from gemma_np.model.feed_forward import feed_forward, feed_forward_backward, gelu, gelu_and_slope
@@ -23,13 +26,10 @@ from gemma_np.model.rms_norm import rms_norm, rms_norm_backward
 from gemma_np.model.rope import rope, rope_backward, rotation
 from gemma_np.model.soft_cap import soft_cap, soft_cap_backward
 from gemma_np.model.transformer import output_logits, output_logits_backward, transformer, transformer_backward
-from gemma_np.model.visibility import masked_softmax, masked_softmax_backward, visible
 from gemma_np.training.losses import cross_entropy
 from gemma_np.training.task import Batch, next_token
 from gemma_np.training.trainer import loss_and_gradients
-from gemma_np.tutorial import check, lines
-from gemma_np.tutorial.exercises import backward_by_hand as exercises
-from gemma_np.tutorial.pictures import matrix, use_style
+from gemma_np.weights.linear import linear, linear_backward
 
 use_style()
 model = gemma_np.load(dtype="float64")  # float64, so that errors of rounding do not hide errors of ours
@@ -512,7 +512,7 @@ check(shared_gradient, exercises.SHARED)
 #
 # - [gemma_np/model](../gemma_np/model): each forward function has its backward beside it;
 #   [attention.py](../gemma_np/model/attention.py) has the longest.
-# - [tests/finite_differences.py](../tests/finite_differences.py): the check of this page, made sharper: one random
+# - [tests/support/finite_differences.py](../tests/support/finite_differences.py): the check of this page, made sharper: one random
 #   direction for all arguments, two steps, extrapolated.
 # - Baydin et al., [Automatic Differentiation in Machine Learning: a Survey](https://arxiv.org/abs/1502.05767): how
 #   frameworks find these functions by themselves.

@@ -18,22 +18,22 @@ os.environ["OPENBLAS_NUM_THREADS"] = "1"  # for matrices as small as these, one 
 
 import matplotlib.pyplot as plt
 import numpy as np
+from support import check, lines
+from support.exercises import training as exercises
+from support.plots import pieces, use_style
 
 import gemma_np
 from gemma_np.config import RELEASED, gemma2_config
 from gemma_np.gemma import Gemma
+from gemma_np.memory import training_memory
 from gemma_np.training.data import draw_texts
 from gemma_np.training.distillation import write_on
 from gemma_np.training.losses import cross_entropy, mean
-from gemma_np.training.memory import training_memory
+from gemma_np.training.mpi import Ranks
 from gemma_np.training.optimizer import AdamW, clip_by_global_norm, learning_rate
-from gemma_np.training.parallel import Ranks
-from gemma_np.training.run_state import Recipe, State
 from gemma_np.training.task import Batch, Task, next_token
 from gemma_np.training.trainer import initial_weights, loss_and_gradients, train_step, validation_loss
-from gemma_np.tutorial import check, lines
-from gemma_np.tutorial.exercises import training as exercises
-from gemma_np.tutorial.pictures import pieces, use_style
+from gemma_np.training.training_state import Recipe, State
 
 use_style()
 author = gemma_np.load()
@@ -461,7 +461,7 @@ check(adamw, exercises.ADAMW)
 #
 # - [gemma_np/training/trainer.py](../gemma_np/training/trainer.py): the step and the run;
 #   [optimizer.py](../gemma_np/training/optimizer.py): clipping, AdamW and the rate in 70 lines.
-# - [gemma_np/training/data.py](../gemma_np/training/data.py), [vocabulary.py](../gemma_np/training/vocabulary.py):
+# - [gemma_np/training/data.py](../gemma_np/training/data.py), [vocabulary.py](../gemma_np/training/tokenizer_training.py):
 #   texts as files of ids, and the tokenizer before that.
 # - Loshchilov and Hutter, [Decoupled Weight Decay Regularization](https://arxiv.org/abs/1711.05101) (AdamW); Pascanu et
 #   al., [On the difficulty of training recurrent neural networks](https://arxiv.org/abs/1211.5063) (clipping).

@@ -19,21 +19,21 @@ os.environ["OPENBLAS_NUM_THREADS"] = "1"  # for matrices as small as these, one 
 
 import matplotlib.pyplot as plt
 import numpy as np
+from support import check, lines
+from support.exercises import distillation as exercises
+from support.plots import pieces, use_style
 
 import gemma_np
 from gemma_np.config import gemma2_config
 from gemma_np.gemma import Gemma
 from gemma_np.training.distillation import from_teacher, on_policy, write_on
 from gemma_np.training.losses import TopK, distillation, distillation_top_k, forward_kl, log_softmax
+from gemma_np.training.mpi import Ranks
 from gemma_np.training.optimizer import AdamW
-from gemma_np.training.parallel import Ranks
-from gemma_np.training.run_state import Recipe, State
-from gemma_np.training.targets import from_targets, top_k
 from gemma_np.training.task import Batch, Task, next_token
+from gemma_np.training.teacher_targets import from_targets, top_k
 from gemma_np.training.trainer import initial_weights, loss_and_gradients, train_step, validation_loss
-from gemma_np.tutorial import check, lines
-from gemma_np.tutorial.exercises import distillation as exercises
-from gemma_np.tutorial.pictures import pieces, use_style
+from gemma_np.training.training_state import Recipe, State
 
 use_style()
 teacher = gemma_np.load("shakespeare-4m")
@@ -492,7 +492,7 @@ check(sparse_loss, exercises.SPARSE_LOSS)
 #
 # - [gemma_np/training/losses.py](../gemma_np/training/losses.py): these losses, the reverse divergence and the one
 #   between the two; [distillation.py](../gemma_np/training/distillation.py) and
-#   [targets.py](../gemma_np/training/targets.py): live and stored teachers.
+#   [targets.py](../gemma_np/training/teacher_targets.py): live and stored teachers.
 # - [experiments/README.md](experiments/README.md): these tables and three more.
 # - Hinton, Vinyals and Dean, [Distilling the Knowledge in a Neural Network](https://arxiv.org/abs/1503.02531); Agarwal
 #   et al., [On-Policy Distillation of Language Models](https://arxiv.org/abs/2306.13649).

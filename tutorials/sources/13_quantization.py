@@ -15,22 +15,22 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
+from support import check, lines
+from support.exercises import quantization as exercises
+from support.plots import use_style
 
 import gemma_np
-from gemma_np.compression.activation_aware import best_factors
+from gemma_np.compression.awq import best_factors
+from gemma_np.compression.benchmark import decoding_speed, measure, table
 from gemma_np.compression.calibration import INPUTS, Moments
 from gemma_np.compression.gptq import gptq, moment_error, round_in_turn
-from gemma_np.compression.measuring import decoding_speed, measure, table
 from gemma_np.compression.quantization import Grid, Scheme, full_grid, least_error_grid, quantize
-from gemma_np.compression.whole_model import quantize_model
+from gemma_np.compression.quantize_model import quantize_model
 from gemma_np.config import RELEASED
-from gemma_np.evaluation.memory import weight_bytes
-from gemma_np.linear import linear
-from gemma_np.storage import Int8, dequantize, pack, stored_bytes, unpack
+from gemma_np.memory import weight_bytes
 from gemma_np.training.distillation import write_on
-from gemma_np.tutorial import check, lines
-from gemma_np.tutorial.exercises import quantization as exercises
-from gemma_np.tutorial.pictures import use_style
+from gemma_np.weights.formats import Int8, dequantize, pack, stored_bytes, unpack
+from gemma_np.weights.linear import linear
 
 use_style()
 model = gemma_np.load()
@@ -481,10 +481,10 @@ check(least_error_shrinks, exercises.CLIP)
 #
 # ## Where to read on
 #
-# - [gemma_np/storage.py](../gemma_np/storage.py) and [gemma_np/linear.py](../gemma_np/linear.py): the kinds of storage,
+# - [gemma_np/weights/formats.py](../gemma_np/weights/formats.py) and [gemma_np/weights/linear.py](../gemma_np/weights/linear.py): the kinds of storage,
 #   and the product with them.
 # - [gemma_np/compression/gptq.py](../gemma_np/compression/gptq.py): 70 lines;
-#   [activation_aware.py](../gemma_np/compression/activation_aware.py): where the factors go.
+#   [activation_aware.py](../gemma_np/compression/awq.py): where the factors go.
 # - Frantar et al., [GPTQ](https://arxiv.org/abs/2210.17323); Lin et al., [AWQ](https://arxiv.org/abs/2306.00978);
 #   Dettmers et al., [LLM.int8()](https://arxiv.org/abs/2208.07339), on large inputs in large models.
 # - `gemma-np quantize --help`: all of this as a command, with checkpoints that `load` reads.

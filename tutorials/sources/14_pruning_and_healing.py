@@ -16,11 +16,14 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
+from support import check, lines
+from support.exercises import pruning_and_healing as exercises
+from support.plots import use_style
 
 import gemma_np
-from gemma_np.compression.plan import Plan, prune
 from gemma_np.compression.pruning import prune_weights, share_of_row, two_of_four, zeros_stay
-from gemma_np.compression.structured import (
+from gemma_np.compression.pruning_plan import Plan, prune
+from gemma_np.compression.structured_pruning import (
     choose_layers,
     drop_layers,
     keep_channels,
@@ -28,20 +31,17 @@ from gemma_np.compression.structured import (
     keep_layers,
     measure_importance,
 )
-from gemma_np.evaluation.memory import cache_bytes
+from gemma_np.memory import cache_bytes
 from gemma_np.model.feed_forward import feed_forward
-from gemma_np.storage import stored_bytes
 from gemma_np.training.data import draw_texts
 from gemma_np.training.distillation import from_teacher, write_on
 from gemma_np.training.losses import cross_entropy, forward_kl
+from gemma_np.training.mpi import Ranks
 from gemma_np.training.optimizer import AdamW
-from gemma_np.training.parallel import Ranks
-from gemma_np.training.run_state import Recipe, State
 from gemma_np.training.task import Task
 from gemma_np.training.trainer import initial_weights, train_step
-from gemma_np.tutorial import check, lines
-from gemma_np.tutorial.exercises import pruning_and_healing as exercises
-from gemma_np.tutorial.pictures import use_style
+from gemma_np.training.training_state import Recipe, State
+from gemma_np.weights.formats import stored_bytes
 
 use_style()
 model = gemma_np.load()
@@ -465,7 +465,7 @@ check(keep_important, exercises.KEEP_CHANNELS)
 # ## Where to read on
 #
 # - [gemma_np/compression/pruning.py](../gemma_np/compression/pruning.py) and
-#   [structured.py](../gemma_np/compression/structured.py): single weights, and whole parts.
+#   [structured.py](../gemma_np/compression/structured_pruning.py): single weights, and whole parts.
 # - [gemma_np/compression/pipeline.py](../gemma_np/compression/pipeline.py): prune, heal, quantize, measured after each.
 # - Sun et al., [Wanda](https://arxiv.org/abs/2306.11695); Mishra et al., [2:4](https://arxiv.org/abs/2104.08378); Men
 #   et al., [ShortGPT](https://arxiv.org/abs/2403.03853), on layers; Muralidharan et al., [Compact Language Models via

@@ -15,17 +15,17 @@ from dataclasses import replace
 
 import matplotlib.pyplot as plt
 import numpy as np
+from support import check, lines
+from support.exercises import gemma_1_2_and_3 as exercises
+from support.plots import use_style
 
 from gemma_np.checkpoints.random_weights import random_weights
 from gemma_np.config import GLOBAL, LOCAL, RELEASED, GemmaConfig, layer_pattern
-from gemma_np.evaluation.memory import cache_bytes
 from gemma_np.gemma import Gemma
+from gemma_np.memory import cache_bytes
 from gemma_np.model.attention import attention
 from gemma_np.model.block import block, pre_feedforward_name
 from gemma_np.model.records import RECORDS, record_shapes
-from gemma_np.tutorial import check, lines
-from gemma_np.tutorial.exercises import gemma_1_2_and_3 as exercises
-from gemma_np.tutorial.pictures import use_style
 
 use_style()
 print(f"{len(RELEASED)} released text models:", *RELEASED)
@@ -350,7 +350,7 @@ check(parameters, exercises.PARAMETERS)
 # ## Where to read on
 #
 # - [gemma_np/config.py](../gemma_np/config.py): all differences in one file.
-# - [gemma_np/evaluation/memory.py](../gemma_np/evaluation/memory.py), or `gemma-np info --model gemma-2-27b`: the memory of weights, cache
+# - [gemma_np/memory.py](../gemma_np/memory.py), or `gemma-np info --model gemma-2-27b`: the memory of weights, cache
 #   and work for each way to store them.
 # - Ainslie et al., [GQA](https://arxiv.org/abs/2305.13245); the [Gemma 3 report](https://arxiv.org/abs/2503.19786), section 2.
 #

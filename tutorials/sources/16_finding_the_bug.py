@@ -16,19 +16,19 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 from safetensors.numpy import save_file
+from support import check, lines
+from support.exercises import finding_the_bug as exercises
+from support.plots import use_style
 
 import gemma_np
 from gemma_np.cli import main
-from gemma_np.model.visibility import visible
+from gemma_np.model.attention_mask import visible
 from gemma_np.oracle.comparison import compare
 from gemma_np.oracle.diagnosis import describe, diagnose
 from gemma_np.oracle.dump import fitted, read_dump
 from gemma_np.oracle.isolation import recomputed
 from gemma_np.oracle.noise import limits
 from gemma_np.oracle.trace import Reference, write_trace
-from gemma_np.tutorial import check, lines
-from gemma_np.tutorial.exercises import finding_the_bug as exercises
-from gemma_np.tutorial.pictures import use_style
 
 use_style()
 model = gemma_np.load()

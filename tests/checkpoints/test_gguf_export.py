@@ -1,0 +1,70 @@
+"""A .gguf file out of any model: the library reads it, and so do we."""
+
+import gguf
+import numpy as np
+import pytest
+
+import gemma_np
+from gemma_np import GemmaError
+from gemma_np.compression.gguf_export import GGUF_SCHEMES, export_gguf
+from gemma_np.compression.quantization import quantize
+from gemma_np.compression.structured_pruning import keep_layers
+from gemma_np.weights.formats import Int4, Int8, dequantize
+from tests.support import tiny
+from tests.support.strategies import MODEL_TYPES
+
+SIZES = {"hidden_size": 32, "head_dim": 32, "intermediate_size": 64, "query_pre_attn_scalar": 32}
+
+
+def model_of(model_type):
+    """Matrices a multiple of 32 wide; the pattern that the format implies."""
+    kinds = tiny.config(model_type).layer_types
+    if model_type == "gemma3_text":
+        kinds = ("sliding_attention",) * 4  # the global layer would be the sixth
+    return tiny.gemma(model_type, layer_types=kinds, **SIZES)
+
+
+@pytest.mark.parametrize("kind", GGUF_SCHEMES)
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_the_library_reads_the_very_numbers(model_type, kind, tmp_path):
+    model = model_of(model_type)
+    export_gguf(model, kind, tmp_path / "model.gguf")
+    tensors = gguf.GGUFReader(tmp_path / "model.gguf").tensors
+    assert len(tensors) == len(model.weights)
+    for tensor, weight in zip(tensors, model.weights.values(), strict=True):
+        found = gguf.dequantize(tensor.data, tensor.tensor_type)
+        if weight.ndim == 1:
+            assert (found == weight + 1).all(), tensor.name
+        else:
+            assert tensor.tensor_type.name == kind
+            assert (found == dequantize(quantize(weight, GGUF_SCHEMES[kind], least_error=True))).all(), tensor.name
+
+
+@pytest.mark.parametrize("kind", GGUF_SCHEMES)
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_the_model_comes_back_and_keeps_its_integers_from_then_on(model_type, kind, tmp_path):
+    model = model_of(model_type)
+    export_gguf(model, kind, tmp_path / "one.gguf")
+    loaded = gemma_np.load(tmp_path / "one.gguf")
+    assert loaded.config == model.config
+    assert loaded.tokenizer.encode(tiny.TEXT) == model.tokenizer.encode(tiny.TEXT)
+    assert {type(w) for w in loaded.weights.values()} == {np.ndarray, Int8 if kind == "Q8_0" else Int4}
+    export_gguf(loaded, kind, tmp_path / "two.gguf")
+    assert (tmp_path / "one.gguf").read_bytes() == (tmp_path / "two.gguf").read_bytes()
+
+
+def test_a_pattern_that_the_format_cannot_say(tmp_path):
+    with pytest.raises(GemmaError, match=r"layer_types: .*, which GGUF cannot say"):
+        export_gguf(keep_layers(model_of("gemma2"), [0, 2]), "Q8_0", tmp_path / "model.gguf")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_width_that_is_no_multiple_of_32(tmp_path):
+    with pytest.raises(GemmaError, match=r"embed_tokens.weight: 12 channels, expected a multiple of the group of 32"):
+        export_gguf(tiny.gemma(), "Q8_0", tmp_path / "model.gguf")
+
+
+def test_rows_beyond_the_vocabulary_are_unused_pieces(tmp_path):
+    model = tiny.gemma(vocab_size=464, **SIZES)
+    export_gguf(model, "Q8_0", tmp_path / "model.gguf")
+    assert gemma_np.load(tmp_path / "model.gguf").config.vocab_size == 464

@@ -1,0 +1,182 @@
+"""The command line: what it prints and where, and that bad input is one line."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+
+import pytest
+
+from gemma_np import RELEASED
+from gemma_np.cli import main
+from tests.support import tiny
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cli") / "tiny"
+    tiny.gemma().save(folder)
+    return str(folder)
+
+
+def run(*arguments, **options):
+    return subprocess.run(
+        [sys.executable, "-m", "gemma_np", *arguments], capture_output=True, text=True, timeout=60, **options
+    )
+
+
+def test_generate_prints_the_text_and_nothing_else(checkpoint, capsys):
+    assert main(["generate", "--model", checkpoint, "--max-new-tokens", "9", "The ships"]) == 0
+    out, err = capsys.readouterr()
+    assert out == tiny.gemma().generate("The ships", max_new_tokens=9) + "\n"
+    assert "tokens/s" in err
+
+
+def test_generate_hands_every_option_on(checkpoint, capsys):
+    options = ["--max-new-tokens", "9", "--temperature", "3", "--top-k", "20", "--top-p", "0.9", "--seed", "5"]
+    assert main(["generate", "--model", checkpoint, *options, "The"]) == 0
+    expected = tiny.gemma().generate("The", max_new_tokens=9, temperature=3, top_k=20, top_p=0.9, seed=5)
+    assert capsys.readouterr().out == expected + "\n"
+
+
+def test_chat_in_a_pipe_remembers_the_turns(checkpoint):
+    process = run("chat", "--model", checkpoint, "--max-new-tokens", "5", input="The lamp\n\nThe sea\n")
+    model, first = tiny.gemma(), [{"role": "user", "content": "The lamp"}]
+    answer = model.chat(first, max_new_tokens=5)
+    second = [*first, {"role": "model", "content": answer}, {"role": "user", "content": "The sea"}]
+    assert process.returncode == 0
+    assert process.stdout == f"{answer}\n{model.chat(second, max_new_tokens=5)}\n"
+
+
+def test_perplexity_of_a_file_and_of_standard_input(checkpoint, tmp_path, capsys):
+    file = tmp_path / "text.txt"
+    file.write_text(tiny.TEXT, encoding="utf-8")
+    assert main(["perplexity", "--model", checkpoint, str(file)]) == 0
+    printed = capsys.readouterr().out
+    loss = tiny.gemma().text_loss(tiny.TEXT)
+    assert printed.split() == [
+        *("perplexity", f"{loss.perplexity:.4f}", "bits", "per", "token", f"{loss.bits_per_token:.4f}"),
+        *("bits", "per", "byte", f"{loss.bits_per_byte:.4f}", "tokens", f"{loss.tokens}"),
+    ]
+    assert run("perplexity", "--model", checkpoint, "-", input=tiny.TEXT).stdout == printed
+
+
+@pytest.mark.parametrize("name", [*RELEASED, "google/gemma-2-2b-it", "google/gemma-3-1b-pt"])
+def test_info_of_a_released_model_needs_no_weights(name, capsys):
+    assert main(["info", "--model", name]) == 0
+    out = capsys.readouterr().out
+    config = RELEASED[name.removeprefix("google/").removesuffix("-it").removesuffix("-pt")]
+    assert f"{sum(config.parameter_count().values()):,}" in out
+    assert f"{config.hidden_size}" in out
+    assert "GB" in out
+
+
+def test_info_counts_the_cache_by_hand(capsys):
+    main(["info", "--model", "gemma-2-2b"])
+    # keys and values, 4 heads of 256 float32 numbers: 8,192 bytes a token and layer; 26 layers, 13 of them keep no more
+    # than 4,096 tokens: 8,192 * 26 * 1,000 and 8,192 * 13 * (8,000 + 4,096)
+    line = next(line for line in capsys.readouterr().out.splitlines() if "of that the cache" in line)
+    assert line.split()[-4:] == ["213.0", "MB", "1.29", "GB"]
+
+
+def test_info_of_a_short_context_has_no_longer_columns(capsys):
+    assert main(["info", "--model", "shakespeare-1m"]) == 0
+    out = capsys.readouterr().out
+    assert "+ 256 tokens" in out
+    assert "8,000" not in out
+
+
+def test_info_of_a_folder(checkpoint, capsys):
+    assert main(["info", "--model", checkpoint]) == 0
+    assert "2 local, 2 global" in capsys.readouterr().out
+
+
+def test_models_lists_all(capsys):
+    assert main(["models"]) == 0
+    out = capsys.readouterr().out
+    assert all(name in out for name in RELEASED)
+
+
+@pytest.mark.parametrize("command", ["generate", "chat", "perplexity", "inspect", "info", "models"])
+def test_help_has_an_example(command, capsys):
+    with pytest.raises(SystemExit) as exit:
+        main([command, "--help"])
+    assert exit.value.code == 0
+    assert f"gemma-np {command}" in capsys.readouterr().out.split("examples:")[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["generate", "--model", "no-such-folder", "hello"], "no-such-folder: no such folder or file"),
+        (["generate", "--model", "FOLDER", ""], "prompt: empty"),
+        (["generate", "--model", "FOLDER", "--max-new-tokens", "0", "a"], "max_new_tokens: 0"),
+        (["generate", "--model", "FOLDER", "--max-new-tokens", "64", "a"], "expected at most 64"),
+        (["generate", "--model", "FOLDER", "--temperature", "-1", "a"], "temperature: -1"),
+        (["generate", "--model", "FOLDER", "--top-k", "0", "a"], "top_k: 0"),
+        (["generate", "--model", "FOLDER", "--top-p", "1.5", "a"], "top_p: 1.5"),
+        (["perplexity", "--model", "FOLDER", "no-such-file"], "no-such-file"),
+        (["perplexity", "--model", "FOLDER", "EMPTY"], "text: empty"),
+        (["perplexity", "--model", "FOLDER", "BINARY"], "expected a text file in UTF-8"),
+        (["generate", "--model", "BINARY", "a"], "expected a .gguf file, a checkpoint folder or a hub id"),
+        (["generate", "--model", "gemma-2-2b", "a"], "(gemma-np models lists the hub id of gemma-2-2b)"),
+        (["perplexity", "--model", "FOLDER", "no-such-file"], "no-such-file: No such file or directory, expected"),
+        (["trace", "--model", "FOLDER", "--prompt", "", "-o", "EMPTY"], "--prompt: empty"),
+        (["inspect", "--model", "FOLDER", "a", "-o", ""], "a folder, expected a file to write"),
+        (["inspect", "--model", "FOLDER", "a", "-o", "FOLDER"], "a folder, expected a file to write"),
+        (["inspect", "--model", "FOLDER", "a", "-o", "nowhere/page.html"], "there is no folder nowhere to write it to"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(arguments, message, checkpoint, tmp_path, capsys):
+    (tmp_path / "empty").touch()
+    (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
+    places = {"FOLDER": checkpoint, "EMPTY": str(tmp_path / "empty"), "BINARY": str(tmp_path / "binary")}
+    assert main([places.get(argument, argument) for argument in arguments]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("gemma-np: ")
+    assert message in err
+    assert err.count("\n") == 1
+
+
+def test_a_warning_is_one_line_too(tmp_path):
+    model = tiny.gemma()
+    weights = dict(model.weights)
+    weights["model.norm.weight"] = weights["model.norm.weight"] * float("nan")
+    model.weights = weights
+    model.save(tmp_path / "nan")
+    process = run("generate", "--model", str(tmp_path / "nan"), "--max-new-tokens", "3", "a")
+    assert process.returncode == 2
+    warning, error = process.stderr.splitlines()
+    assert warning == "gemma-np: warning: model.norm.weight: has NaN or infinity, expected finite numbers"
+    assert error.startswith("gemma-np: logits: nan after 2 tokens")
+
+
+def test_ctrl_c_ends_cleanly(tmp_path):
+    folder = tmp_path / "tiny"
+    tiny.gemma(max_position_embeddings=100_000).save(folder)
+    command = [sys.executable, "-m", "gemma_np", "generate", "--model", str(folder), "--max-new-tokens", "90000", "a"]
+    # A shell starts what runs in the background deaf to Ctrl-C; at a terminal it is not.
+    hearing = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=hearing) as process:
+        process.stdout.read(1)  # it has begun to write
+        time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert b"Traceback" not in err
+
+
+def test_a_reader_that_has_gone_is_no_error(tmp_path):
+    folder = tmp_path / "tiny"
+    tiny.gemma(max_position_embeddings=100_000).save(folder)
+    command = [sys.executable, "-m", "gemma_np", "generate", "--model", str(folder), "--max-new-tokens", "90000", "a"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        os.read(process.stdout.fileno(), 1)
+        process.stdout.close()
+        err = process.stderr.read()
+        assert process.wait(timeout=30) == 0
+    assert b"Traceback" not in err
+    assert b"Exception" not in err

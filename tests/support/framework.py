@@ -1,0 +1,72 @@
+"""The framework's Gemma (transformers, eager attention, float32), built from our config and weights. Imported by marked
+tests and by golden/make.py alone: it needs torch and transformers."""
+
+import numpy as np
+import torch
+import transformers
+
+from gemma_np.config import GLOBAL, LOCAL
+from gemma_np.integrations.transformers import capture_transformers
+
+
+def framework_model(config, weights):
+    """The framework's model of the same config and weights."""
+    names = (
+        *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim"),
+        *("intermediate_size", "max_position_embeddings", "rms_norm_eps"),
+    )
+    fields = {name: getattr(config, name) for name in names}
+    rope = {"rope_type": "default", "rope_theta": config.rope_theta}
+    if config.model_type != "gemma":
+        fields |= {"query_pre_attn_scalar": config.query_pre_attn_scalar, "layer_types": list(config.layer_types)}
+        fields |= {"sliding_window": config.sliding_window}
+        fields |= {"attn_logit_softcapping": config.attn_logit_softcapping}
+        fields |= {"final_logit_softcapping": config.final_logit_softcapping}
+    if config.model_type == "gemma3_text":
+        far = {"rope_type": "linear", "factor": config.rope_scaling_factor, "rope_theta": config.rope_theta}
+        near = {"rope_type": "default", "rope_theta": config.rope_local_base_freq}
+        rope = {GLOBAL: far, LOCAL: near}
+    config_class, model_class = {
+        "gemma": (transformers.GemmaConfig, transformers.GemmaForCausalLM),
+        "gemma2": (transformers.Gemma2Config, transformers.Gemma2ForCausalLM),
+        "gemma3_text": (transformers.Gemma3TextConfig, transformers.Gemma3ForCausalLM),
+    }[config.model_type]
+    theirs = config_class(**fields, rope_parameters=rope)
+    theirs._attn_implementation = "eager"
+    model = model_class(theirs).eval()
+    tensors = {name: torch.tensor(np.asarray(weight)) for name, weight in weights.items()}
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
+    model.load_state_dict(tensors)  # strict: a name too many or too few raises
+    return model
+
+
+@torch.no_grad()
+def framework_logits(model, ids, chunks=None):
+    """ids [B, T] -> logits [B, T, V]; with chunks, read piece by piece with the framework's own cache."""
+    cache, logits, start = None, [], 0
+    for size in chunks or [ids.shape[1]]:
+        piece = torch.tensor(ids[:, start : start + size])
+        output = model(piece, past_key_values=cache, use_cache=chunks is not None)
+        cache, start = output.past_key_values, start + size
+        logits.append(output.logits.numpy())
+    return np.concatenate(logits, axis=1)
+
+
+def framework_gradients(config, weights, ids):
+    """The gradient of the mean next-token loss of ids [B, T + 1] with respect to every weight."""
+    model = framework_model(config, weights)
+    model.model.embed_tokens.padding_idx = None  # the framework gives the padding token's row no gradient
+    model(torch.tensor(ids), labels=torch.tensor(ids)).loss.backward()
+    return {name: model.get_parameter(name).grad.numpy() for name in weights}
+
+
+def framework_records(config, weights, ids, chunks):
+    """Every intermediate of every chunk under the name of our record: a list of {name: [B, ...]}, one a chunk."""
+    model = framework_model(config, weights)
+    texts = [capture_transformers(model, text, chunks) for text in ids]
+    records = []
+    for number in range(len(chunks)):
+        prefix = f"pass.{number}." if number else ""
+        names = [name for name in texts[0] if name.startswith(prefix or ("embedding", "layers.", "norm", "logits"))]
+        records.append({name.removeprefix(prefix): np.stack([text[name] for text in texts]) for name in names})
+    return records

@@ -1,0 +1,68 @@
+"""The golden files (golden/make.py writes them), and what it means to agree with one."""
+
+import json
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from safetensors import safe_open
+
+from gemma_np import GemmaConfig
+from gemma_np.model.kv_cache import KVCache
+from gemma_np.model.transformer import output_logits, transformer
+from gemma_np.scope import Record
+from tests.support.strategies import MODEL_TYPES
+from tests.support.tolerances import assert_close
+
+FOLDER = Path(__file__).parents[1] / "golden"
+CASES = [(model_type, case) for model_type in MODEL_TYPES for case in ("short", "past-window", "decode")]
+
+
+@cache
+def load(model_type):
+    """Config, weights, and the other tensors of a golden file."""
+    with safe_open(FOLDER / f"{model_type}.safetensors", "numpy") as file:
+        fields = json.loads(file.metadata()["config"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (the file is not iterable)
+    config = GemmaConfig(**fields | {"layer_types": tuple(fields["layer_types"])})
+    weights = {name.removeprefix("weights/"): t for name, t in tensors.items() if name.startswith("weights/")}
+    return config, weights, tensors
+
+
+def expected_records(model_type, case):
+    """The framework's intermediates of a case: a list of {name: array}, one a chunk."""
+    _, _, tensors = load(model_type)
+    chunks = {}
+    for key in tensors:
+        if key.startswith(f"{case}/") and key != f"{case}/ids":
+            _, number, name = key.split("/")
+            chunks.setdefault(int(number), {})[name] = tensors[key]
+    return [chunks[number] for number in sorted(chunks)]
+
+
+def check_golden(model_type, case):
+    """Run the case and compare every intermediate, in the order of execution, with the framework's."""
+    config, weights, tensors = load(model_type)
+    ids, chunks = tensors[f"{case}/ids"], expected_records(model_type, case)
+    kv_cache = KVCache(config, batch=ids.shape[:1]) if len(chunks) > 1 else None
+    end = 0
+    for number, expected in enumerate(chunks):
+        start, end = end, end + expected["embedding"].shape[1]
+        record = Record()
+        output_logits(transformer(ids[:, start:end], weights, config, kv_cache, record), weights, config, record)
+        assert set(record) == set(expected)
+        for name, value in record.items():
+            if name.endswith((".scores", ".scores_capped", ".probs")):
+                value = in_order_of_position(value, end)[..., -expected[name].shape[-1] :]
+            assert_close(value, expected[name], "framework", f"{model_type}, {case}, chunk {number}: {name}")
+
+
+def in_order_of_position(value, end):
+    """[..., T, S] of S keys in the order of the cache -> the same, the oldest key first.
+
+    On a local layer the framework keeps its keys in the order of their positions. Ours lie in a ring, position p in
+    slot p modulo S, and one new token sees them as they lie. Several tokens are given the old keys and then the new
+    ones, which may be one old key more than the framework gives: the oldest, which none of them can see.
+    """
+    new, slots = value.shape[-2:]
+    return np.roll(value, -(end % slots), axis=-1) if new == 1 else value

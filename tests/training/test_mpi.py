@@ -1,0 +1,122 @@
+"""Several ranks are one: the same losses and weights, one set of files, and no survivor of a failure."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.numpy import load_file
+
+from gemma_np.training.losses import TopK
+from gemma_np.training.mpi import Ranks, ranks_of_this_run
+from gemma_np.training.task import Batch
+from tests.support import tiny
+
+SHAPE = "--hidden-size 12 --layers 2 --heads 2 --kv-heads 1 --head-dim 4 --ffn 8 --window 4 --context 16 --length 16"
+RECIPE = "--batch 4 --rate 0.01 --warmup 2 --save-every 5 --validate-every 5"
+
+
+@given(st.integers(1, 5), st.integers(1, 9))
+def test_the_shares_of_all_ranks_are_the_batch(size, texts):
+    ids = np.arange(texts * 4).reshape(texts, 4)
+    batch = Batch(ids, ids[:, 1:] % 3 > 0, TopK(ids[:, 1:, None], ids[:, 1:, None] / 99))
+    shares = [batch.share(rank, size) for rank in range(size)]
+    assert sum(share.positions for share in shares) == batch.positions
+    assert sorted(np.concatenate([share.ids for share in shares]).tolist()) == ids.tolist()
+    for share in shares:
+        assert (share.teacher.ids[..., 0] == share.ids[:, 1:]).all()
+
+
+def test_a_process_alone_is_rank_0_of_1(monkeypatch):
+    with ranks_of_this_run() as ranks:
+        assert (ranks.rank, ranks.size) == (0, 1)
+    array = np.ones(3)
+    Ranks().add_up(array)
+    Ranks().wait()
+    assert (array == 1).all()
+
+
+def command(tmp_path, ranks, out, steps, options=""):
+    texts = tmp_path / "texts"
+    texts.mkdir(exist_ok=True)
+    for number in range(3):
+        (texts / f"{number}.txt").write_text(tiny.TEXT * 2, encoding="utf-8")
+    (tmp_path / "tokenizer.model").write_bytes(tiny.vocabulary())
+    mpiexec = shutil.which("mpiexec", path=str(Path(sys.executable).parent)) or shutil.which("mpiexec")
+    assert mpiexec, "mpiexec: not found, expected an MPI beside mpi4py"
+    run = [sys.executable, "-m", "gemma_np", "train", str(texts), "--tokenizer", str(tmp_path / "tokenizer.model")]
+    run += ["-o", str(tmp_path / out), *SHAPE.split(), *RECIPE.split(), "--steps", str(steps), *options.split()]
+    return [mpiexec, "-n", str(ranks), *run]
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("options", ["", "--accumulation 2"])
+def test_two_ranks_are_one_and_each_has_half_of_the_batch(tmp_path, options):
+    for ranks in (1, 2):
+        asked = command(tmp_path, ranks, f"of-{ranks}", 12, options)
+        subprocess.run(asked, check=True, capture_output=True, timeout=120)
+    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("of-1", "of-2"))
+    for name in one:
+        np.testing.assert_allclose(two[name], one[name], atol=2e-3 * np.abs(one[name]).max())
+    logs = [
+        [json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
+        for name in ("of-1", "of-2")
+    ]
+    assert len(logs[0]) == len(logs[1]) == 12
+    for a, b in zip(*logs, strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-5)
+    assert logs[0][-1]["validation"] == pytest.approx(logs[1][-1]["validation"], rel=1e-5)
+
+
+@pytest.mark.mpi
+def test_a_rank_that_dies_ends_the_run_and_the_checkpoint_is_whole(tmp_path):
+    process = subprocess.Popen(command(tmp_path, 2, "run", 100_000), stderr=subprocess.PIPE, stdout=subprocess.PIPE)
+    log = tmp_path / "run" / "log.jsonl"
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "run" / "training.safetensors").exists():
+        assert time.monotonic() < deadline, "no checkpoint after a minute"
+        time.sleep(0.05)
+    os.kill(ranks_of(tmp_path / "run")[-1], signal.SIGKILL)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert b"KILLED BY SIGNAL: 9" in out + err or b"EXIT CODE: 9" in out + err
+    steps = len(log.read_text().splitlines())
+    again = command(tmp_path, 2, "run", 100_000, "--resume")
+    process = subprocess.Popen(again, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
+    while len(log.read_text().splitlines()) <= steps:
+        assert time.monotonic() < deadline + 60, "the resumed run does not go on"
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    process.terminate()
+    process.communicate(timeout=60)
+
+
+def ranks_of(folder):
+    """The process ids of the ranks that write to a folder."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                words = (entry / "cmdline").read_bytes().split(b"\0")
+            except OSError:
+                continue
+            if words[0] == sys.executable.encode() and str(folder).encode() in words:
+                found.append(int(entry.name))
+    return sorted(found)
+
+
+@pytest.mark.mpi
+def test_what_is_wrong_is_said_once(tmp_path):
+    asked = command(tmp_path, 3, "run", 5, "--batch 2")
+    done = subprocess.run(asked, capture_output=True, timeout=120, text=True)
+    assert done.returncode != 0
+    assert done.stderr.count("batch: 2 texts for 3 ranks, expected at least one for each") == 1
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,118 @@
+"""Weights as they are stored: what they stand for, by their definitions."""
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gemma_np.weights.formats import W8A8, BFloat16, Float8, Int4, Int8, dequantize, lookup, pack, stored_bytes, unpack
+from tests.support.strategies import seeds
+
+KINDS = ("bfloat16", "int8", "int8 in groups", "w8a8", "int4", "int4 with zeros", "float8")
+
+
+def random_weight(kind, rows, groups, size, seed):
+    """A stored weight of random numbers, `groups` groups of `size` channels a row (an even number)."""
+    generator = np.random.default_rng(seed)
+    columns = groups * size
+    whole = generator.integers(-127, 128, (rows, columns)).astype(np.int8)
+    packed = generator.integers(0, 256, (rows, columns // 2)).astype(np.uint8)
+    scales, of_groups = (generator.random((rows, n), np.float32) + 0.1 for n in (1, groups))
+    floats = generator.standard_normal((rows, columns), np.float32)
+    return {
+        "bfloat16": lambda: BFloat16(floats.astype(ml_dtypes.bfloat16)),
+        "int8": lambda: Int8(whole, scales),
+        "int8 in groups": lambda: Int8(whole, of_groups.astype(np.float16)),
+        "w8a8": lambda: W8A8(whole, scales),
+        "int4": lambda: Int4(packed, of_groups),
+        "int4 with zeros": lambda: Int4(packed, of_groups, generator.integers(0, 16, of_groups.shape).astype(np.uint8)),
+        "float8": lambda: Float8((80 * floats).astype(ml_dtypes.float8_e4m3fn), scales),
+    }[kind]()
+
+
+@st.composite
+def weights(draw):
+    kind = draw(st.sampled_from(KINDS))
+    return random_weight(
+        kind, draw(st.integers(1, 5)), draw(st.integers(1, 4)), draw(st.sampled_from([2, 4, 6])), draw(seeds)
+    )
+
+
+def meaning(weight):
+    """What a weight stands for, number by number."""
+    rows, columns = weight.shape
+    wide = np.empty((rows, columns), np.float32)
+    for r in range(rows):
+        for c in range(columns):
+            if isinstance(weight, BFloat16):
+                wide[r, c] = float(weight.numbers[r, c])
+                continue
+            group = c * weight.scales.shape[1] // columns
+            scale = np.float32(weight.scales[r, group])
+            if isinstance(weight, Int4):
+                half = columns // 2
+                byte = int(weight.packed[r, c % half])
+                number = byte & 15 if c < half else byte >> 4
+                number -= 8 if weight.zeros is None else int(weight.zeros[r, group])
+            else:
+                number = float((weight.integers if isinstance(weight, Int8) else weight.numbers)[r, c])
+            wide[r, c] = np.float32(number) * scale
+    return wide
+
+
+@given(weights())
+def test_dequantize_is_the_definition(weight):
+    found = dequantize(weight)
+    assert found.dtype == np.float32
+    assert found.shape == weight.shape
+    assert (found == meaning(weight)).all()
+
+
+@given(weights(), st.data())
+def test_rows_of_a_weight_are_rows_of_what_it_stands_for(weight, data):
+    start = data.draw(st.integers(0, weight.shape[0] - 1))
+    assert type(weight[start:]) is type(weight)
+    assert (dequantize(weight[start:]) == dequantize(weight)[start:]).all()
+    rows = np.array(data.draw(st.lists(st.integers(0, weight.shape[0] - 1), min_size=1, max_size=6)))
+    for index in (rows, rows[None, :, None]):
+        assert (lookup(weight, index) == dequantize(weight)[index]).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_row_alone_can_be_looked_up(kind):
+    weight = random_weight(kind, 5, 2, 4, 0)
+    assert (lookup(weight, np.array(3)) == dequantize(weight)[3]).all()
+
+
+def test_an_array_is_what_it_is():
+    array = np.ones((2, 3))
+    assert dequantize(array) is array
+
+
+@pytest.mark.parametrize(
+    ("kind", "size"),
+    [
+        ("bfloat16", 2.0),
+        ("int8", 1 + 4 / 128),
+        ("int4", 0.5 + 4 / 32),
+        ("int4 with zeros", 0.5 + 5 / 32),
+        ("float8", 1 + 4 / 128),
+    ],
+)
+def test_what_a_weight_takes(kind, size):
+    assert stored_bytes(random_weight(kind, 10, 4, 32, 0)) == size * 10 * 128
+    assert stored_bytes(np.ones((10, 128), np.float32)) == 4 * 10 * 128
+
+
+@given(st.integers(1, 5), st.integers(1, 9), seeds)
+def test_packing_is_undone_by_unpacking(rows, pairs, seed):
+    numbers = np.random.default_rng(seed).integers(0, 16, (rows, 2 * pairs)).astype(np.uint8)
+    assert (unpack(pack(numbers)) == numbers).all()
+    assert pack(numbers).nbytes * 2 == numbers.nbytes
+
+
+def test_every_float8_is_what_it_is():
+    every = np.arange(256, dtype=np.uint8).view(ml_dtypes.float8_e4m3fn)[None]
+    found = dequantize(Float8(every, np.ones((1, 1), np.float32)))
+    np.testing.assert_array_equal(found, every.astype(np.float32))

@@ -1,0 +1,124 @@
+"""The product with a weight, however it is stored."""
+
+import os
+import threading
+import tracemalloc
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import gemma_np.weights.linear
+from gemma_np import Gemma
+from gemma_np.compression.quantization import Scheme, quantize
+from gemma_np.model.kv_cache import KVCache
+from gemma_np.model.transformer import transformer
+from gemma_np.weights.formats import Int8, dequantize
+from gemma_np.weights.linear import integer_product, integer_sums, linear, on_all_cores, round_to_int8
+from tests.support import naive, tiny
+from tests.support.strategies import batches, normal, random_ids, seeds, sizes
+from tests.support.tolerances import assert_close
+from tests.weights.test_formats import KINDS, random_weight
+
+WIDENED = [kind for kind in KINDS if kind != "w8a8"]
+
+
+@given(batches, sizes, sizes, seeds)
+def test_linear_against_loops(batch, size_in, size_out, seed):
+    x, weight = normal(seed, *batch, size_in), normal(seed + 1, size_out, size_in)
+    expected = [naive.linear(vector, weight) for vector in x.reshape(-1, size_in)]
+    assert_close(linear(x, weight), np.reshape(expected, (*batch, size_out)), "operation")
+
+
+def test_linear_takes_what_is_not_contiguous():
+    x, weight = normal(0, 4, 3, 5), normal(1, 7, 5)
+    assert_close(linear(x.swapaxes(0, 1), weight), linear(x, weight).swapaxes(0, 1), "operation")
+
+
+@given(st.sampled_from(WIDENED), st.integers(1, 20), st.integers(1, 30), st.integers(1, 60), seeds)
+def test_a_stored_weight_multiplies_as_what_it_stands_for(kind, vectors, rows, tile, seed):
+    """Tiles of any size, on any number of threads, and none that is lost or counted twice."""
+    weight, x = random_weight(kind, rows, 3, 4, seed), normal(seed, vectors, 12, dtype=np.float32)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gemma_np.weights.linear, "_TILE", tile)
+        patch.setattr(gemma_np.weights.linear, "_TILE_OF_MANY", 3 * tile)
+        assert_close(linear(x, weight), x.astype(np.float64) @ dequantize(weight).T, "model")
+
+
+@pytest.mark.parametrize("kind", WIDENED)
+@pytest.mark.parametrize("vectors", [1, 20])
+def test_a_large_one_too_and_in_float32(kind, vectors):
+    weight, x = random_weight(kind, 3000, 4, 64, 0), normal(0, vectors, 256, dtype=np.float32)
+    found = linear(x, weight)
+    assert found.dtype == np.float32
+    assert_close(found, x.astype(np.float64) @ dequantize(weight).T, "model")
+    exact = linear(x.astype(np.float64), weight)
+    assert exact.dtype == np.float64
+    assert_close(found, exact, "model")
+
+
+@pytest.mark.parametrize("kind", WIDENED)
+def test_the_widened_matrix_is_never_held(kind):
+    weight, x = random_weight(kind, 20_000, 4, 128, 0), normal(0, 1, 512, dtype=np.float32)
+    linear(x, weight)
+    tracemalloc.start()
+    linear(x, weight)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 0.25 * 4 * 20_000 * 512
+
+
+@given(st.integers(1, 4), st.integers(1, 5), st.integers(1, 70), seeds)
+def test_sums_of_whole_numbers_are_exact(vectors, rows, columns, seed):
+    generator = np.random.default_rng(seed)
+    x, weight = (generator.integers(-127, 128, (n, columns)).astype(np.int8) for n in (vectors, rows))
+    found = integer_sums(x, weight)
+    assert found.dtype == np.int32
+    assert (found == x.astype(np.int64) @ weight.T.astype(np.int64)).all()
+
+
+def test_sums_are_exact_at_their_largest():
+    x = np.full((1, 100_001), 127, np.int8)
+    assert integer_sums(x, -x) == -100_001 * 127 * 127
+
+
+@given(st.integers(1, 4), st.integers(1, 20), seeds)
+def test_activations_are_rounded_to_half_a_step(vectors, size, seed):
+    x = normal(seed, vectors, size)
+    integers, steps = round_to_int8(x)
+    assert (np.abs(integers * steps - x) <= steps / 2 * (1 + 1e-9)).all()
+    assert (np.abs(integers).max(axis=-1) == 127).all()
+    with np.errstate(all="raise"):
+        assert (round_to_int8(0 * x)[0] == 0).all()
+
+
+def test_a_product_of_whole_numbers_is_that_of_the_rounded_sides():
+    weight, x = random_weight("w8a8", 40, 1, 64, 0), normal(0, 3, 64, dtype=np.float32)
+    integers, steps = round_to_int8(x)
+    assert_close(linear(x, weight), (integers * steps).astype(np.float64) @ dequantize(weight).T, "model")
+    assert (linear(x, weight) == integer_product(x, Int8(weight.integers, weight.scales))).all()
+
+
+@pytest.mark.parametrize("scheme", [Scheme("bfloat16"), Scheme("int8"), Scheme("int4", 4), Scheme("int4", 4, True)])
+def test_a_whole_model_of_stored_weights(scheme):
+    """Without a cache, with one, and the text that it writes: as the model of the widened weights."""
+    model = tiny.gemma(intermediate_size=8)
+    weights = {name: quantize(w, scheme) if w.ndim == 2 else w for name, w in model.weights.items()}
+    stored = Gemma(model.config, weights, model.tokenizer)
+    ids = random_ids(model.config, 0, 2, 12)
+    assert_close(stored.logits(ids), stored.widened().logits(ids), "model")
+    cache = KVCache(model.config, 12, (2,))
+    parts = [transformer(ids[:, start : start + 5], weights, model.config, cache) for start in (0, 5, 10)]
+    assert_close(np.concatenate(parts, axis=1), transformer(ids, weights, model.config), "model")
+    assert stored.generate("The ships", max_new_tokens=20) == stored.widened().generate("The ships", max_new_tokens=20)
+
+
+@pytest.mark.parametrize("cores", [None, 1, 2])
+def test_work_is_shared_by_the_cores_and_one_core_starts_no_thread(cores, monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    on = {}
+    on_all_cores(lambda part: on.setdefault(part, threading.current_thread()), range(9))
+    assert list(on) == list(range(9)) or cores == 2
+    assert sorted(on) == list(range(9))
+    assert all((thread is threading.main_thread()) == (cores != 2) for thread in on.values())

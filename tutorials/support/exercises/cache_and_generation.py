@@ -1,0 +1,198 @@
+"""The exercises on decoding with a cache and on sampling."""
+
+from collections.abc import Sequence
+from functools import cache
+from unittest.mock import patch
+
+import numpy as np
+
+import gemma_np
+from gemma_np.config import GemmaConfig
+from gemma_np.gemma import Gemma
+from gemma_np.model.embedding import embed
+from gemma_np.model.kv_cache import KVCache
+from gemma_np.model.transformer import output_logits, transformer
+from gemma_np.text.generation import generate_ids
+from gemma_np.text.sampling import Sampling
+from gemma_np.training.losses import log_softmax
+from gemma_np.weights.formats import Weights
+from support.exercise import Answer, Cases, Exercise
+
+_OPENINGS = ("The king", "My lord", "Good night", "I pray you", "O my brother", "To be, or not to be")
+
+
+@cache
+def _model() -> Gemma:
+    return gemma_np.load()
+
+
+def _decode_cases(generator: np.random.Generator) -> Cases:
+    model = _model()
+    assert model.tokenizer
+    text = str(generator.choice(_OPENINGS))
+    ids = model.tokenizer.encode(text)
+    long = model.tokenizer.encode(f"{text}, ".replace("\n", " ") * 20)[:70]
+    rest = (model.weights, model.config)
+    return {
+        "one new token": (ids, 1, *rest),
+        "six new tokens": (ids, 6, *rest),
+        "a prompt of one token": (ids[:1], 4, *rest),
+        "a prompt longer than the local window": (long, 2, *rest),
+    }
+
+
+def _greedy(ids: Sequence[int], count: int, weights: Weights, config: GemmaConfig) -> list[int]:
+    return list(generate_ids(list(ids), weights, config, lambda logits: int(logits.argmax()), count))
+
+
+def _first_position(ids: Sequence[int], count: int, weights: Weights, config: GemmaConfig) -> list[int]:
+    kept, unread, new = KVCache(config), list(ids), list[int]()
+    for _ in range(count):
+        x = transformer(unread, weights, config, kept)
+        unread = [int(output_logits(x[0], weights, config).argmax())]
+        new += unread
+    return new
+
+
+def _no_cache(ids: Sequence[int], count: int, weights: Weights, config: GemmaConfig) -> list[int]:
+    unread, new = list(ids), list[int]()
+    for _ in range(count):
+        x = transformer(unread, weights, config)
+        unread = [int(output_logits(x[-1], weights, config).argmax())]
+        new += unread
+    return new
+
+
+def _everything_again(ids: Sequence[int], count: int, weights: Weights, config: GemmaConfig) -> list[int]:
+    kept, text = KVCache(config), list(ids)
+    for _ in range(count):
+        x = transformer(text, weights, config, kept)
+        text = [*text, int(output_logits(x[-1], weights, config).argmax())]
+    return text[len(ids) :]
+
+
+def _last_twice(ids: Sequence[int], count: int, weights: Weights, config: GemmaConfig) -> list[int]:
+    return _greedy([*ids, ids[-1]], count, weights, config)
+
+
+def _second_first(ids: Sequence[int], count: int, weights: Weights, config: GemmaConfig) -> list[int]:
+    return _greedy(ids, count + 1, weights, config)[1:]
+
+
+def _reads_again(answer: Answer, cases: Cases) -> str | None:
+    """Whether an answer has the embedding look up more ids than the prompt and the new tokens, each of them once."""
+    looked_up: list[int] = []
+
+    def counting(ids: np.ndarray, E: np.ndarray) -> np.ndarray:
+        looked_up.extend(ids.flat)
+        return embed(ids, E)
+
+    for ids, count, weights, config in cases.values():
+        looked_up.clear()
+        with patch.dict(transformer.__globals__, embed=counting):
+            answer(list(ids), count, weights, config)
+        if len(looked_up) > len(ids) + count:
+            return (
+                "right text, but everything is read again at each step; read only the new token, the cache has the rest"
+            )
+    return None
+
+
+DECODE = Exercise(
+    reference=_greedy,
+    cases=_decode_cases,
+    mistakes={
+        "the token is chosen from the first position; the last one tells what comes after the prompt": _first_position,
+        "each new token is read without the cache, so that it sees nothing before itself; pass the same cache "
+        "to every call": _no_cache,
+        "the whole text is read into the cache again at every step; read only the newest token": _everything_again,
+        "the prompt's last token is read twice; what the prefill returned tells the first new token": _last_twice,
+        "the first new token is left out; the prefill's last row gives it": _second_first,
+        "the prompt is returned, too; return the new tokens alone": lambda ids, count, weights, config: (
+            [*ids, *_greedy(ids, count, weights, config)]
+        ),
+    },
+    remark=_reads_again,
+)
+
+
+def _top_p_cases(generator: np.random.Generator) -> Cases:
+    def draw(size: int) -> np.ndarray:
+        return 2 * generator.standard_normal(size)
+
+    sure = draw(6)
+    sure[2] += 20
+    return {
+        "top_p 0.6 of few tokens": (np.log([0.1, 0.35, 0.05, 0.3, 0.2]) + draw(1), 1.0, 0.6),
+        "everything kept (top_p 1)": (draw(6), 1.0, 1.0),
+        "a temperature below 1": (draw(6), 0.5, 1.0),
+        "one token that is enough by itself": (sure, 1.0, 0.5),
+        "top_p 0.9 and a temperature of 1.5, many tokens": (draw(200), 1.5, 0.9),
+    }
+
+
+def _softmax(logits: np.ndarray) -> np.ndarray:
+    return np.exp(log_softmax(logits))
+
+
+def _kept(probs: np.ndarray, ids: np.ndarray) -> np.ndarray:
+    """These tokens alone, with probabilities that sum to 1."""
+    result = np.zeros_like(probs)
+    result[ids] = probs[ids] / probs[ids].sum()
+    return result
+
+
+def _top_p(logits: np.ndarray, temperature: float, top_p: float) -> np.ndarray:
+    ids, kept = Sampling(temperature, top_p=top_p).distribution(logits)
+    probs = np.zeros(logits.shape)
+    probs[ids] = kept
+    return probs
+
+
+def _not_renormalised(logits: np.ndarray, temperature: float, top_p: float) -> np.ndarray:
+    return np.where(_top_p(logits, temperature, top_p) > 0, _softmax(logits / temperature), 0)
+
+
+def _without_the_last(logits: np.ndarray, temperature: float, top_p: float) -> np.ndarray:
+    probs = _softmax(logits / temperature)
+    order = np.argsort(-probs)
+    kept = order[np.cumsum(probs[order]) <= top_p + 1e-12]
+    return _kept(probs, kept if len(kept) else order[:1])
+
+
+def _unsorted(logits: np.ndarray, temperature: float, top_p: float) -> np.ndarray:
+    probs = _softmax(logits / temperature)
+    return _kept(probs, np.flatnonzero(np.cumsum(probs) - probs < top_p))
+
+
+def _smallest_first(logits: np.ndarray, temperature: float, top_p: float) -> np.ndarray:
+    probs = _softmax(logits / temperature)
+    order = np.argsort(probs)
+    return _kept(probs, order[np.cumsum(probs[order]) - probs[order] < top_p])
+
+
+def _temperature_last(logits: np.ndarray, temperature: float, top_p: float) -> np.ndarray:
+    return _softmax(np.where(_top_p(logits, 1.0, top_p) > 0, logits / temperature, -np.inf))
+
+
+TOP_P = Exercise(
+    reference=_top_p,
+    cases=_top_p_cases,
+    mistakes={
+        "what is kept does not add up to 1; divide it by its sum": _not_renormalised,
+        "the token that crosses top_p is dropped; it is needed to reach it: keep a token while those before it "
+        "hold less than top_p": _without_the_last,
+        "the probabilities are added up in the order of the vocabulary; sort them first, the largest first": _unsorted,
+        "the result is left in sorted order; put each probability back into the place of its token": (
+            lambda logits, temperature, top_p: np.sort(_top_p(logits, temperature, top_p))[::-1]
+        ),
+        "the least likely tokens are kept; sort the largest first": _smallest_first,
+        "the temperature is not used; divide the logits by it": lambda logits, temperature, top_p: _top_p(
+            logits, 1.0, top_p
+        ),
+        "logits are multiplied by the temperature; divide them": lambda logits, temperature, top_p: _top_p(
+            logits, 1 / temperature, top_p
+        ),
+        "tokens are dropped before the temperature is applied; divide the logits by it first": _temperature_last,
+    },
+)

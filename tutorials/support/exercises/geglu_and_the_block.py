@@ -1,0 +1,165 @@
+"""The exercises on GELU, the gated feed-forward layer, and the block."""
+
+import math
+
+import numpy as np
+
+from gemma_np.config import GemmaConfig, gemma2_config
+from gemma_np.model.attention import attention
+from gemma_np.model.block import block
+from gemma_np.model.feed_forward import feed_forward, gelu
+from gemma_np.model.rms_norm import rms_norm
+from gemma_np.oracle import faults
+from gemma_np.scope import Scope, no_tape
+from gemma_np.weights.linear import linear
+from support.exercise import Cases, Exercise, known
+
+
+def _gelu_cases(generator: np.random.Generator) -> Cases:
+    return {
+        "zero": (np.zeros(1),),
+        "a number above zero": (np.array([1.5]),),
+        "numbers on both sides of zero": (3 * generator.standard_normal((4, 6)),),
+        "numbers far from zero": (np.array([-20.0, 20.0]),),
+        "float32": (generator.standard_normal(6).astype(np.float32),),
+    }
+
+
+def _tanh_form(x: np.ndarray, inner: np.ndarray) -> np.ndarray:
+    return x / 2 * (1 + np.tanh(inner))
+
+
+GELU = Exercise(
+    reference=gelu,
+    cases=_gelu_cases,
+    mistakes={
+        known("gelu-exact"): faults.gelu_exact,
+        known("silu"): faults.silu,
+        "x is not halved": lambda x: 2 * gelu(x),
+        "it is the steep sigmoid x * sigmoid(1.702 x), another approximation; use tanh": lambda x: (
+            x / (1 + np.exp(-1.702 * x))
+        ),
+        "1 is not added to the tanh": lambda x: x / 2 * np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x)),
+        "2/pi stands where its square root belongs": lambda x: _tanh_form(x, 2 / math.pi * (x + 0.044715 * x * x * x)),
+        "the square root of 2/pi is missing": lambda x: _tanh_form(x, x + 0.044715 * x * x * x),
+        "0.044715 multiplies x squared; it belongs to the cube": lambda x: _tanh_form(
+            x, math.sqrt(2 / math.pi) * (x + 0.044715 * x * x)
+        ),
+        "it cuts off at zero, as ReLU does": lambda x: np.maximum(x, 0),
+    },
+)
+
+
+def _feed_forward_cases(generator: np.random.Generator) -> Cases:
+    draw = generator.standard_normal
+    D, F = 4, 6
+    weights = (draw((F, D)), draw((F, D)), draw((D, F)))
+    return {
+        "one token": (draw((1, D)), *weights),
+        "several tokens": (draw((3, D)), *weights),
+        "a batch of texts": (draw((2, 3, D)), *weights),
+        "as many hidden channels as channels": (draw((3, D)), draw((D, D)), draw((D, D)), draw((D, D))),
+    }
+
+
+def _feed_forward(x: np.ndarray, gate_weight: np.ndarray, up_weight: np.ndarray, down_weight: np.ndarray) -> np.ndarray:
+    names = ("gate_proj.weight", "up_proj.weight", "down_proj.weight")
+    return feed_forward(x, Scope(dict(zip(names, (gate_weight, up_weight, down_weight), strict=True))))
+
+
+FEED_FORWARD = Exercise(
+    reference=_feed_forward,
+    cases=_feed_forward_cases,
+    mistakes={
+        known("gate-up-swapped"): lambda x, gate, up, down: _feed_forward(x, up, gate, down),
+        known("silu"): lambda x, gate, up, down: linear(faults.silu(linear(x, gate)) * linear(x, up), down),
+        known("gelu-exact"): lambda x, gate, up, down: linear(faults.gelu_exact(linear(x, gate)) * linear(x, up), down),
+        "both products go through GELU; up stays as it is": lambda x, gate, up, down: linear(
+            gelu(linear(x, gate)) * gelu(linear(x, up)), down
+        ),
+        "gate and up are added; multiply them": lambda x, gate, up, down: linear(
+            gelu(linear(x, gate)) + linear(x, up), down
+        ),
+        "GELU is applied to the product; apply it to gate, then multiply": lambda x, gate, up, down: linear(
+            gelu(linear(x, gate) * linear(x, up)), down
+        ),
+        "up is left out, as in a layer without a gate": lambda x, gate, up, down: linear(gelu(linear(x, gate)), down),
+    },
+)
+
+_TINY = gemma2_config(V=8, D=6, layers=2, H=2, K=1, h=4, F=5, length=16, query_scalar=4, window=3)
+
+
+def _block_cases(generator: np.random.Generator) -> Cases:
+    prefix = "model.layers.0."
+    weights = Scope(
+        {
+            name.removeprefix(prefix): generator.standard_normal(shape)
+            for name, shape in _TINY.weight_shapes()
+            if name.startswith(prefix)
+        }
+    )
+    draw = generator.standard_normal
+    return {
+        "one token": (draw((1, 6)), weights, _TINY, 0),
+        "several tokens": (draw((5, 6)), weights, _TINY, 0),
+        "a global layer": (draw((5, 6)), weights, _TINY, 1),
+        "a batch of texts": (draw((2, 5, 6)), weights, _TINY, 0),
+    }
+
+
+def _parallel(x: np.ndarray, weights: Scope, config: GemmaConfig, layer: int) -> np.ndarray:
+    return x + _attention_half(x, weights, config, layer) + _feed_forward_half(x, weights, config)
+
+
+def _normalised_stream(x: np.ndarray, weights: Scope, config: GemmaConfig, layer: int) -> np.ndarray:
+    x = _norm(x, weights, config, "input_layernorm") + _attention_half(x, weights, config, layer)
+    return _norm(x, weights, config, "pre_feedforward_layernorm") + _feed_forward_half(x, weights, config)
+
+
+def _without_residual(x: np.ndarray, weights: Scope, config: GemmaConfig, layer: int) -> np.ndarray:
+    return _feed_forward_half(_attention_half(x, weights, config, layer), weights, config)
+
+
+def _without_pre_norms(x: np.ndarray, weights: Scope, config: GemmaConfig, layer: int) -> np.ndarray:
+    y = attention(x, weights / "self_attn", config, layer)
+    x = x + _norm(y, weights, config, "post_attention_layernorm")
+    return x + _norm(feed_forward(x, weights / "mlp"), weights, config, "post_feedforward_layernorm")
+
+
+def _norm(y: np.ndarray, weights: Scope, config: GemmaConfig, name: str) -> np.ndarray:
+    return rms_norm(y, weights[f"{name}.weight"], config.rms_norm_eps)
+
+
+def _attention_half(x: np.ndarray, weights: Scope, config: GemmaConfig, layer: int) -> np.ndarray:
+    y = attention(_norm(x, weights, config, "input_layernorm"), weights / "self_attn", config, layer)
+    return _norm(y, weights, config, "post_attention_layernorm")
+
+
+def _feed_forward_half(x: np.ndarray, weights: Scope, config: GemmaConfig) -> np.ndarray:
+    y = feed_forward(_norm(x, weights, config, "pre_feedforward_layernorm"), weights / "mlp")
+    return _norm(y, weights, config, "post_feedforward_layernorm")
+
+
+def _crossed(x: np.ndarray, weights: Scope, config: GemmaConfig, layer: int) -> np.ndarray:
+    found: np.ndarray = faults.crossed_norms(block)(x, weights, config, layer)
+    return found
+
+
+BLOCK = Exercise(
+    reference=block,
+    cases=_block_cases,
+    mistakes={
+        known("postnorm-missing"): lambda x, weights, config, layer: faults.block_without_post_norms(
+            x, weights, config, layer, None, no_tape
+        ),
+        known("postnorm-misplaced"): lambda x, weights, config, layer: faults.block_with_post_norm_behind_the_sum(
+            x, weights, config, layer, None, no_tape
+        ),
+        known("norm-names-crossed"): _crossed,
+        "the feed-forward reads the stream from before attention; add what attention returns first": _parallel,
+        "a half is added to the normalised stream; add it to the stream itself": _normalised_stream,
+        "nothing is added to the stream: what each half returns takes its place": _without_residual,
+        "attention and feed-forward read the stream as it is; normalise what they read": _without_pre_norms,
+    },
+)

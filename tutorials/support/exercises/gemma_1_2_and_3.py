@@ -1,0 +1,125 @@
+"""The exercises on what tells Gemma 1, 2 and 3 apart."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from gemma_np.config import LOCAL, RELEASED, GemmaConfig, layer_pattern
+from gemma_np.memory import cache_bytes
+from support.exercise import Cases, Exercise, known
+
+
+def _pattern_cases(generator: np.random.Generator) -> Cases:
+    return {
+        "Gemma 2, four layers": (4, 1),
+        "an odd number of layers": (5, 1),
+        "Gemma 1, all global": (4, 0),
+        "Gemma 3": (int(generator.integers(13, 30)), 5),
+    }
+
+
+def _local_layers(layers: int, local_per_global: int) -> list[bool]:
+    return [kind == LOCAL for kind in layer_pattern(layers, local_per_global)]
+
+
+LOCAL_LAYERS = Exercise(
+    reference=_local_layers,
+    cases=_pattern_cases,
+    mistakes={
+        known("window-parity"): lambda layers, local_per_global: [
+            not local for local in _local_layers(layers, local_per_global)
+        ],
+        "the pattern begins with the global layer; the local ones come first": lambda layers, local_per_global: [
+            layer % (local_per_global + 1) != 0 for layer in range(layers)
+        ],
+        "a global layer comes every local_per_global layers; every local_per_global + 1": (
+            lambda layers, local_per_global: [(layer + 1) % max(1, local_per_global) != 0 for layer in range(layers)]
+        ),
+    },
+)
+
+
+def _cache_cases(generator: np.random.Generator) -> Cases:
+    return {
+        "Gemma 1": (RELEASED["gemma-2b"], 1000),
+        "Gemma 2, a text shorter than the window": (RELEASED["gemma-2-2b"], 1000),
+        "Gemma 2, a longer one": (RELEASED["gemma-2-2b"], int(generator.integers(5000, 8000))),
+        "Gemma 3": (RELEASED["gemma-3-4b"], int(generator.integers(5000, 100_000))),
+    }
+
+
+CACHE_BYTES = Exercise(
+    reference=cache_bytes,
+    cases=_cache_cases,
+    mistakes={
+        "half is counted; keys and values are kept, in float32, of 4 bytes a number": lambda config, length: (
+            cache_bytes(config, length) // 2
+        ),
+        "the query heads are counted; only the key-value heads are kept": lambda config, length: (
+            cache_bytes(config, length) // config.num_key_value_heads * config.num_attention_heads
+        ),
+        "every layer keeps the whole text; a local one keeps no more than its window": lambda config, length: (
+            config.num_hidden_layers
+            * cache_bytes(replace(config, num_hidden_layers=1, layer_types=("full_attention",)), length)
+        ),
+        "every layer keeps no more than the window; a global one keeps the whole text": lambda config, length: (
+            cache_bytes(config, min(length, config.sliding_window or length))
+        ),
+        "a local layer counts its whole window; of a shorter text it keeps what there is": lambda config, length: sum(
+            cache_bytes(replace(config, num_hidden_layers=1, layer_types=(kind,)), _whole_window(config, kind, length))
+            for kind in config.layer_types
+        ),
+        "numbers are counted; a float32 has 4 bytes": lambda config, length: cache_bytes(config, length) // 4,
+    },
+)
+
+
+def _whole_window(config: GemmaConfig, kind: str, length: int) -> int:
+    return (config.sliding_window or length) if kind == LOCAL else length
+
+
+def _parameter_cases(generator: np.random.Generator) -> Cases:
+    names = {
+        "Gemma 2 2B": "gemma-2-2b",
+        "Gemma 2 27B": "gemma-2-27b",
+        "Gemma 1 2B": "gemma-2b",
+        "Gemma 3 1B": "gemma-3-1b",
+    }
+    return {case: (RELEASED[name],) for case, name in names.items()}
+
+
+def _parameters(config: GemmaConfig) -> tuple[int, int]:
+    counts = config.parameter_count()
+    return counts["embedding"], sum(counts.values()) - counts["embedding"]
+
+
+def _with_more(config: GemmaConfig, embedding: int, rest: int) -> tuple[int, int]:
+    right = _parameters(config)
+    return right[0] + embedding, right[1] + rest
+
+
+PARAMETERS = Exercise(
+    reference=_parameters,
+    cases=_parameter_cases,
+    mistakes={
+        "the head is counted as a matrix of its own; it is the embedding": lambda config: _with_more(
+            config, config.vocab_size * config.hidden_size, 0
+        ),
+        "the feed-forward is counted with two matrices; gate, up and down are three": lambda config: _with_more(
+            config, 0, -config.num_hidden_layers * config.intermediate_size * config.hidden_size
+        ),
+        "keys and values are counted with H heads; they have K": lambda config: _parameters(
+            replace(config, num_key_value_heads=config.num_attention_heads)
+        ),
+        "head_dim is taken to be D / H; it is a field of its own": lambda config: _parameters(
+            replace(config, head_dim=config.hidden_size // config.num_attention_heads)
+        ),
+        "the norm behind the last layer is left out": lambda config: _with_more(config, 0, -config.hidden_size),
+        "Gemma 1 has two norms a layer, not four": lambda config: _with_more(
+            config, 0, 0 if config.has_post_norms else 2 * config.num_hidden_layers * config.hidden_size
+        ),
+        "the norms of queries and keys are left out, one vector [h] each in every layer of Gemma 3": lambda config: (
+            _with_more(config, 0, -2 * config.num_hidden_layers * config.head_dim if config.has_qk_norm else 0)
+        ),
+    },
+)

@@ -1,0 +1,188 @@
+"""The exercises on quantization."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from gemma_np.compression.quantization import Scheme, full_grid, quantize
+from gemma_np.weights.formats import INT4_LEVELS, INT4_ZERO, Int8, pack
+from support.exercise import Cases, Exercise
+
+INT4 = Scheme("int4")
+SHRINKS = [1 - step / 20 for step in range(11)]
+
+Rounded = tuple[np.ndarray, np.ndarray]
+"""Integers [out, in] and scales [out, 1]."""
+
+
+def _round_cases(generator: np.random.Generator) -> Cases:
+    def draw(*shape: int) -> np.ndarray:
+        return generator.standard_normal(shape).astype(np.float32)
+
+    largest_below_zero = draw(3, 8)
+    largest_below_zero[:, 2] = [-5, -6, 7]
+    one_zero = draw(3, 8)
+    one_zero[1] = 0
+    return {
+        "one row": (np.abs(draw(1, 8)),),
+        "a row whose largest weight is negative": (largest_below_zero,),
+        "rows of different sizes": (draw(4, 16) * np.array([[1], [10], [0.1], [3]], np.float32),),
+        "a row of zeros": (one_zero,),
+    }
+
+
+def _round_rows(weight: np.ndarray) -> Rounded:
+    stored = quantize(weight, Scheme("int8"))
+    assert isinstance(stored, Int8)
+    return stored.integers, stored.scales
+
+
+def _with_scales(weight: np.ndarray, scales: np.ndarray) -> Rounded:
+    return np.rint(weight / np.where(scales, scales, 1)).astype(np.int8), scales
+
+
+def _truncated(weight: np.ndarray) -> Rounded:
+    scales = _round_rows(weight)[1]
+    return np.trunc(weight / np.where(scales, scales, 1)).astype(np.int8), scales
+
+
+def _one_scale(weight: np.ndarray) -> Rounded:
+    return _with_scales(weight, np.full((len(weight), 1), np.abs(weight).max() / 127, np.float32))
+
+
+def _rounded_down(weight: np.ndarray) -> Rounded:
+    scales = _round_rows(weight)[1]
+    return np.floor(weight / np.where(scales, scales, 1)).astype(np.int8), scales
+
+
+ROUND_ROWS = Exercise(
+    reference=_round_rows,
+    cases=_round_cases,
+    mistakes={
+        "the fraction is cut off, which is off by up to a whole step; round to the nearest (np.rint)": _truncated,
+        "every number is rounded down, which is off by up to a whole step; round to the nearest (np.rint)": (
+            _rounded_down
+        ),
+        "all rows share one scale; take the largest of each row (axis=-1, keepdims=True)": _one_scale,
+        "the scale is that of the largest weight; of the largest size, np.abs, it has to be": lambda weight: (
+            _with_scales(weight, weight.max(axis=-1, keepdims=True) / np.float32(127))
+        ),
+        "the largest size becomes 255 steps, which do not fit into a signed byte; 127 do": lambda weight: _with_scales(
+            weight, np.abs(weight).max(axis=-1, keepdims=True) / np.float32(255)
+        ),
+        "the scale is returned upside down; weight = scale * integer": lambda weight: (
+            _round_rows(weight)[0],
+            1 / np.where(_round_rows(weight)[1], _round_rows(weight)[1], 1),
+        ),
+    },
+)
+
+
+def _pack_cases(generator: np.random.Generator) -> Cases:
+    def draw(*shape: int) -> np.ndarray:
+        return generator.integers(0, INT4_LEVELS, shape).astype(np.uint8)
+
+    return {
+        "two numbers": (np.array([3, 9], np.uint8),),
+        "a row": (np.array([1, 2, 15, 0, 7, 8], np.uint8),),
+        "a matrix": (draw(4, 8),),
+        "a stack of matrices": (draw(2, 3, 8),),
+    }
+
+
+def _halves(numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    half = numbers.shape[-1] // 2
+    return numbers[..., :half], numbers[..., half:]
+
+
+def _swapped(numbers: np.ndarray) -> np.ndarray:
+    low, high = _halves(numbers)
+    return high | low << 4
+
+
+def _neighbours(numbers: np.ndarray) -> np.ndarray:
+    return numbers[..., ::2] | numbers[..., 1::2] << 4
+
+
+def _not_moved(numbers: np.ndarray) -> np.ndarray:
+    low, high = _halves(numbers)
+    return low | high
+
+
+def _moved_by_three(numbers: np.ndarray) -> np.ndarray:
+    low, high = _halves(numbers)
+    return low | high << 3
+
+
+PACK = Exercise(
+    reference=pack,
+    cases=_pack_cases,
+    mistakes={
+        "neighbours share a byte; let a number of the first half share it with one of the second half": _neighbours,
+        "the first half is in the upper bits; put it into the lower ones, and move the second half": _swapped,
+        "nothing is moved, so that both lie on the same four bits; move the second half by 4": _not_moved,
+        "the second half is moved by 3 bits; numbers up to 15 take 4": _moved_by_three,
+    },
+)
+
+
+def _clip_cases(generator: np.random.Generator) -> Cases:
+    def draw(*shape: int) -> np.ndarray:
+        return generator.standard_normal(shape).astype(np.float32)
+
+    even = np.array([[-7, -5, -2, 0, 1, 3, 6, 7]], np.float32)
+    outlier = draw(1, 64)
+    outlier[0, 5] = 1.6 * np.abs(outlier).max()
+    return {
+        "a row that lies on the full grid": (even, SHRINKS),
+        "a row with one large weight": (outlier, SHRINKS),
+        "several rows": (draw(12, 96), SHRINKS),
+        "few shrinks": (draw(12, 96), [1.0, 0.8, 0.6]),
+    }
+
+
+def _errors(weight: np.ndarray, shrink: float) -> np.ndarray:
+    """How far each weight is off: [out, in]."""
+    grid = full_grid(weight, INT4, shrink)
+    return (grid.values(grid.nearest(weight[:, None])) - weight[:, None])[:, 0]
+
+
+def _best(sums: Sequence[np.ndarray], shrinks: list[float]) -> np.ndarray:
+    """The shrink of the least of the sums, [out] for each shrink."""
+    return np.array(shrinks)[np.argmin(sums, axis=0)]
+
+
+def _least_error_shrinks(weight: np.ndarray, shrinks: list[float]) -> np.ndarray:
+    return _best([np.square(_errors(weight, shrink)).sum(axis=1) for shrink in shrinks], shrinks)
+
+
+def _never_clipped(weight: np.ndarray, shrinks: list[float]) -> np.ndarray:
+    """The shrink of the finest steps, since nothing is cut off."""
+    sums = []
+    for shrink in shrinks:
+        scales = np.abs(weight).max(axis=1, keepdims=True) * shrink / (INT4_LEVELS - 1 - INT4_ZERO)
+        sums.append(np.square(scales * np.rint(weight / scales) - weight).sum(axis=1))
+    return _best(sums, shrinks)
+
+
+def _one_for_all(weight: np.ndarray, shrinks: list[float]) -> np.ndarray:
+    totals = [np.square(_errors(weight, shrink)).sum() for shrink in shrinks]
+    return np.full(len(weight), shrinks[int(np.argmin(totals))])
+
+
+def _least_largest(weight: np.ndarray, shrinks: list[float]) -> np.ndarray:
+    return _best([np.abs(_errors(weight, shrink)).max(axis=1) for shrink in shrinks], shrinks)
+
+
+CLIP = Exercise(
+    reference=_least_error_shrinks,
+    cases=_clip_cases,
+    mistakes={
+        "nothing is clipped, as if there were more than 16 numbers; clip to -8 ... 7": _never_clipped,
+        "all rows get one shrink; choose for each row on its own (sum over axis 1)": _one_for_all,
+        "the shrink of the least largest error is chosen; take that of the least sum of squares": _least_largest,
+        "the errors are summed with their signs, so that they cancel; square them first": lambda weight, shrinks: _best(
+            [np.abs(_errors(weight, shrink).sum(axis=1)) for shrink in shrinks], shrinks
+        ),
+    },
+)

@@ -1,0 +1,220 @@
+"""The exercises on training: a loss over some positions, clipping, AdamW."""
+
+import numpy as np
+
+from gemma_np.training.losses import cross_entropy, mean
+from gemma_np.training.optimizer import AdamW, clip_by_global_norm
+from support.exercise import Cases, Exercise
+
+
+def _loss_cases(generator: np.random.Generator) -> Cases:
+    draw, token = generator.standard_normal, generator.integers
+    some = np.array([[False, True, True, False], [True, True, False, True]])
+    return {
+        "all positions": (draw((1, 3, 6)), token(0, 6, (1, 3)), np.ones((1, 3), bool)),
+        "a text whose first half does not count": (draw((1, 4, 6)), token(0, 6, (1, 4)), np.arange(4)[None] >= 2),
+        "two texts that count unequally": (draw((2, 4, 6)), token(0, 6, (2, 4)), some),
+        "logits in the thousands": (draw((2, 4, 6)) * 2000, token(0, 6, (2, 4)), some),
+    }
+
+
+def _masked_loss(logits: np.ndarray, targets: np.ndarray, counted: np.ndarray) -> float:
+    return mean(*cross_entropy(logits, targets), counted)[0]
+
+
+def _losses(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    return cross_entropy(logits, targets)[0]
+
+
+MASKED_LOSS = Exercise(
+    reference=_masked_loss,
+    cases=_loss_cases,
+    mistakes={
+        "positions that do not count are left out of the sum, but not of the number it is divided by": (
+            lambda logits, targets, counted: float((_losses(logits, targets) * counted).mean())
+        ),
+        "the losses are added up; divide by how many positions count": lambda logits, targets, counted: float(
+            _losses(logits, targets)[counted].sum()
+        ),
+        "the mask is not used; positions where counted is False must not matter": lambda logits, targets, counted: (
+            float(_losses(logits, targets).mean())
+        ),
+        "each text's mean is taken first, then the mean of these; every position that counts weighs the same": (
+            lambda logits, targets, counted: float(
+                np.mean([_masked_loss(*text) for text in zip(logits, targets, counted, strict=True)])
+            )
+        ),
+        "the loss lacks its minus; it is -log of the target's probability": lambda logits, targets, counted: (
+            -_masked_loss(logits, targets, counted)
+        ),
+        "the probabilities' logarithm is to base 2; the loss is in nats (np.log)": lambda logits, targets, counted: (
+            _masked_loss(logits, targets, counted) / np.log(2)
+        ),
+    },
+)
+
+Pair = tuple[np.ndarray, np.ndarray]
+
+
+def _clip_cases(generator: np.random.Generator) -> Cases:
+    draw = generator.standard_normal
+    return {
+        "gradients that are long": (10 * draw((3, 4)), 10 * draw(4), 1.0),
+        "gradients that are short already": (0.01 * draw((3, 4)), 0.01 * draw(4), 1.0),
+        "a long one beside a short one": (10 * draw((3, 4)), 0.1 * draw(4), 1.0),
+        "another limit": (10 * draw((3, 4)), 10 * draw(4), 0.25),
+    }
+
+
+def _clip(first: np.ndarray, second: np.ndarray, limit: float) -> Pair:
+    gradients = {"first": first.copy(), "second": second.copy()}
+    clip_by_global_norm(gradients, limit)
+    return gradients["first"], gradients["second"]
+
+
+def _norm(first: np.ndarray, second: np.ndarray) -> float:
+    return float(np.sqrt((first * first).sum() + (second * second).sum()))
+
+
+def _each_alone(first: np.ndarray, second: np.ndarray, limit: float) -> Pair:
+    return _clip(first, 0 * second, limit)[0], _clip(0 * first, second, limit)[1]
+
+
+def _always(first: np.ndarray, second: np.ndarray, limit: float) -> Pair:
+    scale = limit / _norm(first, second)
+    return first * scale, second * scale
+
+
+def _sum_of_norms(first: np.ndarray, second: np.ndarray, limit: float) -> Pair:
+    scale = min(1.0, limit / float(np.linalg.norm(first) + np.linalg.norm(second)))
+    return first * scale, second * scale
+
+
+def _no_root(first: np.ndarray, second: np.ndarray, limit: float) -> Pair:
+    scale = min(1.0, limit / _norm(first, second) ** 2)
+    return first * scale, second * scale
+
+
+CLIP = Exercise(
+    reference=_clip,
+    cases=_clip_cases,
+    mistakes={
+        "each gradient is clipped by its own norm, which turns the direction; one norm is common to both": _each_alone,
+        "every number is cut to the limit; scale all of them by one factor": lambda first, second, limit: (
+            np.clip(first, -limit, limit),
+            np.clip(second, -limit, limit),
+        ),
+        "gradients that are shorter than the limit are made longer; leave them": _always,
+        "the two norms are added; add the squares, then take the root": _sum_of_norms,
+        "the gradients are divided by the sum of squares; its root is the norm": _no_root,
+    },
+)
+
+Triple = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+BETA1, BETA2, EPS, DECAY = 0.9, 0.95, 1e-8, 0.1
+
+
+def _adamw_cases(generator: np.random.Generator) -> Cases:
+    draw = generator.standard_normal
+    return {
+        "a vector, first step": (draw(4), draw(4), np.zeros(4), np.zeros(4), 1, 0.01),
+        "a vector, later": (draw(4), draw(4), draw(4), draw(4) ** 2, 7, 0.01),
+        "a matrix": (draw((3, 4)), draw((3, 4)), draw((3, 4)), draw((3, 4)) ** 2, 7, 0.01),
+        "a gradient as small as eps": (draw(4), 1e-8 * draw(4), np.zeros(4), np.zeros(4), 1, 0.01),
+    }
+
+
+def _adamw(
+    weight: np.ndarray, gradient: np.ndarray, first: np.ndarray, second: np.ndarray, step: int, rate: float
+) -> Triple:
+    optimizer = AdamW(BETA1, BETA2, EPS, DECAY, step - 1, {"": first.copy()}, {"": second.copy()})
+    weights = {"": weight.copy()}
+    optimizer.step(weights, {"": gradient}, rate)
+    return weights[""], optimizer.first[""], optimizer.second[""]
+
+
+def _means(gradient: np.ndarray, first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return first + (1 - BETA1) * (gradient - first), second + (1 - BETA2) * (gradient**2 - second)
+
+
+def _decayed(weight: np.ndarray, rate: float) -> np.ndarray:
+    return weight * (1 - rate * DECAY) if weight.ndim > 1 else weight
+
+
+def _uncorrected(
+    weight: np.ndarray, gradient: np.ndarray, first: np.ndarray, second: np.ndarray, step: int, rate: float
+) -> Triple:
+    first, second = _means(gradient, first, second)
+    return _decayed(weight, rate) - rate * first / (np.sqrt(second) + EPS), first, second
+
+
+def _step_from_zero(
+    weight: np.ndarray, gradient: np.ndarray, first: np.ndarray, second: np.ndarray, step: int, rate: float
+) -> Triple:
+    return _adamw(weight, gradient, first, second, step + 1, rate)
+
+
+def _decay_in_gradient(
+    weight: np.ndarray, gradient: np.ndarray, first: np.ndarray, second: np.ndarray, step: int, rate: float
+) -> Triple:
+    pull = DECAY * weight if weight.ndim > 1 else 0.0
+    new, first, second = _adamw(weight, gradient + pull, first, second, step, rate)
+    return new + (weight - _decayed(weight, rate)), first, second
+
+
+def _vectors_decay(
+    weight: np.ndarray, gradient: np.ndarray, first: np.ndarray, second: np.ndarray, step: int, rate: float
+) -> Triple:
+    new, first, second = _adamw(weight, gradient, first, second, step, rate)
+    return (new - rate * DECAY * weight if weight.ndim == 1 else new), first, second
+
+
+def _no_root_of_second(
+    weight: np.ndarray, gradient: np.ndarray, first: np.ndarray, second: np.ndarray, step: int, rate: float
+) -> Triple:
+    first, second = _means(gradient, first, second)
+    size = second / (1 - BETA2**step) + EPS
+    return _decayed(weight, rate) - rate / (1 - BETA1**step) * first / size, first, second
+
+
+def _eps_in_root(
+    weight: np.ndarray, gradient: np.ndarray, first: np.ndarray, second: np.ndarray, step: int, rate: float
+) -> Triple:
+    first, second = _means(gradient, first, second)
+    size = np.sqrt(second / (1 - BETA2**step) + EPS)
+    return _decayed(weight, rate) - rate / (1 - BETA1**step) * first / size, first, second
+
+
+def _uphill(
+    weight: np.ndarray, gradient: np.ndarray, first: np.ndarray, second: np.ndarray, step: int, rate: float
+) -> Triple:
+    new, first, second = _adamw(weight, gradient, first, second, step, rate)
+    return 2 * _decayed(weight, rate) - new, first, second
+
+
+def _corrected_means(
+    weight: np.ndarray, gradient: np.ndarray, first: np.ndarray, second: np.ndarray, step: int, rate: float
+) -> Triple:
+    new, first, second = _adamw(weight, gradient, first, second, step, rate)
+    return new, first / (1 - BETA1**step), second / (1 - BETA2**step)
+
+
+ADAMW = Exercise(
+    reference=_adamw,
+    cases=_adamw_cases,
+    mistakes={
+        "the means are not divided by what has been averaged, 1 - beta ** step": _uncorrected,
+        "beta is raised to step + 1; step is 1 for the first already": _step_from_zero,
+        "the decay is added to the gradient (Adam with L2); multiply the weight by 1 - rate * decay": (
+            _decay_in_gradient
+        ),
+        "vectors decay, too; only weights of two axes do": _vectors_decay,
+        "the step is divided by the mean of the squares; its root is the size": _no_root_of_second,
+        "eps is added below the root; add it to the root": _eps_in_root,
+        "the weight moves along the gradient, uphill; subtract the step": _uphill,
+        "the means that are returned are divided by 1 - beta ** step; the next step needs them as they are": (
+            _corrected_means
+        ),
+    },
+)
