@@ -17,7 +17,7 @@ from gemma_np.checkpoints.saving import save_folder
 from gemma_np.config import RELEASED, GemmaConfig
 from gemma_np.errors import GemmaError
 from gemma_np.evaluation.perplexity import TextLoss, sliding_losses
-from gemma_np.model.transformer import checked_ids, output_logits, transformer
+from gemma_np.model.transformer import lm_head, transformer, validate_token_ids
 from gemma_np.scope import Record
 from gemma_np.text.chat import chat_ids
 from gemma_np.text.generation import generate_ids
@@ -78,7 +78,7 @@ def find(name_or_path: str | Path) -> Path:
     return download(str(name_or_path))
 
 
-def find_config(name_or_path: str | Path) -> GemmaConfig:
+def resolve_config(name_or_path: str | Path) -> GemmaConfig:
     """The config alone, without any weights; for a released name, such as gemma-2-2b, without any file."""
     released = re.sub(r"^google/|-(it|pt)$", "", str(name_or_path))
     if released in RELEASED and not Path(name_or_path).exists():
@@ -102,14 +102,14 @@ class Gemma:
 
         ids [..., T] -> [..., T, V]
         """
-        return output_logits(transformer(ids, self.weights, self.config), self.weights, self.config)
+        return lm_head(transformer(ids, self.weights, self.config), self.weights, self.config)
 
     def trace(self, ids: ArrayLike) -> dict[str, np.ndarray]:
         """Every intermediate of ids [..., T] by its name, in the order of execution (`gemma_np.model.records` has the
         table)."""
         record = Record()
         x = transformer(ids, self.weights, self.config, tape=record)
-        output_logits(x, self.weights, self.config, record)
+        lm_head(x, self.weights, self.config, record)
         return record
 
     def generate(self, prompt: str | Sequence[int], max_new_tokens: int = 128, **sampling: Any) -> str:
@@ -139,7 +139,7 @@ class Gemma:
         """The tokens that the model writes after those of the prompt; it needs no tokenizer. See `Sampling` for how
         they are drawn; the same seed gives the same ones."""
         sampling, generator = Sampling(temperature, top_k, top_p), np.random.default_rng(seed)
-        checked_ids(prompt, self.config)
+        validate_token_ids(prompt, self.config)
         return generate_ids(
             list(prompt),
             self.weights,
@@ -183,7 +183,7 @@ class Gemma:
             raise GemmaError(f"perplexity: {nats}, expected a finite number (are the weights damaged?)")
         return TextLoss(nats, len(ids), len(text.encode()))
 
-    def widened(self) -> "Gemma":
+    def dequantized(self) -> "Gemma":
         """The same model with every weight as a plain array: to train it, or to quantize it anew."""
         return replace(self, weights={name: dequantize(weight) for name, weight in self.weights.items()})
 

@@ -55,7 +55,7 @@ class Record(dict[str, np.ndarray]):
         return value
 
 
-def within(tape: Tape, prefix: str) -> Tape:
+def prefixed(tape: Tape, prefix: str) -> Tape:
     """The same tape for a part of the model, whose records get the part's prefix."""
     if tape is no_tape:
         return no_tape

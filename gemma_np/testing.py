@@ -51,19 +51,19 @@ def _rope_backward(dy: np.ndarray, positions: np.ndarray, base: float) -> np.nda
 
 
 def _angles(x: np.ndarray, positions: np.ndarray, base: float) -> tuple[np.ndarray, np.ndarray]:
-    return rope.rotation(range(int(positions[0]), int(positions[-1]) + 1), x.shape[-1], base, 1.0, x.dtype)
+    return rope.rope_cos_sin(range(int(positions[0]), int(positions[-1]) + 1), x.shape[-1], base, 1.0, x.dtype)
 
 
 def _causal_softmax(scores: np.ndarray, window: int) -> np.ndarray:
     T = scores.shape[-1]
-    return attention_mask.masked_softmax(scores, attention_mask.visible(range(T), range(T), window))
+    return attention_mask.masked_softmax(scores, attention_mask.attention_mask(range(T), range(T), window))
 
 
 def _grouped_query_attention(
     q: np.ndarray, k: np.ndarray, v: np.ndarray, query_scalar: float, cap: float, window: int
 ) -> np.ndarray:
-    scores = attention.per_group(q / np.sqrt(query_scalar), k.swapaxes(-1, -2))
-    return attention.per_group(_causal_softmax(soft_cap.soft_cap(scores, cap), window), v)
+    scores = attention.grouped_matmul(q / np.sqrt(query_scalar), k.swapaxes(-1, -2))
+    return attention.grouped_matmul(_causal_softmax(soft_cap.soft_cap(scores, cap), window), v)
 
 
 def _feed_forward(x: np.ndarray, gate: np.ndarray, up: np.ndarray, down: np.ndarray) -> np.ndarray:

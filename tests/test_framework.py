@@ -7,14 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gemma_np.model.attention import attention
-from gemma_np.model.attention_mask import masked_softmax, visible
+from gemma_np.model.attention_mask import attention_mask, masked_softmax
 from gemma_np.model.embedding import embed, unembed
 from gemma_np.model.feed_forward import gelu
 from gemma_np.model.kv_cache import KVCache
 from gemma_np.model.rms_norm import rms_norm
-from gemma_np.model.rope import rope, rotation
+from gemma_np.model.rope import rope, rope_cos_sin
 from gemma_np.model.soft_cap import soft_cap
-from gemma_np.model.transformer import output_logits, transformer
+from gemma_np.model.transformer import lm_head, transformer
 from gemma_np.scope import Record, Scope
 from tests.support.strategies import configs, lengths, normal, random_ids, random_weights, seeds, sizes, splits
 from tests.support.tolerances import assert_close
@@ -43,7 +43,7 @@ def logits(ids, weights, config, chunks=None):
     cache, pieces, start = KVCache(config, batch=ids.shape[:-1]) if chunks else None, [], 0
     for size in chunks or [ids.shape[-1]]:
         x = transformer(ids[..., start : start + size], weights, config, cache)
-        pieces.append(output_logits(x, weights, config))
+        pieces.append(lm_head(x, weights, config))
         start += size
     return np.concatenate(pieces, axis=-2)
 
@@ -100,12 +100,12 @@ def test_rope(torch, T, half, start, divisor, seed):
     parts = torch.complex(torch.tensor(x[..., :half]), torch.tensor(x[..., half:]))
     turned = parts * torch.polar(torch.ones_like(angles), angles)
     expected = torch.cat([turned.real, turned.imag], dim=-1)
-    assert_close(rope(x, *rotation(positions, 2 * half, 10_000.0, divisor, np.float64)), expected, "operation")
+    assert_close(rope(x, *rope_cos_sin(positions, 2 * half, 10_000.0, divisor, np.float64)), expected, "operation")
 
 
 @given(T=lengths, start=st.integers(0, 4), window=st.none() | st.integers(1, 5), seed=seeds)
 def test_masked_softmax(torch, T, start, window, seed):
-    scores, mask = normal(seed, 2, T, start + T), visible(range(start, start + T), range(start + T), window)
+    scores, mask = normal(seed, 2, T, start + T), attention_mask(range(start, start + T), range(start + T), window)
     hidden = torch.tensor(scores).masked_fill(~torch.tensor(mask), -torch.inf)
     assert_close(masked_softmax(scores, mask), torch.softmax(hidden, dim=-1), "operation")
 
@@ -128,7 +128,7 @@ def test_grouped_query_attention(torch, config, layer, T, seed):
     attention(normal(seed, T, config.hidden_size), weights, config, layer, tape=record)
     expected = torch.nn.functional.scaled_dot_product_attention(
         *(torch.tensor(record[name]) for name in ("q_rope", "k_rope", "v")),
-        attn_mask=torch.tensor(visible(range(T), range(T), config.window(layer))),
+        attn_mask=torch.tensor(attention_mask(range(T), range(T), config.window(layer))),
         scale=config.query_pre_attn_scalar**-0.5,
         enable_gqa=True,
     )

@@ -74,7 +74,7 @@ def test_rms_norm(torch, T, D, eps, seed):
 @given(T=lengths, half=st.integers(1, 4), start=st.integers(0, 100), seed=seeds)
 def test_rope(torch, T, half, start, seed):
     x, dy = normal(seed, 2, T, 2 * half), normal(seed + 1, 2, T, 2 * half)
-    cos, sin = rope.rotation(range(start, start + T), 2 * half, 10_000.0, 1.0, np.float64)
+    cos, sin = rope.rope_cos_sin(range(start, start + T), 2 * half, 10_000.0, 1.0, np.float64)
     turns = torch.complex(torch.tensor(cos), torch.tensor(sin))[..., :half]
 
     def theirs(x):
@@ -96,7 +96,7 @@ def test_masked_softmax(torch, T, window, seed):
     scores, dy, mask = (
         normal(seed, 2, T, T),
         normal(seed + 1, 2, T, T),
-        attention_mask.visible(range(T), range(T), window),
+        attention_mask.attention_mask(range(T), range(T), window),
     )
 
     def theirs(scores):
@@ -129,9 +129,9 @@ def test_attention(torch, config, layer, T, seed):
     weights = random_weights(config, seed, np.float64)
     named = {name.removeprefix(prefix): w for name, w in weights.items() if name.startswith(prefix)}
     x, dy = normal(seed, T, config.hidden_size), normal(seed + 1, T, config.hidden_size)
-    cos, sin = rope.rotation(range(T), h, *config.rope(layer), np.float64)
+    cos, sin = rope.rope_cos_sin(range(T), h, *config.rope(layer), np.float64)
     turns = torch.complex(torch.tensor(cos), torch.tensor(sin))[..., : h // 2]
-    mask = torch.tensor(attention_mask.visible(range(T), range(T), config.window(layer)))
+    mask = torch.tensor(attention_mask.attention_mask(range(T), range(T), config.window(layer)))
 
     def heads(x, weight, count, norm):
         y = (x @ weight.T).reshape(T, count, h).transpose(0, 1)

@@ -7,9 +7,9 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from gemma_np.model.attention_mask import visible
-from gemma_np.model.rope import rotation
-from gemma_np.oracle.mistakes import CATALOGUE, planted
+from gemma_np.model.attention_mask import attention_mask
+from gemma_np.model.rope import rope_cos_sin
+from gemma_np.oracle.mistakes import CATALOGUE, inject_mistakes
 from gemma_np.weights.linear import linear
 from tests.support.goldens import CASES, check_golden, load
 
@@ -63,18 +63,18 @@ EXPECTED = {
 
 
 def rotation_from_zero(positions, *rest):
-    return rotation(range(len(positions)), *rest)
+    return rope_cos_sin(range(len(positions)), *rest)
 
 
 def visible_by_row(query_positions, key_positions, window):
-    return visible(range(len(query_positions)), range(len(key_positions)), window)
+    return attention_mask(range(len(query_positions)), range(len(key_positions)), window)
 
 
 def visible_by_slot(query_positions, key_positions, window):
     if window and len(query_positions) == 1:
         slots = len(key_positions)
-        return visible([query_positions[0] % slots], range(slots), window)
-    return visible(query_positions, key_positions, window)
+        return attention_mask([query_positions[0] % slots], range(slots), window)
+    return attention_mask(query_positions, key_positions, window)
 
 
 def untied(x, embedding):
@@ -84,9 +84,9 @@ def untied(x, embedding):
 # The catalogue plants these in one pass over all ids; here they are planted in cached decoding itself. And a head of
 # its own weights is not in it, since nobody can try weights that are not known.
 HERE = {
-    "decode-mask-index": ("gemma_np.model.attention.visible", visible_by_row),
-    "ring-positions": ("gemma_np.model.attention.visible", visible_by_slot),
-    "decode-positions": ("gemma_np.model.attention.rotation", rotation_from_zero),
+    "decode-mask-index": ("gemma_np.model.attention.attention_mask", visible_by_row),
+    "ring-positions": ("gemma_np.model.attention.attention_mask", visible_by_slot),
+    "decode-positions": ("gemma_np.model.attention.rope_cos_sin", rotation_from_zero),
     "head-untied": ("gemma_np.model.transformer.unembed", untied),
 }
 
@@ -104,7 +104,7 @@ def test_the_golden_check_sees_the_fault(name, monkeypatch):
             monkeypatch.setattr(*HERE[name])
         else:
             mistake = next(mistake for mistake in CATALOGUE if mistake.id == name)
-            stack.enter_context(planted((mistake,), config, []))
+            stack.enter_context(inject_mistakes((mistake,), config, []))
         seen = {}
         for _, case in filter(lambda row: row[0] == expected.model_type, CASES):
             try:

@@ -37,7 +37,7 @@ def model(file):
 def framework(model):
     from tests.support.framework import framework_model
 
-    return framework_model(model.config, model.widened().weights)
+    return framework_model(model.config, model.dequantized().weights)
 
 
 def prompt_past_the_window(model):
@@ -131,7 +131,7 @@ def test_the_oracle_clears_the_framework_and_names_what_is_planted_in_it(model, 
     from tests.support.framework_faults import planted_in_framework
 
     ids = model.tokenizer.encode("The capital of France is")
-    weights = {name: weight.astype(np.float64) for name, weight in model.widened().weights.items()}
+    weights = {name: weight.astype(np.float64) for name, weight in model.dequantized().weights.items()}
     reference = Reference(gemma_np.Gemma(model.config, weights, None), [ids])
     rows = compare(reference, capture_transformers(framework, ids), "float32")
     assert {row.status for row in rows} == {"OK"}
@@ -163,7 +163,7 @@ def test_what_is_stored_in_eight_bits_is_the_library_s_bit_for_bit(file, model):
     from gguf import GGUFReader, dequantize
 
     from gemma_np.checkpoints.gguf import weight_name
-    from gemma_np.weights.formats import Int4, Int8, lookup
+    from gemma_np.weights.formats import Int4, Int8, embedding_rows
 
     kept = {name for name, weight in model.weights.items() if isinstance(weight, Int8 | Int4)}
     assert "model.embed_tokens.weight" in kept
@@ -172,7 +172,7 @@ def test_what_is_stored_in_eight_bits_is_the_library_s_bit_for_bit(file, model):
         if name in kept:
             rows = slice(0, 5000)
             expected = dequantize(tensor.data[rows], tensor.tensor_type)
-            assert (lookup(model.weights[name], rows) == expected).all(), name
+            assert (embedding_rows(model.weights[name], rows) == expected).all(), name
 
 
 def divergence(model, small, text):
@@ -187,7 +187,7 @@ def test_int8_costs_less_than_half_a_percent(model):
     from gemma_np.compression.quantization import Scheme
     from gemma_np.compression.quantize_model import quantize_model
 
-    wide = model.widened()
+    wide = model.dequantized()
     small = gemma_np.Gemma(model.config, dict(quantize_model(wide, Scheme("int8"))), model.tokenizer)
     text = PROSE + OTHER_PROSE
     assert abs(small.perplexity(text) / wide.perplexity(text) - 1) < 0.005
@@ -198,7 +198,7 @@ def test_gptq_is_clearly_better_than_rounding_in_four_bits(model):
     from gemma_np.compression.quantization import Scheme
     from gemma_np.compression.quantize_model import quantize_model
 
-    wide, losses = model.widened(), {}
+    wide, losses = model.dequantized(), {}
     ids = calibration_texts(wide, OTHER_PROSE, 1, 128)
     for method in ("round", "gptq"):
         weights = dict(quantize_model(wide, Scheme("int4", 64), method, ids, Scheme("int8")))

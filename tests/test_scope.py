@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from gemma_np.scope import Record, Scope, no_tape, within
+from gemma_np.scope import Record, Scope, no_tape, prefixed
 
 
 @pytest.fixture
@@ -45,13 +45,13 @@ def test_writing_and_deleting_reach_the_arrays_below(arrays):
 def test_the_tape_that_is_off_hands_the_value_on():
     value = np.ones(2)
     assert no_tape("q", value) is value
-    assert within(no_tape, "layers.0") is no_tape
+    assert prefixed(no_tape, "layers.0") is no_tape
 
 
 def test_a_record_keeps_values_in_the_order_of_execution():
     record, q, k = Record(), np.zeros(1), np.ones(1)
     assert record("q", q) is q
-    assert within(within(record, "layers.0"), "self_attn")("k", k) is k
+    assert prefixed(prefixed(record, "layers.0"), "self_attn")("k", k) is k
     assert list(record) == ["q", "layers.0.self_attn.k"]
     assert record["q"] is q
     assert record["layers.0.self_attn.k"] is k

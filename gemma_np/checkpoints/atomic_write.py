@@ -7,7 +7,7 @@ from pathlib import Path
 from gemma_np.errors import GemmaError
 
 
-def write_beside(path: Path, write: Callable[[Path], object]) -> None:
+def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
     """Write a file beside its target, and put it in the target's place once it is whole and on the disk.
 
     Raises GemmaError when the target is no place for a file.

@@ -13,7 +13,7 @@ from typing import Any
 from gemma_np.errors import GemmaError
 from gemma_np.evaluation.bootstrap import Difference, paired_bootstrap
 from gemma_np.evaluation.multiple_choice import SCORES, Answers, Question, answer, calibration, read_questions
-from gemma_np.evaluation.plots import draw_calibration, draw_differences
+from gemma_np.evaluation.plots import plot_calibration, plot_differences
 from gemma_np.gemma import load
 
 _WIDTH = 28
@@ -35,10 +35,10 @@ def evaluate(options: argparse.Namespace) -> None:
     else:
         _print_table(names, found, differences)
     if options.plot and options.compare:
-        draw_differences(differences, (names[0], names[1]), Path(options.plot))
+        plot_differences(differences, (names[0], names[1]), Path(options.plot))
     elif options.plot:
         error, bins = calibration(found[0])
-        draw_calibration(bins, error, Path(options.plot))
+        plot_calibration(bins, error, Path(options.plot))
 
 
 def lm_eval(options: argparse.Namespace) -> None:

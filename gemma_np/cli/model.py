@@ -11,11 +11,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from gemma_np.checkpoints.atomic_write import write_beside
+from gemma_np.checkpoints.atomic_write import atomic_write
 from gemma_np.cli.oracle import read_ids
 from gemma_np.config import GLOBAL, RELEASED, GemmaConfig
 from gemma_np.errors import GemmaError
-from gemma_np.gemma import BUNDLED, Gemma, find_config, load
+from gemma_np.gemma import BUNDLED, Gemma, load, resolve_config
 from gemma_np.inspection.page import page
 from gemma_np.inspection.reading import read
 from gemma_np.memory import STORAGE, cache_bytes, peak_memory, training_memory, weight_bytes, work_bytes
@@ -75,13 +75,13 @@ def inspect(options: argparse.Namespace) -> None:
     reading = read(model, options.text, lambda layers: tqdm(layers, "lens", unit=" layers", delay=1, leave=False))
     html = page(reading, model.config, Path(options.model).name)
     path = Path(options.output)
-    write_beside(path, lambda partial: partial.write_text(html, encoding="utf-8"))
+    atomic_write(path, lambda partial: partial.write_text(html, encoding="utf-8"))
     print(f"{path}: {len(reading.ids)} tokens; open it in a browser", file=sys.stderr)
 
 
 def info(options: argparse.Namespace) -> None:
     """Describe a model: config, parameters, memory."""
-    config = find_config(options.model)
+    config = resolve_config(options.model)
     for line in describe(config):
         print(line)
     if options.training:
@@ -96,7 +96,7 @@ def info(options: argparse.Namespace) -> None:
 def models(options: argparse.Namespace) -> None:
     """List the bundled models and the released ones."""
     for name, path in BUNDLED.items():
-        count = sum(find_config(path).parameter_count().values())
+        count = sum(resolve_config(path).parameter_count().values())
         print(f"{name:14} bundled, {count / 1e6:.1f} M parameters, trained on Shakespeare")
     print()
     print(f"{'name':14}{'hub id':27}{'parameters':>11}{'layers':>8}{'context':>9}{'float32':>10}")

@@ -11,12 +11,12 @@ from pathlib import Path
 from gemma_np.errors import GemmaError
 from gemma_np.gemma import Gemma, load
 from gemma_np.model.records import RECORDS
-from gemma_np.model.transformer import checked_ids
+from gemma_np.model.transformer import validate_token_ids
 from gemma_np.oracle.comparison import Row, compare
 from gemma_np.oracle.diagnosis import describe
 from gemma_np.oracle.diagnosis import diagnose as explain
-from gemma_np.oracle.dump import Dump, fitted, read_dump
-from gemma_np.oracle.plots import plot_rows
+from gemma_np.oracle.dump import Dump, align_dump, read_dump
+from gemma_np.oracle.plots import plot_comparison
 from gemma_np.oracle.trace import Passes, Reference, write_trace
 
 STATUSES = ("OK", "DIFF", "SHAPE", "MISSING", "EXTRA")
@@ -35,7 +35,7 @@ def trace(options: argparse.Namespace) -> None:
     prompt = _prompt(options, model)
     chunk = options.chunk or len(prompt)
     passes = [prompt[start : start + chunk] for start in range(0, len(prompt), chunk)]
-    checked_ids(prompt, model.config)
+    validate_token_ids(prompt, model.config)
     for _ in range(options.decode):
         ids = [token for read in passes for token in read]
         passes.append([int(model.logits(ids)[-1].argmax())])
@@ -50,14 +50,14 @@ def compare_dumps(options: argparse.Namespace) -> int:
     ours = read_dump(Path(options.reference))
     theirs = read_dump(Path(options.dump), _path(options.names))
     reference = _reference(options.model or ours.model, ours, theirs)
-    rows = compare(reference, fitted(theirs, reference), options.dtype or theirs.dtype, options.isolate)
+    rows = compare(reference, align_dump(theirs, reference), options.dtype or theirs.dtype, options.isolate)
     rows = [
         row if row.key in ours.records else row._replace(status="EXTRA")
         for row in rows
         if row.key in ours.records or row.status != "MISSING"
     ]
     if options.plot:
-        plot_rows(rows, Path(options.plot))
+        plot_comparison(rows, Path(options.plot))
     if options.json:
         print(json.dumps([row._asdict() for row in rows]))
     else:
@@ -70,7 +70,7 @@ def diagnose(options: argparse.Namespace) -> int:
     theirs = read_dump(Path(options.dump), _path(options.names))
     passes = [read_ids(options.ids)] if options.ids else None
     reference = _reference(options.model, theirs, theirs, passes)
-    found = explain(reference, fitted(theirs, reference), options.dtype or theirs.dtype)
+    found = explain(reference, align_dump(theirs, reference), options.dtype or theirs.dtype)
     for line in describe(found):
         print(line)
     return int(bool(found.wrong))
@@ -92,7 +92,7 @@ def _reference(name: str | None, ours: Dump, theirs: Dump, passes: Passes | None
         passes = passes or dump.passes
     if passes is None:
         raise GemmaError(f"{theirs.path}: does not say which token ids it is of, expected --ids or metadata `passes`")
-    checked_ids([token for ids in passes for token in ids], model.config)
+    validate_token_ids([token for ids in passes for token in ids], model.config)
     return Reference(model, passes)
 
 

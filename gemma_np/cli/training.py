@@ -13,9 +13,9 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
-from gemma_np.checkpoints.atomic_write import write_beside
+from gemma_np.checkpoints.atomic_write import atomic_write
 from gemma_np.checkpoints.loading import check_memory
-from gemma_np.compression.qat import as_quantized
+from gemma_np.compression.qat import fake_quantize
 from gemma_np.compression.quantization import Scheme
 from gemma_np.config import gemma2_config
 from gemma_np.errors import GemmaError
@@ -25,17 +25,17 @@ from gemma_np.training import trainer
 from gemma_np.training.conversations import all_conversations, draw_conversations, write_conversations
 from gemma_np.training.data import (
     consecutive_texts,
-    draw_texts,
     open_tokens,
     prepare,
+    random_batches,
     read_text,
     text_files,
     write_tokens,
 )
-from gemma_np.training.distillation import Divergence, check_vocabularies, fingerprint, from_teacher, on_policy
+from gemma_np.training.distillation import Divergence, check_vocabularies, from_teacher, on_policy, weights_digest
 from gemma_np.training.losses import distillation, jensen_shannon, reverse_kl
 from gemma_np.training.merging import average
-from gemma_np.training.mpi import Ranks, ranks_of_this_run
+from gemma_np.training.mpi import Ranks, mpi_ranks
 from gemma_np.training.run_log import plot_logs
 from gemma_np.training.task import Batch, Task
 from gemma_np.training.teacher_targets import (
@@ -56,13 +56,13 @@ def tokenizer(options: argparse.Namespace) -> None:
     lines = (line for file in text_files(Path(options.text)) for line in read_text(file).splitlines())
     model = train_vocabulary(lines, options.size)
     Path(options.output).parent.mkdir(parents=True, exist_ok=True)
-    write_beside(Path(options.output), lambda path: path.write_bytes(model))
+    atomic_write(Path(options.output), lambda path: path.write_bytes(model))
 
 
 def train(options: argparse.Namespace) -> None:
     """Train a Gemma 2 on texts or conversations, from scratch or from a checkpoint."""
     out = Path(options.output)
-    with ranks_of_this_run() as ranks:
+    with mpi_ranks() as ranks:
         check_folder(out, options.resume)
         recipe = _recipe(options)
         if options.model:
@@ -76,7 +76,7 @@ def train(options: argparse.Namespace) -> None:
 
 def distill(options: argparse.Namespace) -> None:
     """Train a Gemma 2 towards what a teacher makes of texts: live, stored beforehand, or of the student's own."""
-    with ranks_of_this_run() as ranks:
+    with mpi_ranks() as ranks:
         if bool(options.targets) == bool(options.teacher):
             raise GemmaError(
                 "expected --teacher and TEXT for a live teacher, or --targets for what one has said before"
@@ -93,21 +93,21 @@ def distill(options: argparse.Namespace) -> None:
 
 def targets(options: argparse.Namespace) -> None:
     """Let a teacher read texts once, and store what it expected, for any number of students."""
-    with ranks_of_this_run() as ranks:
+    with mpi_ranks() as ranks:
         teacher, out = load(options.teacher), Path(options.output)
         check_targets(teacher, options.length, options.top_k)
         words = _tokenizer_of(teacher, options.teacher)
         if ranks.rank == 0:
             _write_texts(options, words, out / "data", keep=True)
-            write_beside(out / "tokenizer.model", lambda path: path.write_bytes(words.model))
-        ranks.wait()
+            atomic_write(out / "tokenizer.model", lambda path: path.write_bytes(words.model))
+        ranks.barrier()
         tokens = open_tokens(out / "data" / "train.npy", options.length)
         write_targets(teacher, tokens, options.length, options.top_k, out, ranks)
 
 
 def merge(options: argparse.Namespace) -> None:
     """Average the weights of several checkpoints of one shape; of one, store them in another dtype."""
-    first, *rest = models = [load(name).widened() for name in options.models]
+    first, *rest = models = [load(name).dequantized() for name in options.models]
     for name, model in zip(options.models[1:], rest, strict=True):
         if model.config != first.config:
             raise GemmaError(f"{name}: another config than {options.models[0]}, expected the same")
@@ -129,13 +129,13 @@ def _reading(options: argparse.Namespace, model: Gemma, recipe: Recipe, ranks: R
     words, data = _tokenizer_of(model, "the model"), Path(options.output) / "data"
     if ranks.rank == 0:
         _write_texts(options, words, data, options.resume)
-    ranks.wait()
+    ranks.barrier()
     if _is_talk(options):
         rows, held_out = (np.load(data / f"{name}.npy", mmap_mode="r") for name in ("train", "validation"))
         return Task(draw_conversations(rows, recipe.batch), validation=all_conversations(held_out, recipe.batch))
     tokens = open_tokens(data / "train.npy", recipe.length)
     validation = _validation(data, recipe) if options.validation else []
-    return Task(draw_texts(tokens, recipe.batch, recipe.length), validation=validation)
+    return Task(random_batches(tokens, recipe.batch, recipe.length), validation=validation)
 
 
 def _write_texts(options: argparse.Namespace, words: Tokenizer, data: Path, keep: bool) -> None:
@@ -194,7 +194,7 @@ def _distill_from_teacher(options: argparse.Namespace, ranks: Ranks) -> None:
         "temperature": options.temperature,
         "beta": options.beta,
         "on policy": options.on_policy and options.prompt,
-        "teacher": fingerprint(teacher),
+        "teacher": weights_digest(teacher),
     }
     task = replace(task, loss=from_teacher(teacher, divergence), about=about)
     trainer.train(student, _aware(options, task), recipe, Path(options.output), options.resume, ranks)
@@ -223,7 +223,7 @@ def _aware(options: argparse.Namespace, task: Task) -> Task:
     if not options.quantization_aware:
         return task
     scheme = Scheme(options.quantization_aware, options.group if options.quantization_aware == "int4" else None)
-    return replace(task, seen=as_quantized(scheme), about={**task.about, "quantization aware": repr(scheme)})
+    return replace(task, seen=fake_quantize(scheme), about={**task.about, "quantization aware": repr(scheme)})
 
 
 def _recipe(options: argparse.Namespace) -> Recipe:
@@ -237,7 +237,7 @@ def _check_length(recipe: Recipe, model: Gemma) -> None:
 
 
 def _from_checkpoint(options: argparse.Namespace) -> Gemma:
-    model = load(options.model).widened()
+    model = load(options.model).dequantized()
     _tokenizer_of(model, options.model)
     return model
 

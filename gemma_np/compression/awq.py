@@ -18,7 +18,7 @@ from gemma_np.weights.formats import dequantize
 _EXPONENTS = tuple(step / 10 for step in range(11))
 
 
-def rescale(
+def awq_scale(
     layer: dict[str, np.ndarray], moments: Moments, scheme: Scheme, config: GemmaConfig
 ) -> dict[str, np.ndarray]:
     """A layer's weights that compute the same as before, and suffer less from being quantized."""

@@ -8,7 +8,7 @@ import numpy as np
 
 from gemma_np.gemma import Gemma
 from gemma_np.model.kv_cache import KVCache
-from gemma_np.model.transformer import output_logits, transformer
+from gemma_np.model.transformer import lm_head, transformer
 from gemma_np.text.generation import generate_ids
 from gemma_np.training.losses import log_softmax
 from gemma_np.weights.formats import stored_bytes
@@ -40,7 +40,7 @@ def measure(step: str, model: Gemma, original: Gemma, texts: np.ndarray) -> Meas
         for start in range(0, len(text) - 1, _ROWS):
             rows = slice(start, start + _ROWS)
             own, theirs = (
-                log_softmax(output_logits(x[rows], gemma.weights, gemma.config))
+                log_softmax(lm_head(x[rows], gemma.weights, gemma.config))
                 for x, gemma in zip(streams, (model, original), strict=True)
             )
             loss -= np.take_along_axis(own, text[1:][rows, None], axis=-1).sum(dtype=np.float64)
@@ -76,7 +76,7 @@ def decoding_speed(model: Gemma, text: np.ndarray) -> float:
     transformer(prompt, model.weights, model.config, cache)
     started = time.perf_counter()
     for token in prompt:
-        output_logits(transformer([token], model.weights, model.config, cache)[-1], model.weights, model.config)
+        lm_head(transformer([token], model.weights, model.config, cache)[-1], model.weights, model.config)
     return len(prompt) / (time.perf_counter() - started)
 
 

@@ -65,10 +65,10 @@ def cut_into_texts(tokens: np.ndarray, texts: int, length: int, model: Gemma) ->
     return np.insert(rows, 0, model.tokenizer.bos, axis=1)
 
 
-def rewrite(
+def map_layers(
     model: Gemma, embedding: Weight, rewrite_layer: Rewrite, ids: np.ndarray | None
 ) -> Iterator[tuple[str, Weight]]:
-    """All weights of a model by name, one layer after another, each as `rewrite_layer` has made it new.
+    """All weights of a model by name, one layer after another, each as `map_layers_layer` has made it new.
 
     ids [texts, T] are read once more in each layer, by the new weights of the layers before it, so that the moments
     are of what the layer will be given. Without ids there are none.

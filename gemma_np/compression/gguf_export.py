@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from gemma_np.checkpoints.atomic_write import write_beside
+from gemma_np.checkpoints.atomic_write import atomic_write
 from gemma_np.checkpoints.gguf import MODEL_TYPES, config_from_metadata, gguf_name, open_gguf
 from gemma_np.checkpoints.gguf_blocks import BLOCK, NUMBER_BYTES, SCALE_BYTES, to_blocks
 from gemma_np.compression.quantization import Q4_0, Q8_0, quantize
@@ -33,7 +33,7 @@ def export_gguf(model: Gemma, kind: str, path: Path) -> None:
     for name, shape in model.config.weight_shapes():
         if len(shape) == 2:
             GGUF_SCHEMES[kind].check(name, shape)
-    write_beside(path, lambda partial: _write(model, kind, partial))
+    atomic_write(path, lambda partial: _write(model, kind, partial))
 
 
 def _write(model: Gemma, kind: str, path: Path) -> None:

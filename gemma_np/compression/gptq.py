@@ -9,7 +9,7 @@ Source: Frantar et al., arXiv 2210.17323.
 
 import numpy as np
 
-from gemma_np.compression.quantization import Grid, Scheme, full_grid, in_groups, least_error_grid, store
+from gemma_np.compression.quantization import Grid, Scheme, in_groups, minmax_grid, mse_grid, store
 from gemma_np.weights.formats import Int4, Int8
 
 _DAMPING = 0.01  # of the mean of H's diagonal, added to it: few calibration texts leave H without an inverse
@@ -23,7 +23,7 @@ def gptq(weight: np.ndarray, moments: np.ndarray, scheme: Scheme) -> Int8 | Int4
     least error: where it would be, it keeps those.
     """
     scheme.check("weight", weight.shape)
-    full, least = full_grid(weight, scheme), least_error_grid(weight, scheme)
+    full, least = minmax_grid(weight, scheme), mse_grid(weight, scheme)
     groups = in_groups(weight, scheme)
     numbers, grid = full.nearest(groups), full
     error = moment_error(grid.values(numbers), weight, moments)

@@ -12,18 +12,18 @@ from pathlib import Path
 
 import numpy as np
 
-from gemma_np.checkpoints.atomic_write import write_beside
+from gemma_np.checkpoints.atomic_write import atomic_write
 from gemma_np.checkpoints.saving import save_folder
 from gemma_np.compression.benchmark import Measurement, measure
 from gemma_np.compression.calibration import cut_into_texts
-from gemma_np.compression.pruning import zeros_stay
+from gemma_np.compression.pruning import keep_sparsity
 from gemma_np.compression.pruning_plan import Plan, prune
 from gemma_np.compression.quantization import Scheme
 from gemma_np.compression.quantize_model import check_quantization, quantize_model
 from gemma_np.errors import GemmaError
 from gemma_np.gemma import Gemma, load
-from gemma_np.training.data import consecutive_texts, draw_texts
-from gemma_np.training.distillation import fingerprint, from_teacher
+from gemma_np.training.data import consecutive_texts, random_batches
+from gemma_np.training.distillation import from_teacher, weights_digest
 from gemma_np.training.task import Task
 from gemma_np.training.trainer import train
 from gemma_np.training.training_state import Recipe
@@ -53,7 +53,7 @@ def compress(
     Raises GemmaError when the folder was begun with other steps, and for whatever a step refuses.
     """
     out.mkdir(parents=True, exist_ok=True)
-    _check_same(out / "steps.json", {"steps": repr(steps), "original": fingerprint(original)})
+    _check_same(out / "steps.json", {"steps": repr(steps), "original": weights_digest(original)})
     ids = cut_into_texts(training, *steps.calibration, original)
     texts = np.concatenate([batch.ids for batch in consecutive_texts(validation, 1, steps.measured[1])])
     texts = texts[: steps.measured[0]]
@@ -74,21 +74,21 @@ def compress(
         model = saved("pruned", lambda folder: prune(original, plan, ids).save(folder))
         yield after("pruned", model)
     if steps.quantize:  # better now than after the healing
-        check_quantization(model.widened(), steps.quantize, steps.method, ids, steps.embedding)
+        check_quantization(model.dequantized(), steps.quantize, steps.method, ids, steps.embedding)
     if steps.heal:
         task = Task(
-            draw_texts(training, steps.heal.batch, steps.heal.length),
+            random_batches(training, steps.heal.batch, steps.heal.length),
             from_teacher(original),
             consecutive_texts(validation, steps.heal.batch, steps.heal.length),
-            about={"teacher": fingerprint(original)},
+            about={"teacher": weights_digest(original)},
         )
         if steps.prune and steps.prune.leaves_zeros:
-            task = Task(task.draw, task.loss, task.validation, zeros_stay(model.weights), task.about)
-        train(model.widened(), task, steps.heal, out / "healed", resume=True)
+            task = Task(task.draw, task.loss, task.validation, keep_sparsity(model.weights), task.about)
+        train(model.dequantized(), task, steps.heal, out / "healed", resume=True)
         model = load(out / "healed")
         yield after("healed", model)
     if steps.quantize:
-        weights = quantize_model(model.widened(), steps.quantize, steps.method, ids, steps.embedding)
+        weights = quantize_model(model.dequantized(), steps.quantize, steps.method, ids, steps.embedding)
         vocabulary = original.tokenizer.model if original.tokenizer else None
         model = saved("quantized", lambda folder: save_folder(folder, model.config, weights, vocabulary))
         yield after("quantized", model)
@@ -105,7 +105,7 @@ class _Report:
         """What was measured after a step, now or before."""
         if step not in self.rows:
             self.rows[step] = asdict(make())
-            write_beside(self.path, lambda partial: partial.write_text(json.dumps(self.rows, indent=2) + "\n"))
+            atomic_write(self.path, lambda partial: partial.write_text(json.dumps(self.rows, indent=2) + "\n"))
         return Measurement(**self.rows[step])
 
 
@@ -113,4 +113,4 @@ def _check_same(path: Path, about: dict[str, object]) -> None:
     """Note what a folder is begun with, or raise a GemmaError when it was begun with something else."""
     if path.exists() and json.loads(path.read_text()) != about:
         raise GemmaError(f"{path.parent}: begun with other steps or another model, expected another folder")
-    write_beside(path, lambda partial: partial.write_text(json.dumps(about) + "\n"))
+    atomic_write(path, lambda partial: partial.write_text(json.dumps(about) + "\n"))

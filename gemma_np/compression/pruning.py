@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
-from gemma_np.compression.calibration import INPUTS, Moments, rewrite
+from gemma_np.compression.calibration import INPUTS, Moments, map_layers
 from gemma_np.errors import GemmaError
 from gemma_np.gemma import Gemma
 from gemma_np.weights.formats import Weight
@@ -76,10 +76,10 @@ def prune_weights(model: Gemma, keep: Mask, method: str, ids: np.ndarray | None 
         return np.where(keep(scores), weight, 0)
 
     embedding = model.weights["model.embed_tokens.weight"]
-    return rewrite(model, embedding, prune_layer, ids if method == "wanda" else None)
+    return map_layers(model, embedding, prune_layer, ids if method == "wanda" else None)
 
 
-def zeros_stay(pruned: Mapping[str, np.ndarray]) -> Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]:
+def keep_sparsity(pruned: Mapping[str, np.ndarray]) -> Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]:
     """A view of weights for a `Task`: what is zero in the layers' matrices of `pruned` is zero, however training
     moves it."""
     masks = {name: weight != 0 for name, weight in pruned.items() if weight.ndim == 2 and "embed" not in name}

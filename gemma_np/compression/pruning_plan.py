@@ -74,7 +74,7 @@ def prune(model: Gemma, plan: Plan, ids: np.ndarray | None) -> Gemma:
     """
     if plan.needs_text and ids is None:
         raise GemmaError("expected a text to tell what is important")
-    model = model.widened()
+    model = model.dequantized()
     if plan.drop_layers:
         model = drop_layers(model, plan.drop_layers)
     if ids is not None and (plan.layers or plan.ffn or plan.kv_heads):

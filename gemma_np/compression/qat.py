@@ -14,7 +14,7 @@ from gemma_np.compression.quantization import Scheme, quantize
 from gemma_np.weights.formats import dequantize
 
 
-def as_quantized(scheme: Scheme) -> Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]:
+def fake_quantize(scheme: Scheme) -> Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]:
     """A view of weights for a `Task`: every matrix rounded as `quantize` will round it, norms as they are."""
 
     def seen(weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -99,13 +99,13 @@ def quantize(weight: Weight, scheme: Scheme, least_error: bool = False) -> Store
             return BFloat16(floats.astype(ml_dtypes.bfloat16))
         if scheme.kind == "float8":
             return _float8(floats)
-        grid = least_error_grid(floats, scheme) if least_error else full_grid(floats, scheme)
+        grid = mse_grid(floats, scheme) if least_error else minmax_grid(floats, scheme)
         return store(grid.nearest(in_groups(floats, scheme)), grid, scheme)
 
     return _by_rows(of_rows, weight.shape)
 
 
-def full_grid(weight: np.ndarray, scheme: Scheme, shrink: float | np.ndarray = 1.0) -> Grid:
+def minmax_grid(weight: np.ndarray, scheme: Scheme, shrink: float | np.ndarray = 1.0) -> Grid:
     """The grid that reaches from the smallest to the largest weight of each group, or `shrink` times as far.
 
     weight [out, in], shrink [out, groups, 1] or a number
@@ -124,17 +124,17 @@ def full_grid(weight: np.ndarray, scheme: Scheme, shrink: float | np.ndarray = 1
     return Grid(scales, np.zeros_like(scales), -127, 127)
 
 
-def least_error_grid(weight: np.ndarray, scheme: Scheme) -> Grid:
+def mse_grid(weight: np.ndarray, scheme: Scheme) -> Grid:
     """Of the grids that reach 1.0, 0.95, ... 0.5 times as far as the full one, that of the least squared error, chosen
     for each group on its own: weight [out, in]."""
     groups = in_groups(weight, scheme)
     best = np.ones((*groups.shape[:2], 1), np.float32)
     least = np.full_like(best, np.inf)
     for shrink in _SHRINKS:
-        grid = full_grid(weight, scheme, shrink)
+        grid = minmax_grid(weight, scheme, shrink)
         error = np.square(grid.values(grid.nearest(groups)) - groups).sum(-1, keepdims=True)
         best, least = np.where(error < least, np.float32(shrink), best), np.minimum(error, least)
-    return full_grid(weight, scheme, best)
+    return minmax_grid(weight, scheme, best)
 
 
 def in_groups(weight: np.ndarray, scheme: Scheme) -> np.ndarray:

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from gemma_np.checkpoints.quantized_tensors import kind_of
-from gemma_np.compression.awq import rescale
-from gemma_np.compression.calibration import INPUTS, Moments, rewrite
+from gemma_np.compression.awq import awq_scale
+from gemma_np.compression.calibration import INPUTS, Moments, map_layers
 from gemma_np.compression.gptq import gptq
 from gemma_np.compression.quantization import Scheme, quantize
 from gemma_np.errors import GemmaError
@@ -60,7 +60,7 @@ def _quantize(
 ) -> Iterator[tuple[str, Weight]]:
     def quantize_layer(layer: dict[str, np.ndarray], moments: Moments) -> dict[str, Weight]:
         if method == "awq":
-            layer = rescale(layer, moments, scheme, model.config)
+            layer = awq_scale(layer, moments, scheme, model.config)
         return {name: quantize_weight(name, weight, moments) for name, weight in layer.items()}
 
     def quantize_weight(name: str, weight: np.ndarray, moments: Moments) -> Weight:
@@ -71,4 +71,4 @@ def _quantize(
         return quantize(weight, scheme, least_error=method != "round")
 
     head = quantize(model.weights["model.embed_tokens.weight"], embedding, least_error=method != "round")
-    return rewrite(model, head, quantize_layer, ids)
+    return map_layers(model, head, quantize_layer, ids)

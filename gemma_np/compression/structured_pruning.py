@@ -125,17 +125,19 @@ def keep_groups(model: Gemma, importance: np.ndarray, keep: int) -> Gemma:
     config = model.config
     if not 0 < keep <= config.num_key_value_heads:
         raise GemmaError(f"kv-heads: {keep} to keep, expected 1 to {config.num_key_value_heads}")
-    per_group, h = config.num_attention_heads // config.num_key_value_heads, config.head_dim
+    heads_per_group, h = config.num_attention_heads // config.num_key_value_heads, config.head_dim
     weights = dict(model.weights)
     for layer, scores in enumerate(importance):
         chosen, part = _largest(scores, keep), Scope(weights) / f"model.layers.{layer}.self_attn"
         keys = (chosen[:, None] * h + np.arange(h)).ravel()
-        queries = (chosen[:, None] * per_group * h + np.arange(per_group * h)).ravel()
+        queries = (chosen[:, None] * heads_per_group * h + np.arange(heads_per_group * h)).ravel()
         part["q_proj.weight"] = dequantize(part["q_proj.weight"])[queries]
         part["k_proj.weight"] = dequantize(part["k_proj.weight"])[keys]
         part["v_proj.weight"] = dequantize(part["v_proj.weight"])[keys]
         part["o_proj.weight"] = np.take(dequantize(part["o_proj.weight"]), queries, axis=1)
-    return _in_order(model, replace(config, num_key_value_heads=keep, num_attention_heads=keep * per_group), weights)
+    return _in_order(
+        model, replace(config, num_key_value_heads=keep, num_attention_heads=keep * heads_per_group), weights
+    )
 
 
 def _largest(scores: np.ndarray, keep: int) -> np.ndarray:

@@ -12,7 +12,7 @@ import numpy as np
 from gemma_np.config import GemmaConfig
 from gemma_np.errors import GemmaError
 from gemma_np.model.kv_cache import KVCache
-from gemma_np.model.transformer import output_logits, transformer
+from gemma_np.model.transformer import lm_head, transformer
 from gemma_np.text.generation import prefill
 from gemma_np.weights.formats import Weights
 
@@ -121,7 +121,7 @@ def _log_probs(
     log_probs, are_greedy = np.empty(len(x)), np.empty(len(x), bool)
     for start in range(0, len(x), _ROWS):
         part = slice(start, start + _ROWS)
-        logits = output_logits(x[part], weights, config)
+        logits = lm_head(x[part], weights, config)
         log_probs[part] = -cross_entropy(logits, targets[part])
         are_greedy[part] = logits.argmax(axis=-1) == targets[part]
     return log_probs, are_greedy

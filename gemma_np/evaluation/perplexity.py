@@ -16,7 +16,7 @@ from gemma_np.config import GemmaConfig
 from gemma_np.errors import GemmaError
 from gemma_np.evaluation.likelihood import cross_entropy
 from gemma_np.model.kv_cache import KVCache
-from gemma_np.model.transformer import output_logits, transformer
+from gemma_np.model.transformer import lm_head, transformer
 from gemma_np.weights.formats import Weights
 
 _CHUNK = 256  # logits of V numbers a token: 262 MB a chunk at V = 256,000
@@ -92,7 +92,7 @@ def negative_log_likelihood(ids: ArrayLike, weights: Weights, config: GemmaConfi
     with tqdm(total=len(ids) - 1, desc="perplexity", unit=" tokens", delay=2, leave=False) as progress:
         for start in range(0, len(ids) - 1, _CHUNK):
             stop = min(start + _CHUNK, len(ids) - 1)
-            logits = output_logits(transformer(ids[start:stop], weights, config, cache), weights, config)
+            logits = lm_head(transformer(ids[start:stop], weights, config, cache), weights, config)
             parts.append(cross_entropy(logits, ids[start + 1 : stop + 1]))
             progress.update(stop - start)
     return np.concatenate(parts)

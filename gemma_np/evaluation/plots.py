@@ -5,12 +5,12 @@ from typing import Any
 
 import numpy as np
 
-from gemma_np.checkpoints.atomic_write import write_beside
+from gemma_np.checkpoints.atomic_write import atomic_write
 from gemma_np.errors import GemmaError
 from gemma_np.evaluation.bootstrap import Difference
 
 
-def draw_calibration(bins: np.ndarray, error: float, path: Path) -> None:
+def plot_calibration(bins: np.ndarray, error: float, path: Path) -> None:
     """Accuracy over confidence, bins [10, 3] as of `calibration`; a dot's area is how many answers it stands for."""
     figure, axes = _figure()
     used = bins[bins[:, 0] > 0]
@@ -26,7 +26,7 @@ def draw_calibration(bins: np.ndarray, error: float, path: Path) -> None:
     _save(figure, path)
 
 
-def draw_differences(differences: dict[str, Difference], names: tuple[str, str], path: Path) -> None:
+def plot_differences(differences: dict[str, Difference], names: tuple[str, str], path: Path) -> None:
     """The bootstrap's draws of each measure, its interval, and zero."""
     figure, all_axes = _figure(len(differences))
     for axes, (label, found) in zip(np.atleast_1d(all_axes), differences.items(), strict=True):
@@ -55,6 +55,6 @@ def _save(figure: Any, path: Path) -> None:
         axes.spines[["top", "right"]].set_visible(False)
     kind = path.suffix.removeprefix(".") or "png"
     try:
-        write_beside(path, lambda partial: figure.savefig(partial, format=kind, dpi=150))
+        atomic_write(path, lambda partial: figure.savefig(partial, format=kind, dpi=150))
     except ValueError as error:
         raise GemmaError(f"{path}: {str(error).splitlines()[0]}") from None

@@ -12,7 +12,7 @@ import numpy as np
 from gemma_np.errors import GemmaError
 from gemma_np.gemma import Gemma
 from gemma_np.model.rms_norm import rms_norm
-from gemma_np.model.transformer import output_logits, transformer
+from gemma_np.model.transformer import lm_head, transformer
 from gemma_np.scope import Record
 from gemma_np.training.losses import log_softmax
 
@@ -88,7 +88,7 @@ def _output(model: Gemma, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     the probabilities after it [T, V]."""
     record = Record()
     normed = rms_norm(x, model.weights["model.norm.weight"], model.config.rms_norm_eps)
-    after = output_logits(normed, model.weights, model.config, record)
+    after = lm_head(normed, model.weights, model.config, record)
     return record["logits"], log_softmax(after)
 
 

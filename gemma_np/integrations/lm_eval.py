@@ -22,7 +22,7 @@ from gemma_np.errors import GemmaError
 from gemma_np.evaluation.likelihood import Ids, Pair, likelihoods, read_sharing
 from gemma_np.gemma import load
 from gemma_np.model.kv_cache import KVCache
-from gemma_np.model.transformer import output_logits, transformer
+from gemma_np.model.transformer import lm_head, transformer
 from gemma_np.text.sampling import Sampling
 from gemma_np.text.tokenizer import BOS, END_OF_TURN, EOS, START_OF_TURN
 
@@ -153,7 +153,7 @@ class GemmaHarness(TemplateLM):  # type: ignore[misc]
         weights, config, text = self.model.weights, self.model.config, ""
         ends, ids = self.tokenizer.ends, list[int]()
         while len(ids) < limit["max_gen_toks"]:
-            token = sampling.choose(output_logits(x, weights, config), self.generator)
+            token = sampling.choose(lm_head(x, weights, config), self.generator)
             if token in ends:
                 break
             ids.append(token)

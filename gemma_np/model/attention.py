@@ -9,10 +9,10 @@ import math
 import numpy as np
 
 from gemma_np.config import GemmaConfig
-from gemma_np.model.attention_mask import masked_softmax, masked_softmax_backward, visible
+from gemma_np.model.attention_mask import attention_mask, masked_softmax, masked_softmax_backward
 from gemma_np.model.kv_cache import LayerCache
 from gemma_np.model.rms_norm import rms_norm, rms_norm_backward
-from gemma_np.model.rope import rope, rope_backward, rotation
+from gemma_np.model.rope import rope, rope_backward, rope_cos_sin
 from gemma_np.model.soft_cap import soft_cap, soft_cap_backward
 from gemma_np.scope import Scope, Tape, no_tape
 from gemma_np.weights.linear import linear, linear_backward
@@ -33,7 +33,7 @@ def attention(
     """
     start = cache.length if cache else 0
     positions = range(start, start + x.shape[-2])
-    cos, sin = rotation(positions, config.head_dim, *config.rope(layer), x.dtype)
+    cos, sin = rope_cos_sin(positions, config.head_dim, *config.rope(layer), x.dtype)
 
     q = tape("q", split_heads(linear(x, weights["q_proj.weight"]), config.head_dim))  # [..., H, T, h]
     k = tape("k", split_heads(linear(x, weights["k_proj.weight"]), config.head_dim))  # [..., K, T, h]
@@ -46,12 +46,12 @@ def attention(
     keys, values, key_positions = cache.append(k, v) if cache else (k, v, np.asarray(positions))  # [..., K, S, h]
 
     q_scaled = q / math.sqrt(config.query_pre_attn_scalar)
-    scores = tape("scores", per_group(q_scaled, keys.swapaxes(-1, -2)))  # [..., H, T, S]
+    scores = tape("scores", grouped_matmul(q_scaled, keys.swapaxes(-1, -2)))  # [..., H, T, S]
     if config.attn_logit_softcapping:
         scores = tape("scores_capped", soft_cap(scores, config.attn_logit_softcapping))
-    mask = visible(positions, key_positions, config.window(layer))  # [T, S]
+    mask = attention_mask(positions, key_positions, config.window(layer))  # [T, S]
     probs = tape("probs", masked_softmax(scores, mask))  # [..., H, T, S]
-    mixed = tape("mixed", merge_heads(per_group(probs, values)))  # [..., T, H*h]
+    mixed = tape("mixed", merge_heads(grouped_matmul(probs, values)))  # [..., T, H*h]
     return tape("o", linear(mixed, weights["o_proj.weight"]))
 
 
@@ -67,15 +67,15 @@ def attention_backward(
 
     dmixed, gradients["o_proj.weight"] = linear_backward(dy, record["mixed"], weights["o_proj.weight"])
     dheads = split_heads(dmixed, config.head_dim)  # undoes: merge_heads
-    dprobs = per_group(dheads, values.swapaxes(-1, -2))  # undoes: per_group(probs, values)
-    dv = sum_group(probs, dheads, config.num_key_value_heads)
+    dprobs = grouped_matmul(dheads, values.swapaxes(-1, -2))  # undoes: grouped_matmul(probs, values)
+    dv = grouped_matmul_backward(probs, dheads, config.num_key_value_heads)
     dscores = masked_softmax_backward(dprobs, probs)
     if config.attn_logit_softcapping:
         dscores = soft_cap_backward(dscores, record["scores_capped"], config.attn_logit_softcapping)
-    dq = per_group(dscores, keys) / math.sqrt(config.query_pre_attn_scalar)  # undoes: per_group(q_scaled, keys^T)
-    dk = sum_group(dscores, q_scaled, config.num_key_value_heads)
+    dq = grouped_matmul(dscores, keys) / math.sqrt(config.query_pre_attn_scalar)  # undoes: q_scaled, keys^T
+    dk = grouped_matmul_backward(dscores, q_scaled, config.num_key_value_heads)
 
-    cos, sin = rotation(range(x.shape[-2]), config.head_dim, *config.rope(layer), x.dtype)
+    cos, sin = rope_cos_sin(range(x.shape[-2]), config.head_dim, *config.rope(layer), x.dtype)
     dq, dk = rope_backward(dq, cos, sin), rope_backward(dk, cos, sin)
     if config.has_qk_norm:
         eps = config.rms_norm_eps
@@ -98,7 +98,7 @@ def merge_heads(x: np.ndarray) -> np.ndarray:
     return x.reshape(*x.shape[:-2], -1)
 
 
-def per_group(heads: np.ndarray, shared: np.ndarray) -> np.ndarray:
+def grouped_matmul(heads: np.ndarray, shared: np.ndarray) -> np.ndarray:
     """Multiply each query head's matrix by the matrix of the key-value head that its group shares.
 
     heads [..., H, T, a], shared [..., K, a, b] -> [..., H, T, b]. Query heads g * G to g * G + G - 1 share head g:
@@ -108,7 +108,7 @@ def per_group(heads: np.ndarray, shared: np.ndarray) -> np.ndarray:
     return (stacked @ shared).reshape(*heads.shape[:-1], shared.shape[-1])
 
 
-def sum_group(left: np.ndarray, right: np.ndarray, kv_heads: int) -> np.ndarray:
+def grouped_matmul_backward(left: np.ndarray, right: np.ndarray, kv_heads: int) -> np.ndarray:
     """left^T @ right of each query head, summed over the heads of a group: the gradient of what the group shares.
 
     left [..., H, T, S], right [..., H, T, h] -> [..., K, S, h]

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 
-def visible(
+def attention_mask(
     query_positions: Sequence[int] | np.ndarray, key_positions: Sequence[int] | np.ndarray, window: int | None
 ) -> np.ndarray:
     """True where the query may see the key: not in the future, and on a local layer fewer than `window` steps back.

@@ -10,7 +10,7 @@ from gemma_np.model.attention import attention, attention_backward
 from gemma_np.model.feed_forward import feed_forward, feed_forward_backward
 from gemma_np.model.kv_cache import LayerCache
 from gemma_np.model.rms_norm import rms_norm, rms_norm_backward
-from gemma_np.scope import Scope, Tape, no_tape, within
+from gemma_np.scope import Scope, Tape, no_tape, prefixed
 
 
 def block(
@@ -30,13 +30,13 @@ def block(
         return rms_norm(y, weights[f"{weight_name}.weight"], config.rms_norm_eps)
 
     y = tape("input_layernorm", norm(x, "input_layernorm"))
-    y = attention(y, weights / "self_attn", config, layer, cache, within(tape, "self_attn"))
+    y = attention(y, weights / "self_attn", config, layer, cache, prefixed(tape, "self_attn"))
     if config.has_post_norms:
         y = tape("post_attention_layernorm", norm(y, "post_attention_layernorm"))
     x = tape("resid_mid", x + y)
 
     y = tape("pre_feedforward_layernorm", norm(x, pre_feedforward_name(config)))
-    y = feed_forward(y, weights / "mlp", within(tape, "mlp"))
+    y = feed_forward(y, weights / "mlp", prefixed(tape, "mlp"))
     if config.has_post_norms:
         y = tape("post_feedforward_layernorm", norm(y, "post_feedforward_layernorm"))
     return tape("resid_post", x + y)

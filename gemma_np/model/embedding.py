@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 
-from gemma_np.weights.formats import Weight, lookup
+from gemma_np.weights.formats import Weight, embedding_rows
 from gemma_np.weights.linear import linear
 
 
@@ -19,11 +19,11 @@ def embed(ids: np.ndarray, embedding: Weight) -> np.ndarray:
     The scale makes up for the tied head: rows that are small enough to give logits of order 1 would be too small
     as the start of the residual stream.
     """
-    return lookup(embedding, ids) * math.sqrt(embedding.shape[1])
+    return embedding_rows(embedding, ids) * math.sqrt(embedding.shape[1])
 
 
 def embed_backward(dx: np.ndarray, ids: np.ndarray, embedding: np.ndarray) -> np.ndarray:
-    """Undo `lookup(embedding, ids) * sqrt(D)`: each token's gradient is added to its row, as often as the token occurs.
+    """Undo `embed`: add each token's gradient to its row, as often as the token occurs.
 
     dx [..., T, D], ids [..., T], embedding [V, D] -> dembedding [V, D]
     """

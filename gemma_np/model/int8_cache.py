@@ -28,5 +28,5 @@ class Int8Vectors:
         self.integers[index], self.steps[index] = round_to_int8(vectors)
 
     def __getitem__(self, index: Any) -> np.ndarray:
-        widened: np.ndarray = self.integers[index] * self.steps[index]
-        return widened
+        dequantized: np.ndarray = self.integers[index] * self.steps[index]
+        return dequantized

@@ -12,7 +12,7 @@ from numpy.typing import DTypeLike
 
 
 @lru_cache(maxsize=8)
-def rotation(
+def rope_cos_sin(
     positions: range, head_dim: int, base: float, divisor: float, dtype: DTypeLike
 ) -> tuple[np.ndarray, np.ndarray]:
     """Cosine and sine of each position's angles, [T, h/2] each, read-only.

@@ -15,7 +15,7 @@ from gemma_np.model.embedding import embed, embed_backward, unembed
 from gemma_np.model.kv_cache import KVCache
 from gemma_np.model.rms_norm import rms_norm, rms_norm_backward
 from gemma_np.model.soft_cap import soft_cap, soft_cap_backward
-from gemma_np.scope import Scope, Tape, no_tape, within
+from gemma_np.scope import Scope, Tape, no_tape, prefixed
 from gemma_np.weights.formats import Weights
 from gemma_np.weights.linear import linear_backward
 
@@ -35,7 +35,7 @@ def transformer(
     Raises GemmaError when there are no ids, when one is no row of the embedding, when they run past the model's (or
     the cache's) maximum length, or when the cache was made for another batch or dtype.
     """
-    ids = checked_ids(ids, config, cache)
+    ids = validate_token_ids(ids, config, cache)
     model = Scope(weights) / "model"
     if cache and cache.dtype != model["norm.weight"].dtype:
         raise GemmaError(f"cache: dtype {cache.dtype}, expected {model['norm.weight'].dtype} as the weights")
@@ -43,11 +43,11 @@ def transformer(
     for layer in range(config.num_hidden_layers):
         part = f"layers.{layer}"
         layer_cache = cache.layers[layer] if cache else None
-        x = block(x, model / part, config, layer, layer_cache, within(tape, part))
+        x = block(x, model / part, config, layer, layer_cache, prefixed(tape, part))
     return tape("norm", rms_norm(x, model["norm.weight"], config.rms_norm_eps))
 
 
-def output_logits(x: np.ndarray, weights: Weights, config: GemmaConfig, tape: Tape = no_tape) -> np.ndarray:
+def lm_head(x: np.ndarray, weights: Weights, config: GemmaConfig, tape: Tape = no_tape) -> np.ndarray:
     """The score of every token to come next, from what `transformer` returned (all positions, or only the last).
 
     x [..., T, D] -> logits [..., T, V]; softmax of a row is the model's distribution of the next token.
@@ -82,14 +82,14 @@ def transformer_backward(
     model_gradients["embed_tokens.weight"] += embed_backward(dx, np.asarray(ids), model["embed_tokens.weight"])
 
 
-def output_logits_backward(
+def lm_head_backward(
     dlogits: np.ndarray,
     weights: Mapping[str, np.ndarray],
     config: GemmaConfig,
     record: Mapping[str, np.ndarray],
     gradients: MutableMapping[str, np.ndarray],
 ) -> np.ndarray:
-    """Undo `output_logits`; the head's gradient is the first of the two contributions to the tied matrix.
+    """Undo `lm_head`; the head's gradient is the first of the two contributions to the tied matrix.
 
     dlogits [..., T, V], record of the forward pass -> dx [..., T, D]
     """
@@ -100,7 +100,7 @@ def output_logits_backward(
     return dx
 
 
-def checked_ids(ids: ArrayLike, config: GemmaConfig, cache: KVCache | None = None) -> np.ndarray:
+def validate_token_ids(ids: ArrayLike, config: GemmaConfig, cache: KVCache | None = None) -> np.ndarray:
     """The ids as an array [..., T], or the GemmaError that `transformer` promises."""
     try:
         ids = np.asarray(ids)

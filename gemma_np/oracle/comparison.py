@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gemma_np.oracle.isolation import recomputed
+from gemma_np.oracle.isolation import isolated
 from gemma_np.oracle.noise import Records, exact, limits, relative_errors
 from gemma_np.oracle.trace import Reference
 
@@ -25,11 +25,11 @@ class Row(NamedTuple):
 def compare(reference: Reference, theirs: Records, dtype: str, isolate: bool = False) -> list[Row]:
     """A row for each record of a float64 reference, in the order of execution.
 
-    theirs: records as `gemma_np.oracle.dump.fitted` returns them; dtype: what they were computed in. With `isolate`,
+    theirs: records as `gemma_np.oracle.dump.align_dump` returns them; dtype: what they were computed in. With `isolate`,
     each is held against what the reference makes of *their* inputs to it, so that an inherited error does not count.
     """
     shaped = of_the_right_shape(reference, theirs)
-    expectation = recomputed if isolate else exact
+    expectation = isolated if isolate else exact
     found = relative_errors(reference, shaped, expectation(reference, shaped))
     allowed = limits(reference, shaped, dtype, expectation)
     rows = []

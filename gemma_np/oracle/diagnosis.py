@@ -14,8 +14,8 @@ from typing import NamedTuple
 import numpy as np
 
 from gemma_np.oracle.comparison import of_the_right_shape
-from gemma_np.oracle.isolation import recomputed
-from gemma_np.oracle.mistakes import CATALOGUE, Mistake, planted
+from gemma_np.oracle.isolation import isolated
+from gemma_np.oracle.mistakes import CATALOGUE, Mistake, inject_mistakes
 from gemma_np.oracle.noise import Records, limits, relative_errors
 from gemma_np.oracle.signatures import signatures
 from gemma_np.oracle.trace import Reference
@@ -53,13 +53,13 @@ class Diagnosis(NamedTuple):
 def diagnose(reference: Reference, theirs: Records, dtype: str) -> Diagnosis:
     """Explain a dump by the catalogue.
 
-    theirs: records as `gemma_np.oracle.dump.fitted` returns them, all or some; dtype: what they were computed in; the
+    theirs: records as `gemma_np.oracle.dump.align_dump` returns them, all or some; dtype: what they were computed in; the
     reference in float64. First single mistakes are tried, and pairs if none of them is enough.
     """
     from tqdm import tqdm
 
     theirs = of_the_right_shape(reference, theirs)
-    allowed = limits(reference, theirs, dtype, recomputed)
+    allowed = limits(reference, theirs, dtype, isolated)
     excess = _excess(reference, theirs, allowed)
     wrong = {key: error for key, error in excess.items() if error > 1}
     if not wrong:
@@ -83,7 +83,7 @@ def diagnose(reference: Reference, theirs: Records, dtype: str) -> Diagnosis:
 def _excess(reference: Reference, theirs: Records, allowed: Mapping[str, float]) -> dict[str, float]:
     """Each record's isolated error, in units of what passes."""
     with np.errstate(all="ignore"):  # a mistake may well divide by zero
-        errors = relative_errors(reference, theirs, recomputed(reference, theirs))
+        errors = relative_errors(reference, theirs, isolated(reference, theirs))
     return {key: error / allowed[key] if np.isfinite(error) else np.inf for key, (error, _) in errors.items()}
 
 
@@ -99,10 +99,10 @@ def _can_explain(mistake: Mistake, reference: Reference, wrong: Mapping[str, flo
 def _explanation(
     mistakes: tuple[Mistake, ...], reference: Reference, theirs: Records, allowed: Mapping[str, float], dtype: str
 ) -> Explanation:
-    with planted(mistakes, reference.config, reference.lengths):
+    with inject_mistakes(mistakes, reference.config, reference.lengths):
         excess = _excess(reference, theirs, allowed)
         if 1 < max(excess.values()) < _NEARLY:  # a wrong model may be noisier than the right one
-            excess = _excess(reference, theirs, limits(reference, theirs, dtype, recomputed))
+            excess = _excess(reference, theirs, limits(reference, theirs, dtype, isolated))
     return Explanation(mistakes, max(excess.values()), sum(error > 1 for error in excess.values()))
 
 

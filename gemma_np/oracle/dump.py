@@ -58,7 +58,7 @@ def read_dump(path: Path, names: Path | None = None) -> Dump:
     return Dump(path, records, config, passes, metadata.get("model") or None)
 
 
-def fitted(dump: Dump, reference: Reference) -> dict[str, np.ndarray]:
+def align_dump(dump: Dump, reference: Reference) -> dict[str, np.ndarray]:
     """The records in the order of execution, the axis of a batch of one dropped.
 
     Raises GemmaError for names that no record has (the nearest that one has are suggested), and for NaN and infinity.

@@ -14,7 +14,7 @@ import numpy as np
 from gemma_np.config import GLOBAL, LOCAL, GemmaConfig
 from gemma_np.model.attention_mask import masked_softmax
 from gemma_np.model.rms_norm import rms_norm
-from gemma_np.scope import Scope, Tape, within
+from gemma_np.scope import Scope, Tape, prefixed
 from gemma_np.weights.linear import linear
 
 Patches = dict[str, Callable[[Any], Any]]
@@ -56,14 +56,14 @@ def rope_interleaved(x: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> np.ndar
 def rotation_that_stalls(config: GemmaConfig, lengths: Sequence[int]) -> Patches:
     """Each pass counts from zero again."""
 
-    def make(rotation: Any) -> Any:
+    def make(rope_cos_sin: Any) -> Any:
         def stalled(positions: range, *rest: Any) -> tuple[np.ndarray, np.ndarray]:
-            angles = [rotation(range(length), *rest) for length in lengths]
+            angles = [rope_cos_sin(range(length), *rest) for length in lengths]
             return np.concatenate([cos for cos, _ in angles]), np.concatenate([sin for _, sin in angles])
 
         return stalled
 
-    return {"model.attention.rotation": make}
+    return {"model.attention.rope_cos_sin": make}
 
 
 def per_group_tiled(heads: np.ndarray, shared: np.ndarray) -> np.ndarray:
@@ -85,16 +85,20 @@ def softmax_after_capping_the_mask(config: GemmaConfig, lengths: Sequence[int]) 
 def mask_by_row(config: GemmaConfig, lengths: Sequence[int]) -> Patches:
     """A token's row within its pass is taken for its position."""
     rows = np.concatenate([np.arange(length) for length in lengths])
-    return {"model.attention.visible": lambda visible: lambda queries, keys, window: visible(rows, keys, window)}
+    return {
+        "model.attention.attention_mask": lambda attention_mask: (
+            lambda queries, keys, window: attention_mask(rows, keys, window)
+        )
+    }
 
 
 def mask_by_slot(config: GemmaConfig, lengths: Sequence[int]) -> Patches:
     """In the decoding passes, the slot of a ring is taken for the position of the key in it."""
     one_by_one = np.concatenate([np.full(length, number > 0) for number, length in enumerate(lengths)])
 
-    def make(visible: Any) -> Any:
+    def make(attention_mask: Any) -> Any:
         def faulty(queries: range, keys: range, window: int | None) -> np.ndarray:
-            mask = visible(queries, keys, window)
+            mask = attention_mask(queries, keys, window)
             if not window:
                 return mask
             before_its_slot = np.asarray(keys) % window <= np.asarray(queries)[:, None] % window
@@ -102,7 +106,7 @@ def mask_by_slot(config: GemmaConfig, lengths: Sequence[int]) -> Patches:
 
         return faulty
 
-    return {"model.attention.visible": make}
+    return {"model.attention.attention_mask": make}
 
 
 def block_without_post_norms(
@@ -110,10 +114,10 @@ def block_without_post_norms(
 ) -> np.ndarray:
     """What attention and feed-forward return is added as it is: x [..., T, D] -> [..., T, D]."""
     y = tape("input_layernorm", _block.rms_norm(x, weights["input_layernorm.weight"], config.rms_norm_eps))
-    y = _block.attention(y, weights / "self_attn", config, layer, cache, within(tape, "self_attn"))
+    y = _block.attention(y, weights / "self_attn", config, layer, cache, prefixed(tape, "self_attn"))
     x = tape("resid_mid", x + tape("post_attention_layernorm", y))
     y = _block.rms_norm(x, weights["pre_feedforward_layernorm.weight"], config.rms_norm_eps)
-    y = _block.feed_forward(tape("pre_feedforward_layernorm", y), weights / "mlp", within(tape, "mlp"))
+    y = _block.feed_forward(tape("pre_feedforward_layernorm", y), weights / "mlp", prefixed(tape, "mlp"))
     return tape("resid_post", x + tape("post_feedforward_layernorm", y))
 
 
@@ -122,11 +126,11 @@ def block_with_post_norm_behind_the_sum(
 ) -> np.ndarray:
     """The post-attention norm is applied to the sum: x [..., T, D] -> [..., T, D]."""
     y = tape("input_layernorm", _block.rms_norm(x, weights["input_layernorm.weight"], config.rms_norm_eps))
-    y = _block.attention(y, weights / "self_attn", config, layer, cache, within(tape, "self_attn"))
+    y = _block.attention(y, weights / "self_attn", config, layer, cache, prefixed(tape, "self_attn"))
     x = _block.rms_norm(x + y, weights["post_attention_layernorm.weight"], config.rms_norm_eps)
     x = tape("resid_mid", tape("post_attention_layernorm", x))
     y = _block.rms_norm(x, weights["pre_feedforward_layernorm.weight"], config.rms_norm_eps)
-    y = _block.feed_forward(tape("pre_feedforward_layernorm", y), weights / "mlp", within(tape, "mlp"))
+    y = _block.feed_forward(tape("pre_feedforward_layernorm", y), weights / "mlp", prefixed(tape, "mlp"))
     y = _block.rms_norm(y, weights["post_feedforward_layernorm.weight"], config.rms_norm_eps)
     return tape("resid_post", x + tape("post_feedforward_layernorm", y))
 

@@ -11,7 +11,7 @@ import numpy as np
 from gemma_np.oracle.trace import Place, Reference
 
 
-def recomputed(reference: Reference, theirs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def isolated(reference: Reference, theirs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """What a float64 reference makes of their inputs, for each of their records, by the same names.
 
     What they lack is recomputed on the way.

@@ -15,12 +15,12 @@ import numpy as np
 
 from gemma_np.config import GemmaConfig
 from gemma_np.model.attention import attention
-from gemma_np.model.attention_mask import visible
+from gemma_np.model.attention_mask import attention_mask
 from gemma_np.model.block import block
 from gemma_np.model.embedding import embed, unembed
 from gemma_np.model.feed_forward import feed_forward, gelu
 from gemma_np.model.rms_norm import rms_norm
-from gemma_np.model.rope import rope, rotation
+from gemma_np.model.rope import rope, rope_cos_sin
 from gemma_np.model.soft_cap import soft_cap
 from gemma_np.oracle import faults
 from gemma_np.oracle.faults import Patches
@@ -39,7 +39,7 @@ class Mistake(NamedTuple):
 
 
 @contextmanager
-def planted(mistakes: Sequence[Mistake], config: GemmaConfig, lengths: Sequence[int]) -> Iterator[None]:
+def inject_mistakes(mistakes: Sequence[Mistake], config: GemmaConfig, lengths: Sequence[int]) -> Iterator[None]:
     """Run the reference with these mistakes in it."""
     with ExitStack() as stack:
         for mistake in mistakes:
@@ -149,10 +149,10 @@ CATALOGUE = (
         id="rope-bf16",
         instead="cosine and sine of the rotation are bfloat16",
         fix="compute the angles in float32 or float64, and keep cosine and sine in the computation's dtype",
-        right=rotation,
+        right=rope_cos_sin,
         shows=ROPE,
         patches=_at(
-            "attention", name="rotation", make=lambda turn: lambda *rest: tuple(map(faults.bfloat16, turn(*rest)))
+            "attention", name="rope_cos_sin", make=lambda turn: lambda *rest: tuple(map(faults.bfloat16, turn(*rest)))
         ),
     ),
     Mistake(
@@ -257,10 +257,10 @@ CATALOGUE = (
         id="window-off-by-one",
         instead="a local layer sees window + 1 keys",
         fix="let a query see keys fewer than `window` positions back: itself and window - 1 others",
-        right=visible,
+        right=attention_mask,
         shows=PROBS,
         patches=_at(
-            "attention", name="visible", make=lambda seen: lambda q, k, window: seen(q, k, window and window + 1)
+            "attention", name="attention_mask", make=lambda seen: lambda q, k, window: seen(q, k, window and window + 1)
         ),
         models=("gemma2", "gemma3_text"),
     ),
@@ -288,13 +288,13 @@ CATALOGUE = (
         fix="repeat them: query head i reads key-value head i // G",
         right=attention,
         shows=(*SCORES, "*.mixed"),
-        patches=_at("attention", name="per_group", make=lambda per_group: faults.per_group_tiled),
+        patches=_at("attention", name="grouped_matmul", make=lambda grouped_matmul: faults.per_group_tiled),
     ),
     Mistake(
         id="decode-mask-index",
         instead="in decoding, the mask takes a token's row in its pass for its position",
         fix="count positions from the length of the cache",
-        right=visible,
+        right=attention_mask,
         shows=PROBS,
         patches=faults.mask_by_row,
     ),
@@ -302,7 +302,7 @@ CATALOGUE = (
         id="ring-positions",
         instead="once the ring of a local layer has wrapped, the mask takes a slot's number for its key's position",
         fix="work out the position that each slot holds",
-        right=visible,
+        right=attention_mask,
         shows=PROBS,
         patches=faults.mask_by_slot,
         models=("gemma2", "gemma3_text"),
@@ -311,7 +311,7 @@ CATALOGUE = (
         id="decode-positions",
         instead="in decoding, positions start from zero again",
         fix="rotate by the position in the whole text, which the cache's length tells",
-        right=rotation,
+        right=rope_cos_sin,
         shows=ROPE,
         patches=faults.rotation_that_stalls,
     ),

@@ -7,7 +7,7 @@ from gemma_np.errors import GemmaError
 from gemma_np.oracle.comparison import Row
 
 
-def plot_rows(rows: Sequence[Row], output: Path) -> None:
+def plot_comparison(rows: Sequence[Row], output: Path) -> None:
     """Draw the errors of the rows over the layers, as the output's suffix says (png, svg, pdf).
 
     Raises GemmaError when matplotlib is missing, or the suffix is none it knows.

@@ -19,14 +19,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gemma_np.checkpoints.atomic_write import write_beside
+from gemma_np.checkpoints.atomic_write import atomic_write
 from gemma_np.checkpoints.config_json import config_to_json
 from gemma_np.checkpoints.safetensors_file import file_header
 from gemma_np.config import GemmaConfig
 from gemma_np.gemma import Gemma
-from gemma_np.model.attention_mask import visible
+from gemma_np.model.attention_mask import attention_mask
 from gemma_np.model.records import record_shapes
-from gemma_np.model.transformer import output_logits, transformer
+from gemma_np.model.transformer import lm_head, transformer
 from gemma_np.scope import Record, Tape
 
 _OVER_KEYS = ("scores", "scores_capped", "probs")
@@ -56,7 +56,7 @@ class Place(NamedTuple):
         if self.columns is None or self.name.endswith("probs"):
             return None
         rows = range(self.rows.start, self.rows.stop)
-        return ~visible(rows, range(self.columns.stop), self.window)
+        return ~attention_mask(rows, range(self.columns.stop), self.window)
 
 
 def places(config: GemmaConfig, lengths: Sequence[int]) -> Iterator[Place]:
@@ -85,7 +85,7 @@ class Reference:
     def run(self, tape: Tape) -> None:
         """Send every record of the pass over all ids through the tape."""
         x = transformer(self.ids, self.model.weights, self.config, tape=tape)
-        output_logits(x, self.model.weights, self.config, tape)
+        lm_head(x, self.model.weights, self.config, tape)
 
     def records(self, tape: Tape | None = None) -> dict[str, np.ndarray]:
         """Every record of the run by its name in a file, in the order of execution; each goes through the tape."""
@@ -128,5 +128,5 @@ def write_trace(model: Gemma, passes: Passes, path: Path, only: str = "*", sourc
 
             reference.run(tape)
 
-    write_beside(path, write)
+    atomic_write(path, write)
     return len(chosen)

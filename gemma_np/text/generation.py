@@ -7,7 +7,7 @@ import numpy as np
 from gemma_np.config import GemmaConfig
 from gemma_np.errors import GemmaError
 from gemma_np.model.kv_cache import KVCache
-from gemma_np.model.transformer import output_logits, transformer
+from gemma_np.model.transformer import lm_head, transformer
 from gemma_np.weights.formats import Weights
 
 PREFILL_CHUNK = 512
@@ -42,7 +42,7 @@ def generate_ids(
     cache = KVCache(config, length, dtype=weights["model.norm.weight"].dtype, int8=int8_cache)
     unread = prompt
     for _ in range(max_new_tokens):
-        logits = output_logits(prefill(unread, weights, config, cache), weights, config)
+        logits = lm_head(prefill(unread, weights, config, cache), weights, config)
         if not np.isfinite(logits.max()):
             raise GemmaError(f"logits: {logits.max()} after {cache.length} tokens, expected finite numbers")
         token = choose(logits)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from gemma_np.checkpoints.atomic_write import write_beside
+from gemma_np.checkpoints.atomic_write import atomic_write
 from gemma_np.errors import GemmaError
 from gemma_np.text.tokenizer import Tokenizer
 from gemma_np.training.task import Batch
@@ -78,7 +78,7 @@ def write_array(path: Path, array: np.ndarray) -> None:
         with partial.open("wb") as file:
             np.save(file, array)
 
-    write_beside(path, write)
+    atomic_write(path, write)
 
 
 def prepare(folder: Path, about: dict[str, Any], write: Callable[[], None], keep: bool) -> None:
@@ -95,7 +95,7 @@ def prepare(folder: Path, about: dict[str, Any], write: Callable[[], None], keep
         return
     label.unlink(missing_ok=True)
     write()
-    write_beside(label, lambda partial: partial.write_text(json.dumps(about) + "\n"))
+    atomic_write(label, lambda partial: partial.write_text(json.dumps(about) + "\n"))
 
 
 def open_tokens(path: Path, length: int) -> np.ndarray:
@@ -117,7 +117,7 @@ def draw_ids(tokens: np.ndarray, batch: int, length: int, generator: np.random.G
     return np.stack([tokens[start : start + length] for start in starts]).astype(np.int64)
 
 
-def draw_texts(tokens: np.ndarray, batch: int, length: int) -> Callable[[State], Batch]:
+def random_batches(tokens: np.ndarray, batch: int, length: int) -> Callable[[State], Batch]:
     """Draw batches of `length` tokens, and the one behind them, from a token file [N]: ids [batch, length + 1]."""
     return lambda state: Batch(draw_ids(tokens, batch, length + 1, state.generator))
 

@@ -16,7 +16,7 @@ from gemma_np.config import GemmaConfig
 from gemma_np.errors import GemmaError
 from gemma_np.gemma import Gemma
 from gemma_np.model.kv_cache import KVCache
-from gemma_np.model.transformer import output_logits, transformer
+from gemma_np.model.transformer import lm_head, transformer
 from gemma_np.training.data import draw_ids
 from gemma_np.training.losses import distillation
 from gemma_np.training.task import Batch, Loss
@@ -49,14 +49,14 @@ def on_policy(tokens: np.ndarray, config: GemmaConfig, recipe: Recipe, prompt: i
 
     def draw(state: State) -> Batch:
         prompts = draw_ids(tokens, recipe.batch, prompt, state.generator)
-        ids = write_on(prompts, recipe.length + 1, state.weights, config, state.generator)
+        ids = sample_continuations(prompts, recipe.length + 1, state.weights, config, state.generator)
         written = np.arange(1, recipe.length + 1) >= prompt  # of each position, whether its target was written
         return Batch(ids, np.broadcast_to(written, ids[:, 1:].shape))
 
     return draw
 
 
-def write_on(
+def sample_continuations(
     prompts: np.ndarray,
     length: int,
     weights: Mapping[str, np.ndarray],
@@ -71,14 +71,14 @@ def write_on(
     ids = unread = prompts
     while ids.shape[-1] < length:
         last = transformer(unread, weights, config, cache)[:, -1]
-        logits = output_logits(last, weights, config)  # [B, V]
+        logits = lm_head(last, weights, config)  # [B, V]
         # The largest of logits plus Gumbel noise is a draw from their softmax.
         unread = (logits + generator.gumbel(size=logits.shape)).argmax(axis=-1)[:, None]
         ids = np.concatenate([ids, unread], axis=-1)
     return ids
 
 
-def fingerprint(teacher: Gemma) -> int:
+def weights_digest(teacher: Gemma) -> int:
     """A number that tells one teacher from another: of its final norm, which every step of training changes."""
     return zlib.crc32(teacher.weights["model.norm.weight"].tobytes())
 

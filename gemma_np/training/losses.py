@@ -55,7 +55,7 @@ def distillation(
     return losses, dlogits
 
 
-def distillation_top_k(logits: np.ndarray, teacher: TopK) -> tuple[np.ndarray, np.ndarray]:
+def soft_cross_entropy_top_k(logits: np.ndarray, teacher: TopK) -> tuple[np.ndarray, np.ndarray]:
     """-sum P_T log P_S over the teacher's k likeliest tokens and one more outcome: any other token.
 
     logits [..., T, V], teacher ids and probs [..., T, k] -> losses [..., T], dlogits [..., T, V]

@@ -27,21 +27,21 @@ class Ranks:
         self.rank: int = communicator.rank if communicator else 0
         self.size: int = communicator.size if communicator else 1
 
-    def add_up(self, array: np.ndarray) -> None:
+    def all_reduce(self, array: np.ndarray) -> None:
         """Replace the array [...], in place, by its sum over all ranks."""
         if self.communicator:
             from mpi4py import MPI
 
             self.communicator.Allreduce(MPI.IN_PLACE, array)
 
-    def wait(self) -> None:
+    def barrier(self) -> None:
         """Go on when every rank has come here."""
         if self.communicator:
             self.communicator.Barrier()
 
 
 @contextmanager
-def ranks_of_this_run() -> Iterator[Ranks]:
+def mpi_ranks() -> Iterator[Ranks]:
     """The ranks that `mpiexec` started, or one process alone.
 
     Each gets its share of the cores: two ranks of one BLAS thread are faster than one of two. A rank that fails says

@@ -7,7 +7,7 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from gemma_np.checkpoints.atomic_write import write_beside
+from gemma_np.checkpoints.atomic_write import atomic_write
 from gemma_np.errors import GemmaError
 
 
@@ -26,7 +26,7 @@ class RunLog:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "log.jsonl"
         kept = [entry for entry in _entries(path) if entry["step"] <= step] if path.exists() else []
-        write_beside(path, lambda partial: partial.write_text("".join(json.dumps(entry) + "\n" for entry in kept)))
+        atomic_write(path, lambda partial: partial.write_text("".join(json.dumps(entry) + "\n" for entry in kept)))
         self.file = path.open("a")
 
     def write(self, entry: Mapping[str, float]) -> None:

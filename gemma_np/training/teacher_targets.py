@@ -17,11 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from gemma_np.checkpoints.atomic_write import write_beside
+from gemma_np.checkpoints.atomic_write import atomic_write
 from gemma_np.errors import GemmaError
 from gemma_np.gemma import Gemma
-from gemma_np.training.distillation import fingerprint
-from gemma_np.training.losses import TopK, distillation_top_k, log_softmax
+from gemma_np.training.distillation import weights_digest
+from gemma_np.training.losses import TopK, log_softmax, soft_cross_entropy_top_k
 from gemma_np.training.mpi import Ranks
 from gemma_np.training.task import Batch
 from gemma_np.training.training_state import State
@@ -62,18 +62,18 @@ def write_targets(
 
     ranks = ranks or Ranks()
     check_targets(teacher, length, k)
-    settings = {"length": length, "top_k": k, "tokens": len(tokens), "teacher": fingerprint(teacher)}
+    settings = {"length": length, "top_k": k, "tokens": len(tokens), "teacher": weights_digest(teacher)}
     if ranks.rank == 0 and not (folder / _SETTINGS).exists():
         folder.mkdir(parents=True, exist_ok=True)
-        write_beside(folder / _SETTINGS, lambda partial: partial.write_text(json.dumps(settings) + "\n"))
-    ranks.wait()
+        atomic_write(folder / _SETTINGS, lambda partial: partial.write_text(json.dumps(settings) + "\n"))
+    ranks.barrier()
     for name, value in read_settings(folder).items():
         if settings[name] != value:
             raise GemmaError(f"{folder}: was begun with {name}={value}, expected {settings[name]} as asked for now")
     texts = (len(tokens) - 1) // length
     dtype = np.uint16 if teacher.config.vocab_size <= 2**16 else np.uint32
     missing = [(number, path) for number, path in enumerate(_files(folder, texts)) if not path.exists()]
-    ranks.wait()  # all see the same files missing before any of them is written
+    ranks.barrier()  # all see the same files missing before any of them is written
     hide = True if ranks.rank else None  # None: where nobody looks
     for number, path in tqdm(missing[ranks.rank :: ranks.size], desc="teacher reads", unit=" files", disable=hide):
         starts = range(number * _TEXTS * length, min((number + 1) * _TEXTS, texts) * length, length)
@@ -87,7 +87,7 @@ def write_targets(
             "top": np.concatenate([part.ids for part in parts]).astype(dtype),
             "probs": np.concatenate([part.probs for part in parts]).astype(np.float16),
         }
-        write_beside(path, partial(save_file, arrays))
+        atomic_write(path, partial(save_file, arrays))
 
 
 def draw_from_targets(folder: Path, batch: int) -> Callable[[State], Batch]:
@@ -130,7 +130,7 @@ def from_targets(logits: np.ndarray, batch: Batch) -> tuple[np.ndarray, np.ndarr
     """
     if batch.teacher is None:
         raise GemmaError("targets: none in the batch, expected what draw_from_targets draws")
-    return distillation_top_k(logits, batch.teacher)
+    return soft_cross_entropy_top_k(logits, batch.teacher)
 
 
 def read_settings(folder: Path) -> dict[str, int]:

@@ -10,7 +10,7 @@ import numpy as np
 from gemma_np.config import GemmaConfig
 from gemma_np.errors import GemmaError
 from gemma_np.gemma import Gemma
-from gemma_np.model.transformer import output_logits, output_logits_backward, transformer, transformer_backward
+from gemma_np.model.transformer import lm_head, lm_head_backward, transformer, transformer_backward
 from gemma_np.scope import Record
 from gemma_np.training.losses import cross_entropy, mean
 from gemma_np.training.mpi import Ranks
@@ -35,9 +35,9 @@ def loss_and_gradients(
 ) -> tuple[float, dict[str, np.ndarray], Record]:
     """One forward and one backward pass: the mean loss in nats, the weights' gradients, the record."""
     record, gradients, ids = Record(), dict[str, np.ndarray](), batch.ids[:, :-1]
-    logits = output_logits(transformer(ids, weights, config, tape=record), weights, config, record)
+    logits = lm_head(transformer(ids, weights, config, tape=record), weights, config, record)
     value, dlogits = mean(*loss(logits, batch), batch.counted)
-    dx = output_logits_backward(dlogits, weights, config, record, gradients)
+    dx = lm_head_backward(dlogits, weights, config, record, gradients)
     transformer_backward(dx, ids, weights, config, record, gradients)
     return value, gradients, record
 
@@ -61,9 +61,9 @@ def train_step(state: State, config: GemmaConfig, task: Task, recipe: Recipe, ra
         for name, gradient in found.items():
             gradient *= batch.positions
             gradients[name] = gradients[name] + gradient if name in gradients else gradient
-    ranks.add_up(totals)
+    ranks.all_reduce(totals)
     for gradient in gradients.values():
-        ranks.add_up(gradient)
+        ranks.all_reduce(gradient)
         gradient /= max(totals[1], 1)
     norm = clip_by_global_norm(gradients, recipe.clip)
     if not math.isfinite(norm):
@@ -86,11 +86,11 @@ def validation_loss(
     """The mean of -log p of the next token over all batches, in nats; each rank reads some of them."""
     totals = np.zeros(2)  # the sum of the losses, and of how many positions
     for batch in batches[ranks.rank :: ranks.size]:
-        logits = output_logits(transformer(batch.ids[:, :-1], weights, config), weights, config)
+        logits = lm_head(transformer(batch.ids[:, :-1], weights, config), weights, config)
         losses, _ = cross_entropy(logits, batch.ids[:, 1:])
         counted = True if batch.counted is None else batch.counted
         totals += (losses.sum(where=counted, dtype=np.float64), batch.positions)
-    ranks.add_up(totals)
+    ranks.all_reduce(totals)
     return float(totals[0] / max(totals[1], 1))
 
 
@@ -110,7 +110,7 @@ def train(
     if recipe.batch < ranks.size:
         raise GemmaError(f"batch: {recipe.batch} texts for {ranks.size} ranks, expected at least one for each")
     state = _first_state(model, task, recipe, folder, resume)
-    ranks.wait()  # rank 0 may write only when all have read
+    ranks.barrier()  # rank 0 may write only when all have read
 
     def trained() -> Gemma:
         return Gemma(model.config, task.seen(state.weights), model.tokenizer)

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from gemma_np.checkpoints.atomic_write import write_beside
+from gemma_np.checkpoints.atomic_write import atomic_write
 from gemma_np.checkpoints.config_json import config_to_json
 from gemma_np.config import GemmaConfig
 from gemma_np.errors import GemmaError
@@ -78,13 +78,13 @@ def save_state(folder: Path, state: State, model: Gemma, recipe: Recipe, task: M
     everything = moments | {f"weights/{name}": value for name, value in state.weights.items()}
     config_text = json.dumps(config_to_json(model.config) | {"torch_dtype": "float32"}, indent=2)
     try:
-        write_beside(folder / "config.json", lambda path: path.write_text(config_text + "\n", encoding="utf-8"))
+        atomic_write(folder / "config.json", lambda path: path.write_text(config_text + "\n", encoding="utf-8"))
         if model.tokenizer is not None:
             vocabulary = model.tokenizer.model
-            write_beside(folder / "tokenizer.model", lambda path: path.write_bytes(vocabulary))
-        write_beside(folder / "model.safetensors", lambda path: save_file(dict(model.weights), path, {"format": "pt"}))
+            atomic_write(folder / "tokenizer.model", lambda path: path.write_bytes(vocabulary))
+        atomic_write(folder / "model.safetensors", lambda path: save_file(dict(model.weights), path, {"format": "pt"}))
         metadata = {name: json.dumps(value) for name, value in about.items()}
-        write_beside(folder / STATE_FILE, lambda path: save_file(everything, path, metadata))
+        atomic_write(folder / STATE_FILE, lambda path: save_file(everything, path, metadata))
     except Exception as error:  # the safetensors library has an exception of its own for a full disk
         before = "; the checkpoint before is whole" if (folder / STATE_FILE).exists() else ""
         raise GemmaError(f"{folder}: could not be saved ({error}){before}") from None

@@ -138,7 +138,7 @@ def dequantize(weight: Weight) -> np.ndarray:
     return wide
 
 
-def lookup(weight: Weight, rows: np.ndarray) -> np.ndarray:
+def embedding_rows(weight: Weight, rows: np.ndarray) -> np.ndarray:
     """Some rows of a weight [out, in], widened: rows [...] -> [..., in]."""
     return dequantize(weight[rows])
 

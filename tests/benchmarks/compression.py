@@ -21,7 +21,7 @@ from gemma_np.checkpoints.random_weights import random_weights
 from gemma_np.checkpoints.saving import save_folder
 from gemma_np.compression.quantization import Scheme, quantize
 from gemma_np.model.kv_cache import KVCache
-from gemma_np.model.transformer import output_logits, transformer
+from gemma_np.model.transformer import lm_head, transformer
 from gemma_np.weights.formats import Weights, stored_bytes
 
 SCHEMES = {
@@ -75,14 +75,14 @@ def decode(weights: Weights, config) -> float:
     transformer([2, 5, 7], weights, config, cache)
     started = time.perf_counter()
     for _ in range(TOKENS):
-        output_logits(transformer([5], weights, config, cache), weights, config)
+        lm_head(transformer([5], weights, config, cache), weights, config)
     return time.perf_counter() - started
 
 
 def prefill(weights: Weights, config) -> float:
     """Seconds for a prompt, and the logits of its last token."""
     started = time.perf_counter()
-    output_logits(transformer(np.arange(PREFILL), weights, config)[-1:], weights, config)
+    lm_head(transformer(np.arange(PREFILL), weights, config)[-1:], weights, config)
     return time.perf_counter() - started
 
 

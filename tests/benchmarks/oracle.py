@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from gemma_np import RELEASED, Gemma, GemmaConfig
-from gemma_np.model.transformer import output_logits, transformer
+from gemma_np.model.transformer import lm_head, transformer
 from gemma_np.oracle.diagnosis import diagnose
-from gemma_np.oracle.mistakes import CATALOGUE, planted
+from gemma_np.oracle.mistakes import CATALOGUE, inject_mistakes
 from gemma_np.oracle.trace import Reference, write_trace
 from gemma_np.training.trainer import initial_weights
 from tests.benchmarks.speed import TINY
@@ -40,7 +40,7 @@ def trace() -> None:
         for _ in range(ROUNDS + 1):
             row = []
             for run in (
-                lambda: output_logits(transformer(ids, model.weights, model.config), model.weights, model.config),
+                lambda: lm_head(transformer(ids, model.weights, model.config), model.weights, model.config),
                 lambda: write_trace(model, [ids], path),
                 lambda: write_bytes(path.with_suffix(".bytes"), path.stat().st_size),
             ):
@@ -74,7 +74,7 @@ def diagnosis() -> None:
     by_id = {mistake.id: mistake for mistake in CATALOGUE}
     for names in (["gelu-exact"], ["norm-no-plus1", "silu"]):
         mistakes = [by_id[name] for name in names]
-        with planted(mistakes, TINY, [len(ids)]):
+        with inject_mistakes(mistakes, TINY, [len(ids)]):
             records = Reference(model, [ids]).records()
         start = time.perf_counter()
         found = diagnose(Reference(exact, [ids]), records, "float32")

@@ -20,7 +20,7 @@ from gemma_np import RELEASED, GemmaConfig
 from gemma_np.checkpoints.config_json import config_to_json
 from gemma_np.config import gemma2_config
 from gemma_np.model.kv_cache import KVCache
-from gemma_np.model.transformer import output_logits, transformer
+from gemma_np.model.transformer import lm_head, transformer
 
 TINY = gemma2_config(2048, 128, 4, 4, 2, 32, 512, 2048, 32, 256)
 SHAPES = {"tiny": TINY, "270m": RELEASED["gemma-3-270m"], "2b": RELEASED["gemma-2-2b"]}
@@ -55,12 +55,12 @@ def against_framework(shape: str, rounds: int) -> None:
 
     def ours_prefill(ids: np.ndarray = ids) -> KVCache:
         cache = KVCache(config, len(ids) + steps)
-        output_logits(transformer(ids, weights, config, cache)[-1:], weights, config)
+        lm_head(transformer(ids, weights, config, cache)[-1:], weights, config)
         return cache
 
     def ours_decode(cache: KVCache) -> None:
         for _ in range(steps):
-            output_logits(transformer([5], weights, config, cache), weights, config)
+            lm_head(transformer([5], weights, config, cache), weights, config)
 
     @torch.no_grad()
     def theirs_prefill(ids: np.ndarray = ids):

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gemma_np.training.mpi import ranks_of_this_run
+from gemma_np.training.mpi import mpi_ranks
 from gemma_np.training.optimizer import AdamW
 from gemma_np.training.task import Batch, Task
 from gemma_np.training.trainer import initial_weights, train_step
@@ -57,7 +57,7 @@ def ours() -> None:
     generator = np.random.default_rng(0)
     state = State(initial_weights(TINY, generator), AdamW(), generator)
     task = Task(lambda state: Batch(state.generator.integers(0, TINY.vocab_size, (RECIPE.batch, RECIPE.length + 1))))
-    with ranks_of_this_run() as ranks:
+    with mpi_ranks() as ranks:
         speed = tokens_per_second(lambda: train_step(state, TINY, task, RECIPE, ranks))
         if ranks.rank == 0:
             print(speed)

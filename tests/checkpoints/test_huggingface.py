@@ -26,7 +26,7 @@ def folder(tmp_path):
     return tmp_path / "model"
 
 
-def rewrite(folder, change):
+def map_layers(folder, change):
     """Write the folder's weights again, after `change` was made to them."""
     weights = load_file(folder / "model.safetensors")
     change(weights)
@@ -93,7 +93,7 @@ def test_every_missing_extra_and_misshapen_tensor_is_named(folder):
         weights["lm_head.weight"] = np.zeros((2, 2), np.float32)
         weights[NAME] = np.ascontiguousarray(weights[NAME].T)
 
-    rewrite(folder, change)
+    map_layers(folder, change)
     with pytest.raises(GemmaError) as error:
         load_folder(folder, np.float32)
     message = str(error.value)
@@ -178,13 +178,13 @@ def test_a_damaged_file_is_told_by_its_name(damage, folder):
 
 
 def test_integers_are_no_weights(folder):
-    rewrite(folder, lambda weights: weights.update({NAME: np.zeros((8, 12), np.int8)}))
+    map_layers(folder, lambda weights: weights.update({NAME: np.zeros((8, 12), np.int8)}))
     with pytest.raises(GemmaError, match=f"{NAME}: dtype int8, expected one of F64, F32, F16, BF16"):
         load_folder(folder, np.float32)
 
 
 def test_an_empty_tensor_is_no_weight(folder):
-    rewrite(folder, lambda weights: weights.update({NAME: np.zeros((0, 12), np.float32)}))
+    map_layers(folder, lambda weights: weights.update({NAME: np.zeros((0, 12), np.float32)}))
     with pytest.raises(GemmaError, match=rf"{NAME}: shape \(0, 12\), expected a tensor that is not empty"):
         load_folder(folder, np.float32)
 
@@ -219,7 +219,7 @@ def test_no_weights_at_all(folder):
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_numbers_that_are_none_are_warned_of_by_name(bad, dtype, folder):
-    rewrite(folder, lambda weights: weights[NAME].__setitem__((7, 11), bad))
+    map_layers(folder, lambda weights: weights[NAME].__setitem__((7, 11), bad))
     with pytest.warns(UserWarning, match=f"{NAME}: has NaN or infinity"):
         load_folder(folder, dtype)
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gemma_np.compression.awq import best_factors, rescale
+from gemma_np.compression.awq import awq_scale, best_factors
 from gemma_np.compression.calibration import INPUTS, Moments
 from gemma_np.compression.gptq import moment_error
 from gemma_np.compression.quantization import Scheme, quantize
@@ -28,7 +28,7 @@ def layer_of(config, seed):
 @given(configs(), seeds)
 def test_a_layer_computes_the_same(config, seed):
     layer, moments, x, y = layer_of(config, seed)
-    scaled = rescale(layer, moments, Scheme("int8"), config)
+    scaled = awq_scale(layer, moments, Scheme("int8"), config)
     assert any((scaled[name] != layer[name]).any() for name in layer)
     assert_close(block(x, Scope(scaled), config, 0), y, "model")
 
@@ -38,7 +38,7 @@ def test_all_of_a_layer_takes_part(model_type):
     """Every matrix, and the two norms that the factors go into."""
     config = tiny.config(model_type)
     layer, moments, _, _ = layer_of(config, 0)
-    scaled = rescale(layer, moments, Scheme("int8"), config)
+    scaled = awq_scale(layer, moments, Scheme("int8"), config)
     norms = {"input_layernorm.weight", f"{pre_feedforward_name(config)}.weight"}
     assert {name for name in layer if (scaled[name] != layer[name]).any()} == norms | INPUTS.keys()
 
@@ -48,7 +48,7 @@ def test_what_a_layer_multiplies_last_is_not_further_off(config, seed):
     """These two matrices have factors of their own alone, and what they return is what they returned before."""
     scheme = Scheme("int8")
     layer, moments, x, _ = layer_of(config, seed)
-    scaled, new_moments = rescale(layer, moments, scheme, config), Moments()
+    scaled, new_moments = awq_scale(layer, moments, scheme, config), Moments()
     block(x, Scope(scaled), config, 0, tape=new_moments)
     for name in ("self_attn.o_proj.weight", "mlp.down_proj.weight"):
         error, before = (
@@ -95,5 +95,5 @@ def test_channels_without_any_input_are_no_trouble(model_type):
     layer["mlp.up_proj.weight"][2] = 0
     moments, x = Moments(), normal(0, 9, config.hidden_size, dtype=np.float32)
     y = block(x, Scope(layer), config, 0, tape=moments)
-    scaled = rescale(layer, moments, Scheme("int8"), config)
+    scaled = awq_scale(layer, moments, Scheme("int8"), config)
     assert_close(block(x, Scope(scaled), config, 0), y, "model")

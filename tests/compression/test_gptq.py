@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gemma_np.compression.gptq import gptq, moment_error, round_in_turn
-from gemma_np.compression.quantization import Scheme, full_grid, in_groups, quantize
+from gemma_np.compression.quantization import Scheme, in_groups, minmax_grid, quantize
 from gemma_np.weights.formats import dequantize
 from tests.support.strategies import normal, seeds
 
@@ -42,7 +42,7 @@ def one_by_one(weight, moments, grid):
 @pytest.mark.parametrize("scheme", [Scheme("int8"), Scheme("int4", 4)])
 def test_the_numbers_are_those_of_the_plain_loop(scheme, columns, samples):
     weight, moments = case(0, 6, columns, samples)
-    grid = full_grid(weight, scheme)
+    grid = minmax_grid(weight, scheme)
     found, expected = round_in_turn(weight, moments, grid).reshape(6, columns), one_by_one(weight, moments, grid)
     assert (found == expected).mean() > 0.99  # float32 may decide a tie otherwise, and then what follows
     errors = [moment_error(grid.values(in_groups(n, scheme)), weight, moments).sum() for n in (found, expected)]
@@ -81,7 +81,7 @@ def test_it_is_clearly_better_where_inputs_go_together():
 @given(SCHEMES, seeds)
 def test_inputs_that_have_nothing_to_do_with_each_other_leave_rounding(scheme, seed):
     weight = normal(seed, 3, 8, dtype=np.float32)
-    grid = full_grid(weight, scheme)
+    grid = minmax_grid(weight, scheme)
     found = round_in_turn(weight, np.eye(8, dtype=np.float32), grid)
     assert (found == grid.nearest(in_groups(weight, scheme))).all()
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gemma_np import Gemma, GemmaError
-from gemma_np.compression.pruning import METHODS, prune_weights, share_of_row, two_of_four, zeros_stay
+from gemma_np.compression.pruning import METHODS, keep_sparsity, prune_weights, share_of_row, two_of_four
 from tests.support import tiny
 from tests.support.strategies import normal, random_ids, seeds
 
@@ -82,7 +82,7 @@ def test_zeros_stay_however_the_weights_move():
     model = tiny.gemma()
     pruned = dict(prune_weights(model, share_of_row(0.5), "magnitude"))
     moved = {name: weight + 1 for name, weight in pruned.items()}
-    for name, weight in zeros_stay(pruned)(moved).items():
+    for name, weight in keep_sparsity(pruned)(moved).items():
         if weight.ndim == 2 and "embed" not in name:
             assert ((weight == 0) == (pruned[name] == 0)).all(), name
         else:

@@ -3,7 +3,7 @@
 import numpy as np
 
 import gemma_np
-from gemma_np.compression.qat import as_quantized
+from gemma_np.compression.qat import fake_quantize
 from gemma_np.compression.quantization import Scheme, quantize
 from gemma_np.compression.quantize_model import quantize_model
 from gemma_np.training.mpi import Ranks
@@ -29,7 +29,7 @@ def draw(state):
 def test_the_gradient_goes_straight_through():
     """The first step moves the float weights by the gradient that the quantized ones have."""
     state = State({n: w.copy() for n, w in MODEL.weights.items()}, AdamW(weight_decay=0), np.random.default_rng(0))
-    task = Task(lambda _: Batch(TEXTS[:4]), seen=as_quantized(SCHEME))
+    task = Task(lambda _: Batch(TEXTS[:4]), seen=fake_quantize(SCHEME))
     _, gradients, _ = loss_and_gradients(task.seen(MODEL.weights), MODEL.config, Batch(TEXTS[:4]), next_token)
     train_step(state, MODEL.config, task, Recipe(steps=1, batch=4, length=9, warmup=0, clip=1e9), Ranks())
     for name, gradient in gradients.items():
@@ -37,7 +37,7 @@ def test_the_gradient_goes_straight_through():
 
 
 def test_the_checkpoint_is_what_the_model_saw_and_the_run_goes_on_from_floats(tmp_path):
-    task = Task(draw, seen=as_quantized(SCHEME))
+    task = Task(draw, seen=fake_quantize(SCHEME))
     trained = train(MODEL, task, RECIPE, tmp_path / "run")
     loaded = gemma_np.load(tmp_path / "run")
     for name, weight in loaded.weights.items():
@@ -54,5 +54,5 @@ def test_a_model_trained_so_loses_less_when_it_is_quantized(tmp_path):
         return loss_and_gradients(weights, model.config, Batch(TEXTS), next_token)[0]
 
     plain = train(MODEL, Task(draw), RECIPE, tmp_path / "plain")
-    aware = train(MODEL, Task(draw, seen=as_quantized(SCHEME)), RECIPE, tmp_path / "aware")
+    aware = train(MODEL, Task(draw, seen=fake_quantize(SCHEME)), RECIPE, tmp_path / "aware")
     assert loss_when_quantized(aware) < loss_when_quantized(plain)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from gemma_np import GemmaError
 from gemma_np.compression import quantization
-from gemma_np.compression.quantization import Q4_0, Q8_0, Scheme, full_grid, in_groups, quantize
+from gemma_np.compression.quantization import Q4_0, Q8_0, Scheme, in_groups, minmax_grid, quantize
 from gemma_np.weights.formats import W8A8, BFloat16, Float8, Int4, Int8, dequantize, unpack
 from tests.support.strategies import normal, seeds
 
@@ -95,7 +95,7 @@ def test_the_grid_of_least_error_has_no_more_error_than_the_full_one(scheme, row
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_what_lies_beyond_the_grid_gets_its_last_number(scheme):
     weight = np.array([[-8, -1, 1, 8]], np.float32)
-    found = full_grid(weight, scheme, 0.5).nearest(in_groups(weight, scheme)).ravel()
+    found = minmax_grid(weight, scheme, 0.5).nearest(in_groups(weight, scheme)).ravel()
     lowest, highest = {"int8": (-127, 127), "w8a8": (-127, 127), "int4": (0, 15)}[scheme.kind]
     assert (found[0], found[3]) == (lowest, highest)
     assert lowest < found[1] < found[2] < highest
@@ -175,7 +175,7 @@ def test_int4_is_torch_s(zero_points):
     import torch
 
     weight, scheme = matrix(0, 40, 64, 1.0), Scheme("int4", 16, zero_points)
-    found, grid = quantize(weight, scheme), full_grid(weight, scheme)
+    found, grid = quantize(weight, scheme), minmax_grid(weight, scheme)
     assert isinstance(found, Int4)
     groups = torch.from_numpy(weight.reshape(160, 16))
     scales, zeros = (torch.from_numpy(values.ravel()) for values in (grid.scales, grid.zeros))

@@ -5,7 +5,7 @@ import pytest
 
 import gemma_np
 from gemma_np import Gemma, GemmaError
-from gemma_np.compression.awq import rescale
+from gemma_np.compression.awq import awq_scale
 from gemma_np.compression.calibration import INPUTS, Moments, calibration_texts
 from gemma_np.compression.gptq import gptq
 from gemma_np.compression.quantization import Scheme, quantize
@@ -71,7 +71,7 @@ def test_a_layer_is_calibrated_with_what_the_quantized_ones_before_it_make_of_th
             moments(name, value)
     layer = dict(Scope(model.weights) / "model.layers.3")
     if method == "awq":
-        layer = rescale(layer, moments, SCHEME, model.config)
+        layer = awq_scale(layer, moments, SCHEME, model.config)
     for name, weight in layer.items():
         if name in INPUTS and method == "gptq":
             weight = gptq(weight, moments[INPUTS[name]], SCHEME)
@@ -149,7 +149,7 @@ def test_what_is_quantized_already():
     small = Gemma(model.config, dict(quantize_model(model, Scheme("int8"))), model.tokenizer)
     with pytest.raises(GemmaError, match=r"model.embed_tokens.weight: is quantized already, expected floats"):
         quantize_model(small, Scheme("int8"))
-    assert dict(quantize_model(small.widened(), Scheme("int8")))
+    assert dict(quantize_model(small.dequantized(), Scheme("int8")))
 
 
 @pytest.mark.parametrize("kind", ["w8a8", "int4", "float8"])

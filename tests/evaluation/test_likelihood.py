@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from gemma_np import GemmaError
 from gemma_np.evaluation.likelihood import Pair, likelihoods, read_sharing
-from gemma_np.model.transformer import output_logits, transformer
+from gemma_np.model.transformer import lm_head, transformer
 from tests.support import tiny
 from tests.support.strategies import MODEL_TYPES, configs, random_ids, random_weights, seeds
 from tests.support.tolerances import assert_close
@@ -16,7 +16,7 @@ from tests.support.tolerances import assert_close
 def alone(pair, weights, config):
     """From the definition: one uncached pass, log softmax, the sum over the continuation."""
     ids = np.array(pair.context + pair.continuation)
-    logits = output_logits(transformer(ids[:-1], weights, config), weights, config)[len(pair.context) - 1 :]
+    logits = lm_head(transformer(ids[:-1], weights, config), weights, config)[len(pair.context) - 1 :]
     log_probs = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
     greedy = (logits.argmax(axis=-1) == pair.continuation).all()
     return log_probs[np.arange(len(pair.continuation)), pair.continuation].sum(), greedy

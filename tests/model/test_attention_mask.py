@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gemma_np.model.attention_mask import masked_softmax, visible
+from gemma_np.model.attention_mask import attention_mask, masked_softmax
 from tests.support import naive
 from tests.support.strategies import batches, lengths, normal, seeds
 from tests.support.tolerances import assert_close
@@ -15,21 +15,21 @@ windows = st.none() | st.integers(1, 14)
 
 @given(positions, positions, windows)
 def test_visible_against_loops(query_positions, key_positions, window):
-    expected = [[naive.visible(q, k, window) for k in key_positions] for q in query_positions]
-    assert visible(query_positions, key_positions, window).tolist() == expected
+    expected = [[naive.attention_mask(q, k, window) for k in key_positions] for q in query_positions]
+    assert attention_mask(query_positions, key_positions, window).tolist() == expected
 
 
 @given(lengths, st.integers(0, 5))
 def test_a_window_as_long_as_the_text_hides_nothing(T, more):
     text = range(T)
-    assert (visible(text, text, T + more) == visible(text, text, None)).all()
+    assert (attention_mask(text, text, T + more) == attention_mask(text, text, None)).all()
 
 
 def test_how_many_keys_are_seen():
     text = range(6)
-    assert visible(text, text, None).sum(axis=1).tolist() == [1, 2, 3, 4, 5, 6]
-    assert visible(text, text, 3).sum(axis=1).tolist() == [1, 2, 3, 3, 3, 3]
-    assert visible([5], text, 1).tolist() == [[False] * 5 + [True]]
+    assert attention_mask(text, text, None).sum(axis=1).tolist() == [1, 2, 3, 4, 5, 6]
+    assert attention_mask(text, text, 3).sum(axis=1).tolist() == [1, 2, 3, 3, 3, 3]
+    assert attention_mask([5], text, 1).tolist() == [[False] * 5 + [True]]
 
 
 @given(batches, lengths, lengths, seeds, st.sampled_from([1.0, 1000.0]))

@@ -65,7 +65,7 @@ def test_a_norm_without_eps_passes_nothing_along_its_input(D, seed):
 
 @given(batches, sizes, st.sampled_from([2, 4, 6]), seeds)
 def test_rope(batch, T, h, seed):
-    cos, sin = rope.rotation(range(T), h, 10.0, 2.0, np.float64)
+    cos, sin = rope.rope_cos_sin(range(T), h, 10.0, 2.0, np.float64)
     x, dy = normal(seed, *batch, T, h), normal(seed + 1, *batch, T, h)
     assert_gradient(weighted(lambda x: rope.rope(x, cos, sin), dy), (x,), (rope.rope_backward(dy, cos, sin),))
     assert_close(rope.rope_backward(rope.rope(x, cos, sin), cos, sin), x, "operation")
@@ -80,7 +80,7 @@ def test_soft_cap(batch, n, seed, cap):
 
 @given(batches, sizes, seeds, st.sampled_from([None, 1, 2, 3]))
 def test_masked_softmax(batch, T, seed, window):
-    mask = attention_mask.visible(range(T), range(T), window)
+    mask = attention_mask.attention_mask(range(T), range(T), window)
     scores, dprobs = normal(seed, *batch, T, T), normal(seed + 1, *batch, T, T)
     dscores = attention_mask.masked_softmax_backward(dprobs, attention_mask.masked_softmax(scores, mask))
     assert_gradient(weighted(lambda s: attention_mask.masked_softmax(s, mask), dprobs), (scores,), (dscores,))
@@ -155,8 +155,8 @@ def test_block(config, batch, T, seed, data):
 def gradients_of(ids, weights, config, dlogits):
     """The gradient of (logits * dlogits).sum() with respect to every weight."""
     record, gradients = Record(), {}
-    transformer.output_logits(transformer.transformer(ids, weights, config, tape=record), weights, config, record)
-    dx = transformer.output_logits_backward(dlogits, weights, config, record, gradients)
+    transformer.lm_head(transformer.transformer(ids, weights, config, tape=record), weights, config, record)
+    dx = transformer.lm_head_backward(dlogits, weights, config, record, gradients)
     transformer.transformer_backward(dx, ids, weights, config, record, gradients)
     return gradients
 
@@ -171,7 +171,7 @@ def test_the_whole_model(config, batch, T, seed):
     def function(*values):
         named = dict(zip(weights, values, strict=True))
         x = transformer.transformer(ids, named, config)
-        return (transformer.output_logits(x, named, config) * dlogits).sum()
+        return (transformer.lm_head(x, named, config) * dlogits).sum()
 
     assert_gradient(function, list(weights.values()), [gradients[name] for name in weights])
 

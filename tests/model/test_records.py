@@ -6,14 +6,14 @@ from hypothesis import strategies as st
 
 from gemma_np.model.kv_cache import KVCache
 from gemma_np.model.records import RECORDS, record_shapes
-from gemma_np.model.transformer import output_logits, transformer
+from gemma_np.model.transformer import lm_head, transformer
 from gemma_np.scope import Record
 from tests.support.strategies import batches, configs, random_ids, random_weights
 
 
 def record_of(ids, weights, config, cache=None):
     record = Record()
-    output_logits(transformer(ids, weights, config, cache, record), weights, config, record)
+    lm_head(transformer(ids, weights, config, cache, record), weights, config, record)
     return record
 
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gemma_np.model.rope import rope, rotation
+from gemma_np.model.rope import rope, rope_cos_sin
 from tests.support import naive
 from tests.support.strategies import batches, lengths, normal, seeds
 from tests.support.tolerances import assert_close
@@ -24,7 +24,7 @@ def test_against_loops(batch, T, half, start, base, divisor, seed):
         [naive.rope(vector, position, base, divisor) for vector, position in zip(text, positions, strict=True)]
         for text in vectors
     ]
-    turned = rope(x, *rotation(positions, 2 * half, base, divisor, np.float64))
+    turned = rope(x, *rope_cos_sin(positions, 2 * half, base, divisor, np.float64))
     # An angle of 8191 radians is itself known to 1e-12 only.
     assert_close(turned, np.reshape(expected, x.shape), "operation" if start < 100 else "model")
 
@@ -36,7 +36,7 @@ def test_scores_depend_on_the_difference_of_positions_alone(half, q_position, k_
     def score(q_position, k_position):
         positions = (range(p, p + 1) for p in (q_position, k_position))
         turned_q, turned_k = (
-            rope(x, *rotation(p, 2 * half, 100.0, 2.0, np.float64)) for x, p in zip((q, k), positions, strict=True)
+            rope(x, *rope_cos_sin(p, 2 * half, 100.0, 2.0, np.float64)) for x, p in zip((q, k), positions, strict=True)
         )
         return turned_q @ turned_k.T
 
@@ -47,32 +47,32 @@ def test_scores_depend_on_the_difference_of_positions_alone(half, q_position, k_
 
 def test_other_differences_give_other_scores():
     q, k = normal(0, 5, 8), normal(1, 1, 8)
-    turned = rope(np.repeat(k, 5, axis=0), *rotation(range(5), 8, 100.0, 1.0, np.float64))
+    turned = rope(np.repeat(k, 5, axis=0), *rope_cos_sin(range(5), 8, 100.0, 1.0, np.float64))
     assert len(np.unique(np.round(turned @ q[0], 6))) == 5
 
 
 def test_position_zero_is_not_turned():
     x = normal(0, 1, 6)
-    assert_close(rope(x, *rotation(range(1), 6, 10_000.0, 1.0, np.float64)), x, "operation")
+    assert_close(rope(x, *rope_cos_sin(range(1), 6, 10_000.0, 1.0, np.float64)), x, "operation")
 
 
 def test_turning_keeps_the_length():
     x = normal(0, 9, 6)
-    turned = rope(x, *rotation(range(1000, 1009), 6, 10_000.0, 1.0, np.float64))
+    turned = rope(x, *rope_cos_sin(range(1000, 1009), 6, 10_000.0, 1.0, np.float64))
     assert_close(np.linalg.norm(turned, axis=-1), np.linalg.norm(x, axis=-1), "operation")
 
 
 @pytest.mark.parametrize("position", [8191, 131_071])
 def test_float32_gets_angles_worked_out_in_float64(position):
     """A float32 angle would be off by 5e-4 at position 8191; its cosine, once right, is off by no more than 6e-8."""
-    wanted = rotation(range(position, position + 1), 256, 10_000.0, 1.0, np.float64)
-    found = rotation(range(position, position + 1), 256, 10_000.0, 1.0, np.float32)
+    wanted = rope_cos_sin(range(position, position + 1), 256, 10_000.0, 1.0, np.float64)
+    found = rope_cos_sin(range(position, position + 1), 256, 10_000.0, 1.0, np.float32)
     assert all(array.dtype == np.float32 for array in found)
     assert max(np.abs(a - b).max() for a, b in zip(found, wanted, strict=True)) < 6.1e-8
 
 
 def test_the_angles_are_shared_and_hence_read_only():
-    cos, sin = rotation(range(3), 4, 10.0, 1.0, np.float64)
+    cos, sin = rope_cos_sin(range(3), 4, 10.0, 1.0, np.float64)
     with pytest.raises(ValueError, match="read-only"):
         cos[0] = 0
     with pytest.raises(ValueError, match="read-only"):

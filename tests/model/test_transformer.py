@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from gemma_np import GemmaConfig, GemmaError
 from gemma_np.config import GLOBAL, LOCAL
 from gemma_np.model.kv_cache import KVCache
-from gemma_np.model.transformer import output_logits, transformer
+from gemma_np.model.transformer import lm_head, transformer
 from gemma_np.scope import Record, no_tape
 from tests.support import naive
 from tests.support.strategies import MODEL_TYPES, batches, configs, lengths, random_ids, random_weights, seeds, splits
@@ -30,7 +30,7 @@ every_model = pytest.mark.parametrize("config", MODELS.values(), ids=MODELS)
 
 
 def forward(ids, weights, config, cache=None, tape=no_tape):
-    return output_logits(transformer(ids, weights, config, cache, tape), weights, config, tape)
+    return lm_head(transformer(ids, weights, config, cache, tape), weights, config, tape)
 
 
 def forward_in_chunks(ids, weights, config, sizes, tape=no_tape):

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 from gemma_np import Gemma
 from gemma_np.cli import main
 from gemma_np.oracle.comparison import compare
-from gemma_np.oracle.mistakes import CATALOGUE, planted
+from gemma_np.oracle.mistakes import CATALOGUE, inject_mistakes
 from gemma_np.oracle.noise import rounding_tape
 from gemma_np.oracle.trace import Reference, write_trace
 from tests.support import tiny
@@ -30,7 +30,7 @@ def mistaken(name, ids=IDS, model=None):
     """What the float32 model with this mistake in it dumps."""
     model = model or tiny.gemma()
     mistake = next(mistake for mistake in CATALOGUE if mistake.id == name)
-    with planted((mistake,), model.config, [len(ids)]):
+    with inject_mistakes((mistake,), model.config, [len(ids)]):
         return Reference(model, [ids]).records()
 
 

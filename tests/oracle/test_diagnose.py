@@ -13,7 +13,7 @@ from gemma_np import Gemma
 from gemma_np.cli import main
 from gemma_np.config import GemmaConfig
 from gemma_np.oracle.diagnosis import describe, diagnose, place_of
-from gemma_np.oracle.mistakes import CATALOGUE, planted
+from gemma_np.oracle.mistakes import CATALOGUE, inject_mistakes
 from gemma_np.oracle.trace import Reference
 from tests.support import goldens, tiny
 from tests.support.strategies import random_ids
@@ -31,7 +31,7 @@ def reference(model_type, dtype=np.float64):
 def mistaken(model_type, *names):
     """What the float32 model with these mistakes in it dumps."""
     theirs = reference(model_type, np.float32)
-    with planted([BY_ID[name] for name in names], theirs.config, theirs.lengths), np.errstate(all="ignore"):
+    with inject_mistakes([BY_ID[name] for name in names], theirs.config, theirs.lengths), np.errstate(all="ignore"):
         return theirs.records()
 
 
@@ -143,7 +143,7 @@ def test_from_the_command_line(tmp_path, capsys):
     ids = [2, 5, 9, 40, 7, 31]
     tiny.gemma().save(tmp_path / "model")
     theirs = Reference(tiny.gemma(), [ids])
-    with planted([BY_ID["silu"]], theirs.config, theirs.lengths):
+    with inject_mistakes([BY_ID["silu"]], theirs.config, theirs.lengths):
         records = {name: np.ascontiguousarray(record) for name, record in theirs.records().items()}
     save_file(records, tmp_path / "dump.safetensors", {"passes": json.dumps([ids])})
     words = ["diagnose", "--model", str(tmp_path / "model"), str(tmp_path / "dump.safetensors")]

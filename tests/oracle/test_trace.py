@@ -13,7 +13,7 @@ from gemma_np import Gemma
 from gemma_np.cli import main
 from gemma_np.model.kv_cache import KVCache
 from gemma_np.model.records import record_shapes
-from gemma_np.model.transformer import output_logits, transformer
+from gemma_np.model.transformer import lm_head, transformer
 from gemma_np.oracle.trace import Reference, write_trace
 from gemma_np.scope import Record
 from tests.support import tiny
@@ -47,7 +47,7 @@ def test_passes_are_what_the_cache_gives(config, lengths, seed):
     cache, end = KVCache(config, dtype=np.float64), 0
     for number, read in enumerate(passes):
         record, end = Record(), end + len(read)
-        output_logits(transformer(read, weights, config, cache, record), weights, config, record)
+        lm_head(transformer(read, weights, config, cache, record), weights, config, record)
         for name, value in record.items():
             found = records[name if number == 0 else f"pass.{number}.{name}"]
             if (name.endswith("probs") and value.shape[-1] == end) or ("scores" not in name and "probs" not in name):

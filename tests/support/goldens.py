@@ -9,7 +9,7 @@ from safetensors import safe_open
 
 from gemma_np import GemmaConfig
 from gemma_np.model.kv_cache import KVCache
-from gemma_np.model.transformer import output_logits, transformer
+from gemma_np.model.transformer import lm_head, transformer
 from gemma_np.scope import Record
 from tests.support.strategies import MODEL_TYPES
 from tests.support.tolerances import assert_close
@@ -49,7 +49,7 @@ def check_golden(model_type, case):
     for number, expected in enumerate(chunks):
         start, end = end, end + expected["embedding"].shape[1]
         record = Record()
-        output_logits(transformer(ids[:, start:end], weights, config, kv_cache, record), weights, config, record)
+        lm_head(transformer(ids[:, start:end], weights, config, kv_cache, record), weights, config, record)
         assert set(record) == set(expected)
         for name, value in record.items():
             if name.endswith((".scores", ".scores_capped", ".probs")):

@@ -44,7 +44,7 @@ def soft_cap(x, cap):
     return cap * math.tanh(x / cap)
 
 
-def visible(query_position, key_position, window):
+def attention_mask(query_position, key_position, window):
     if key_position > query_position:
         return False
     return window is None or key_position > query_position - window
@@ -95,7 +95,7 @@ def attention(xs, weights, config, layer):
                 if config.attn_logit_softcapping:
                     score = soft_cap(score, config.attn_logit_softcapping)
                 scores.append(score)
-            mask = [visible(t, s, config.window(layer)) for s in range(len(xs))]
+            mask = [attention_mask(t, s, config.window(layer)) for s in range(len(xs))]
             probs = masked_softmax(scores, mask)
             values = [head(linear(y, weights["self_attn.v_proj.weight"]), key_head, h) for y in xs]
             mixed += [dot(probs, [value[channel] for value in values]) for channel in range(h)]

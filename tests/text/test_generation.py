@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from gemma_np import GemmaError
 from gemma_np.model.kv_cache import KVCache
-from gemma_np.model.transformer import output_logits, transformer
+from gemma_np.model.transformer import lm_head, transformer
 from gemma_np.text import generation
 from gemma_np.text.generation import generate_ids, prefill
 from tests.support import tiny
@@ -24,7 +24,7 @@ def test_greedy_is_the_argmax_of_the_uncached_logits(config, T, seed):
     weights, ids = random_weights(config, seed, np.float64), random_ids(config, seed, T).tolist()
     expected = list(ids)
     for _ in range(8):
-        expected.append(greedy(output_logits(transformer(expected, weights, config), weights, config)[-1]))
+        expected.append(greedy(lm_head(transformer(expected, weights, config), weights, config)[-1]))
     assert list(generate_ids(ids, weights, config, greedy, max_new_tokens=8)) == expected[T:]
 
 

@@ -10,7 +10,7 @@ import pytest
 import gemma_np
 from gemma_np import GemmaError
 from gemma_np.cli import main
-from gemma_np.training.distillation import from_teacher, on_policy, write_on
+from gemma_np.training.distillation import from_teacher, on_policy, sample_continuations
 from gemma_np.training.losses import distillation, log_softmax
 from gemma_np.training.merging import average
 from gemma_np.training.optimizer import AdamW
@@ -43,7 +43,7 @@ def test_the_student_writes_on_from_its_own_distribution():
     """Over many texts, the first token that it writes comes as often as it finds it likely."""
     student, prompt, texts = tiny.gemma(vocab_size=5), [2, 4, 1], 20_000
     weights = {name: weight.astype(np.float64) for name, weight in student.weights.items()}
-    ids = write_on(np.array([prompt] * texts), 6, weights, student.config, np.random.default_rng(0))
+    ids = sample_continuations(np.array([prompt] * texts), 6, weights, student.config, np.random.default_rng(0))
     assert ids.shape == (texts, 6)
     assert (ids[:, :3] == prompt).all()
     expected = np.exp(log_softmax(student.logits(prompt)[-1]))

@@ -56,14 +56,14 @@ def test_gradients_of_divergences(divergence, batch, T, V, seed):
 def test_gradient_of_top_k(batch, T, V, seed, data):
     k = data.draw(st.integers(1, V - 1))
     logits, teacher = 2 * normal(seed, *batch, T, V), top_k_of(normal(seed + 1, *batch, T, V), k)
-    _, dlogits = losses.distillation_top_k(logits, teacher)
-    assert_gradient(lambda x: losses.distillation_top_k(x, teacher)[0].sum(), (logits,), (dlogits,))
+    _, dlogits = losses.soft_cross_entropy_top_k(logits, teacher)
+    assert_gradient(lambda x: losses.soft_cross_entropy_top_k(x, teacher)[0].sum(), (logits,), (dlogits,))
 
 
 @given(sizes, vocabularies, seeds)
 def test_all_but_one_is_the_whole_distribution(T, V, seed):
     logits, teacher = normal(seed, T, V), normal(seed + 1, T, V)
-    loss, dlogits = losses.distillation_top_k(logits, top_k_of(teacher, V - 1))
+    loss, dlogits = losses.soft_cross_entropy_top_k(logits, top_k_of(teacher, V - 1))
     expected, dexpected = losses.distillation(logits, teacher)
     np.testing.assert_allclose(loss, expected, rtol=1e-10)
     np.testing.assert_allclose(dlogits, dexpected, atol=1e-12)
@@ -118,7 +118,7 @@ def test_the_largest_logits_and_vocabularies(dtype, V):
     logits[0, 0], logits[1, 1], teacher[0, 1], teacher[1, 1] = 1e4, -1e4, 1e4, 1e4
     top = TopK(np.array([[1], [1]]), np.array([[1.0], [1.0]], dtype))
     results = [divergence(logits, teacher) for divergence in DIVERGENCES.values()]
-    results += [losses.cross_entropy(logits, np.array([1, 1])), losses.distillation_top_k(logits, top)]
+    results += [losses.cross_entropy(logits, np.array([1, 1])), losses.soft_cross_entropy_top_k(logits, top)]
     for loss, dlogits in results:
         assert loss.dtype == dlogits.dtype == dtype
         assert np.isfinite(loss).all()

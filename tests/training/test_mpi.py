@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
 from gemma_np.training.losses import TopK
-from gemma_np.training.mpi import Ranks, ranks_of_this_run
+from gemma_np.training.mpi import Ranks, mpi_ranks
 from gemma_np.training.task import Batch
 from tests.support import tiny
 
@@ -36,11 +36,11 @@ def test_the_shares_of_all_ranks_are_the_batch(size, texts):
 
 
 def test_a_process_alone_is_rank_0_of_1(monkeypatch):
-    with ranks_of_this_run() as ranks:
+    with mpi_ranks() as ranks:
         assert (ranks.rank, ranks.size) == (0, 1)
     array = np.ones(3)
-    Ranks().add_up(array)
-    Ranks().wait()
+    Ranks().all_reduce(array)
+    Ranks().barrier()
     assert (array == 1).all()
 
 

@@ -77,7 +77,7 @@ def test_ten_steps_are_those_of_the_framework():
     """A whole tiny Gemma 2 trained on one batch: the losses on the way agree to 1e-5."""
     import torch
 
-    from gemma_np.model.transformer import output_logits, output_logits_backward, transformer, transformer_backward
+    from gemma_np.model.transformer import lm_head, lm_head_backward, transformer, transformer_backward
     from gemma_np.scope import Record
     from gemma_np.training.losses import cross_entropy, mean
     from tests.support.framework import framework_model
@@ -101,9 +101,9 @@ def test_ten_steps_are_those_of_the_framework():
         expected.append(loss.item())
 
         record, gradients = Record(), {}
-        logits = output_logits(transformer(ids[:, :-1], weights, config, tape=record), weights, config, record)
+        logits = lm_head(transformer(ids[:, :-1], weights, config, tape=record), weights, config, record)
         loss, dlogits = mean(*cross_entropy(logits, ids[:, 1:]))
-        dx = output_logits_backward(dlogits, weights, config, record, gradients)
+        dx = lm_head_backward(dlogits, weights, config, record, gradients)
         transformer_backward(dx, ids[:, :-1], weights, config, record, gradients)
         ours.step(weights, gradients, 0.01)
         found.append(loss)

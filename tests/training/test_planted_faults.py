@@ -89,7 +89,7 @@ FAULTS = {
     "norm-as-w": ("gemma2", "gemma_np.model.block.rms_norm_backward", as_if_the_weight_were_w),
     "norm-passes-its-length": ("gemma2", "gemma_np.model.block.rms_norm_backward", along_its_input_too),
     "qk-norm-as-w": ("gemma3_text", "gemma_np.model.attention.rms_norm_backward", as_if_the_weight_were_w),
-    "gqa-not-summed": ("gemma2", "gemma_np.model.attention.sum_group", first_head_of_the_group),
+    "gqa-not-summed": ("gemma2", "gemma_np.model.attention.grouped_matmul_backward", first_head_of_the_group),
     "rope-not-turned-back": ("gemma2", "gemma_np.model.attention.rope_backward", turned_the_same_way),
     "attncap-forgotten": ("gemma2", "gemma_np.model.attention.soft_cap_backward", lambda dy, y, cap: dy),
     "finalcap-forgotten": ("gemma2", "gemma_np.model.transformer.soft_cap_backward", lambda dy, y, cap: dy),

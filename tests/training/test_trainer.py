@@ -16,7 +16,7 @@ import gemma_np
 from gemma_np import GemmaError
 from gemma_np.cli import main
 from gemma_np.training import trainer, training_state
-from gemma_np.training.data import consecutive_texts, draw_ids, draw_texts, open_tokens, text_files, write_tokens
+from gemma_np.training.data import consecutive_texts, draw_ids, open_tokens, random_batches, text_files, write_tokens
 from gemma_np.training.mpi import Ranks
 from gemma_np.training.task import Task, next_token
 from gemma_np.training.tokenizer_training import train_vocabulary
@@ -32,7 +32,7 @@ TOKENS = np.array(tiny.tokenizer().encode(tiny.TEXT * 3), np.uint16)
 def reading(recipe=RECIPE):
     """The task of reading TOKENS."""
     validation = consecutive_texts(TOKENS[:60], recipe.batch, recipe.length)
-    return Task(draw_texts(TOKENS, recipe.batch, recipe.length), validation=validation)
+    return Task(random_batches(TOKENS, recipe.batch, recipe.length), validation=validation)
 
 
 def run(folder, recipe=RECIPE, task=None, **options):

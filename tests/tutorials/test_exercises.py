@@ -11,7 +11,7 @@ from support import check
 from support.exercise import NOT_WRITTEN, Exercise, known
 from support.exercises import attention, cache_and_generation, rms_norm
 
-from gemma_np.model.transformer import output_logits, transformer
+from gemma_np.model.transformer import lm_head, transformer
 from tests.support.by_path import module_at
 
 ROOT = Path(__file__).parents[2]
@@ -222,7 +222,7 @@ def test_reading_all_again_at_each_step_is_noticed():
         text = list(ids)
         for _ in range(count):
             x = transformer(text, weights, config)
-            text.append(int(output_logits(x[-1], weights, config).argmax()))
+            text.append(int(lm_head(x[-1], weights, config).argmax()))
         return text[len(ids) :]
 
     assert check(greedy, cache_and_generation.DECODE) == (

@@ -6,7 +6,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gemma_np.weights.formats import W8A8, BFloat16, Float8, Int4, Int8, dequantize, lookup, pack, stored_bytes, unpack
+from gemma_np.weights.formats import (
+    W8A8,
+    BFloat16,
+    Float8,
+    Int4,
+    Int8,
+    dequantize,
+    embedding_rows,
+    pack,
+    stored_bytes,
+    unpack,
+)
 from tests.support.strategies import seeds
 
 KINDS = ("bfloat16", "int8", "int8 in groups", "w8a8", "int4", "int4 with zeros", "float8")
@@ -76,13 +87,13 @@ def test_rows_of_a_weight_are_rows_of_what_it_stands_for(weight, data):
     assert (dequantize(weight[start:]) == dequantize(weight)[start:]).all()
     rows = np.array(data.draw(st.lists(st.integers(0, weight.shape[0] - 1), min_size=1, max_size=6)))
     for index in (rows, rows[None, :, None]):
-        assert (lookup(weight, index) == dequantize(weight)[index]).all()
+        assert (embedding_rows(weight, index) == dequantize(weight)[index]).all()
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_one_row_alone_can_be_looked_up(kind):
     weight = random_weight(kind, 5, 2, 4, 0)
-    assert (lookup(weight, np.array(3)) == dequantize(weight)[3]).all()
+    assert (embedding_rows(weight, np.array(3)) == dequantize(weight)[3]).all()
 
 
 def test_an_array_is_what_it_is():

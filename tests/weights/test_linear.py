@@ -107,11 +107,13 @@ def test_a_whole_model_of_stored_weights(scheme):
     weights = {name: quantize(w, scheme) if w.ndim == 2 else w for name, w in model.weights.items()}
     stored = Gemma(model.config, weights, model.tokenizer)
     ids = random_ids(model.config, 0, 2, 12)
-    assert_close(stored.logits(ids), stored.widened().logits(ids), "model")
+    assert_close(stored.logits(ids), stored.dequantized().logits(ids), "model")
     cache = KVCache(model.config, 12, (2,))
     parts = [transformer(ids[:, start : start + 5], weights, model.config, cache) for start in (0, 5, 10)]
     assert_close(np.concatenate(parts, axis=1), transformer(ids, weights, model.config), "model")
-    assert stored.generate("The ships", max_new_tokens=20) == stored.widened().generate("The ships", max_new_tokens=20)
+    assert stored.generate("The ships", max_new_tokens=20) == stored.dequantized().generate(
+        "The ships", max_new_tokens=20
+    )
 
 
 @pytest.mark.parametrize("cores", [None, 1, 2])

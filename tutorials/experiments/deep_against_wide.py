@@ -6,7 +6,7 @@ python tutorials/experiments/deep_against_wide.py texts/
 from common import RECIPE, SEEDS, Lab, Shape
 from plots import bars
 
-from gemma_np.training.data import draw_texts
+from gemma_np.training.data import random_batches
 from gemma_np.training.task import Task
 
 SHAPES = {
@@ -15,7 +15,7 @@ SHAPES = {
 }
 
 lab = Lab(__doc__)
-task = Task(draw_texts(lab.tokens, RECIPE.batch, RECIPE.length))
+task = Task(random_batches(lab.tokens, RECIPE.batch, RECIPE.length))
 rows = [
     {
         "label": label,

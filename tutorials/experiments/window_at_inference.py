@@ -9,13 +9,13 @@ from common import RECIPE, SEEDS, Lab, Shape
 from plots import bars
 
 from gemma_np import Gemma
-from gemma_np.training.data import draw_texts
+from gemma_np.training.data import random_batches
 from gemma_np.training.task import Task
 
 WINDOWS = (64, 32, 16, 8, 4, 1)
 
 lab = Lab(__doc__)
-task = Task(draw_texts(lab.tokens, RECIPE.batch, RECIPE.length))
+task = Task(random_batches(lab.tokens, RECIPE.batch, RECIPE.length))
 models = [lab.trained("kv-2", Shape(), task, seed) for seed in SEEDS]
 
 

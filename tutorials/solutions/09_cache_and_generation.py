@@ -6,7 +6,7 @@ import numpy as np
 
 from gemma_np.config import GemmaConfig
 from gemma_np.model.kv_cache import KVCache
-from gemma_np.model.transformer import output_logits, transformer
+from gemma_np.model.transformer import lm_head, transformer
 from gemma_np.weights.formats import Weights
 
 
@@ -15,7 +15,7 @@ def greedy(ids: Sequence[int], count: int, weights: Weights, config: GemmaConfig
     unread, new = ids, []
     for _ in range(count):
         x = transformer(unread, weights, config, cache)
-        token = int(output_logits(x[-1], weights, config).argmax())
+        token = int(lm_head(x[-1], weights, config).argmax())
         new.append(token)
         unread = [token]
     return new

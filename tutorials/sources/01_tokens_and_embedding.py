@@ -27,8 +27,8 @@ from support.plots import matrix, pieces, use_style
 import gemma_np
 from gemma_np.config import RELEASED
 from gemma_np.model.embedding import embed, unembed
-from gemma_np.model.transformer import output_logits
-from gemma_np.oracle.mistakes import CATALOGUE, planted
+from gemma_np.model.transformer import lm_head
+from gemma_np.oracle.mistakes import CATALOGUE, inject_mistakes
 from gemma_np.text.tokenizer import Tokenizer
 
 use_style()
@@ -139,7 +139,7 @@ assert x.shape == (len(ids), D)
 assert np.array_equal(x, model.trace(ids)["embedding"])
 
 # %% [markdown]
-# `lookup` is `E[ids]`, or the same for a matrix that is stored in fewer bits. `model.trace(ids)` runs the model and keeps
+# `embedding_rows` is `E[ids]`, or the same for a matrix that is stored in fewer bits. `model.trace(ids)` runs the model and keeps
 # every array that it computed on the way, by name; here the one named "embedding" is compared. Below, and in the other
 # tutorials, what it returns is called `record`, so that `record["embedding"]` is that array.
 #
@@ -200,7 +200,7 @@ lines(unembed, "def", "return")
 # `linear(x, E)` is $x E^\top$; no $\sqrt D$ here. The line in the model, and what the model expects after "To be, or not to":
 
 # %%
-lines(output_logits, "unembed")
+lines(lm_head, "unembed")
 
 # %%
 record = model.trace(tokenizer.encode("To be, or not to"))
@@ -262,7 +262,7 @@ assert 0.5 < sizes["attention adds"].mean() / sizes["times sqrt(D)"].mean() < 2
 
 # %% [markdown]
 # Both of the possible mistakes, no scale and the scale twice, have been made when Gemma was written anew, and there is no
-# error message for them. This package has a catalogue of such mistakes. `planted` puts one into the model for as long as its
+# error message for them. This package has a catalogue of such mistakes. `inject_mistakes` puts one into the model for as long as its
 # `with` lasts; the list says how many tokens the model reads at once.
 #
 # *Perplexity* says between how many tokens the model hesitates on average; less is better. Whoever guesses evenly among
@@ -273,7 +273,7 @@ assert 0.5 < sizes["attention adds"].mean() / sizes["times sqrt(D)"].mean() < 2
 print(f"right: perplexity {model.perplexity(text):,.0f}")
 for mistake in CATALOGUE:
     if mistake.id in ("embed-scale-absent", "embed-scale-twice"):
-        with planted([mistake], model.config, [len(ids)]):
+        with inject_mistakes([mistake], model.config, [len(ids)]):
             wrong = model.perplexity(text)
         print(f"{mistake.instead}: perplexity {wrong:,.0f}")
         assert wrong > 5 * model.perplexity(text)

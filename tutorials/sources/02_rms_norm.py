@@ -20,7 +20,7 @@ from support.plots import matrix, pieces, use_style
 
 import gemma_np
 from gemma_np.model.rms_norm import rms_norm
-from gemma_np.oracle.mistakes import CATALOGUE, planted
+from gemma_np.oracle.mistakes import CATALOGUE, inject_mistakes
 
 use_style()
 model = gemma_np.load()
@@ -130,14 +130,14 @@ assert learned.min() > -1 and learned.max() < 1
 # All the $w$ stayed between -1 and 1, though nothing forces them to. Leaving out the 1 is among the mistakes most often
 # made when Gemma is written anew; adding it twice is another, since GGUF files store $1 + w$ already. How much does the
 # first one hurt? The package's catalogue of mistakes has it. (It belongs to the *oracle*, the part that finds what is
-# wrong with a port; [tutorial 16](16_finding_the_bug.ipynb).) As in tutorial 1, `planted([mistake], config, [length])`
+# wrong with a port; [tutorial 16](16_finding_the_bug.ipynb).) As in tutorial 1, `inject_mistakes([mistake], config, [length])`
 # puts it into the model while the `with` lasts; the length says how many tokens are read at once.
 
 # %%
 [mistake] = (mistake for mistake in CATALOGUE if mistake.id == "norm-no-plus1")
 text = "To be, or not to be, that is the question."
 right = model.perplexity(text)
-with planted([mistake], model.config, [len(ids)]):
+with inject_mistakes([mistake], model.config, [len(ids)]):
     wrong = model.perplexity(text)
 print(f"{mistake.instead}: perplexity {wrong:.0f}, where it is {right:.0f}")
 assert wrong > model.config.vocab_size == 2048 and wrong > 5 * right

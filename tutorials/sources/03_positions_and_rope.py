@@ -23,9 +23,9 @@ import gemma_np
 from gemma_np.config import GLOBAL, RELEASED
 from gemma_np.gemma import Gemma
 from gemma_np.model.attention import attention
-from gemma_np.model.rope import rope, rotation
+from gemma_np.model.rope import rope, rope_cos_sin
 from gemma_np.oracle.faults import rope_interleaved
-from gemma_np.oracle.mistakes import CATALOGUE, planted
+from gemma_np.oracle.mistakes import CATALOGUE, inject_mistakes
 
 use_style()
 model = gemma_np.load()
@@ -101,7 +101,7 @@ assert blind.perplexity(text) > 1.3 * model.perplexity(text)
 # Cosine and sine of all angles are arrays [T, h/2]. The lines:
 
 # %%
-lines(rotation, "frequencies =", "angles =", "cos, sin =")
+lines(rope_cos_sin, "frequencies =", "angles =", "cos, sin =")
 
 # %% [markdown]
 # Gemma pairs channel $i$ with channel $i + h/2$, the first half with the second. For $x$ [..., T, h]:
@@ -125,7 +125,7 @@ lines(attention, "positions = range", "cos, sin =", "rope(q", "rope(k")
 
 # %%
 base, divisor = config.rope(layer=1)
-cos, sin = rotation(range(config.max_position_embeddings), h, base, divisor, np.float64)  # [256, h/2]
+cos, sin = rope_cos_sin(range(config.max_position_embeddings), h, base, divisor, np.float64)  # [256, h/2]
 query = record["layers.1.self_attn.q"][0, second_be].astype(np.float64)  # [h]
 turned = rope(np.tile(query, (21, 1)), cos[:21], sin[:21])  # [21, h]
 
@@ -265,9 +265,9 @@ assert 8192 < slowest[0] < 131_072 < slowest[1]
 # %%
 [interleaved] = (mistake for mistake in CATALOGUE if mistake.id == "rope-interleaved")
 right_one, right = model.logits(ids[:1]), model.perplexity(text)
-with planted([interleaved], config, [1]):
+with inject_mistakes([interleaved], config, [1]):
     wrong_one = model.logits(ids[:1])
-with planted([interleaved], config, [len(ids)]):
+with inject_mistakes([interleaved], config, [len(ids)]):
     wrong = model.perplexity(text)
 print(f"one token: logits equal: {np.array_equal(right_one, wrong_one)}")
 print(f"{len(ids)} tokens: perplexity {right:.0f}, with wrong pairs {wrong:.0f}")
@@ -299,7 +299,7 @@ assert np.array(8191, ml_dtypes.bfloat16) == 8192
 # %% [markdown]
 # float32 is off by less than a thousandth of a radian, which does little. bfloat16 has 8 significant bits: position 8191 itself becomes
 # 8192, and the fast pairs point anywhere. Released implementations had this bug, and it does not show in short texts.
-# That is why `rotation` computes angles in float64 whatever the rest of the model is in, and rounds cosine and sine only.
+# That is why `rope_cos_sin` computes angles in float64 whatever the rest of the model is in, and rounds cosine and sine only.
 #
 # ## Exercises
 #

@@ -24,9 +24,9 @@ from support.plots import matrix, pieces, use_style
 import gemma_np
 from gemma_np.config import GLOBAL, LOCAL, RELEASED
 from gemma_np.memory import cache_bytes
-from gemma_np.model.attention import attention, per_group, split_heads
+from gemma_np.model.attention import attention, grouped_matmul, split_heads
 from gemma_np.model.attention_mask import masked_softmax
-from gemma_np.oracle.mistakes import CATALOGUE, planted
+from gemma_np.oracle.mistakes import CATALOGUE, inject_mistakes
 
 use_style()
 model = gemma_np.load()
@@ -230,7 +230,7 @@ for i in range(H):
     by_hand = q[i] @ k[i // G].T / math.sqrt(model.config.query_pre_attn_scalar)
     np.testing.assert_allclose(by_hand, record[f"layers.{layer}.self_attn.scores"][i], atol=1e-4)
     print(f"query head {i} reads key-value head {i // G}")
-lines(per_group, "stacked")
+lines(grouped_matmul, "stacked")
 
 # %% [markdown]
 # The code repeats no keys: it puts the queries of a group below each other, G * T rows, and multiplies once for each of
@@ -239,7 +239,7 @@ lines(per_group, "stacked")
 
 # %%
 [mistake] = (mistake for mistake in CATALOGUE if mistake.id == "gqa-tile")
-with planted([mistake], model.config, [len(verse_ids)]):
+with inject_mistakes([mistake], model.config, [len(verse_ids)]):
     wrong = model.perplexity(verse)
 print(f"{mistake.instead}: perplexity {wrong:.0f}, where it is {together:.0f}")
 assert wrong > 2 * together

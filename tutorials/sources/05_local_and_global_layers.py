@@ -24,10 +24,10 @@ from support.plots import use_style
 import gemma_np
 from gemma_np.config import GLOBAL, LOCAL, RELEASED, GemmaConfig
 from gemma_np.memory import cache_bytes
-from gemma_np.model.attention_mask import masked_softmax, visible
+from gemma_np.model.attention_mask import attention_mask, masked_softmax
 from gemma_np.model.kv_cache import KVCache, LayerCache
-from gemma_np.model.transformer import output_logits, transformer
-from gemma_np.oracle.mistakes import CATALOGUE, planted
+from gemma_np.model.transformer import lm_head, transformer
+from gemma_np.oracle.mistakes import CATALOGUE, inject_mistakes
 
 use_style()
 model = gemma_np.load()
@@ -67,7 +67,7 @@ assert len(ids) > 3 * window
 # $$\mathrm{visible}_{ij} = (0 \le p_i - r_j) \wedge (p_i - r_j < W) \ [T, S]$$
 
 # %%
-lines(visible, "distance")
+lines(attention_mask, "distance")
 
 # %% [markdown]
 # So $W$ counts the token itself: it sees itself and $W - 1$ others. The config says which layers have a window, and the
@@ -86,7 +86,7 @@ lines(masked_softmax, "hide", "exp", "/=")
 # %%
 figure, axes = plt.subplots(2, 2, figsize=(7, 6.2), sharex=True, sharey=True)
 for layer, (above, below) in zip((2, 3), axes.T, strict=True):
-    mask = visible(range(T), range(T), model.config.window(layer))  # [T, S]
+    mask = attention_mask(range(T), range(T), model.config.window(layer))  # [T, S]
     shares = record[f"layers.{layer}.self_attn.probs"].mean(axis=0)  # [T, S]
     above.imshow(np.where(mask, 1.0, np.nan), vmin=0, vmax=2)
     below.imshow(np.where(mask, shares, np.nan), norm=LogNorm(1e-4, 1))
@@ -158,7 +158,7 @@ def reach(config):
     """Which positions can influence the last one after each layer, from the masks alone: bool [layers, T]."""
     reached, rows = np.eye(T, dtype=bool), []
     for layer in layers:
-        reached = visible(range(T), range(T), config.window(layer)) @ reached  # by way of any token it sees
+        reached = attention_mask(range(T), range(T), config.window(layer)) @ reached  # by way of any token it sees
         rows.append(reached[-1])
     return np.stack(rows)
 
@@ -248,7 +248,7 @@ for step in range(steps):
     keys, values, positions = ring.append(token, token)
     held[: keys.shape[-2], step] = keys[0, :, 0]
     assert np.array_equal(keys[0, :, 0], positions)
-    assert visible([step], positions, 4).all()
+    assert attention_mask([step], positions, 4).all()
 
 figure, axes = plt.subplots(figsize=(7, 2.8))
 image = axes.imshow(held, vmin=0, vmax=steps - 1)
@@ -263,7 +263,7 @@ plt.show()
 # %% [markdown]
 # From position 4 on, a new key takes the place of the oldest, and the slots are no longer in the order of time. Softmax
 # and mixing do not mind: a sum has no order. The rotation does not either, since keys are rotated before they are kept.
-# The mask does, and this is why `append` returns the position of each slot, and why `visible` asks for nothing else.
+# The mask does, and this is why `append` returns the position of each slot, and why `attention_mask` asks for nothing else.
 # Token by token through such rings, the model computes what it computes at once:
 
 # %%
@@ -271,7 +271,7 @@ cache = KVCache(model.config)
 rows = []
 for id in ids[:100]:  # longer than the window
     x = transformer([id], model.weights, model.config, cache)
-    rows.append(output_logits(x[-1], model.weights, model.config))
+    rows.append(lm_head(x[-1], model.weights, model.config))
 print("slots of the four layers:", [layer.slots for layer in cache.layers])
 np.testing.assert_allclose(rows, record["logits_capped"][:100], atol=1e-3)
 assert [layer.slots for layer in cache.layers] == [64, 256, 64, 256]
@@ -313,7 +313,7 @@ for text in (short, verse):
     n = len(model.tokenizer.encode(text))
     print(f"{n} tokens: perplexity {model.perplexity(text):.1f}")
     for mistake in named.values():
-        with planted([mistake], model.config, [n]):
+        with inject_mistakes([mistake], model.config, [n]):
             found[mistake.id, text] = model.perplexity(text)
         print(f"  {found[mistake.id, text]:.1f}  {mistake.id}: {mistake.instead}")
         assert text != short or found[mistake.id, text] == model.perplexity(text)

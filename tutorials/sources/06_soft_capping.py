@@ -19,11 +19,11 @@ from support.plots import pieces, use_style
 import gemma_np
 from gemma_np.config import RELEASED
 from gemma_np.model.attention import attention
-from gemma_np.model.attention_mask import masked_softmax, masked_softmax_backward, visible
+from gemma_np.model.attention_mask import attention_mask, masked_softmax, masked_softmax_backward
 from gemma_np.model.rms_norm import rms_norm
 from gemma_np.model.soft_cap import soft_cap, soft_cap_backward
-from gemma_np.model.transformer import output_logits
-from gemma_np.oracle.mistakes import CATALOGUE, planted
+from gemma_np.model.transformer import lm_head
+from gemma_np.oracle.mistakes import CATALOGUE, inject_mistakes
 
 use_style()
 model = gemma_np.load()
@@ -167,7 +167,7 @@ lines(attention, 'tape("scores"', "attn_logit_softcapping:", "soft_cap(scores", 
 # and the logits, with 30, as the last thing of all:
 
 # %%
-lines(output_logits, 'tape("logits"', "final_logit_softcapping:", "soft_cap(logits")
+lines(lm_head, 'tape("logits"', "final_logit_softcapping:", "soft_cap(logits")
 
 # %% [markdown]
 # ## What the caps do to this model
@@ -178,7 +178,7 @@ lines(output_logits, 'tape("logits"', "final_logit_softcapping:", "soft_cap(logi
 # %%
 before, after = [], []
 for layer in layers:
-    mask = visible(range(T), range(T), model.config.window(layer))  # [T, S]
+    mask = attention_mask(range(T), range(T), model.config.window(layer))  # [T, S]
     before.append(record[f"layers.{layer}.self_attn.scores"][:, mask])
     after.append(record[f"layers.{layer}.self_attn.scores_capped"][:, mask])
 before, after = np.concatenate(before, axis=1).ravel(), np.concatenate(after, axis=1).ravel()
@@ -267,7 +267,7 @@ perplexity, others = {"right": model.perplexity(verse)}, {}
 print(f"{perplexity['right']:8.2f}              right")
 for id in ("attncap-missing", "attncap-after-mask", "finalcap-missing", "finalcap-50", "cap-formula"):
     [mistake] = (mistake for mistake in CATALOGUE if mistake.id == id)
-    with planted([mistake], model.config, [T]):
+    with inject_mistakes([mistake], model.config, [T]):
         perplexity[id] = model.perplexity(verse)
         others[id] = np.count_nonzero(model.logits(ids).argmax(axis=-1) != logits.argmax(axis=-1))
     print(f"{perplexity[id]:8.2f}  {others[id]:3} of {T}  {id}: {mistake.instead}")

@@ -24,7 +24,7 @@ from gemma_np.model.block import block, pre_feedforward_name
 from gemma_np.model.feed_forward import feed_forward, gelu
 from gemma_np.model.rms_norm import rms_norm
 from gemma_np.oracle.faults import gelu_exact, silu
-from gemma_np.oracle.mistakes import CATALOGUE, planted
+from gemma_np.oracle.mistakes import CATALOGUE, inject_mistakes
 from gemma_np.scope import Scope
 from gemma_np.weights.linear import linear
 
@@ -286,7 +286,7 @@ length = len(model.tokenizer.encode(SPEECH)) - 1  # the last token is predicted,
 right = model.perplexity(SPEECH)
 wrong = {}
 for mistake in (mistake for mistake in CATALOGUE if mistake.id in HERE):
-    with planted([mistake], config, [length]):
+    with inject_mistakes([mistake], config, [length]):
         wrong[mistake.id] = model.perplexity(SPEECH)
 
 print(f"perplexity {right:8.2f}  nothing planted")

@@ -22,7 +22,7 @@ from gemma_np.model.embedding import embed, unembed
 from gemma_np.model.records import RECORDS, record_shapes
 from gemma_np.model.rms_norm import rms_norm
 from gemma_np.model.soft_cap import soft_cap
-from gemma_np.model.transformer import output_logits, transformer
+from gemma_np.model.transformer import lm_head, transformer
 from gemma_np.scope import Record, Scope
 
 use_style()
@@ -48,7 +48,7 @@ lines(transformer, 'x = tape("embedding"', "for layer", "part =", "x = block", "
 # $$\text{logits} = 30 \tanh\!\left(\frac{\mathrm{norm}(x_L)\, E^\top}{30}\right) \;\; [T, V]$$
 
 # %%
-lines(output_logits, "logits = ", "if config", "return")
+lines(lm_head, "logits = ", "if config", "return")
 
 # %% [markdown]
 # That is Gemma 2. The 2B, 9B and 27B are these lines with other numbers, those of table 1. How many weights that makes, by
@@ -139,7 +139,7 @@ def softmax(logits):
 
 def lens(stream):
     """Stream [..., D] -> the probability of every token to come next, [..., V]."""
-    return softmax(output_logits(rms_norm(stream, weights["model.norm.weight"], config.rms_norm_eps), weights, config))
+    return softmax(lm_head(rms_norm(stream, weights["model.norm.weight"], config.rms_norm_eps), weights, config))
 
 
 stages = ["embedding"] + [f"layers.{layer}.{half}" for layer in layers for half in ("resid_mid", "resid_post")]
@@ -199,7 +199,7 @@ assert softmax(capped)[best[0]] < softmax(raw)[best[0]]
 # %%
 def run(tape, ids=ids):
     """The capped logits [T, V] of a run through this tape."""
-    return output_logits(transformer(ids, weights, config, tape=tape), weights, config, tape)
+    return lm_head(transformer(ids, weights, config, tape=tape), weights, config, tape)
 
 
 def float16(name, value):

@@ -24,10 +24,10 @@ from gemma_np import RELEASED
 from gemma_np.config import GLOBAL, gemma2_config
 from gemma_np.memory import STORAGE, cache_bytes, weight_bytes
 from gemma_np.model.attention import attention
-from gemma_np.model.attention_mask import visible
+from gemma_np.model.attention_mask import attention_mask
 from gemma_np.model.kv_cache import KVCache, LayerCache
-from gemma_np.model.transformer import output_logits, transformer
-from gemma_np.oracle.mistakes import CATALOGUE, planted
+from gemma_np.model.transformer import lm_head, transformer
+from gemma_np.oracle.mistakes import CATALOGUE, inject_mistakes
 from gemma_np.text.sampling import Sampling
 from gemma_np.training.losses import cross_entropy
 from gemma_np.training.trainer import initial_weights
@@ -84,11 +84,11 @@ lines(attention, "start =", "positions =", "cos, sin =", "keys, values, key_posi
 # whole prompt and for a lone token:
 
 # %%
-lines(visible, "distance")
+lines(attention_mask, "distance")
 
 # %%
-assert visible(range(0, 3), range(0, 3), None).astype(int).tolist() == [[1, 0, 0], [1, 1, 0], [1, 1, 1]]
-assert visible(range(3, 4), range(0, 4), None).astype(int).tolist() == [[1, 1, 1, 1]]  # one new token sees all
+assert attention_mask(range(0, 3), range(0, 3), None).astype(int).tolist() == [[1, 0, 0], [1, 1, 0], [1, 1, 1]]
+assert attention_mask(range(3, 4), range(0, 4), None).astype(int).tolist() == [[1, 1, 1, 1]]  # one new token sees all
 
 # %% [markdown]
 # A local layer never looks further back than its window, so its cache is a ring of `window` slots: the token at position
@@ -107,7 +107,7 @@ cache = KVCache(config, max_length=T + 8)
 x = transformer(ids, weights, config, cache)  # prefill: [T, D]
 written = []
 for _ in range(8):
-    token = int(output_logits(x[-1], weights, config).argmax())  # the last row tells what comes next
+    token = int(lm_head(x[-1], weights, config).argmax())  # the last row tells what comes next
     written.append(token)
     x = transformer([token], weights, config, cache)  # decode: [1, D]
 
@@ -127,11 +127,11 @@ differences = []
 for cut in range(1, T):
     cache = KVCache(config, T)
     parts = [transformer(part, weights, config, cache) for part in (ids[:cut], ids[cut:])]
-    differences.append(np.abs(output_logits(np.concatenate(parts), weights, config) - uncached).max())
+    differences.append(np.abs(lm_head(np.concatenate(parts), weights, config) - uncached).max())
 
 cache = KVCache(config, T)
 one_by_one = np.concatenate([transformer([id], weights, config, cache) for id in ids])
-differences.append(np.abs(output_logits(one_by_one, weights, config) - uncached).max())
+differences.append(np.abs(lm_head(one_by_one, weights, config) - uncached).max())
 print(f"{len(differences)} ways to cut: logits up to {np.abs(uncached).max():.0f} differ by {max(differences):.0e}")
 assert max(differences) < 1e-4
 
@@ -151,7 +151,7 @@ surprise = {"right": cross_entropy(uncached[:-1], np.array(ids[1:]))[0]}  # nats
 figure, axes = plt.subplots()
 for colour, name in (("C5", "decode-positions"), ("C0", "decode-mask-index")):
     [mistake] = (mistake for mistake in CATALOGUE if mistake.id == name)
-    with planted([mistake], config, passes):
+    with inject_mistakes([mistake], config, passes):
         wrong = model.logits(ids)
     surprise[name] = cross_entropy(wrong[:-1], np.array(ids[1:]))[0]
     axes.plot(np.abs(wrong - uncached).mean(axis=-1), color=colour, label=f"{name}: {mistake.instead}")
@@ -327,7 +327,7 @@ assert 7 < weight_bytes(two_b, "float32") / weight_bytes(two_b, "int4, groups of
 # %%
 middle = gemma2_config(4096, 1024, 2, 4, 2, 256, 3072, 64, 256, 32)
 random = initial_weights(middle, np.random.default_rng(0))
-[took] = fastest([lambda: output_logits(transformer([5], random, middle), random, middle)], budget=1.0)
+[took] = fastest([lambda: lm_head(transformer([5], random, middle), random, middle)], budget=1.0)
 bound = foretold(middle, "float32", length=1)
 print(f"{weight_bytes(middle, 'float32') / 1e6:.0f} MB: at most {bound:.0f} tokens/s foretold, {1 / took:.0f} measured")
 assert weight_bytes(middle, "float32") == sum(weight.nbytes for weight in random.values())

@@ -17,15 +17,15 @@ from support.exercises import backward_by_hand as exercises
 from support.plots import matrix, use_style
 
 import gemma_np
-from gemma_np.model.attention import attention_backward, per_group, sum_group
-from gemma_np.model.attention_mask import masked_softmax, masked_softmax_backward, visible
+from gemma_np.model.attention import attention_backward, grouped_matmul, grouped_matmul_backward
+from gemma_np.model.attention_mask import attention_mask, masked_softmax, masked_softmax_backward
 from gemma_np.model.block import block, block_backward
 from gemma_np.model.embedding import embed, embed_backward
 from gemma_np.model.feed_forward import feed_forward, feed_forward_backward, gelu, gelu_and_slope
 from gemma_np.model.rms_norm import rms_norm, rms_norm_backward
-from gemma_np.model.rope import rope, rope_backward, rotation
+from gemma_np.model.rope import rope, rope_backward, rope_cos_sin
 from gemma_np.model.soft_cap import soft_cap, soft_cap_backward
-from gemma_np.model.transformer import output_logits, output_logits_backward, transformer, transformer_backward
+from gemma_np.model.transformer import lm_head, lm_head_backward, transformer, transformer_backward
 from gemma_np.training.losses import cross_entropy
 from gemma_np.training.task import Batch, next_token
 from gemma_np.training.trainer import loss_and_gradients
@@ -209,7 +209,7 @@ lines(rope, "first, second", "return")
 lines(rope_backward, "return")
 
 # %%
-cos, sin = rotation(range(3), 4, 10_000.0, 1.0, np.float64)
+cos, sin = rope_cos_sin(range(3), 4, 10_000.0, 1.0, np.float64)
 x, dy = draw((3, 4)), draw((3, 4))  # [T, h]
 hold(rope_backward(dy, cos, sin), lambda x: (dy * rope(x, cos, sin)).sum(), x)
 np.testing.assert_allclose(rope_backward(rope(x, cos, sin), cos, sin), x, atol=1e-14)  # there, and back again
@@ -232,7 +232,7 @@ lines(masked_softmax, "hide =", "probs")
 lines(masked_softmax_backward, "return")
 
 # %%
-scores, dprobs, mask = draw((2, 3, 3)), draw((2, 3, 3)), visible(range(3), range(3), None)  # [H, T, S], [T, S]
+scores, dprobs, mask = draw((2, 3, 3)), draw((2, 3, 3)), attention_mask(range(3), range(3), None)  # [H, T, S], [T, S]
 dscores = masked_softmax_backward(dprobs, masked_softmax(scores, mask))
 hold(dscores, lambda scores: (dprobs * masked_softmax(scores, mask)).sum(), scores)
 np.testing.assert_allclose(dscores.sum(axis=-1), 0, atol=1e-12)  # what one key gains, others lose
@@ -250,19 +250,27 @@ assert (dscores[:, ~mask] == 0).all()
 # sum by itself:
 
 # %%
-lines(per_group, "stacked")
+lines(grouped_matmul, "stacked")
 
 # %%
-lines(sum_group, "left =", "right =", "return")
+lines(grouped_matmul_backward, "left =", "right =", "return")
 
 # %%
-lines(attention_backward, "dprobs =", "dv =", "if config.attn", "dscores =", "dq = per_group", "dk = sum_group")
+lines(
+    attention_backward,
+    "dprobs =",
+    "dv =",
+    "if config.attn",
+    "dscores =",
+    "dq = grouped_matmul",
+    "dk = grouped_matmul_backward",
+)
 
 # %%
 probs, values, dmixed = draw((4, 3, 3)), draw((2, 3, 5)), draw((4, 3, 5))  # [H, T, S], [K, S, h], [H, T, h]
-dprobs, dvalues = per_group(dmixed, values.swapaxes(-1, -2)), sum_group(probs, dmixed, kv_heads=2)
-hold(dvalues, lambda values: (dmixed * per_group(probs, values)).sum(), values)
-hold(dprobs, lambda probs: (dmixed * per_group(probs, values)).sum(), probs)
+dprobs, dvalues = grouped_matmul(dmixed, values.swapaxes(-1, -2)), grouped_matmul_backward(probs, dmixed, kv_heads=2)
+hold(dvalues, lambda values: (dmixed * grouped_matmul(probs, values)).sum(), values)
+hold(dprobs, lambda probs: (dmixed * grouped_matmul(probs, values)).sum(), probs)
 
 # %% [markdown]
 # ## GeGLU: each factor gets the other
@@ -361,7 +369,7 @@ lines(block_backward, "dz = dy", "dmid = dy +", "dz = dmid", "return dmid")
 # head of table 1). The head's share is found first, and the lookup's is added to it:
 
 # %%
-lines(output_logits_backward, "gradients[name]")
+lines(lm_head_backward, "gradients[name]")
 
 # %%
 lines(transformer_backward, "for layer in reversed", "block_backward", "embed_backward")
@@ -394,7 +402,7 @@ def loss_with(name, place, change):
     """The loss when one number of one weight is changed."""
     changed = {**weights, name: weights[name].copy()}
     changed[name][place] += change
-    logits = output_logits(transformer(ids[:-1], changed, config), changed, config)
+    logits = lm_head(transformer(ids[:-1], changed, config), changed, config)
     return cross_entropy(logits, ids[1:])[0].mean()
 
 

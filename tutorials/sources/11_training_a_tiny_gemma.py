@@ -26,8 +26,8 @@ import gemma_np
 from gemma_np.config import RELEASED, gemma2_config
 from gemma_np.gemma import Gemma
 from gemma_np.memory import training_memory
-from gemma_np.training.data import draw_texts
-from gemma_np.training.distillation import write_on
+from gemma_np.training.data import random_batches
+from gemma_np.training.distillation import sample_continuations
 from gemma_np.training.losses import cross_entropy, mean
 from gemma_np.training.mpi import Ranks
 from gemma_np.training.optimizer import AdamW, clip_by_global_norm, learning_rate
@@ -52,7 +52,7 @@ print(f"V = {V} tokens in the vocabulary")
 # %%
 LENGTH = 128
 begin = np.full((512, 1), tokenizer.bos)
-texts = write_on(begin, LENGTH + 1, author.weights, author.config, np.random.default_rng(0))  # [512, T + 1]
+texts = sample_continuations(begin, LENGTH + 1, author.weights, author.config, np.random.default_rng(0))  # [512, T + 1]
 train_ids = texts[:480].ravel()  # [N]
 held_out = [Batch(texts[first : first + 16]) for first in (480, 496)]  # each [16, T + 1]
 
@@ -67,7 +67,7 @@ print(tokenizer.decode(texts[20, 1:].tolist())[:230])
 # that each of the T positions has its question and its answer:
 
 # %%
-first_batch = draw_texts(train_ids, batch=4, length=LENGTH)(State({}, AdamW(), np.random.default_rng(0)))
+first_batch = random_batches(train_ids, batch=4, length=LENGTH)(State({}, AdamW(), np.random.default_rng(0)))
 read, predicted = first_batch.ids[:, :-1], first_batch.ids[:, 1:]  # [B, T] each
 for question, answer in zip(pieces(read[0, :6], tokenizer), pieces(predicted[0, :6], tokenizer), strict=True):
     print(f"{question:>10} -> {answer}")
@@ -230,7 +230,7 @@ STEPS, PEAK, WARMUP, CLIP = 900, 1e-2, 50, 1.0
 weights = {name: weight.copy() for name, weight in start.items()}
 optimizer = AdamW(weight_decay=0.1)
 state = State(weights, optimizer, np.random.default_rng(0))
-draw = draw_texts(train_ids, batch=4, length=LENGTH)
+draw = random_batches(train_ids, batch=4, length=LENGTH)
 log, validation = [], {0: validation_loss(weights, config, held_out, Ranks())}
 
 for step in range(STEPS):

@@ -26,8 +26,8 @@ from support.plots import pieces, use_style
 import gemma_np
 from gemma_np.config import gemma2_config
 from gemma_np.gemma import Gemma
-from gemma_np.training.distillation import from_teacher, on_policy, write_on
-from gemma_np.training.losses import TopK, distillation, distillation_top_k, forward_kl, log_softmax
+from gemma_np.training.distillation import from_teacher, on_policy, sample_continuations
+from gemma_np.training.losses import TopK, distillation, forward_kl, log_softmax, soft_cross_entropy_top_k
 from gemma_np.training.mpi import Ranks
 from gemma_np.training.optimizer import AdamW
 from gemma_np.training.task import Batch, Task, next_token
@@ -180,7 +180,9 @@ assert dice > 4 * signal
 # %%
 LENGTH, TEXTS, K = 128, 256, 32
 begin = np.full((TEXTS + 32, 1), tokenizer.bos)
-texts = write_on(begin, LENGTH + 1, teacher.weights, teacher.config, np.random.default_rng(0))  # [288, T + 1]
+texts = sample_continuations(
+    begin, LENGTH + 1, teacher.weights, teacher.config, np.random.default_rng(0)
+)  # [288, T + 1]
 held_out = [Batch(texts[first : first + 16]) for first in (TEXTS, TEXTS + 16)]
 said = [top_k(teacher.logits(texts[first : first + 8, :-1]), K) for first in range(0, TEXTS, 8)]
 stored = TopK(np.concatenate([part.ids for part in said]), np.concatenate([part.probs for part in said]))  # [256, T, K]
@@ -265,7 +267,7 @@ for k in (1, 8, 32, 128):
 assert 0.75 < kept < 0.9
 
 # %%
-lines(distillation_top_k, "rest =", "others =", "axis(others", "on_top =", "losses =")
+lines(soft_cross_entropy_top_k, "rest =", "others =", "axis(others", "on_top =", "losses =")
 
 # %% [markdown]
 # The rest must not be dropped. Without it the loss would be least for a student that gives all its probability to the k
@@ -273,7 +275,7 @@ lines(distillation_top_k, "rest =", "others =", "axis(others", "on_top =", "loss
 # student may share it out as it sees fit. A student that is its own teacher still has no gradient:
 
 # %%
-_, no_gradient = distillation_top_k(teacher_logits, top_k(teacher_logits, K))
+_, no_gradient = soft_cross_entropy_top_k(teacher_logits, top_k(teacher_logits, K))
 np.testing.assert_allclose(no_gradient, 0, atol=1e-6)
 
 live, _ = from_teacher(teacher)(students["from the teacher"].logits(texts[:4, :-1]), Batch(texts[:4]))

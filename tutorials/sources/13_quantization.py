@@ -24,11 +24,11 @@ from gemma_np.compression.awq import best_factors
 from gemma_np.compression.benchmark import decoding_speed, measure, table
 from gemma_np.compression.calibration import INPUTS, Moments
 from gemma_np.compression.gptq import gptq, moment_error, round_in_turn
-from gemma_np.compression.quantization import Grid, Scheme, full_grid, least_error_grid, quantize
+from gemma_np.compression.quantization import Grid, Scheme, minmax_grid, mse_grid, quantize
 from gemma_np.compression.quantize_model import quantize_model
 from gemma_np.config import RELEASED
 from gemma_np.memory import weight_bytes
-from gemma_np.training.distillation import write_on
+from gemma_np.training.distillation import sample_continuations
 from gemma_np.weights.formats import Int8, dequantize, pack, stored_bytes, unpack
 from gemma_np.weights.linear import linear
 
@@ -64,7 +64,7 @@ for name in ("gemma-2-2b", "gemma-2-9b", "gemma-2-27b"):
 # Only $q$, a byte each, and $s$, a float for each row, are stored. The lines:
 
 # %%
-lines(full_grid, "largest = ", "scales = _at_least(largest / 127")
+lines(minmax_grid, "largest = ", "scales = _at_least(largest / 127")
 
 # %%
 lines(Grid.nearest, "steps", "return")
@@ -102,7 +102,7 @@ np.testing.assert_allclose(linear(x, stored), x @ dequantize(stored).T, rtol=1e-
 # %%
 row = np.argmax(np.abs(W).max(axis=1) / W.std(axis=1))
 int4 = Scheme("int4")
-grids = {"full grid": full_grid(W, int4), "grid of least error": least_error_grid(W, int4)}
+grids = {"full grid": minmax_grid(W, int4), "grid of least error": mse_grid(W, int4)}
 
 figure, panels = plt.subplots(1, 2, sharex=True, sharey=True)
 for axes, (name, grid) in zip(panels, grids.items(), strict=True):
@@ -129,7 +129,7 @@ assert share > 0.15
 # range down to half of it:
 
 # %%
-lines(least_error_grid, "for shrink", "grid =", "error =", "best, least")
+lines(mse_grid, "for shrink", "grid =", "error =", "best, least")
 
 # %% [markdown]
 # The symmetric grid has eight values below zero and seven above. With a *zero point* $z$, a second small number for
@@ -137,7 +137,7 @@ lines(least_error_grid, "for shrink", "grid =", "error =", "best, least")
 # largest weight.
 
 # %%
-lines(full_grid, "scales = _at_least((high - low)", "zeros = np.rint")
+lines(minmax_grid, "scales = _at_least((high - low)", "zeros = np.rint")
 
 # %%
 sizes = [np.linalg.norm(dequantize(quantize(W, Scheme("int4", zero_points=zero))) - W) for zero in (False, True)]
@@ -269,8 +269,8 @@ lines(Moments.__call__, "rows = ", "self[name] =")
 # %%
 teacher = gemma_np.load("shakespeare-4m")
 bos = np.full((8, 1), model.tokenizer.bos)
-calibration = write_on(bos, 256, model.weights, model.config, np.random.default_rng(0))  # [8, 256]
-texts = write_on(bos, 256, teacher.weights, teacher.config, np.random.default_rng(1))  # [8, 256]
+calibration = sample_continuations(bos, 256, model.weights, model.config, np.random.default_rng(0))  # [8, 256]
+texts = sample_continuations(bos, 256, teacher.weights, teacher.config, np.random.default_rng(1))  # [8, 256]
 print(model.tokenizer.decode(texts[1, 1:60].tolist()))
 
 # %% [markdown]

@@ -21,7 +21,7 @@ from support.exercises import pruning_and_healing as exercises
 from support.plots import use_style
 
 import gemma_np
-from gemma_np.compression.pruning import prune_weights, share_of_row, two_of_four, zeros_stay
+from gemma_np.compression.pruning import keep_sparsity, prune_weights, share_of_row, two_of_four
 from gemma_np.compression.pruning_plan import Plan, prune
 from gemma_np.compression.structured_pruning import (
     choose_layers,
@@ -33,8 +33,8 @@ from gemma_np.compression.structured_pruning import (
 )
 from gemma_np.memory import cache_bytes
 from gemma_np.model.feed_forward import feed_forward
-from gemma_np.training.data import draw_texts
-from gemma_np.training.distillation import from_teacher, write_on
+from gemma_np.training.data import random_batches
+from gemma_np.training.distillation import from_teacher, sample_continuations
 from gemma_np.training.losses import cross_entropy, forward_kl
 from gemma_np.training.mpi import Ranks
 from gemma_np.training.optimizer import AdamW
@@ -56,9 +56,9 @@ print(f"{config.num_key_value_heads} key-value heads (K) with {config.num_attent
 
 # %%
 bos = np.full((8, 1), model.tokenizer.bos)
-calibration = write_on(bos, 256, model.weights, config, np.random.default_rng(0))  # [8, 256]
+calibration = sample_continuations(bos, 256, model.weights, config, np.random.default_rng(0))  # [8, 256]
 teacher = gemma_np.load("shakespeare-4m")
-texts = write_on(bos, 256, teacher.weights, teacher.config, np.random.default_rng(1))  # [8, 256]
+texts = sample_continuations(bos, 256, teacher.weights, teacher.config, np.random.default_rng(1))  # [8, 256]
 right = model.logits(texts[:, :-1])  # [8, 255, V]
 
 
@@ -301,14 +301,14 @@ assert choose_layers(made_up, config, 3) == [0, 1, 2] and choose_layers(made_up,
 # - for comparison, a model of the first one's shape with random weights: the way of the report's tables 6 and 7.
 
 # %%
-lines(zeros_stay, "masks = ", "return")
+lines(keep_sparsity, "masks = ", "return")
 
 # %% [markdown]
 # The texts are again the original's own words, which every model can write for itself: 40,960 tokens, each read one and
 # a half times. With the texts that a model was trained on, one would heal on these.
 
 # %%
-own_words = write_on(
+own_words = sample_continuations(
     np.full((160, 1), model.tokenizer.bos), 256, model.weights, config, np.random.default_rng(2)
 ).ravel()
 recipe = Recipe(steps=60, batch=8, length=128, rate=2e-3, warmup=5, weight_decay=0.01)
@@ -316,7 +316,7 @@ recipe = Recipe(steps=60, batch=8, length=128, rate=2e-3, warmup=5, weight_decay
 
 def heal(small, seen):
     """The model after the training, and the KL of each step."""
-    task = Task(draw_texts(own_words, recipe.batch, recipe.length), from_teacher(model, forward_kl), seen=seen)
+    task = Task(random_batches(own_words, recipe.batch, recipe.length), from_teacher(model, forward_kl), seen=seen)
     weights = {name: weight.copy() for name, weight in small.weights.items()}
     state = State(weights, AdamW(weight_decay=recipe.weight_decay), np.random.default_rng(recipe.seed))
     curve = [train_step(state, small.config, task, recipe, Ranks())["loss"] for _ in range(recipe.steps)]
@@ -327,7 +327,7 @@ at_random = gemma_np.Gemma(smaller.config, initial_weights(smaller.config, np.ra
 broken = {"half of F": smaller, "2:4": sparse, "random": at_random}
 healed, curves = {}, {}
 for name, small in broken.items():
-    seen = zeros_stay(small.weights) if name == "2:4" else lambda weights: weights
+    seen = keep_sparsity(small.weights) if name == "2:4" else lambda weights: weights
     healed[name], curves[name] = heal(small, seen)
 print(f"{own_words.size:,} tokens of text, {recipe.steps * recipe.batch * recipe.length:,} read by each")
 

@@ -22,11 +22,11 @@ from support.plots import use_style
 
 import gemma_np
 from gemma_np.cli import main
-from gemma_np.model.attention_mask import visible
+from gemma_np.model.attention_mask import attention_mask
 from gemma_np.oracle.comparison import compare
 from gemma_np.oracle.diagnosis import describe, diagnose
-from gemma_np.oracle.dump import fitted, read_dump
-from gemma_np.oracle.isolation import recomputed
+from gemma_np.oracle.dump import align_dump, read_dump
+from gemma_np.oracle.isolation import isolated
 from gemma_np.oracle.noise import limits
 from gemma_np.oracle.trace import Reference, write_trace
 
@@ -214,7 +214,7 @@ truth = gemma_np.load("shakespeare-1m", "float64")
 def judged(path, passes, isolate=False):
     """A row for each record of the file."""
     reference = Reference(truth, passes)
-    return compare(reference, fitted(read_dump(path), reference), "float32", isolate)
+    return compare(reference, align_dump(read_dump(path), reference), "float32", isolate)
 
 
 rows = judged(port_file, [short])
@@ -248,7 +248,7 @@ lines(limits, "for trial", "rounded = ", "found = ", "for key, (error", "largest
 
 # %%
 lines(
-    recomputed, "def tape", "replaced = ", "for place in", "found[place.key]", "seen = ", "np.copyto", "return replaced"
+    isolated, "def tape", "replaced = ", "for place in", "found[place.key]", "seen = ", "np.copyto", "return replaced"
 )
 
 # %%
@@ -346,7 +346,7 @@ assert long_isolated[0].where[1] >= model.config.sliding_window  # [head, query,
 
 # %%
 reference = Reference(truth, passes)
-long_diagnosis = diagnose(reference, fitted(read_dump(long_file), reference), "float32")
+long_diagnosis = diagnose(reference, align_dump(read_dump(long_file), reference), "float32")
 print(*describe(long_diagnosis), sep="\n")
 assert [mistake.id for mistake in long_diagnosis.found] == ["window-off-by-one"]
 assert "up to 65 keys" in long_diagnosis.signatures[0]
@@ -356,7 +356,7 @@ assert "up to 65 keys" in long_diagnosis.signatures[0]
 # be *fewer* than 64 steps back. The port has `<=` where the package has `<`:
 
 # %%
-lines(visible, "distance = ", "return")
+lines(attention_mask, "distance = ", "return")
 
 
 # %%

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from gemma_np.model.attention import per_group
+from gemma_np.model.attention import grouped_matmul
 from gemma_np.model.attention_mask import masked_softmax
 from support.exercise import Cases, Exercise, known
 
@@ -20,7 +20,7 @@ def _scores_cases(generator: np.random.Generator) -> Cases:
 
 
 def _scores(q: np.ndarray, k: np.ndarray, query_scalar: float) -> np.ndarray:
-    return per_group(q[None] / math.sqrt(query_scalar), k[None].swapaxes(-1, -2))[0]
+    return grouped_matmul(q[None] / math.sqrt(query_scalar), k[None].swapaxes(-1, -2))[0]
 
 
 SCORES = Exercise(
@@ -143,7 +143,7 @@ def _grouped_cases(generator: np.random.Generator) -> Cases:
 
 
 def _grouped(q: np.ndarray, k: np.ndarray) -> np.ndarray:
-    return per_group(q, k.swapaxes(-1, -2))
+    return grouped_matmul(q, k.swapaxes(-1, -2))
 
 
 def _tiled(q: np.ndarray, k: np.ndarray) -> np.ndarray:

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from gemma_np.model.attention import sum_group
-from gemma_np.model.attention_mask import masked_softmax, masked_softmax_backward, visible
+from gemma_np.model.attention import grouped_matmul_backward
+from gemma_np.model.attention_mask import attention_mask, masked_softmax, masked_softmax_backward
 from gemma_np.model.soft_cap import soft_cap_backward
 from support.exercise import Cases, Exercise, known
 
@@ -49,7 +49,7 @@ def _softmax_cases(generator: np.random.Generator) -> Cases:
     def probs(*shape: int) -> np.ndarray:
         return masked_softmax(draw(shape), np.ones(shape[-2:], bool))
 
-    causal = masked_softmax(draw((2, 4, 4)), visible(range(4), range(4), None))
+    causal = masked_softmax(draw((2, 4, 4)), attention_mask(range(4), range(4), None))
     return {
         "one query": (draw((1, 5)), probs(1, 5)),
         "several queries": (draw((3, 5)), probs(3, 5)),
@@ -119,7 +119,7 @@ def _probs_of_all(probs: np.ndarray, dmixed: np.ndarray, kv_heads: int) -> np.nd
 
 
 SHARED = Exercise(
-    reference=sum_group,
+    reference=grouped_matmul_backward,
     cases=_shared_cases,
     mistakes={
         "the query heads of a group are averaged; each adds its own share: sum them": (

@@ -11,7 +11,7 @@ from gemma_np.config import GemmaConfig
 from gemma_np.gemma import Gemma
 from gemma_np.model.embedding import embed
 from gemma_np.model.kv_cache import KVCache
-from gemma_np.model.transformer import output_logits, transformer
+from gemma_np.model.transformer import lm_head, transformer
 from gemma_np.text.generation import generate_ids
 from gemma_np.text.sampling import Sampling
 from gemma_np.training.losses import log_softmax
@@ -49,7 +49,7 @@ def _first_position(ids: Sequence[int], count: int, weights: Weights, config: Ge
     kept, unread, new = KVCache(config), list(ids), list[int]()
     for _ in range(count):
         x = transformer(unread, weights, config, kept)
-        unread = [int(output_logits(x[0], weights, config).argmax())]
+        unread = [int(lm_head(x[0], weights, config).argmax())]
         new += unread
     return new
 
@@ -58,7 +58,7 @@ def _no_cache(ids: Sequence[int], count: int, weights: Weights, config: GemmaCon
     unread, new = list(ids), list[int]()
     for _ in range(count):
         x = transformer(unread, weights, config)
-        unread = [int(output_logits(x[-1], weights, config).argmax())]
+        unread = [int(lm_head(x[-1], weights, config).argmax())]
         new += unread
     return new
 
@@ -67,7 +67,7 @@ def _everything_again(ids: Sequence[int], count: int, weights: Weights, config: 
     kept, text = KVCache(config), list(ids)
     for _ in range(count):
         x = transformer(text, weights, config, kept)
-        text = [*text, int(output_logits(x[-1], weights, config).argmax())]
+        text = [*text, int(lm_head(x[-1], weights, config).argmax())]
     return text[len(ids) :]
 
 

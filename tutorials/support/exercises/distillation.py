@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from gemma_np.training.losses import TopK, distillation, distillation_top_k, forward_kl, log_softmax, reverse_kl
+from gemma_np.training.losses import TopK, distillation, forward_kl, log_softmax, reverse_kl, soft_cross_entropy_top_k
 from support.exercise import Cases, Exercise
 
 Result = tuple[np.ndarray, np.ndarray]
@@ -180,7 +180,7 @@ def _sparse_cases(generator: np.random.Generator) -> Cases:
 
 
 def _sparse_loss(logits: np.ndarray, top_ids: np.ndarray, top_probs: np.ndarray) -> np.ndarray:
-    return distillation_top_k(logits, TopK(top_ids, top_probs))[0]
+    return soft_cross_entropy_top_k(logits, TopK(top_ids, top_probs))[0]
 
 
 def _on_top(logits: np.ndarray, top_ids: np.ndarray) -> np.ndarray:

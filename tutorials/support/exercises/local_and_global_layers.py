@@ -3,7 +3,7 @@
 import numpy as np
 
 from gemma_np.config import LOCAL, layer_pattern
-from gemma_np.model.attention_mask import visible
+from gemma_np.model.attention_mask import attention_mask
 from gemma_np.model.kv_cache import LayerCache
 from support.exercise import Cases, Exercise, known
 
@@ -19,24 +19,24 @@ def _visible_cases(generator: np.random.Generator) -> Cases:
 
 
 VISIBLE = Exercise(
-    reference=visible,
+    reference=attention_mask,
     cases=_visible_cases,
     mistakes={
-        known("window-off-by-one"): lambda query, key, window: visible(query, key, window and window + 1),
-        known("window-ignored"): lambda query, key, window: visible(query, key, None),
-        known("decode-mask-index"): lambda query, key, window: visible(range(len(query)), key, window),
-        known("ring-positions"): lambda query, key, window: visible(query, range(len(key)), window),
+        known("window-off-by-one"): lambda query, key, window: attention_mask(query, key, window and window + 1),
+        known("window-ignored"): lambda query, key, window: attention_mask(query, key, None),
+        known("decode-mask-index"): lambda query, key, window: attention_mask(range(len(query)), key, window),
+        known("ring-positions"): lambda query, key, window: attention_mask(query, range(len(key)), window),
         "a query sees keys after it, too; the distance may not be negative": lambda query, key, window: (
             query[:, None] - key < (window or np.inf)
         ),
         "the past is hidden in place of the future; a query sees keys before it": lambda query, key, window: (
-            visible(key, query, window).T
+            attention_mask(key, query, window).T
         ),
         "the window is one key too small; the own key is one of them, and distance window - 1 is visible": (
-            lambda query, key, window: visible(query, key, window and window - 1)
+            lambda query, key, window: attention_mask(query, key, window and window - 1)
         ),
         "a query does not see its own key; distance 0 is visible": lambda query, key, window: (
-            visible(query, key, window) & (query[:, None] != key)
+            attention_mask(query, key, window) & (query[:, None] != key)
         ),
     },
 )
@@ -54,7 +54,7 @@ def _layer_cases(generator: np.random.Generator) -> Cases:
 
 
 def _mask(length: int, window: int | None) -> np.ndarray:
-    return visible(range(length), range(length), window)
+    return attention_mask(range(length), range(length), window)
 
 
 def _layer_mask(layer: int, length: int, window: int, local_per_global: int = 1) -> np.ndarray:

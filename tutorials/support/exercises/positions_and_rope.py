@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from gemma_np.model.rope import rope, rotation
+from gemma_np.model.rope import rope, rope_cos_sin
 from gemma_np.oracle.faults import rope_interleaved
 from support.exercise import Cases, Exercise, known
 
@@ -21,7 +21,7 @@ def _angle_cases(generator: np.random.Generator) -> Cases:
 
 
 def _cos_sin(positions: np.ndarray, head_dim: int, base: float, divisor: float) -> CosSin:
-    return rotation(range(positions[0], positions[-1] + 1), head_dim, base, divisor, np.float64)
+    return rope_cos_sin(range(positions[0], positions[-1] + 1), head_dim, base, divisor, np.float64)
 
 
 def _turned_by(angles: np.ndarray) -> CosSin:
@@ -67,7 +67,7 @@ def _rope_cases(generator: np.random.Generator) -> Cases:
     draw = generator.standard_normal
 
     def turn(start: int, length: int) -> CosSin:
-        return rotation(range(start, start + length), 8, 100.0, 1.0, np.float64)
+        return rope_cos_sin(range(start, start + length), 8, 100.0, 1.0, np.float64)
 
     cos, sin = turn(0, 4)
     return {
@@ -123,7 +123,7 @@ def _chunk_cases(generator: np.random.Generator) -> Cases:
 
 
 def _turn_chunk(x: np.ndarray, start: int, base: float) -> np.ndarray:
-    return rope(x, *rotation(range(start, start + x.shape[-2]), x.shape[-1], base, 1.0, np.float64))
+    return rope(x, *rope_cos_sin(range(start, start + x.shape[-2]), x.shape[-1], base, 1.0, np.float64))
 
 
 CHUNK = Exercise(
@@ -135,7 +135,7 @@ CHUNK = Exercise(
             lambda x, start, base: _turn_chunk(x, start + 1, base)
         ),
         "all tokens of the chunk get the position of its first; count on from there": lambda x, start, base: rope(
-            x, *rotation(range(start, start + 1), x.shape[-1], base, 1.0, np.float64)
+            x, *rope_cos_sin(range(start, start + 1), x.shape[-1], base, 1.0, np.float64)
         ),
     },
 )

@@ -7,7 +7,7 @@ import numpy as np
 from gemma_np.compression.calibration import Moments
 from gemma_np.compression.pruning import two_of_four
 from gemma_np.compression.structured_pruning import keep_channels
-from gemma_np.gemma import Gemma, find_config
+from gemma_np.gemma import Gemma, resolve_config
 from support.exercise import Cases, Exercise
 
 
@@ -126,7 +126,7 @@ def _importance(down: np.ndarray, hidden: np.ndarray) -> np.ndarray:
 
 def _keep_by(importance: np.ndarray, gate: np.ndarray, up: np.ndarray, down: np.ndarray, keep: int) -> Matrices:
     """What the package keeps of a model of one layer with these matrices."""
-    bundled = find_config("shakespeare-1m")
+    bundled = resolve_config("shakespeare-1m")
     config = replace(
         bundled,
         num_hidden_layers=1,

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from gemma_np.compression.quantization import Scheme, full_grid, quantize
+from gemma_np.compression.quantization import Scheme, minmax_grid, quantize
 from gemma_np.weights.formats import INT4_LEVELS, INT4_ZERO, Int8, pack
 from support.exercise import Cases, Exercise
 
@@ -143,7 +143,7 @@ def _clip_cases(generator: np.random.Generator) -> Cases:
 
 def _errors(weight: np.ndarray, shrink: float) -> np.ndarray:
     """How far each weight is off: [out, in]."""
-    grid = full_grid(weight, INT4, shrink)
+    grid = minmax_grid(weight, INT4, shrink)
     return (grid.values(grid.nearest(weight[:, None])) - weight[:, None])[:, 0]
 
 

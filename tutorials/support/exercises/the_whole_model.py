@@ -11,7 +11,7 @@ from gemma_np.model.block import block
 from gemma_np.model.embedding import embed, unembed
 from gemma_np.model.rms_norm import rms_norm
 from gemma_np.model.soft_cap import soft_cap
-from gemma_np.model.transformer import output_logits, transformer
+from gemma_np.model.transformer import lm_head, transformer
 from gemma_np.scope import Scope
 from support.exercise import Cases, Exercise, known
 
@@ -32,7 +32,7 @@ def _model_cases(generator: np.random.Generator) -> Cases:
 
 
 def _whole_model(ids: np.ndarray, weights: Weights, config: GemmaConfig) -> np.ndarray:
-    return output_logits(transformer(ids, weights, config), weights, config)
+    return lm_head(transformer(ids, weights, config), weights, config)
 
 
 def _steps(
