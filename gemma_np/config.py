@@ -1,4 +1,4 @@
-"""What one Gemma is made of: the sizes and constants that tell the released models apart.
+"""The config of a Gemma model: sizes and constants, and those of the released models.
 
 The dimension letters, used for shapes everywhere in this package:
 
@@ -14,6 +14,7 @@ Sources: Gemma 1 arXiv 2403.08295 table 1; Gemma 2 arXiv 2408.00118 table 1; Gem
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from gemma_np.errors import GemmaError
 
@@ -37,11 +38,11 @@ _MOST_LAYERS = 1000
 _PARTS = {"embed_tokens": "embedding", "norm": "norms", "self_attn": "attention", "mlp": "feed-forward"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class GemmaConfig:
-    """The shape of one Gemma model. Field names are those of the published ``config.json``.
+    """The config of one model. Field names are those of the published ``config.json``.
 
-    Raises GemmaError when a value is absurd or two values contradict each other.
+    Raises GemmaError when a value is out of range or two values contradict each other.
     """
 
     model_type: str  # "gemma" (Gemma 1), "gemma2" or "gemma3_text"
@@ -52,19 +53,19 @@ class GemmaConfig:
     num_key_value_heads: int  # K
     head_dim: int  # h
     intermediate_size: int  # F
-    max_position_embeddings: int  # the longest text, in tokens
+    max_position_embeddings: int  # context length, in tokens
     query_pre_attn_scalar: float  # scores are divided by its square root
     layer_types: tuple[str, ...]  # LOCAL or GLOBAL, one per layer
-    sliding_window: int | None = None  # how many keys a local layer sees, the query's own among them
+    sliding_window: int | None = None  # keys that a local layer sees, including the query's own
     rope_theta: float = 10_000.0  # RoPE base
-    rope_local_base_freq: float | None = None  # RoPE base of the local layers, where it is another (Gemma 3)
-    rope_scaling_factor: float = 1.0  # the global layers divide positions by it
+    rope_local_base_freq: float | None = None  # RoPE base of the local layers, if different (Gemma 3)
+    rope_scaling_factor: float = 1.0  # global layers divide positions by it
     attn_logit_softcapping: float | None = None
     final_logit_softcapping: float | None = None
     rms_norm_eps: float = 1e-6
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "layer_types", tuple(self.layer_types))  # a list, as JSON has it, is welcome
+        object.__setattr__(self, "layer_types", tuple(self.layer_types))  # also takes a list, as in JSON
         if self.model_type not in ("gemma", "gemma2", "gemma3_text"):
             raise GemmaError(f"model_type: {self.model_type!r}, expected 'gemma', 'gemma2' or 'gemma3_text'")
         for name in _WHOLE_NUMBERS + _NUMBERS + _OPTIONAL_NUMBERS:
@@ -75,7 +76,7 @@ class GemmaConfig:
                 f"expected a multiple of num_key_value_heads={self.num_key_value_heads}"
             )
         if self.head_dim % 2:
-            raise GemmaError(f"head_dim: {self.head_dim}, expected an even number (RoPE turns pairs)")
+            raise GemmaError(f"head_dim: {self.head_dim}, expected an even number (RoPE rotates pairs)")
         if len(self.layer_types) != self.num_hidden_layers:
             raise GemmaError(
                 f"layer_types: {len(self.layer_types)} entries, expected num_hidden_layers={self.num_hidden_layers}"
@@ -99,26 +100,26 @@ class GemmaConfig:
 
     @property
     def has_post_norms(self) -> bool:
-        """Whether a block normalises what attention and feed-forward return, too (Gemma 2 and 3)."""
+        """Return whether a block also normalizes the outputs of attention and feed-forward (Gemma 2 and 3)."""
         return self.model_type != "gemma"
 
     @property
     def has_qk_norm(self) -> bool:
-        """Whether queries and keys are normalised head by head (Gemma 3)."""
+        """Return whether queries and keys are normalized per head (Gemma 3)."""
         return self.model_type == "gemma3_text"
 
     def window(self, layer: int) -> int | None:
-        """How many keys a query of this layer sees, its own among them; None on a global layer."""
+        """Return the number of keys that a query of this layer sees, including its own; None on a global layer."""
         return self.sliding_window if self.layer_types[layer] == LOCAL else None
 
     def rope(self, layer: int) -> tuple[float, float]:
-        """RoPE base and position divisor of this layer."""
+        """Return the RoPE base and the position divisor of this layer."""
         if self.layer_types[layer] == LOCAL:
             return self.rope_local_base_freq or self.rope_theta, 1.0
         return self.rope_theta, self.rope_scaling_factor
 
     def weight_shapes(self) -> Iterator[tuple[str, tuple[int, ...]]]:
-        """Name and shape of every weight, in the order of use, as in the published checkpoints ([out, in])."""
+        """Yield the name and shape of every weight in the order of use, as in published checkpoints ([out, in])."""
         D, F, h = self.hidden_size, self.intermediate_size, self.head_dim
         query, key = self.num_attention_heads * h, self.num_key_value_heads * h
         yield "model.embed_tokens.weight", (self.vocab_size, D)
@@ -143,7 +144,7 @@ class GemmaConfig:
         yield "model.norm.weight", (D,)
 
     def parameter_count(self) -> dict[str, int]:
-        """Parameters by part; embedding + the rest are the two columns of the Gemma 2 report's table 2."""
+        """Return the parameters by part; embedding and the rest are the columns of table 2 of the Gemma 2 report."""
         count = dict.fromkeys(_PARTS.values(), 0)
         for name, shape in self.weight_shapes():
             part = next(part for fragment, part in _PARTS.items() if fragment in name)
@@ -152,7 +153,7 @@ class GemmaConfig:
 
 
 def layer_pattern(layers: int, local_per_global: int) -> tuple[str, ...]:
-    """`local_per_global` local layers, then a global one, and so on (Gemma 1: 0; Gemma 2: 1; Gemma 3: 5).
+    """Return `local_per_global` local layers, then a global one, and so on (Gemma 1: 0; Gemma 2: 1; Gemma 3: 5).
 
     Raises GemmaError for a number of layers that only a damaged file has, and that would fill the memory.
     """
@@ -162,31 +163,67 @@ def layer_pattern(layers: int, local_per_global: int) -> tuple[str, ...]:
 
 
 def gemma2_config(
-    V: int, D: int, layers: int, H: int, K: int, h: int, F: int, length: int, query_scalar: int, window: int
+    *,
+    vocab_size: int,
+    hidden_size: int,
+    num_hidden_layers: int,
+    num_attention_heads: int,
+    num_key_value_heads: int,
+    head_dim: int,
+    intermediate_size: int,
+    max_position_embeddings: int,
+    query_pre_attn_scalar: float,
+    sliding_window: int,
 ) -> GemmaConfig:
-    """A Gemma 2 of any size, by its dimension letters: local and global layers in turn, caps of 50 and 30."""
-    local_then_global = layer_pattern(layers, local_per_global=1)
+    """Return a Gemma 2 of any size: local and global layers in turn, caps of 50 and 30."""
     return GemmaConfig(
-        *("gemma2", V, D, layers, H, K, h, F, length, query_scalar, local_then_global, window),
+        model_type="gemma2",
+        vocab_size=vocab_size,
+        hidden_size=hidden_size,
+        num_hidden_layers=num_hidden_layers,
+        num_attention_heads=num_attention_heads,
+        num_key_value_heads=num_key_value_heads,
+        head_dim=head_dim,
+        intermediate_size=intermediate_size,
+        max_position_embeddings=max_position_embeddings,
+        query_pre_attn_scalar=query_pre_attn_scalar,
+        layer_types=layer_pattern(num_hidden_layers, local_per_global=1),
+        sliding_window=sliding_window,
         attn_logit_softcapping=50.0,
         final_logit_softcapping=30.0,
     )
 
 
-def _gemma1(D: int, layers: int, H: int, K: int, h: int, F: int, query_scalar: int) -> GemmaConfig:
-    every_layer_global = layer_pattern(layers, local_per_global=0)
-    return GemmaConfig("gemma", 256_000, D, layers, H, K, h, F, 8192, query_scalar, every_layer_global)
+def _columns(*values: int) -> dict[str, Any]:
+    """Return the columns of the table below by their names in the config."""
+    names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim")
+    return dict(zip((*names, "intermediate_size", "query_pre_attn_scalar"), values, strict=True))
 
 
-def _gemma3(
-    D: int, layers: int, H: int, K: int, h: int, F: int, query_scalar: int, window: int, length: int, factor: float
-) -> GemmaConfig:
-    five_local_then_global = layer_pattern(layers, local_per_global=5)
+def _gemma1(*columns: int) -> GemmaConfig:
+    shape = _columns(*columns)
+    every_layer_global = layer_pattern(shape["num_hidden_layers"], local_per_global=0)
     return GemmaConfig(
-        *("gemma3_text", 262_144, D, layers, H, K, h, F, length, query_scalar, five_local_then_global, window),
+        model_type="gemma", vocab_size=256_000, max_position_embeddings=8192, layer_types=every_layer_global, **shape
+    )
+
+
+def _gemma2(*columns: int) -> GemmaConfig:
+    return gemma2_config(vocab_size=256_000, max_position_embeddings=8192, sliding_window=4096, **_columns(*columns))
+
+
+def _gemma3(*columns: int, window: int, length: int, factor: float) -> GemmaConfig:
+    shape = _columns(*columns)
+    return GemmaConfig(
+        model_type="gemma3_text",
+        vocab_size=262_144,
+        max_position_embeddings=length,
+        layer_types=layer_pattern(shape["num_hidden_layers"], local_per_global=5),
+        sliding_window=window,
         rope_theta=1_000_000.0,
         rope_local_base_freq=10_000.0,
         rope_scaling_factor=factor,
+        **shape,
     )
 
 
@@ -194,16 +231,14 @@ RELEASED: dict[str, GemmaConfig] = {
     #                        D  layers  H   K   h     F  query_scalar
     "gemma-2b": _gemma1(2048, 18, 8, 1, 256, 16384, 256),
     "gemma-7b": _gemma1(3072, 28, 16, 16, 256, 24576, 256),
-    #                           V      D  layers  H   K   h     F  length query_scalar window
-    "gemma-2-2b": gemma2_config(256_000, 2304, 26, 8, 4, 256, 9216, 8192, 256, 4096),
-    "gemma-2-9b": gemma2_config(256_000, 3584, 42, 16, 8, 256, 14336, 8192, 256, 4096),
-    "gemma-2-27b": gemma2_config(256_000, 4608, 46, 32, 16, 128, 36864, 8192, 144, 4096),
-    #                                                          window  length  RoPE factor
-    "gemma-3-270m": _gemma3(640, 18, 4, 1, 256, 2048, 256, 512, 32_768, 1.0),
-    "gemma-3-1b": _gemma3(1152, 26, 4, 1, 256, 6912, 256, 512, 32_768, 1.0),
-    "gemma-3-4b": _gemma3(2560, 34, 8, 4, 256, 10240, 256, 1024, 131_072, 8.0),
-    "gemma-3-12b": _gemma3(3840, 48, 16, 8, 256, 15360, 256, 1024, 131_072, 8.0),
-    "gemma-3-27b": _gemma3(5376, 62, 32, 16, 128, 21504, 168, 1024, 131_072, 8.0),
+    "gemma-2-2b": _gemma2(2304, 26, 8, 4, 256, 9216, 256),
+    "gemma-2-9b": _gemma2(3584, 42, 16, 8, 256, 14336, 256),
+    "gemma-2-27b": _gemma2(4608, 46, 32, 16, 128, 36864, 144),
+    "gemma-3-270m": _gemma3(640, 18, 4, 1, 256, 2048, 256, window=512, length=32_768, factor=1.0),
+    "gemma-3-1b": _gemma3(1152, 26, 4, 1, 256, 6912, 256, window=512, length=32_768, factor=1.0),
+    "gemma-3-4b": _gemma3(2560, 34, 8, 4, 256, 10240, 256, window=1024, length=131_072, factor=8.0),
+    "gemma-3-12b": _gemma3(3840, 48, 16, 8, 256, 15360, 256, window=1024, length=131_072, factor=8.0),
+    "gemma-3-27b": _gemma3(5376, 62, 32, 16, 128, 21504, 168, window=1024, length=131_072, factor=8.0),
 }
 """The released text models, by the name of their repository on the hub. The multimodal Gemma 3 checkpoints (4B and
-up) store 64 more embedding rows for image tokens; their own config.json says so."""
+up) store 64 more embedding rows for image tokens, as their own config.json states."""

@@ -1,10 +1,10 @@
-"""The Gemma one holds: `load` a checkpoint, and ask it for text, logits, perplexity or a trace."""
+"""Load a Gemma checkpoint, and generate, chat, trace and measure with it."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TypedDict, Unpack
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -17,7 +17,7 @@ from gemma_np.checkpoints.saving import save_folder
 from gemma_np.config import RELEASED, GemmaConfig
 from gemma_np.errors import GemmaError
 from gemma_np.evaluation.perplexity import TextLoss, sliding_losses
-from gemma_np.model.transformer import lm_head, transformer, validate_token_ids
+from gemma_np.model.transformer import lm_head, transformer
 from gemma_np.scope import Record
 from gemma_np.text.chat import chat_ids
 from gemma_np.text.generation import generate_ids
@@ -25,9 +25,9 @@ from gemma_np.text.sampling import Sampling
 from gemma_np.text.tokenizer import Tokenizer
 from gemma_np.weights.formats import Weights, dequantize
 
-_ASSETS = Path(__file__).parent / "assets"
+ASSETS = Path(__file__).parent / "assets"
 
-BUNDLED = {name: _ASSETS / name for name in ("shakespeare-1m", "shakespeare-4m")}
+BUNDLED = {name: ASSETS / name for name in ("shakespeare-1m", "shakespeare-4m")}
 """The models that come with the package: a student, and the teacher that it was distilled from."""
 
 DEFAULT = "shakespeare-1m"
@@ -38,33 +38,31 @@ _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
 
 def load(name_or_path: str | Path = DEFAULT, dtype: str = "float32") -> "Gemma":
-    """Load a model: a Hugging Face folder, a .gguf file, a hub id such as google/gemma-2-2b-it, or the name of a
-    bundled one.
+    """Load a model: a Hugging Face folder, a .gguf file, a hub id such as google/gemma-2-2b-it, or a bundled model.
 
-    dtype: "float32"; "stored" leaves bfloat16 matrices in their file, at half the memory and two thirds of the speed;
-    "float64" is the truth that float32 is measured against. Quantized weights stay quantized, but for "float64".
+    dtype: "float32"; "float64", to measure the error of float32; "stored" leaves bfloat16 matrices in their file, at
+    half the memory and two thirds of the speed. Quantized weights stay quantized, except for "float64".
 
-    Raises GemmaError in one line for whatever is missing or wrong.
+    Raises GemmaError for whatever is missing or wrong.
 
     >>> gemma_np.load().generate("To be", max_new_tokens=20)
     >>> gemma_np.load("google/gemma-2-2b").generate("The capital of France is", max_new_tokens=8)
     """
     if dtype not in DTYPES:
         raise GemmaError(f"dtype: {dtype!r}, expected one of {', '.join(DTYPES)}")
-    path, as_stored = find(name_or_path), dtype == "stored"
-    load_path = load_gguf if path.is_file() else load_folder
-    config, weights, vocabulary = load_path(path, "float32" if as_stored else dtype, as_stored)
-    tokenizer = Tokenizer(vocabulary) if vocabulary is not None else None
-    # The multimodal Gemma 3 checkpoints have 64 rows more, for images.
+    path = resolve_checkpoint(name_or_path)
+    config, weights, tokenizer_model = (load_gguf if path.is_file() else load_folder)(path, dtype)
+    tokenizer = Tokenizer(tokenizer_model) if tokenizer_model is not None else None
+    # The multimodal Gemma 3 checkpoints have 64 more rows, for images.
     if tokenizer and config.vocab_size - len(tokenizer) not in (0, 64):
         raise GemmaError(f"{path}: tokenizer of {len(tokenizer)} pieces, expected vocab_size={config.vocab_size}")
     return Gemma(config, weights, tokenizer)
 
 
-def find(name_or_path: str | Path) -> Path:
-    """The checkpoint folder or .gguf file of that name; a bundled model's folder; a hub id is downloaded first.
+def resolve_checkpoint(name_or_path: str | Path) -> Path:
+    """Return the checkpoint folder or .gguf file of a path or a bundled name; a hub id is downloaded first.
 
-    Raises GemmaError when it is neither.
+    Raises GemmaError when it is none of them.
     """
     path = BUNDLED.get(str(name_or_path), Path(name_or_path))
     if path.is_dir() or (path.is_file() and path.suffix == ".gguf"):
@@ -79,121 +77,156 @@ def find(name_or_path: str | Path) -> Path:
 
 
 def resolve_config(name_or_path: str | Path) -> GemmaConfig:
-    """The config alone, without any weights; for a released name, such as gemma-2-2b, without any file."""
+    """Return the config without the weights; for a released name, such as gemma-2-2b, without any file."""
     released = re.sub(r"^google/|-(it|pt)$", "", str(name_or_path))
     if released in RELEASED and not Path(name_or_path).exists():
         return RELEASED[released]
-    path = find(name_or_path)
+    path = resolve_checkpoint(name_or_path)
     return config_from_metadata(open_gguf(path)[1]) if path.is_file() else read_config(path / "config.json")
+
+
+class GenerationOptions(TypedDict, total=False):
+    """Keyword arguments of everything that generates; see `Sampling` for the first three."""
+
+    temperature: float
+    top_k: int | None
+    top_p: float | None
+    seed: int | None  # the same seed gives the same tokens
+    int8_cache: bool  # keep keys and values in 8 bits
 
 
 @dataclass
 class Gemma:
-    """A model in memory. `tokenizer` is None when the checkpoint has none; then only ids go in. With `int8_cache`, what
-    is generated keeps its keys and values in 8 bits."""
+    """A model in memory. `tokenizer` is None when the checkpoint has none; then it takes token ids only."""
 
     config: GemmaConfig
     weights: Weights
     tokenizer: Tokenizer | None
-    int8_cache: bool = False
 
     def logits(self, ids: ArrayLike) -> np.ndarray:
-        """The score of every token to come next, at each position.
+        """Return the score of every token to come next, at each position.
 
         ids [..., T] -> [..., T, V]
         """
         return lm_head(transformer(ids, self.weights, self.config), self.weights, self.config)
 
     def trace(self, ids: ArrayLike) -> dict[str, np.ndarray]:
-        """Every intermediate of ids [..., T] by its name, in the order of execution (`gemma_np.model.records` has the
-        table)."""
+        """Return every intermediate of ids [..., T] by name, in the order of execution.
+
+        `gemma_np.model.records` has the table of names and shapes.
+        """
         record = Record()
         x = transformer(ids, self.weights, self.config, tape=record)
         lm_head(x, self.weights, self.config, record)
         return record
 
-    def generate(self, prompt: str | Sequence[int], max_new_tokens: int = 128, **sampling: Any) -> str:
-        """The text that the model writes after the prompt (a text, or ids as they are). See `stream_ids` for the other
-        arguments."""
-        return "".join(self.stream(prompt, max_new_tokens, **sampling))
+    def generate(
+        self, prompt: str | Sequence[int], max_new_tokens: int = 128, **options: Unpack[GenerationOptions]
+    ) -> str:
+        """Return the text that the model writes after a prompt: a text, or token ids.
 
-    def stream(self, prompt: str | Sequence[int], max_new_tokens: int = 128, **sampling: Any) -> Iterator[str]:
-        """The same text, piece by piece as it is written. Raises GemmaError for an empty prompt, and when there is no
-        tokenizer."""
-        tokenizer = self.needed_tokenizer()
+        The options are those of `stream_ids`. Raises GemmaError for an empty prompt, and when there is no tokenizer.
+        """
+        return "".join(self.stream(prompt, max_new_tokens, **options))
+
+    def stream(
+        self, prompt: str | Sequence[int], max_new_tokens: int = 128, **options: Unpack[GenerationOptions]
+    ) -> Iterator[str]:
+        """Return the same text as `generate`, piece by piece as it is written. Raises GemmaError as `generate` does."""
+        tokenizer = self.require_tokenizer()
         if isinstance(prompt, str):
             if not prompt:
                 raise GemmaError("prompt: empty, expected some text")
             prompt = tokenizer.encode(prompt)
-        return tokenizer.decode_stream(self.stream_ids(prompt, max_new_tokens, **sampling))
+        return tokenizer.decode_stream(self.stream_ids(prompt, max_new_tokens, **options))
 
     def stream_ids(
         self,
         prompt: Sequence[int],
         max_new_tokens: int = 128,
+        *,
         temperature: float = 0.0,
         top_k: int | None = None,
         top_p: float | None = None,
         seed: int | None = None,
+        int8_cache: bool = False,
     ) -> Iterator[int]:
-        """The tokens that the model writes after those of the prompt; it needs no tokenizer. See `Sampling` for how
-        they are drawn; the same seed gives the same ones."""
+        """Return the tokens that the model writes after those of the prompt; it needs no tokenizer.
+
+        `Sampling` explains temperature, top_k and top_p; the same seed gives the same tokens. int8_cache: keep keys and
+        values in 8 bits.
+        """
         sampling, generator = Sampling(temperature, top_k, top_p), np.random.default_rng(seed)
-        validate_token_ids(prompt, self.config)
         return generate_ids(
             list(prompt),
             self.weights,
             self.config,
             lambda logits: sampling.choose(logits, generator),
             max_new_tokens,
-            self.tokenizer.ends if self.tokenizer else (),
-            self.int8_cache,
+            stop=self.tokenizer.ends if self.tokenizer else (),
+            int8_cache=int8_cache,
         )
 
-    def chat(self, messages: Sequence[Mapping[str, str]], max_new_tokens: int | None = None, **sampling: Any) -> str:
-        """The model's answer to a conversation: [{"role": "user", "content": "Hello"}, ...]; see `chat_ids` for its
-        form, and `generate` for the other arguments. By default it has at most 512 tokens, or what room is left."""
-        return "".join(self.stream_chat(messages, max_new_tokens, **sampling))
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, str]],
+        max_new_tokens: int | None = None,
+        **options: Unpack[GenerationOptions],
+    ) -> str:
+        """Return the model's answer to a conversation: [{"role": "user", "content": "Hello"}, ...].
+
+        `chat_ids` explains the form of a conversation, `stream_ids` the options. By default the answer has at most 512
+        tokens, or as many as the context has room for.
+        """
+        return "".join(self.stream_chat(messages, max_new_tokens, **options))
 
     def stream_chat(
-        self, messages: Sequence[Mapping[str, str]], max_new_tokens: int | None = None, **sampling: Any
+        self,
+        messages: Sequence[Mapping[str, str]],
+        max_new_tokens: int | None = None,
+        **options: Unpack[GenerationOptions],
     ) -> Iterator[str]:
-        """The same answer, piece by piece as it is written."""
-        ids = chat_ids(messages, self.needed_tokenizer())
+        """Return the same answer as `chat`, piece by piece as it is written."""
+        ids = chat_ids(messages, self.require_tokenizer())
         if max_new_tokens is None:
             max_new_tokens = max(1, min(512, self.config.max_position_embeddings - len(ids)))
-        return self.stream(ids, max_new_tokens, **sampling)
+        return self.stream(ids, max_new_tokens, **options)
 
     def perplexity(self, text: str) -> float:
-        """How many tokens the model hesitates between at each step of the text; see `text_loss`."""
+        """Return exp of the mean negative log-likelihood per token of a text; see `text_loss`."""
         return self.text_loss(text).perplexity
 
     def text_loss(self, text: str, context: int | None = None, stride: int | None = None) -> TextLoss:
-        """How hard the text is to predict: perplexity, bits per token and per byte.
+        """Measure the loss on a text: perplexity, bits per token and per byte.
 
-        A text longer than `context` tokens is read through windows that move on by `stride` (`sliding_losses`).
-        Raises GemmaError for an empty text, and when the weights give no finite number.
+        A text longer than `context` tokens is read through windows that move by `stride` (see `sliding_losses`).
+        Raises GemmaError for an empty text, and when the loss is not finite.
         """
-        tokenizer = self.needed_tokenizer()
+        tokenizer = self.require_tokenizer()
         ids = tokenizer.encode(text, bos=False)
         if not ids:
             raise GemmaError("text: empty, expected at least one token")
-        nats = float(sliding_losses(ids, tokenizer.bos, self.weights, self.config, context, stride).sum())
+        losses = sliding_losses(ids, tokenizer.bos, self.weights, self.config, context=context, stride=stride)
+        nats = float(losses.sum())
         if not np.isfinite(nats):
             raise GemmaError(f"perplexity: {nats}, expected a finite number (are the weights damaged?)")
         return TextLoss(nats, len(ids), len(text.encode()))
 
     def dequantized(self) -> "Gemma":
-        """The same model with every weight as a plain array: to train it, or to quantize it anew."""
+        """Return the same model with every weight as a plain array: to train it, or to quantize it again."""
         return replace(self, weights={name: dequantize(weight) for name, weight in self.weights.items()})
 
     def save(self, folder: str | Path) -> None:
         """Write a checkpoint folder that `load` and the framework read. Raises GemmaError when it is not empty."""
-        vocabulary = self.tokenizer.model if self.tokenizer else None
-        save_folder(Path(folder), self.config, self.weights.items(), vocabulary)
+        save_folder(Path(folder), self.config, self.weights.items(), self.tokenizer_model)
 
-    def needed_tokenizer(self) -> Tokenizer:
-        """The tokenizer, for what takes text. Raises GemmaError when the checkpoint has none."""
+    def require_tokenizer(self) -> Tokenizer:
+        """Return the tokenizer. Raises GemmaError when the checkpoint has none."""
         if self.tokenizer is None:
-            raise GemmaError("tokenizer.model: missing from the checkpoint, expected for text; ids work without")
+            raise GemmaError("tokenizer.model: missing from the checkpoint, expected for text; token ids work without")
         return self.tokenizer
+
+    @property
+    def tokenizer_model(self) -> bytes | None:
+        """Return the content of tokenizer.model, or None when the checkpoint has none."""
+        return self.tokenizer.model if self.tokenizer else None

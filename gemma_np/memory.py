@@ -1,85 +1,111 @@
-"""What writing text and training take: the memory of each part, before any of it is allocated."""
+"""Estimate the memory of weights, cache, activations and training; and read what this machine has."""
 
 import math
+import os
 import re
 from pathlib import Path
 
+import numpy as np
+
 from gemma_np.config import GemmaConfig
+from gemma_np.errors import GemmaError
 from gemma_np.model.records import record_shapes
-from gemma_np.text.generation import PREFILL_CHUNK
+from gemma_np.weights.formats import FORMATS, matrix_bytes
 
-STORAGE = {
-    "float64": (8.0, 8.0),
-    "float32": (4.0, 4.0),
-    "bfloat16 (as published)": (2.0, 4.0),
-    "int8": (1.0, 4.0),
-    "int4, groups of 64": (0.5 + 4 / 64, 4.0),
-    "int4, groups of 128": (0.5 + 4 / 128, 4.0),
-}
-"""Bytes of a weight in a matrix, and of a number in what is computed."""
+PREFILL_CHUNK = 512
+"""Tokens of a prompt that are read at once. The attention scores of a chunk take H * PREFILL_CHUNK * S numbers, those
+of a whole long prompt H * S^2; larger chunks are hardly faster."""
 
 
-def weight_bytes(config: GemmaConfig, storage: str) -> int:
-    """The bytes of the weights, their scales and the norms; storage is one of `STORAGE`."""
-    of_matrix, of_norm = STORAGE[storage]
-    total = 0.0
+def weight_bytes(config: GemmaConfig, format: str = "float32", group_size: int | None = None) -> int:
+    """Estimate the bytes of all weights in a format, with their scales and the norms."""
+    total = 0
     for _, shape in config.weight_shapes():
         if len(shape) == 1:
-            total += of_norm * shape[0]
+            total += _itemsize(format) * shape[0]
         else:
-            total += of_matrix * math.prod(shape) + (4 * shape[0] if storage == "int8" else 0)
-    return round(total)
+            total += matrix_bytes((shape[0], shape[1]), format, group_size)
+    return total
 
 
-def cache_bytes(config: GemmaConfig, length: int, storage: str = "float32") -> int:
-    """The bytes of the keys and values of `length` tokens, where a local layer keeps no more than its window."""
-    per_token = 2 * config.num_key_value_heads * config.head_dim * STORAGE[storage][1]
+def cache_bytes(config: GemmaConfig, length: int, format: str = "float32") -> int:
+    """Estimate the bytes of the keys and values of `length` tokens; a local layer keeps at most its window."""
+    per_token = 2 * config.num_key_value_heads * config.head_dim * _itemsize(format)
     windows = (config.window(layer) for layer in range(config.num_hidden_layers))
-    return round(sum(per_token * min(window or length, length) for window in windows))
+    return sum(per_token * min(window or length, length) for window in windows)
 
 
-def work_bytes(config: GemmaConfig, length: int, storage: str = "float32") -> int:
-    """The bytes of what one layer computes of a chunk of the prompt at its peak: three arrays of the feed-forward, or
-    the scores thrice, beside four of the residual stream; and the logits of one token, twice."""
+def activation_bytes(config: GemmaConfig, length: int, format: str = "float32") -> int:
+    """Estimate the peak bytes of activations while a prompt of `length` tokens is read in chunks.
+
+    At the peak one layer holds three arrays of the feed-forward, or three of the scores, beside four of the residual
+    stream; and the logits of one token, twice.
+    """
     chunk = min(PREFILL_CHUNK, length)
     last = (length - 1) % PREFILL_CHUNK + 1
     scores = config.num_attention_heads * max(last * length, chunk * (length - last))
     layer = 3 * max(chunk * config.intermediate_size, scores) + 4 * chunk * config.hidden_size
-    return round(STORAGE[storage][1] * (layer + 2 * config.vocab_size))
+    return _itemsize(format) * (layer + 2 * config.vocab_size)
 
 
-def training_memory(config: GemmaConfig, batch: int, length: int) -> dict[str, int]:
-    """Bytes of each kind at the peak of a step in float32, for `batch` texts of `length` tokens at once.
+def training_bytes(config: GemmaConfig, batch_size: int, seq_len: int) -> dict[str, int]:
+    """Estimate the bytes of each kind of tensor at the peak of a float32 training step.
 
-    The records of the forward pass are needed to the end of the backward pass. What else is at work, and which
-    moment is the peak, depends on the shape: the largest of the five moments counts.
+    The records of the forward pass are needed until the end of the backward pass. Which of five moments is the peak
+    depends on the shapes: the largest counts.
     """
     shapes = dict(config.weight_shapes())
     weights = sum(map(math.prod, shapes.values()))
     embedding = math.prod(shapes["model.embed_tokens.weight"])
-    positions = batch * length
+    positions = batch_size * seq_len
     logits, hidden = positions * config.vocab_size, positions * config.intermediate_size
-    scores = positions * length * config.num_attention_heads
+    scores = positions * seq_len * config.num_attention_heads
     stream = 6 * positions * config.hidden_size  # gradients along the residual stream
-    at_work = {
+    moments = {
         "loss": 2 * logits,
         "head": 2 * logits + embedding,
         "layers": logits + weights + stream + max(3 * scores, 4 * hidden),
-        "lookup": logits + weights + embedding,
+        "embedding": logits + weights + embedding,
         "optimizer": weights + 3 * max(map(math.prod, shapes.values())),
     }
-    peak = max(at_work, key=lambda moment: at_work[moment])
+    peak = max(moments, key=lambda moment: moments[moment])
     numbers = {
         "weights": weights,
         "moments of AdamW": 2 * weights,
-        "records of the forward pass": batch * sum(map(math.prod, record_shapes(config, length).values())),
-        f"gradients and work (peak: {peak})": at_work[peak],
+        "records of the forward pass": batch_size * sum(map(math.prod, record_shapes(config, seq_len).values())),
+        f"gradients and temporaries (peak: {peak})": moments[peak],
     }
     return {kind: 4 * count for kind, count in numbers.items()}
 
 
+def _itemsize(format: str) -> int:
+    """Return the bytes of a number in the norms and in what is computed."""
+    return np.dtype(FORMATS[format].computes_in).itemsize
+
+
+def check_memory(needed: int, dtype: np.dtype) -> None:
+    """Check that weights of `needed` bytes fit in memory. Raises GemmaError when they do not."""
+    available = available_memory()
+    if available is not None and needed > available:
+        raise GemmaError(
+            f"memory: {available / 1e9:.1f} GB available, expected {needed / 1e9:.1f} GB for the weights in {dtype}"
+        )
+
+
+def available_memory() -> int | None:
+    """Return the bytes that can be allocated without swapping, or None where the system does not report them."""
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():
+        for line in meminfo.read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    if "SC_PHYS_PAGES" in getattr(os, "sysconf_names", {}):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return None
+
+
 def peak_memory() -> int:
-    """The most memory that this process has had, in bytes, mapped files among it; 0 where the system does not tell."""
+    """Return the peak bytes of this process, mapped files included; 0 where the system does not report them."""
     status = Path("/proc/self/status")
     found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text()) if status.exists() else None
     return int(found[1]) * 1024 if found else 0

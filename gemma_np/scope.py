@@ -1,4 +1,4 @@
-"""Two small things that every part of the model is handed: named arrays, and the tape."""
+"""Scope, a view of named arrays through a prefix; and the tape that every intermediate passes."""
 
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from typing import Any
@@ -6,12 +6,12 @@ from typing import Any
 import numpy as np
 
 Tape = Callable[[str, np.ndarray], np.ndarray]
-"""A tape is called with each intermediate's name and value, on the line that computes it, and returns the value
-that the model goes on with. What the names and shapes are: `gemma_np.model.records`."""
+"""A tape is called with the name and value of each intermediate, on the line that computes it, and returns the value
+that the model continues with. `gemma_np.model.records` has the names and shapes."""
 
 
 class Scope(MutableMapping[str, Any]):
-    """Named arrays seen through a name prefix; nothing is copied.
+    """A view of named arrays through a name prefix; nothing is copied.
 
     >>> weights = Scope({"model.norm.weight": w})
     >>> (weights / "model")["norm.weight"] is w
@@ -42,21 +42,21 @@ class Scope(MutableMapping[str, Any]):
 
 
 def no_tape(name: str, value: np.ndarray) -> np.ndarray:
-    """The tape that is off: the value [...] is handed on, and nothing kept."""
+    """Return the value [...] and keep nothing: the tape that is off."""
     return value
 
 
 class Record(dict[str, np.ndarray]):
-    """The tape that keeps everything: name -> value, in the order of execution."""
+    """A tape that keeps everything: name -> value, in the order of execution."""
 
     def __call__(self, name: str, value: np.ndarray) -> np.ndarray:
-        """Keep the value under its name and hand it on."""
+        """Keep the value under its name and return it."""
         self[name] = value
         return value
 
 
 def prefixed(tape: Tape, prefix: str) -> Tape:
-    """The same tape for a part of the model, whose records get the part's prefix."""
+    """Return the same tape for a part of the model, whose names get the prefix of the part."""
     if tape is no_tape:
         return no_tape
     return lambda name, value: tape(f"{prefix}.{name}", value)

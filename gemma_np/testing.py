@@ -1,12 +1,12 @@
-"""For other people's tests: hold a function of theirs against the reference, on inputs that hypothesis draws.
+"""Check your own functions against the reference, in your tests, on inputs drawn by hypothesis.
 
     from gemma_np.testing import assert_matches_reference
 
     def test_my_norm():
         assert_matches_reference("rms_norm", my_rms_norm)
 
-A function gets NumPy arrays and numbers in the order of `OPERATIONS[name].arguments`, and returns an array, or a tuple
-of them for a backward pass. One in another language is called through a command: see `from_command`.
+A function takes NumPy arrays and numbers in the order of `OPERATIONS[name].arguments`, and returns an array, or a tuple
+of arrays for a backward pass. A function in another language is called through a command: see `from_command`.
 """
 
 import inspect
@@ -25,20 +25,20 @@ from gemma_np.training import losses
 from gemma_np.weights.linear import linear, linear_backward
 
 TOLERANCES = {"float64": 1e-10, "float32": 1e-5}
-"""Of the largest number expected; the reference is computed in float64 on the same inputs."""
+"""Relative to the largest number expected; the reference is computed in float64 on the same inputs."""
 
 Arguments = dict[str, Any]
 
 
 class Operation(NamedTuple):
-    """What an operation is given, by name, and the reference."""
+    """An operation: its reference, and how its arguments are drawn."""
 
     reference: Callable[..., Any]
     draw: Callable[[np.random.Generator, Callable[[str], int]], Arguments]  # (random numbers, size by letter)
 
     @property
     def arguments(self) -> tuple[str, ...]:
-        """The names of the arguments, in their order."""
+        """Return the names of the arguments, in order."""
         return tuple(inspect.signature(self.reference).parameters)
 
 
@@ -97,7 +97,7 @@ def _normal(*names_and_letters: str) -> Callable[[np.random.Generator, Callable[
 
 
 def _with(draw: Callable[..., Arguments], **more: Callable[..., Any]) -> Callable[..., Arguments]:
-    """The same draw, and more arguments, each worked out from (generator, size)."""
+    """Draw more arguments, each computed from (generator, size)."""
     return lambda generator, size: draw(generator, size) | {name: make(generator, size) for name, make in more.items()}
 
 
@@ -145,24 +145,28 @@ OPERATIONS = {
         ),
     ),
     "cross_entropy": Operation(losses.cross_entropy, _with(_normal("logits: T V"), targets=_ids)),
-    "distillation": Operation(
-        losses.distillation, _with(_normal("logits: T V", "teacher_logits: T V"), temperature=_one_of(1.0, 2.0))
+    "soft_cross_entropy": Operation(
+        losses.soft_cross_entropy, _with(_normal("logits: T V", "teacher_logits: T V"), temperature=_one_of(1.0, 2.0))
     ),
     "reverse_kl": Operation(losses.reverse_kl, _normal("logits: T V", "teacher_logits: T V")),
 }
-"""By name; each function's arguments and shapes are those of the reference of that name, batch axes left out. Losses
-return (losses [T], dlogits [T, V])."""
+"""Operations by name. The arguments and shapes of a function are those of the reference of that name, without batch
+axes. Losses return (losses [T], dlogits [T, V])."""
 
 
 def assert_matches_reference(
-    name: str, function: Callable[..., Any], dtype: str = "float32", tolerance: float | None = None, examples: int = 50
+    name: str,
+    function: Callable[..., Any],
+    dtype: str = "float32",
+    *,
+    tolerance: float | None = None,
+    examples: int = 50,
 ) -> None:
-    """Call the function on drawn inputs of that dtype, and fail with the smallest shapes for which it is not the
-    reference.
+    """Call a function on drawn inputs of a dtype; fail with the smallest shapes for which it is wrong.
 
-    tolerance: of the largest number expected (default: `TOLERANCES`).
+    tolerance: relative to the largest number expected (default: `TOLERANCES`).
 
-    Raises GemmaError for an unknown name, AssertionError where the function differs.
+    Raises GemmaError for an unknown name, AssertionError when the function differs.
     """
     if name not in OPERATIONS:
         raise GemmaError(f"operation: {name!r}, expected one of {', '.join(OPERATIONS)}")
@@ -224,10 +228,10 @@ def _compare(name: str, found: Any, expected: Any, limit: float, arguments: Argu
 
 
 def from_command(command: Sequence[str], name: str) -> Callable[..., Any]:
-    """The function that a program computes: it is called as `command name in.safetensors out.safetensors`, reads the
-    arguments under their names (numbers as arrays of one), and writes its results as `0`, `1`, and so on.
+    """Return a function that calls a program: `command name in.safetensors out.safetensors`.
 
-    Raises GemmaError when it fails, or writes no results.
+    The program reads the arguments by name (numbers as arrays of length 1) and writes its results as `0`, `1` and so
+    on. The function raises GemmaError when the program fails or writes no results.
     """
     from safetensors import SafetensorError
     from safetensors.numpy import load_file, save_file

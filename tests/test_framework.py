@@ -132,4 +132,4 @@ def test_grouped_query_attention(torch, config, layer, T, seed):
         scale=config.query_pre_attn_scalar**-0.5,
         enable_gqa=True,
     )
-    assert_close(record["mixed"], expected.transpose(0, 1).reshape(T, -1), "operation")
+    assert_close(record["context"], expected.transpose(0, 1).reshape(T, -1), "operation")

@@ -151,8 +151,8 @@ def test_attention(torch, config, layer, T, seed):
         scores = q @ k.transpose(1, 2) * config.query_pre_attn_scalar**-0.5
         if cap := config.attn_logit_softcapping:
             scores = cap * torch.tanh(scores / cap)
-        mixed = torch.softmax(scores.masked_fill(~mask, -torch.inf), dim=-1) @ v
-        return mixed.transpose(0, 1).reshape(T, H * h) @ w["o_proj.weight"].T
+        context = torch.softmax(scores.masked_fill(~mask, -torch.inf), dim=-1) @ v
+        return context.transpose(0, 1).reshape(T, H * h) @ w["o_proj.weight"].T
 
     record, gradients = Record(), {}
     attention.attention(x, Scope(named), config, layer, tape=record)

@@ -8,7 +8,7 @@ import pytest
 from gemma_np.checkpoints.random_weights import random_weights
 from gemma_np.checkpoints.saving import save_folder
 from gemma_np.config import gemma2_config
-from gemma_np.memory import STORAGE, cache_bytes, peak_memory, weight_bytes, work_bytes
+from gemma_np.memory import STORAGE, activation_bytes, cache_bytes, peak_memory, weight_bytes
 from gemma_np.model.kv_cache import KVCache
 from gemma_np.weights.formats import stored_bytes
 
@@ -46,7 +46,7 @@ def test_the_peak_is_foretold_to_a_tenth(kind, tmp_path):
     save_folder(tmp_path / "model", CONFIG, random_weights(CONFIG, kind), None)
     found = int(subprocess.check_output([sys.executable, "-c", GENERATE, str(tmp_path / "model")]))
     storage = KINDS[kind]
-    told = sum((weight_bytes(CONFIG, storage), cache_bytes(CONFIG, 1003), work_bytes(CONFIG, 1003)))
+    told = sum((weight_bytes(CONFIG, storage), cache_bytes(CONFIG, 1003), activation_bytes(CONFIG, 1003)))
     assert abs(found - told) < 0.1 * told, f"{found / 1e6:.1f} MB, foretold {told / 1e6:.1f} MB"
 
 

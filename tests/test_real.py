@@ -194,12 +194,12 @@ def test_int8_costs_less_than_half_a_percent(model):
 
 
 def test_gptq_is_clearly_better_than_rounding_in_four_bits(model):
-    from gemma_np.compression.calibration import calibration_texts
+    from gemma_np.compression.calibration import calibration_ids
     from gemma_np.compression.quantization import Scheme
     from gemma_np.compression.quantize_model import quantize_model
 
     wide, losses = model.dequantized(), {}
-    ids = calibration_texts(wide, OTHER_PROSE, 1, 128)
+    ids = calibration_ids(wide, OTHER_PROSE, 1, 128)
     for method in ("round", "gptq"):
         weights = dict(quantize_model(wide, Scheme("int4", 64), method, ids, Scheme("int8")))
         losses[method] = divergence(wide, gemma_np.Gemma(model.config, weights, model.tokenizer), PROSE)

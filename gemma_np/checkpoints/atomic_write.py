@@ -1,4 +1,4 @@
-"""Files that are whole or not there at all."""
+"""Write files whole or not at all."""
 
 import os
 from collections.abc import Callable
@@ -8,14 +8,14 @@ from gemma_np.errors import GemmaError
 
 
 def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file beside its target, and put it in the target's place once it is whole and on the disk.
+    """Write a file beside its target and rename it once it is complete and on disk.
 
-    Raises GemmaError when the target is no place for a file.
+    Raises GemmaError when the target is a folder, or in a folder that does not exist.
     """
     if not path.name or path.is_dir():
         raise GemmaError(f"{path}: a folder, expected a file to write")
     if not path.parent.is_dir():
-        raise GemmaError(f"{path}: there is no folder {path.parent} to write it to")
+        raise GemmaError(f"{path}: the folder {path.parent} does not exist, expected a file in an existing folder")
     partial = path.with_name(f".{path.name}.partial")
     try:
         write(partial)

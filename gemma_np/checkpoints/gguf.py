@@ -1,7 +1,7 @@
-"""A GGUF file: config, weights and vocabulary in one, read by the `gguf` library (pip install "gemma-np[gguf]").
+"""Read a GGUF file: config, weights and vocabulary in one, with the `gguf` library (pip install "gemma-np[gguf]").
 
-Tensors in Q8_0 and Q4_0 stay quantized, those of other types are widened. GGUF stores the weight of a norm as 1 + w;
-the checkpoints, and this package, say w.
+Tensors in Q8_0 and Q4_0 stay quantized, those of other types are dequantized. GGUF stores the weight of a norm as
+1 + w; the published checkpoints, and this package, store w.
 """
 
 import re
@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import DTypeLike
 
-from gemma_np.checkpoints.gguf_blocks import NUMBER_BYTES, read_blocks
+from gemma_np.checkpoints.gguf_blocks import GGUF_FORMATS, read_blocks
 from gemma_np.checkpoints.loading import StoredTensor, load_weights, row_reader
 from gemma_np.config import GemmaConfig, layer_pattern
 from gemma_np.errors import GemmaError
@@ -38,8 +37,8 @@ _NAMES = {
 }
 
 
-def load_gguf(path: Path, dtype: DTypeLike, as_stored: bool = False) -> tuple[GemmaConfig, dict[str, Weight], bytes]:
-    """Config, weights (see `load_weights`) and the rebuilt sentencepiece model of a GGUF file.
+def load_gguf(path: Path, dtype: str = "float32") -> tuple[GemmaConfig, dict[str, Weight], bytes]:
+    """Return config, weights (see `load_weights`) and the rebuilt sentencepiece model of a GGUF file.
 
     Raises GemmaError for a damaged file, another architecture, or a tensor that is missing, extra or misshapen.
     """
@@ -49,15 +48,15 @@ def load_gguf(path: Path, dtype: DTypeLike, as_stored: bool = False) -> tuple[Ge
         stored = {
             weight_name(tensor.name, config): _stored_tensor(path, tensor)
             for tensor in reader.tensors
-            if tensor.name != "rope_freqs.weight"  # a table that follows from the config
+            if tensor.name != "rope_freqs.weight"  # computed from the config
         }
-        return config, load_weights(stored, config, dtype, as_stored), sentencepiece_model(metadata)
+        return config, load_weights(stored, config, dtype), sentencepiece_model(metadata)
     except GemmaError as error:
         raise GemmaError(f"{path}: {error}") from None
 
 
 def open_gguf(path: Path) -> tuple[Any, dict[str, Any]]:
-    """The library's reader of a GGUF file, and the file's metadata as plain values.
+    """Open a GGUF file: return the library's reader and the file's metadata as plain values.
 
     Raises GemmaError for a damaged file, and when the library is missing.
     """
@@ -67,8 +66,8 @@ def open_gguf(path: Path) -> tuple[Any, dict[str, Any]]:
         raise GemmaError(f'{path}: needs the gguf library, which pip install "gemma-np[gguf]" brings') from None
 
     class Reader(GGUFReader):
-        """The library slices its map a million times: a plain view of it is three times as fast. And it takes what
-        lies behind the end of the file for empty arrays, which a lying length turns into an endless loop."""
+        """The library slices its memory map a million times, and a plain view of it is three times as fast. It also
+        reads beyond the end of the file as empty arrays, so that a wrong length becomes an endless loop."""
 
         def __setattr__(self, name: str, value: Any) -> None:
             super().__setattr__(name, value.view(np.ndarray) if name == "data" else value)
@@ -86,25 +85,25 @@ def open_gguf(path: Path) -> tuple[Any, dict[str, Any]]:
 
 
 def _stored_tensor(path: Path, tensor: Any) -> StoredTensor:
-    """A tensor of a GGUFReader, dequantized some rows at a time (`tensor.data` has the shape of what is stored)."""
+    """Return a tensor of a GGUFReader, dequantized some rows at a time (`tensor.data` has the stored shape)."""
     from gguf import dequantize
 
     rows = row_reader(path, int(tensor.data_offset), tensor.data.dtype, tensor.data.shape[1:])
     one = 1 if tensor.name.endswith("norm.weight") else 0
-    shape, kind = tuple(int(size) for size in reversed(tensor.shape)), tensor.tensor_type.name
+    shape, format = tuple(int(size) for size in reversed(tensor.shape)), tensor.tensor_type.name
 
     def read(start: int, stop: int) -> np.ndarray:
         numbers: np.ndarray = dequantize(rows(start, stop), tensor.tensor_type)
         return numbers - one if one else numbers
 
-    keeps = kind in NUMBER_BYTES and len(shape) == 2
-    return StoredTensor(shape, read, quantized=(lambda: read_blocks(kind, shape, rows)) if keeps else None)
+    keeps = format in GGUF_FORMATS and len(shape) == 2
+    return StoredTensor(shape, read, quantized=(lambda: read_blocks(format, shape, rows)) if keeps else None)
 
 
 def weight_name(name: str, config: GemmaConfig) -> str:
-    """The published name of a GGUF tensor: blk.3.attn_q.weight is model.layers.3.self_attn.q_proj.weight.
+    """Return the published name of a GGUF tensor: blk.3.attn_q.weight is model.layers.3.self_attn.q_proj.weight.
 
-    A name that no table knows comes back as it is, and is reported as extra.
+    An unknown name is returned as it is, and reported as extra.
     """
     match = re.fullmatch(r"(?:blk\.(\d+)\.)?(\w+)\.weight", name)
     if not match or match[2] not in _NAMES:
@@ -116,7 +115,7 @@ def weight_name(name: str, config: GemmaConfig) -> str:
 
 
 def gguf_name(name: str, config: GemmaConfig) -> str:
-    """The name in a GGUF file of a published name: the inverse of `weight_name`."""
+    """Return the GGUF name of a published name: the inverse of `weight_name`."""
     layer = re.match(r"model\.layers\.(\d+)\.", name)
     prefix = f"blk.{layer[1]}." if layer else ""
     candidates = (f"{prefix}{short}.weight" for short in _NAMES)
@@ -124,10 +123,10 @@ def gguf_name(name: str, config: GemmaConfig) -> str:
 
 
 def config_from_metadata(metadata: dict[str, Any]) -> GemmaConfig:
-    """The GemmaConfig that a GGUF file's metadata describes.
+    """Return the GemmaConfig that a GGUF file's metadata describes.
 
-    What the format leaves to the reader is filled in here: the query scale, the pattern of local layers, and the
-    local RoPE base. Raises GemmaError for a missing or absurd value.
+    The format leaves some values to the reader, which are filled in here: the query scale, the pattern of local layers,
+    and the local RoPE base. Raises GemmaError for a missing or absurd value.
     """
     architecture = metadata.get("general.architecture")
     if architecture not in MODEL_TYPES:
@@ -142,7 +141,7 @@ def config_from_metadata(metadata: dict[str, Any]) -> GemmaConfig:
     D, H, layers = get("embedding_length"), get("attention.head_count"), get("block_count")
     head_dim = get("attention.key_length")
     local_per_global = {"gemma": 0, "gemma2": 1, "gemma3": get("attention.sliding_window_pattern", 6) - 1}[architecture]
-    # The two 27B models scale queries by the hidden size per head; every other one by the head dimension.
+    # The two 27B models scale queries by hidden_size / num_attention_heads, all others by head_dim.
     is_27b = (architecture, layers) in (("gemma2", 46), ("gemma3", 62))
     is_gemma2, theta = architecture == "gemma2", get("rope.freq_base", 1e6 if architecture == "gemma3" else 1e4)
     return GemmaConfig(
@@ -168,8 +167,8 @@ def config_from_metadata(metadata: dict[str, Any]) -> GemmaConfig:
 
 
 def sentencepiece_model(metadata: dict[str, Any]) -> bytes:
-    """The sentencepiece model file that the vocabulary came from: its pieces, scores and types, with the settings of
-    Gemma's tokenizer (byte-pair merges, byte fallback, whitespace as it is).
+    """Rebuild the sentencepiece model file of the vocabulary: its pieces, scores and types, with the settings of
+    Gemma's tokenizer (byte-pair merges, byte fallback, no normalization of whitespace).
 
     Raises GemmaError when protobuf is missing, or a part of the vocabulary.
     """

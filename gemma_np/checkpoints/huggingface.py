@@ -1,18 +1,16 @@
-"""A Hugging Face folder: config.json, tokenizer.model, and weights in one safetensors file or in shards with an index.
+"""Read a Hugging Face folder: config.json, tokenizer.model, and weights in one safetensors file or in shards.
 
-The safetensors library checks each file's header (sizes, overlaps, end of file); the numbers are then mapped, not
-read: what the model does not touch costs no memory.
+The safetensors library checks the header of each file (sizes, overlaps, end of file). The numbers are memory-mapped,
+not read: what the model does not use takes no memory.
 """
 
 import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from numpy.typing import DTypeLike
-
 from gemma_np.checkpoints.config_json import read_config
 from gemma_np.checkpoints.loading import StoredTensor, load_weights
-from gemma_np.checkpoints.quantized_tensors import from_tensors, read_kinds, to_tensors
+from gemma_np.checkpoints.quantized_tensors import from_tensors, read_formats, to_tensors
 from gemma_np.checkpoints.safetensors_file import FLOATS, QUANTIZED, read_metadata, stored_tensors
 from gemma_np.config import GemmaConfig
 from gemma_np.errors import GemmaError
@@ -20,15 +18,13 @@ from gemma_np.weights.formats import Stored, Weight, dequantize
 
 INDEX = "model.safetensors.index.json"
 
-# A multimodal Gemma 3 holds the text model under one of these prefixes, beside a part for images.
+# A multimodal Gemma 3 has the text model under one of these prefixes, beside the vision model.
 _TEXT_PREFIXES = ("language_model.model.", "model.language_model.")
 _IMAGE_PREFIXES = ("vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector.")
 
 
-def load_folder(
-    folder: Path, dtype: DTypeLike, as_stored: bool = False
-) -> tuple[GemmaConfig, dict[str, Weight], bytes | None]:
-    """Config, weights (see `load_weights`) and the sentencepiece model (None if there is none) of a checkpoint folder.
+def load_folder(folder: Path, dtype: str = "float32") -> tuple[GemmaConfig, dict[str, Weight], bytes | None]:
+    """Return config, weights (see `load_weights`) and tokenizer.model (None if there is none) of a checkpoint folder.
 
     Raises GemmaError for anything missing or wrong in it.
     """
@@ -43,15 +39,15 @@ def load_folder(
                     name = "model." + name.removeprefix(prefix)
             stored[name] = tensor
     try:
-        weights = load_weights(stored, config, dtype, as_stored)
+        weights = load_weights(stored, config, dtype)
     except GemmaError as error:
         raise GemmaError(f"{folder}: {error}") from None
-    vocabulary = folder / "tokenizer.model"
-    return config, weights, vocabulary.read_bytes() if vocabulary.exists() else None
+    tokenizer_model = folder / "tokenizer.model"
+    return config, weights, tokenizer_model.read_bytes() if tokenizer_model.exists() else None
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    """model.safetensors, or the shards that the index names."""
+    """Return model.safetensors, or the shards that the index names."""
     if (folder / "model.safetensors").exists():
         return [folder / "model.safetensors"]
     index = folder / INDEX
@@ -70,12 +66,12 @@ def _weight_files(folder: Path) -> list[Path]:
 
 
 def _with_quantized(path: Path) -> Iterator[tuple[str, StoredTensor]]:
-    """Name and place of each weight of a safetensors file; the arrays of a quantized one are put together."""
-    tensors = dict(stored_tensors(path, FLOATS | QUANTIZED))
+    """Yield the name and location of each weight of a safetensors file; the arrays of a quantized one become one."""
+    tensors = stored_tensors(path, FLOATS | QUANTIZED)
     arrays = {name: tensor.mapped for name, tensor in tensors.items()}
     try:
-        for name, kind in read_kinds(read_metadata(path)).items():
-            weight = from_tensors(name, kind, arrays)
+        for name, format in read_formats(read_metadata(path)).items():
+            weight = from_tensors(name, format, arrays)
             for used in to_tensors(name, weight):
                 del tensors[used]
             yield name, _quantized_tensor(weight)

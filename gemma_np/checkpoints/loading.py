@@ -1,7 +1,6 @@
-"""From tensors in a file to the weights of a model: every name and shape checked, memory spared, bad numbers told."""
+"""Load the weights of a model from tensors in files: check every name and shape, and save memory."""
 
 import math
-import os
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,29 +12,30 @@ from numpy.typing import DTypeLike
 
 from gemma_np.config import GemmaConfig
 from gemma_np.errors import GemmaError
+from gemma_np.memory import check_memory
 from gemma_np.weights.formats import BFloat16, Stored, Weight
 
 _BLOCK_BYTES = 16 * 2**20
 
 
 class StoredTensor(NamedTuple):
-    """A tensor that lies in a file."""
+    """A tensor in a file."""
 
     shape: tuple[int, ...]
     read: Callable[[int, int], np.ndarray]
-    """read(start, stop) -> those rows (axis 0), in any float dtype, in memory of their own."""
+    """read(start, stop) -> those rows (axis 0) as a new array of any float dtype."""
     mapped: np.ndarray | None = None
-    """The whole tensor [...] as a view of the memory-mapped file, where it lies there as plain numbers."""
+    """The whole tensor [...] as a view of the memory-mapped file, when it is stored as plain numbers."""
     quantized: Callable[[], Stored] | None = None
-    """quantized() -> the tensor as it is stored, where that is one of the quantized kinds."""
+    """quantized() -> the tensor as it is stored, when its format is a quantized one."""
 
 
 def row_reader(
     path: Path, offset: int, dtype: DTypeLike, row_shape: tuple[int, ...]
 ) -> Callable[[int, int], np.ndarray]:
-    """A function (start, stop) -> those rows of the array that lies in a file from `offset` on: [rows, *row_shape].
+    """Return a function (start, stop) -> those rows of the array at `offset` of a file: [rows, *row_shape].
 
-    It reads into new memory; a map would hold the file's pages as well.
+    It reads into new memory; a memory map would keep the pages of the file as well.
     """
     row_bytes = math.prod(row_shape) * np.dtype(dtype).itemsize
 
@@ -46,46 +46,50 @@ def row_reader(
     return read
 
 
-def load_weights(
-    stored: Mapping[str, StoredTensor], config: GemmaConfig, dtype: DTypeLike, as_stored: bool = False
-) -> dict[str, Weight]:
-    """The model's weights. What lies in the file in the wanted dtype stays there (memory-mapped, read-only); the rest
-    is converted block by block, so that the peak is the weights themselves.
+def load_weights(stored: Mapping[str, StoredTensor], config: GemmaConfig, dtype: str = "float32") -> dict[str, Weight]:
+    """Return the model's weights in a dtype: "float32", "float64", or "stored" (see `gemma_np.load`).
 
-    Quantized weights stay as they are, unless float64 is wanted; with `as_stored`, bfloat16 matrices do, too.
+    What the file stores in that dtype stays in the file (memory-mapped, read-only); the rest is converted block by
+    block, so that the peak memory is the weights themselves. Quantized weights stay as they are, except for "float64";
+    "stored" also leaves bfloat16 matrices in the file.
 
     Raises GemmaError for missing, extra and misshapen tensors (each is named) and for too little memory; warns of
     NaN and infinity.
     """
     from tqdm import tqdm
 
-    dtype = np.dtype(dtype)
+    float_dtype = np.dtype("float32" if dtype == "stored" else dtype)
     check_names_and_shapes(stored, config)
     weights: dict[str, Weight] = {}
     for name, tensor in stored.items():
-        if tensor.quantized and dtype != np.float64:
+        if tensor.quantized and float_dtype != np.float64:
             try:
                 weights[name] = tensor.quantized()
             except GemmaError as error:
                 raise GemmaError(f"{name}: {error}") from None
-        elif as_stored and tensor.mapped is not None and tensor.mapped.dtype == bfloat16 and len(tensor.shape) == 2:
+        elif (
+            dtype == "stored"
+            and tensor.mapped is not None
+            and tensor.mapped.dtype == bfloat16
+            and len(tensor.shape) == 2
+        ):
             weights[name] = BFloat16(tensor.mapped)
-    copied = [t for n, t in stored.items() if n not in weights and (t.mapped is None or t.mapped.dtype != dtype)]
-    check_memory(sum(math.prod(tensor.shape) for tensor in copied) * dtype.itemsize, dtype)
+    copied = [t for n, t in stored.items() if n not in weights and (t.mapped is None or t.mapped.dtype != float_dtype)]
+    check_memory(sum(math.prod(tensor.shape) for tensor in copied) * float_dtype.itemsize, float_dtype)
 
     total = sum(math.prod(shape) for _, shape in config.weight_shapes())
     with tqdm(total=total, desc="loading", unit=" weights", unit_scale=True, delay=2, leave=False) as progress:
         for name, _ in config.weight_shapes():
             if name in weights:
                 continue
-            weights[name], finite = load_tensor(stored[name], dtype, progress.update)
+            weights[name], finite = load_tensor(stored[name], float_dtype, progress.update)
             if not finite:
                 warnings.warn(f"{name}: has NaN or infinity, expected finite numbers", stacklevel=2)
     return {name: weights[name] for name, _ in config.weight_shapes()}
 
 
 def load_tensor(tensor: StoredTensor, dtype: np.dtype, progress: Callable[[int], object]) -> tuple[np.ndarray, bool]:
-    """One tensor [...] in the wanted dtype, and whether all its numbers are finite."""
+    """Return a tensor [...] in a dtype, and whether all its numbers are finite."""
     in_place = tensor.mapped is not None and tensor.mapped.dtype == dtype
     weight = tensor.mapped if in_place else np.empty(tensor.shape, dtype)
     assert weight is not None
@@ -101,7 +105,7 @@ def load_tensor(tensor: StoredTensor, dtype: np.dtype, progress: Callable[[int],
 
 
 def check_names_and_shapes(stored: Mapping[str, StoredTensor], config: GemmaConfig) -> None:
-    """Raise a GemmaError that lists every missing, extra and misshapen tensor."""
+    """Check the names and shapes of all tensors. Raises GemmaError that lists all missing, extra and misshapen ones."""
     expected = dict(config.weight_shapes())
     wrong = [f"{name}: missing" for name in expected if name not in stored]
     wrong += [f"{name}: extra" for name in stored if name not in expected]
@@ -113,7 +117,7 @@ def check_names_and_shapes(stored: Mapping[str, StoredTensor], config: GemmaConf
 
 
 def _reason(name: str, config: GemmaConfig) -> str:
-    """The config values that a weight's shape follows from."""
+    """Return the config values that determine the shape of a weight."""
     fields = {
         "embed_tokens": ("vocab_size", "hidden_size"),
         "q_proj": ("num_attention_heads", "head_dim", "hidden_size"),
@@ -127,24 +131,3 @@ def _reason(name: str, config: GemmaConfig) -> str:
     }
     chosen = next(names for fragment, names in fields.items() if fragment in name)
     return ", ".join(f"{field}={getattr(config, field)}" for field in chosen)
-
-
-def check_memory(needed: int, dtype: np.dtype) -> None:
-    """Raise a GemmaError when the weights would not fit, before any of them is read."""
-    available = available_memory()
-    if available is not None and needed > available:
-        raise GemmaError(
-            f"memory: {available / 1e9:.1f} GB available, expected {needed / 1e9:.1f} GB for the weights in {dtype}"
-        )
-
-
-def available_memory() -> int | None:
-    """Bytes that can be allocated without swapping, or None where the system does not tell."""
-    meminfo = Path("/proc/meminfo")
-    if meminfo.exists():
-        for line in meminfo.read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    if "SC_PHYS_PAGES" in getattr(os, "sysconf_names", {}):
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return None

@@ -1,8 +1,8 @@
-"""A safetensors file: its header is checked by the library, and its numbers are mapped, not read."""
+"""Read safetensors files: the library checks the header, and the numbers are memory-mapped."""
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import ml_dtypes
@@ -17,26 +17,26 @@ QUANTIZED = {"I8": np.int8, "U8": np.uint8, "F8_E4M3": ml_dtypes.float8_e4m3fn}
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """What a safetensors file says of itself. Raises GemmaError for a damaged file."""
+    """Return the metadata of a safetensors file. Raises GemmaError for a damaged file."""
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(path, "numpy") as file:  # opening is what checks the header
+        with safe_open(path, "numpy") as file:  # opening checks the header
             return file.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise GemmaError(f"{path}: damaged ({error}), expected a whole safetensors file") from None
 
 
-def stored_tensors(path: Path, dtypes: Mapping[str, DTypeLike] = FLOATS) -> Iterator[tuple[str, StoredTensor]]:
-    """Name and place of each tensor of a safetensors file. Raises GemmaError for a damaged file."""
+def stored_tensors(path: Path, dtypes: Mapping[str, DTypeLike] = FLOATS) -> dict[str, StoredTensor]:
+    """Return the tensors of a safetensors file by name. Raises GemmaError for a damaged file, and for other dtypes."""
     read_metadata(path)
     with path.open("rb") as file:
         header_size = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(header_size))
     data = np.memmap(path, np.uint8, "r", offset=8 + header_size) if header_size + 8 < path.stat().st_size else None
+    header.pop("__metadata__", None)
+    tensors = {}
     for name, entry in header.items():
-        if name == "__metadata__":
-            continue
         if entry["dtype"] not in dtypes:
             raise GemmaError(f"{path}: {name}: dtype {entry['dtype']}, expected one of {', '.join(dtypes)}")
         start, end = entry["data_offsets"]
@@ -44,14 +44,15 @@ def stored_tensors(path: Path, dtypes: Mapping[str, DTypeLike] = FLOATS) -> Iter
             raise GemmaError(f"{path}: {name}: shape {tuple(entry['shape'])}, expected a tensor that is not empty")
         mapped = data[start:end].view(dtypes[entry["dtype"]]).reshape(entry["shape"])
         reader = row_reader(path, 8 + header_size + start, mapped.dtype, mapped.shape[1:])
-        yield name, StoredTensor(mapped.shape, reader, mapped)
+        tensors[name] = StoredTensor(mapped.shape, reader, mapped)
+    return tensors
 
 
 def file_header(
     tensors: Mapping[str, tuple[DTypeLike, tuple[int, ...]]], metadata: Mapping[str, str]
 ) -> tuple[bytes, dict[str, int]]:
-    """The beginning of a safetensors file that holds tensors of these dtypes and shapes, for files that are written
-    piece by piece; and how far behind it the numbers of each tensor begin."""
+    """Return the header of a safetensors file with tensors of these dtypes and shapes, and the offset of each tensor
+    after it, for files that are written piece by piece."""
     names = {np.dtype(dtype): name for name, dtype in (FLOATS | QUANTIZED).items()}
     entries: dict[str, object] = {"__metadata__": dict(metadata)}
     offsets, end = {}, 0
@@ -60,5 +61,5 @@ def file_header(
         entries[key] = {"dtype": names[np.dtype(dtype)], "shape": shape, "data_offsets": [start, end]}
         offsets[key] = start
     text = json.dumps(entries).encode()
-    text += b" " * (-len(text) % 8)  # the numbers begin at a multiple of 8
+    text += b" " * (-len(text) % 8)  # aligns the numbers to 8 bytes
     return len(text).to_bytes(8, "little") + text, offsets

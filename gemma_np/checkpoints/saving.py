@@ -1,6 +1,7 @@
-"""Writing a checkpoint folder, whole or not at all, a shard at a time."""
+"""Write checkpoint folders: config.json, tokenizer.model, and the weights a shard at a time."""
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterable, Iterator
@@ -8,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from ml_dtypes import bfloat16
 
+from gemma_np.checkpoints.atomic_write import atomic_write
 from gemma_np.checkpoints.config_json import config_to_json
 from gemma_np.checkpoints.huggingface import INDEX
-from gemma_np.checkpoints.quantized_tensors import KINDS, kind_of, to_tensors
+from gemma_np.checkpoints.quantized_tensors import quantized_format, to_tensors
 from gemma_np.checkpoints.safetensors_file import file_header
 from gemma_np.config import GemmaConfig
 from gemma_np.errors import GemmaError
@@ -24,22 +27,20 @@ def save_folder(
     folder: Path,
     config: GemmaConfig,
     weights: Iterable[tuple[str, Weight]],
-    vocabulary: bytes | None,
-    shard_bytes: int = SHARD_BYTES,
+    tokenizer_model: bytes | None,
+    shard_bytes: float = SHARD_BYTES,
 ) -> None:
-    """Write a checkpoint folder that `load_folder` reads and, unless it is quantized, the framework.
+    """Write a new checkpoint folder that `load_folder` reads and, unless it is quantized, the framework too.
 
-    The weights may be made one by one: no more than a shard of them is held. The folder is written beside its target
-    and renamed. Raises GemmaError when something is there already, and when it cannot be written.
+    The weights may be computed one by one: no more than one shard is in memory. The folder is written beside its target
+    and renamed. Raises GemmaError when the folder is not empty, and when it cannot be written.
     """
     if folder.exists() and any(folder.iterdir()):
         raise GemmaError(f"{folder}: is not empty, expected a new folder to save into")
     partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
     try:
         partial.mkdir(parents=True)
-        _write_weights(partial, config, weights, shard_bytes)
-        if vocabulary is not None:
-            (partial / "tokenizer.model").write_bytes(vocabulary)
+        write_checkpoint(partial, config, weights, tokenizer_model, shard_bytes)
         partial.replace(folder)
     except OSError as error:
         raise GemmaError(f"{folder}: could not be written ({error}); nothing is left of it") from None
@@ -47,44 +48,86 @@ def save_folder(
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _write_weights(folder: Path, config: GemmaConfig, weights: Iterable[tuple[str, Weight]], shard_bytes: int) -> None:
-    files: list[list[str]] = []
-    total, stored_as = 0, ""
+def write_checkpoint(
+    folder: Path,
+    config: GemmaConfig,
+    weights: Iterable[tuple[str, Weight]],
+    tokenizer_model: bytes | None,
+    shard_bytes: float = math.inf,
+) -> None:
+    """Write the files of a checkpoint into an existing folder, each file whole or not at all."""
+    shards: list[list[str]] = []
+    total, is_quantized, dtype = 0, False, ""
     for shard in _shards(weights, shard_bytes):
-        kinds = {name: kind for name, weight in shard.items() if (kind := kind_of(weight))}
-        metadata = {"format": "pt"} | ({"storage": json.dumps(kinds)} if kinds else {})
+        formats = {name: format for name, weight in shard.items() if (format := quantized_format(weight))}
+        metadata = {"format": "pt"} | ({"storage": json.dumps(formats)} if formats else {})
         tensors: dict[str, np.ndarray] = {}
         for name, weight in shard.items():
             tensors |= to_tensors(name, weight)
             total += stored_bytes(weight)
-        _write_tensors(folder / f"{len(files)}.safetensors", tensors, metadata)
-        files.append(list(tensors))
-        stored_as = next(iter(kinds.values()), "") or stored_as or next(iter(tensors.values())).dtype.name
-        shard.clear()  # its memory is needed for the next one
+        _write_tensors(folder / _unnumbered(len(shards)), tensors, metadata)
+        shards.append(list(tensors))
+        is_quantized = is_quantized or bool(formats)
+        dtype = dtype or next(iter(tensors.values())).dtype.name
+        shard.clear()  # frees its memory for the next one
         tensors.clear()
 
-    weight_map: dict[str, str] = {}
-    for number, names in enumerate(files):
-        file = f"model-{number + 1:05}-of-{len(files):05}.safetensors" if len(files) > 1 else "model.safetensors"
-        (folder / f"{number}.safetensors").replace(folder / file)
-        weight_map |= dict.fromkeys(names, file)
-    if len(files) > 1:
-        _write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
-    told = {"quantization_config": {"quant_method": "gemma_np"}} if stored_as in KINDS else {"torch_dtype": stored_as}
-    _write_json(folder / "config.json", config_to_json(config) | told)
+    for number in range(len(shards)):
+        (folder / _unnumbered(number)).replace(folder / _shard_name(number, len(shards)))
+    _write_index(folder, shards, total)
+    storage = {"quantization_config": {"quant_method": "gemma_np"}} if is_quantized else {"torch_dtype": dtype}
+    _write_json(folder / "config.json", config_to_json(config) | storage)
+    if tokenizer_model is not None:
+        atomic_write(folder / "tokenizer.model", lambda path: path.write_bytes(tokenizer_model))
+
+
+def save_sparse_folder(folder: Path, config: GemmaConfig, shard_bytes: float = 10 * SHARD_BYTES) -> None:
+    """Write a bfloat16 checkpoint of zeros that takes no disk space: its files are holes after a header.
+
+    Raises GemmaError when the folder exists.
+    """
+    if folder.exists():
+        raise GemmaError(f"{folder}: exists, expected a new folder")
+    folder.mkdir(parents=True)
+    shards: list[dict[str, tuple[type, tuple[int, ...]]]] = [{}]
+    size = total = 0
+    for name, shape in config.weight_shapes():
+        if size > shard_bytes:
+            shards.append({})
+            size = 0
+        shards[-1][name] = (bfloat16, shape)
+        size += 2 * math.prod(shape)
+        total += 2 * math.prod(shape)
+    for number, shard in enumerate(shards):
+        header, _ = file_header(shard, {"format": "pt"})
+        with (folder / _shard_name(number, len(shards))).open("wb") as file:
+            file.write(header)
+            file.truncate(len(header) + 2 * sum(math.prod(shape) for _, shape in shard.values()))
+    _write_index(folder, [list(shard) for shard in shards], total)
+    _write_json(folder / "config.json", config_to_json(config) | {"torch_dtype": "bfloat16"})
+
+
+def _unnumbered(number: int) -> str:
+    """Return the name of a shard while the number of shards is not known yet."""
+    return f".shard-{number}.partial"
+
+
+def _shard_name(number: int, count: int) -> str:
+    return f"model-{number + 1:05}-of-{count:05}.safetensors" if count > 1 else "model.safetensors"
 
 
 def _write_tensors(path: Path, tensors: dict[str, np.ndarray], metadata: dict[str, str]) -> None:
-    """A safetensors file. The library's own writer would copy all tensors first."""
+    """Write a safetensors file. The library's own writer would copy all tensors first."""
     header, _ = file_header({name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()}, metadata)
     with path.open("wb") as file:
         file.write(header)
         for tensor in tensors.values():
             file.write(np.ascontiguousarray(tensor).view(np.uint8).data)
+        os.fsync(file.fileno())
 
 
-def _shards(weights: Iterable[tuple[str, Weight]], shard_bytes: int) -> Iterator[dict[str, Weight]]:
-    """The weights in runs of at most `shard_bytes` (or a single one that is larger)."""
+def _shards(weights: Iterable[tuple[str, Weight]], shard_bytes: float) -> Iterator[dict[str, Weight]]:
+    """Yield the weights in groups of at most `shard_bytes` (or a single larger one)."""
     shard: dict[str, Weight] = {}
     for name, weight in weights:
         if shard and sum(map(stored_bytes, shard.values())) + stored_bytes(weight) > shard_bytes:
@@ -94,5 +137,12 @@ def _shards(weights: Iterable[tuple[str, Weight]], shard_bytes: int) -> Iterator
     yield shard
 
 
+def _write_index(folder: Path, shards: list[list[str]], total: int) -> None:
+    """Write the index of a checkpoint with more than one shard: the file of each tensor."""
+    if len(shards) > 1:
+        weight_map = {name: _shard_name(number, len(shards)) for number, names in enumerate(shards) for name in names}
+        _write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+
+
 def _write_json(path: Path, values: dict[str, Any]) -> None:
-    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    atomic_write(path, lambda partial: partial.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8"))

@@ -1,124 +1,168 @@
-"""The commands that make a model smaller, one function each: quantize, prune, compress, export-gguf; and
-random-checkpoint, to try what fits.
-
-Each raises GemmaError for what it cannot do, in the one line that `gemma-np` then prints.
-"""
+"""The commands that compress: quantize, prune, compress, export-gguf; and init-checkpoint."""
 
 import argparse
 from collections.abc import Iterable
 from dataclasses import fields
 from pathlib import Path
 
-import numpy as np
-
-from gemma_np.checkpoints.random_weights import random_weights, write_sparse
-from gemma_np.checkpoints.saving import save_folder
-from gemma_np.compression import gguf_export, pipeline
+from gemma_np.checkpoints.gguf_blocks import GGUF_FORMATS
+from gemma_np.checkpoints.random_weights import RANDOM_FORMATS, random_weights
+from gemma_np.checkpoints.saving import save_folder, save_sparse_folder
+from gemma_np.cli.arguments import (
+    TEXT_HELP,
+    Command,
+    add_calibration,
+    add_model,
+    add_scheme,
+    new_folder,
+    read_calibration,
+    read_schemes,
+)
+from gemma_np.cli.training import add_training_config
+from gemma_np.compression import pipeline, pruning_plan, quantize_model
 from gemma_np.compression.benchmark import table
-from gemma_np.compression.calibration import calibration_texts
-from gemma_np.compression.pipeline import Steps
-from gemma_np.compression.pruning_plan import prune as prune_parts
-from gemma_np.compression.pruning_plan import read_plan
-from gemma_np.compression.quantization import Scheme
-from gemma_np.compression.quantize_model import CALIBRATED, quantize_model
+from gemma_np.compression.pipeline import CompressionConfig
+from gemma_np.compression.pruning_plan import PARTS, read_plan
 from gemma_np.config import RELEASED, GemmaConfig
 from gemma_np.errors import GemmaError
-from gemma_np.gemma import Gemma, load
-from gemma_np.training.data import open_tokens, prepare, read_text, text_files, write_tokens
-from gemma_np.training.training_state import Recipe
+from gemma_np.gemma import load
+from gemma_np.training.data import tokenize_texts
+from gemma_np.training.training_state import TrainingConfig
 from gemma_np.weights.formats import Weight
+
+
+def add_commands(command: Command) -> None:
+    """Register the commands of this group."""
+    sub = command(
+        quantize,
+        "gemma-np quantize --model google/gemma-2-9b-it --format int8 -o gemma-9b-int8",
+        "gemma-np quantize --model google/gemma-2-2b --format int4 --method gptq --calibration-text books/ "
+        "-o gemma-2b-int4",
+    )
+    add_model(sub)
+    add_scheme(sub, "--format", required=True)
+    add_calibration(sub)
+    sub.add_argument("-o", "--output", metavar="OUT", required=True, help="the new checkpoint folder")
+
+    sub = command(
+        prune,
+        "gemma-np prune --model google/gemma-2-2b layers=22,intermediate-size=6912 --calibration-text books/ "
+        "-o smaller",
+        "gemma-np prune --model google/gemma-2-2b wanda=2:4 --calibration-text books/ -o sparse",
+    )
+    add_model(sub)
+    parts = "; ".join(f"{name}: {meaning}" for name, meaning in PARTS.items())
+    sub.add_argument("plan", metavar="PLAN", help=f"NAME=VALUE,... with {parts}")
+    add_calibration(sub)
+    sub.add_argument("-o", "--output", metavar="OUT", required=True, help="the new checkpoint folder")
+
+    sub = command(
+        compress,
+        "gemma-np compress plays/ --model shakespeare-4m --prune intermediate-size=512 --distill 300 --quantize int8 "
+        "-o small",
+        "gemma-np compress plays/ --model shakespeare-4m --prune wanda=2:4 --quantize int8 -o sparse --resume",
+    )
+    sub.add_argument("text", metavar="TEXT", help=f"{TEXT_HELP}: to calibrate, to heal and to evaluate with")
+    add_model(sub)
+    sub.add_argument("--prune", metavar="PLAN", help="as of gemma-np prune")
+    sub.add_argument("--distill", metavar="STEPS", type=int, help="heal with this many steps of distillation")
+    add_scheme(sub, "--quantize")
+    sub.add_argument("-o", "--output", metavar="OUT", required=True, help="the folder of all steps")
+    sub.add_argument("--resume", action="store_true", help="continue what OUT holds")
+    meaning = "fraction of documents held out (0.05)"
+    sub.add_argument("--val-fraction", metavar="P", type=float, default=0.05, help=meaning)
+    add_training_config(sub, "distillation", without=("steps",))
+
+    sub = command(export_gguf, "gemma-np export-gguf --model ./gemma-2-2b --format Q4_0 -o gemma-2-2b.gguf")
+    add_model(sub)
+    sub.add_argument("--format", choices=GGUF_FORMATS, default="Q8_0", help="format of the matrices (Q8_0)")
+    sub.add_argument("-o", "--output", metavar="FILE", required=True, help="the .gguf file")
+
+    sub = command(
+        init_checkpoint,
+        "gemma-np init-checkpoint gemma-2-27b --format int4 -o random-27b",
+        "gemma-np init-checkpoint gemma-2-27b --sparse-file -o hollow-27b",
+    )
+    sub.add_argument("name", metavar="NAME", help="a released model, see gemma-np models")
+    meaning = "format of the matrices (bfloat16)"
+    sub.add_argument("--format", choices=RANDOM_FORMATS, default="bfloat16", help=meaning)
+    sub.add_argument("--sparse-file", action="store_true", help="bfloat16 zeros that take no disk space")
+    sub.add_argument("-o", "--output", metavar="OUT", required=True, help="the new checkpoint folder")
 
 
 def quantize(options: argparse.Namespace) -> None:
     """Store a model's weights in 4, 8 or 16 bits."""
-    out = _new_folder(options.output)
-    scheme, embedding = schemes(options)
+    out = new_folder(options.output)
+    scheme, embedding = read_schemes(options)
     model = load(options.model, "stored")
-    ids = _calibration(options, model) if options.method in CALIBRATED else None
-    weights = quantize_model(model, scheme, options.method, ids, embedding)
-    save_folder(out, model.config, _shown(weights, model.config, "quantizing"), _vocabulary(model))
+    ids = read_calibration(options, model) if options.method in quantize_model.CALIBRATED else None
+    weights = quantize_model.quantize_model(model, scheme, options.method, ids, embedding)
+    save_folder(out, model.config, _progress(weights, model.config, "quantizing"), model.tokenizer_model)
 
 
 def prune(options: argparse.Namespace) -> None:
-    """Take the least important parts out of a model; what is left is an ordinary checkpoint."""
-    out = _new_folder(options.output)
+    """Remove the least important parts of a model; the result is an ordinary checkpoint."""
+    out = new_folder(options.output)
     plan = read_plan(options.plan)
     model = load(options.model)
-    ids = _calibration(options, model) if plan.needs_text else None
-    prune_parts(model, plan, ids).save(out)
+    ids = read_calibration(options, model) if plan.needs_calibration else None
+    pruning_plan.prune(model, plan, ids).save(out)
 
 
 def compress(options: argparse.Namespace) -> None:
-    """Prune a model, heal it by distillation from the original, quantize it; measured after each step."""
-    scheme, embedding = schemes(options) if options.to else (None, None)
-    plan = read_plan(options.prune) if options.prune else None
-    steps = Steps(plan, _recipe(options) if options.distill else None, scheme, options.method, embedding)
+    """Prune a model, heal it by distillation from the original, quantize it; measure each step."""
+    scheme, embedding = read_schemes(options) if options.format else (None, None)
+    config = CompressionConfig(
+        prune=read_plan(options.prune) if options.prune else None,
+        heal=_healing(options) if options.distill else None,
+        quantize=scheme,
+        method=options.method,
+        embedding=embedding,
+    )
     out = Path(options.output)
     if out.exists() and not options.resume:
         raise GemmaError(f"{out}: exists, expected --resume or another folder")
     original = load(options.model)
-    if original.tokenizer is None:
-        raise GemmaError(f"{options.model}: no tokenizer.model, expected one to read the text with")
-    data, files, words = out / "data", text_files(Path(options.text)), original.tokenizer
-    about = {"documents": len(files), "bytes": sum(file.stat().st_size for file in files), "seed": options.seed}
-    prepare(data, about, lambda: write_tokens(files, words, data, options.validation, options.seed), options.resume)
-    training, validation = (open_tokens(data / f"{name}.npy", options.length) for name in ("train", "validation"))
+    tokens = tokenize_texts(
+        options.text,
+        original.require_tokenizer(),
+        out / "data",
+        val_fraction=options.val_fraction,
+        seed=options.seed,
+        keep=options.resume,
+    )
     rows = []
-    for row in pipeline.compress(original, steps, training, validation, out):
+    for row in pipeline.compress(original, config, tokens, out):
         rows.append(row)
         print(table(rows[-1:], head=len(rows) == 1), flush=True)
     print(f"{out / rows[-1].step}: the checkpoint; {out / 'report.json'}: this table")
 
 
 def export_gguf(options: argparse.Namespace) -> None:
-    """Write a model to a .gguf file, for llama.cpp and its relatives."""
-    gguf_export.export_gguf(load(options.model, "stored"), options.to, Path(options.output))
+    """Write a model to a .gguf file, for llama.cpp and other GGUF readers."""
+    quantize_model.export_gguf(load(options.model, "stored"), options.format, Path(options.output))
 
 
-def random_checkpoint(options: argparse.Namespace) -> None:
-    """Write a checkpoint of random weights in a released model's shapes, to try what fits and how fast it is."""
-    out = _new_folder(options.output)
+def init_checkpoint(options: argparse.Namespace) -> None:
+    """Write a checkpoint of random weights in a released model's shapes, to try memory and speed."""
+    out = new_folder(options.output)
     if options.name not in RELEASED:
         raise GemmaError(f"{options.name}: expected one of {', '.join(RELEASED)}")
     config = RELEASED[options.name]
-    if options.sparse:
-        write_sparse(out, config)
+    if options.sparse_file:
+        save_sparse_folder(out, config)
     else:
-        save_folder(out, config, _shown(random_weights(config, options.dtype), config, "writing"), None)
+        save_folder(out, config, _progress(random_weights(config, options.format), config, "writing"), None)
 
 
-def schemes(options: argparse.Namespace) -> tuple[Scheme, Scheme | None]:
-    """How matrices, and the embedding, if it is another way, are to be stored."""
-    scheme = Scheme(options.to, options.group if options.to == "int4" else None, options.zero_points)
-    return scheme, Scheme(options.embedding) if options.embedding else None
+def _healing(options: argparse.Namespace) -> TrainingConfig:
+    values = {field.name: getattr(options, field.name) for field in fields(TrainingConfig) if field.name != "steps"}
+    return TrainingConfig(steps=options.distill, **values)
 
 
-def _recipe(options: argparse.Namespace) -> Recipe:
-    values = {field.name: getattr(options, field.name) for field in fields(Recipe) if field.name != "steps"}
-    return Recipe(steps=options.distill, **values)
-
-
-def _calibration(options: argparse.Namespace, model: Gemma) -> np.ndarray:
-    if options.text is None:
-        raise GemmaError("expected --text, a text file or a folder to calibrate with")
-    text = "\n".join(read_text(file) for file in text_files(Path(options.text)))
-    return calibration_texts(model, text, options.texts, options.length)
-
-
-def _shown(weights: Iterable[tuple[str, Weight]], config: GemmaConfig, what: str) -> Iterable[tuple[str, Weight]]:
-    """The weights with a progress bar."""
+def _progress(weights: Iterable[tuple[str, Weight]], config: GemmaConfig, what: str) -> Iterable[tuple[str, Weight]]:
+    """Return the weights with a progress bar."""
     from tqdm import tqdm
 
     total = sum(1 for _ in config.weight_shapes())
     return tqdm(weights, total=total, desc=what, unit=" weights", delay=1, leave=False)
-
-
-def _new_folder(name: str) -> Path:
-    folder = Path(name)
-    if folder.exists():
-        raise GemmaError(f"{folder}: exists, expected a new folder")
-    return folder
-
-
-def _vocabulary(model: Gemma) -> bytes | None:
-    return model.tokenizer.model if model.tokenizer else None

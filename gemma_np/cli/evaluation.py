@@ -1,92 +1,101 @@
-"""The commands that measure what a model knows, one function each: evaluate, lm-eval.
-
-Each raises GemmaError for what it cannot do, in the one line that `gemma-np` then prints.
-"""
+"""The commands that evaluate: evaluate, lm-eval."""
 
 import argparse
 import json
-import math
 import sys
 from pathlib import Path
-from typing import Any
 
+from gemma_np.cli.arguments import Command, add_model
 from gemma_np.errors import GemmaError
-from gemma_np.evaluation.bootstrap import Difference, paired_bootstrap
-from gemma_np.evaluation.multiple_choice import SCORES, Answers, Question, answer, calibration, read_questions
+from gemma_np.evaluation.bootstrap import Difference
+from gemma_np.evaluation.multiple_choice import (
+    Answers,
+    answer_questions,
+    compare_answers,
+    expected_calibration_error,
+    read_questions,
+    summarize,
+)
 from gemma_np.evaluation.plots import plot_calibration, plot_differences
 from gemma_np.gemma import load
 
 _WIDTH = 28
 
 
+def add_commands(command: Command) -> None:
+    """Register the commands of this group."""
+    sub = command(
+        evaluate,
+        "gemma-np evaluate tutorials/questions.jsonl --model google/gemma-2-2b --num-fewshot 5 --plot calibration.png",
+        "gemma-np evaluate tutorials/questions.jsonl --compare google/gemma-2-2b ./gemma-2-2b-int4",
+    )
+    form = 'one JSON object per line: {"question": TEXT, "choices": [TEXT, ...], "answer": INDEX, from 0 on}'
+    sub.add_argument("file", metavar="FILE", help=form)
+    add_model(sub)
+    sub.add_argument("--compare", metavar=("A", "B"), nargs=2, help="compare two models, with a significance test")
+    sub.add_argument(
+        "--num-fewshot", metavar="N", type=int, default=0, help="use the first N questions as examples (0)"
+    )
+    sub.add_argument("--json", action="store_true", help="print JSON")
+    sub.add_argument("--plot", metavar="FILE", help="plot the calibration, or with --compare the differences")
+
+    sub = command(
+        lm_eval,
+        "gemma-np lm-eval --model gemma_np --model_args pretrained=google/gemma-2-2b --tasks mmlu --num_fewshot 5",
+        "gemma-np lm-eval --model gemma_np --model_args pretrained=google/gemma-2-2b --tasks mbpp "
+        "--confirm_run_unsafe_code",
+    )
+    sub.prefix_chars = "+"  # arguments that begin with a dash are passed on to lm_eval
+    sub.add_argument("arguments", metavar="...", nargs="*", help="the arguments of lm_eval")
+
+
 def evaluate(options: argparse.Namespace) -> None:
-    """Let a model, or two, answer questions by choosing the likeliest of several texts."""
+    """Evaluate one or two models on multiple-choice questions."""
     questions = read_questions(Path(options.file))
-    examples, asked = questions[: options.shots], questions[options.shots :]
+    examples, asked = questions[: options.num_fewshot], questions[options.num_fewshot :]
     if not asked:
-        raise GemmaError(f"{options.file}: {len(questions)} questions, expected more than the {options.shots} examples")
+        count = f"{len(questions)} questions, expected more than the {options.num_fewshot} examples"
+        raise GemmaError(f"{options.file}: {count}")
     names = options.compare or [options.model]
-    found = [_answers(name, asked, examples) for name in names]
-    differences = _differences(*found) if options.compare else {}
+    answers = []
+    for name in names:
+        model = load(name)
+        answers.append(answer_questions(asked, model.weights, model.config, model.require_tokenizer(), examples))
+    differences = compare_answers(*answers) if options.compare else {}
     if options.json:
-        results = {name: _figures(answers) for name, answers in zip(names, found, strict=True)}
-        told = {what: {**d._asdict(), "draws": None} for what, d in differences.items()}
-        print(json.dumps({"questions": len(asked), "models": results, "differences": told}, indent=2))
+        results = {name: summarize(each) for name, each in zip(names, answers, strict=True)}
+        summary = {what: {**d._asdict(), "resampled": None} for what, d in differences.items()}
+        print(json.dumps({"questions": len(asked), "models": results, "differences": summary}, indent=2))
     else:
-        _print_table(names, found, differences)
+        _print_table(names, answers, differences)
     if options.plot and options.compare:
         plot_differences(differences, (names[0], names[1]), Path(options.plot))
     elif options.plot:
-        error, bins = calibration(found[0])
+        error, bins = expected_calibration_error(answers[0])
         plot_calibration(bins, error, Path(options.plot))
 
 
 def lm_eval(options: argparse.Namespace) -> None:
-    """Run lm-evaluation-harness, to which --model gemma_np is known; its own arguments follow."""
+    """Run lm-evaluation-harness with --model gemma_np; its own arguments follow."""
     try:
         from lm_eval.__main__ import cli_evaluate
 
-        import gemma_np.integrations.lm_eval  # noqa: F401 (importing it makes the model known)
+        import gemma_np.integrations.lm_eval  # noqa: F401 (registers the model)
     except ImportError as error:
         raise GemmaError(f'lm-eval: {error}; pip install "gemma-np[evaluation]" brings it') from None
     sys.argv = ["lm_eval", *options.arguments]
     cli_evaluate()
 
 
-def _answers(name: str, questions: list[Question], examples: list[Question]) -> Answers:
-    model = load(name)
-    if model.tokenizer is None:
-        raise GemmaError(f"{name}: no tokenizer.model, expected one to read the questions with")
-    return answer(questions, model.weights, model.config, model.tokenizer, examples)
-
-
-def _differences(first: Answers, second: Answers) -> dict[str, Difference]:
-    """What differs between two models that answered the same questions."""
-    return {
-        "right answers": paired_bootstrap(first.is_correct(), second.is_correct()),
-        "log P of the right answer": paired_bootstrap(first.log_prob_of_right(), second.log_prob_of_right()),
-    }
-
-
-def _figures(answers: Answers) -> dict[str, Any]:
-    figures: dict[str, Any] = {}
-    for score in SCORES:
-        share, error = answers.accuracy(score)
-        figures[f"accuracy, {score}"] = {"value": share, "standard error": None if math.isnan(error) else error}
-    figures["log P of the right answer"] = {"value": float(answers.log_prob_of_right().mean())}
-    figures["expected calibration error"] = {"value": calibration(answers)[0]}
-    return figures
-
-
-def _print_table(names: list[str], found: list[Answers], differences: dict[str, Difference]) -> None:
-    print(f"{f'{len(found[0].right)} questions':{_WIDTH}}" + "".join(f"{Path(name).name:>20}" for name in names))
-    tables = [_figures(answers) for answers in found]
-    for what in tables[0]:
+def _print_table(names: list[str], answers: list[Answers], differences: dict[str, Difference]) -> None:
+    print(f"{f'{len(answers[0].right)} questions':{_WIDTH}}" + "".join(f"{Path(name).name:>20}" for name in names))
+    summaries = [summarize(each) for each in answers]
+    for measure in summaries[0]:
         cells = []
-        for table in tables:
-            value, error = table[what]["value"], table[what].get("standard error")
+        for summary in summaries:
+            value, error = summary[measure]["value"], summary[measure].get("standard error")
             cells.append(f"{value:.3f} \u00b1 {error:.3f}" if error is not None else f"{value:.3f}")
-        print(f"{what:{_WIDTH}}" + "".join(f"{cell:>20}" for cell in cells))
-    for what, d in differences.items():
-        verdict = "more than chance" if d.is_more_than_chance else "no more than chance"
-        print(f"\n{what}: {d.mean:+.4f} (95 %: {d.low:+.4f} to {d.high:+.4f}), p = {d.p:.3f}: {verdict}")
+        print(f"{measure:{_WIDTH}}" + "".join(f"{cell:>20}" for cell in cells))
+    for measure, d in differences.items():
+        verdict = "significant" if d.is_significant else "not significant"
+        print(f"\n{measure}: {d.mean:+.4f} (95 %: {d.low:+.4f} to {d.high:+.4f}), p = {d.p:.3f}: {verdict}")

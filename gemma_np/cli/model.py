@@ -1,46 +1,110 @@
-"""The commands that run a model, one function each: generate, chat, perplexity, inspect, info, models.
-
-Each raises GemmaError for what it cannot do, in the one line that `gemma-np` then prints.
-"""
+"""The commands that run a model: generate, chat, perplexity, inspect, info, models."""
 
 import argparse
 import sys
 import time
 from collections.abc import Iterable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from gemma_np.checkpoints.atomic_write import atomic_write
-from gemma_np.cli.oracle import read_ids
+from gemma_np.cli.arguments import Command, add_dtype, add_model, read_ids
 from gemma_np.config import GLOBAL, RELEASED, GemmaConfig
 from gemma_np.errors import GemmaError
-from gemma_np.gemma import BUNDLED, Gemma, load, resolve_config
+from gemma_np.gemma import BUNDLED, load, resolve_config
+from gemma_np.inspection.inspect_text import inspect_text
 from gemma_np.inspection.page import page
-from gemma_np.inspection.reading import read
-from gemma_np.memory import STORAGE, cache_bytes, peak_memory, training_memory, weight_bytes, work_bytes
+from gemma_np.memory import activation_bytes, cache_bytes, peak_memory, training_bytes, weight_bytes
+
+GENERATION = ("max_new_tokens", "temperature", "top_k", "top_p", "seed", "int8_cache")
+
+MEMORY_TABLE = {  # label: format, group size
+    "float64": ("float64", None),
+    "float32": ("float32", None),
+    "bfloat16 (as published)": ("bfloat16", None),
+    "int8": ("int8", None),
+    "int4, groups of 64": ("int4", 64),
+    "int4, groups of 128": ("int4", 128),
+}
+
+
+def add_commands(command: Command) -> None:
+    """Register the commands of this group."""
+    sub = command(
+        generate,
+        'gemma-np generate "To be"',
+        'gemma-np generate --model google/gemma-2-2b "The capital of France is"',
+        "gemma-np generate --model ./gemma-3-270m.gguf --temperature 0.8 --top-p 0.95 --seed 1 'Once upon a time'",
+    )
+    add_model(sub)
+    add_dtype(sub)
+    _add_generation(sub, max_new_tokens=128)
+    sub.add_argument("prompt", metavar="PROMPT", nargs="?", help="the text to continue")
+    sub.add_argument("--ids", metavar="N,N,...", help="token ids to continue, instead of PROMPT")
+
+    sub = command(
+        chat,
+        "gemma-np chat --model google/gemma-2-2b-it",
+        'echo "Why is the sky blue?" | gemma-np chat --model google/gemma-2-2b-it',
+    )
+    add_model(sub)
+    add_dtype(sub)
+    _add_generation(sub, max_new_tokens=None)
+
+    sub = command(
+        perplexity,
+        "gemma-np perplexity --model ./gemma-2-2b book.txt",
+        "gemma-np perplexity --model ./gemma-2-2b --context 4096 --stride 512 book.txt",
+    )
+    add_model(sub)
+    add_dtype(sub)
+    sub.add_argument("file", metavar="FILE", help="a text file in UTF-8, or - for standard input")
+    sub.add_argument("--context", metavar="N", type=int, help="tokens of a window (default: the longest possible)")
+    sub.add_argument("--stride", metavar="N", type=int, help="tokens that each window scores (default: all of them)")
+
+    sub = command(
+        inspect,
+        'gemma-np inspect "To be, or not to be, that is the question." -o page.html',
+        'gemma-np inspect --model google/gemma-2-2b "The capital of France is Paris." -o page.html',
+    )
+    add_model(sub)
+    add_dtype(sub)
+    sub.add_argument("text", metavar="TEXT", help="the text to read, at most 256 tokens")
+    sub.add_argument("-o", "--output", metavar="FILE", required=True, help="the HTML page to write")
+
+    sub = command(
+        info,
+        "gemma-np info --model gemma-2-27b",
+        "gemma-np info --model ./my-checkpoint --training --batch-size 8 --seq-len 512",
+    )
+    add_model(sub)
+    sub.add_argument("--training", action="store_true", help="also estimate the memory of training")
+    sub.add_argument("--batch-size", metavar="N", type=int, default=8, help="texts per step and rank (8)")
+    sub.add_argument("--seq-len", metavar="N", type=int, default=128, help="tokens in a text (128)")
+
+    command(models, "gemma-np models")
 
 
 def generate(options: argparse.Namespace) -> None:
-    """Write what follows a prompt."""
+    """Continue a prompt."""
     if (options.prompt is None) == (options.ids is None):
         raise GemmaError("expected either PROMPT or --ids")
-    model = _load(options)
+    model = load(options.model, options.dtype)
     if options.ids is None:
-        _print_stream(model.stream(options.prompt, **_sampling(options)))
+        _print_stream(model.stream(options.prompt, **_generation(options)))
     else:
-        _print_stream(f"{token} " for token in model.stream_ids(read_ids(options.ids), **_sampling(options)))
+        _print_stream(f"{token} " for token in model.stream_ids(read_ids(options.ids), **_generation(options)))
 
 
 def chat(options: argparse.Namespace) -> None:
-    """Talk: a line from standard input is a turn, until end of file."""
-    model = _load(options)
+    """Chat with an instruction-tuned model: each line of standard input is a turn."""
+    model = load(options.model, options.dtype)
     messages: list[dict[str, str]] = []
     interactive = sys.stdin.isatty()
     if options.model in BUNDLED:
-        print(f"{options.model} has only read plays; google/gemma-2-2b-it, say, has learned to answer", file=sys.stderr)
+        print(f"{options.model} was trained on plays only; to chat, try google/gemma-2-2b-it", file=sys.stderr)
     if interactive:
-        print("One line is one turn; Ctrl-D ends.", file=sys.stderr)
+        print("Each line is one turn; Ctrl-D ends.", file=sys.stderr)
     while True:
         try:
             line = input("> " if interactive else "")
@@ -49,12 +113,12 @@ def chat(options: argparse.Namespace) -> None:
         if not line.strip():
             continue
         messages.append({"role": "user", "content": line})
-        answer = _print_stream(model.stream_chat(messages, **_sampling(options)))
+        answer = _print_stream(model.stream_chat(messages, **_generation(options)))
         messages.append({"role": "model", "content": answer})
 
 
 def perplexity(options: argparse.Namespace) -> None:
-    """Measure how well a model predicts a text."""
+    """Measure the perplexity of a model on a text."""
     try:
         text = sys.stdin.read() if options.file == "-" else Path(options.file).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -68,33 +132,35 @@ def perplexity(options: argparse.Namespace) -> None:
 
 
 def inspect(options: argparse.Namespace) -> None:
-    """Show what a model does with a text: attention, logit lens, next tokens, on one page of HTML."""
+    """Show what a model does with a text, on one HTML page: attention, logit lens, next tokens."""
     from tqdm import tqdm
 
     model = load(options.model, options.dtype)
-    reading = read(model, options.text, lambda layers: tqdm(layers, "lens", unit=" layers", delay=1, leave=False))
-    html = page(reading, model.config, Path(options.model).name)
+    inspection = inspect_text(
+        model, options.text, lambda layers: tqdm(layers, "logit lens", unit=" layers", delay=1, leave=False)
+    )
+    html = page(inspection, model.config, Path(options.model).name)
     path = Path(options.output)
     atomic_write(path, lambda partial: partial.write_text(html, encoding="utf-8"))
-    print(f"{path}: {len(reading.ids)} tokens; open it in a browser", file=sys.stderr)
+    print(f"{path}: {len(inspection.ids)} tokens; open it in a browser", file=sys.stderr)
 
 
 def info(options: argparse.Namespace) -> None:
-    """Describe a model: config, parameters, memory."""
+    """Describe a model: its config, its parameters, the memory it needs."""
     config = resolve_config(options.model)
     for line in describe(config):
         print(line)
     if options.training:
-        if min(options.batch, options.length) < 1:
-            raise GemmaError(f"batch: {options.batch}, length: {options.length}, expected 1 or more")
-        parts = training_memory(config, options.batch, options.length)
-        print(f"\nmemory for training in float32, {options.batch} texts of {options.length} tokens at once")
+        if min(options.batch_size, options.seq_len) < 1:
+            raise GemmaError(f"batch-size: {options.batch_size}, seq-len: {options.seq_len}, expected 1 or more")
+        parts = training_bytes(config, options.batch_size, options.seq_len)
+        print(f"\nmemory of training in float32, {options.batch_size} texts of {options.seq_len} tokens at once")
         for part, size in (parts | {"total": sum(parts.values())}).items():
-            print(f"  {part:36}{size / 1e6:>14,.1f} MB")
+            print(f"  {part:40}{size / 1e6:>14,.1f} MB")
 
 
 def models(options: argparse.Namespace) -> None:
-    """List the bundled models and the released ones."""
+    """List the bundled and the released models."""
     for name, path in BUNDLED.items():
         count = sum(resolve_config(path).parameter_count().values())
         print(f"{name:14} bundled, {count / 1e6:.1f} M parameters, trained on Shakespeare")
@@ -107,16 +173,16 @@ def models(options: argparse.Namespace) -> None:
             f"{name:14}{pretrained:27}{count / 1e9:9.2f} B{config.num_hidden_layers:8}"
             f"{config.max_position_embeddings:9,}{count * 4 / 1e9:7.1f} GB"
         )
-    print("\nThe instruction-tuned ones, for chat, end in -it: google/gemma-2-2b-it, google/gemma-3-1b-it.")
+    print("\nThe instruction-tuned models, for chat, end in -it: google/gemma-2-2b-it, google/gemma-3-1b-it.")
 
 
 def describe(config: GemmaConfig) -> Iterable[str]:
-    """The lines that `info` prints."""
+    """Return the lines that `info` prints."""
     for name, value in vars(config).items():
         if name != "layer_types" and value is not None:
             yield f"{name:26}{value}"
-    globals_ = config.layer_types.count(GLOBAL)
-    yield f"{'layer_types':26}{config.num_hidden_layers - globals_} local, {globals_} global"
+    global_layers = config.layer_types.count(GLOBAL)
+    yield f"{'layer_types':26}{config.num_hidden_layers - global_layers} local, {global_layers} global"
 
     parts = config.parameter_count()
     total = sum(parts.values())
@@ -125,39 +191,51 @@ def describe(config: GemmaConfig) -> Iterable[str]:
         yield f"  {part:24}{count:>16,}{count / total:8.1%}"
 
     lengths = sorted({min(length, config.max_position_embeddings) for length in (1000, 8000)})
-    yield f"\n{'memory to write text':24}{'weights':>14}" + "".join(f"{f'+ {n:,} tokens':>19}" for n in lengths)
-    for storage in STORAGE:
-        weights = weight_bytes(config, storage)
-        with_text = (weights + cache_bytes(config, n, storage) + work_bytes(config, n, storage) for n in lengths)
-        yield f"  {storage:24}{_size(weights):>12}" + "".join(f"{_size(total):>19}" for total in with_text)
+    yield f"\n{'memory of generation':24}{'weights':>14}" + "".join(f"{f'+ {n:,} tokens':>19}" for n in lengths)
+    for label, (format, group_size) in MEMORY_TABLE.items():
+        weights = weight_bytes(config, format, group_size)
+        totals = (weights + cache_bytes(config, n, format) + activation_bytes(config, n, format) for n in lengths)
+        yield f"  {label:24}{_size(weights):>12}" + "".join(f"{_size(total):>19}" for total in totals)
     yield f"{'  of that the cache,':38}" + "".join(f"{_size(cache_bytes(config, n)):>19}" for n in lengths)
-    yield "  and a quarter of it with --int8-cache"
+    yield "  or a quarter of it with --int8-cache"
 
 
 def _size(count: int) -> str:
     return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 
-def _load(options: argparse.Namespace) -> Gemma:
-    return replace(load(options.model, options.dtype), int8_cache=options.int8_cache)
-
-
 def _print_stream(pieces: Iterable[str]) -> str:
-    """Print the text as it comes, and its speed to standard error; return it whole."""
+    """Print text as it arrives, and its speed to standard error; return all of it."""
     text, started, first = [], time.perf_counter(), 0.0
     for piece in pieces:
         first = first or time.perf_counter()
         text.append(piece)
         print(piece, end="", flush=True)
     print(flush=True)
-    now, tokens = time.perf_counter(), len(text) - 1  # the last piece is what was left of a character
+    now, tokens = time.perf_counter(), len(text) - 1  # the last piece is the rest of an incomplete character
     if tokens > 1:
-        rate = (tokens - 1) / (now - first)
+        speed = (tokens - 1) / (now - first)
         peak = f", peak memory {_size(peak_memory())}" if peak_memory() else ""
-        print(f"first token after {first - started:.2f} s, then {rate:.1f} tokens/s{peak}", file=sys.stderr)
+        print(f"first token after {first - started:.2f} s, then {speed:.1f} tokens/s{peak}", file=sys.stderr)
     return "".join(text)
 
 
-def _sampling(options: argparse.Namespace) -> dict[str, Any]:
-    names = ("max_new_tokens", "temperature", "top_k", "top_p", "seed")
-    return {name: getattr(options, name) for name in names}
+def _add_generation(parser: argparse.ArgumentParser, max_new_tokens: int | None) -> None:
+    parser.add_argument("--int8-cache", action="store_true", help="keep keys and values in 8 bits")
+    parser.add_argument(
+        "--max-new-tokens",
+        metavar="N",
+        type=int,
+        default=max_new_tokens,
+        help=f"generate at most N tokens ({max_new_tokens or '512, or what the context has room for'})",
+    )
+    meaning = "0 is greedy decoding (default); higher values are more random"
+    parser.add_argument("--temperature", metavar="T", type=float, default=0.0, help=meaning)
+    parser.add_argument("--top-k", metavar="K", type=int, help="sample from the K most likely tokens")
+    meaning = "sample from the fewest tokens whose probabilities add up to P"
+    parser.add_argument("--top-p", metavar="P", type=float, help=meaning)
+    parser.add_argument("--seed", metavar="S", type=int, help="the same seed gives the same text")
+
+
+def _generation(options: argparse.Namespace) -> dict[str, Any]:
+    return {name: getattr(options, name) for name in GENERATION}

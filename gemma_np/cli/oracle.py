@@ -41,7 +41,7 @@ def trace(options: argparse.Namespace) -> None:
         passes.append([int(model.logits(ids)[-1].argmax())])
     count = write_trace(model, passes, Path(options.output), options.only, str(options.model))
     if not count:
-        raise GemmaError(f"--only: {options.only!r} matches no record, expected names as trace --names lists them")
+        raise GemmaError(f"--filter: {options.only!r} matches no record, expected names as records lists them")
     print(f"{count} records of {sum(map(len, passes))} tokens in {options.output}", file=sys.stderr)
 
 

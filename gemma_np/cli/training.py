@@ -1,266 +1,238 @@
-"""The commands that make a model, one function each: tokenizer, train, distill, targets, merge, plot-log.
-
-Each raises GemmaError for what it cannot do, in the one line that `gemma-np` then prints.
-"""
+"""The commands that train: tokenizer, train, distill, cache-teacher, merge, plot-log."""
 
 import argparse
-import math
-import zlib
-from dataclasses import fields, replace
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 
-import ml_dtypes
-import numpy as np
-
 from gemma_np.checkpoints.atomic_write import atomic_write
-from gemma_np.checkpoints.loading import check_memory
-from gemma_np.compression.qat import fake_quantize
-from gemma_np.compression.quantization import Scheme
-from gemma_np.config import gemma2_config
+from gemma_np.cli.arguments import MODEL_HELP, TEXT_HELP, Command, add_group_size
+from gemma_np.compression.qat import FakeQuantize
+from gemma_np.compression.quantization import QUANTIZE_FORMATS, Scheme
 from gemma_np.errors import GemmaError
 from gemma_np.gemma import Gemma, load
 from gemma_np.text.tokenizer import Tokenizer
-from gemma_np.training import trainer
-from gemma_np.training.conversations import all_conversations, draw_conversations, write_conversations
-from gemma_np.training.data import (
-    consecutive_texts,
-    open_tokens,
-    prepare,
-    random_batches,
-    read_text,
-    text_files,
-    write_tokens,
-)
-from gemma_np.training.distillation import Divergence, check_vocabularies, from_teacher, on_policy, weights_digest
-from gemma_np.training.losses import distillation, jensen_shannon, reverse_kl
-from gemma_np.training.merging import average
-from gemma_np.training.mpi import Ranks, mpi_ranks
+from gemma_np.training import merging, mpi_ranks, runs
+from gemma_np.training.data import read_text, text_files
+from gemma_np.training.distillation import DIVERGENCES
 from gemma_np.training.run_log import plot_logs
-from gemma_np.training.task import Batch, Task
-from gemma_np.training.teacher_targets import (
-    check_targets,
-    draw_from_targets,
-    from_targets,
-    read_settings,
-    write_targets,
-)
-from gemma_np.training.tokenizer_training import train_vocabulary
-from gemma_np.training.training_state import Recipe, check_folder
+from gemma_np.training.tokenizer_training import train_tokenizer
+from gemma_np.training.training_state import TrainingConfig
 
-DIVERGENCES = ("forward", "reverse", "jensen-shannon")
+SHAPE = {  # option: name in the config, default, meaning
+    "hidden-size": ("hidden_size", 128, "D"),
+    "layers": ("num_hidden_layers", 4, "layers, local and global in turn"),
+    "heads": ("num_attention_heads", 4, "query heads"),
+    "kv-heads": ("num_key_value_heads", 2, "key-value heads"),
+    "head-dim": ("head_dim", 32, "channels of a head"),
+    "intermediate-size": ("intermediate_size", 512, "channels of the feed-forward"),
+    "sliding-window": ("sliding_window", 64, "keys that a local layer sees"),
+    "context": ("max_position_embeddings", 256, "longest text that the model can read, in tokens"),
+}
+
+TRAINING = {
+    "steps": "training steps",
+    "batch_size": "texts in a batch, shared by the ranks",
+    "seq_len": "tokens in a text",
+    "learning_rate": "peak learning rate",
+    "warmup_steps": "steps of linear warm-up",
+    "max_grad_norm": "clip gradients to this global norm",
+    "weight_decay": "weight decay of matrices",
+    "grad_accum_steps": "batches accumulated into one step",
+    "seed": "seed of the weights, the data and the split",
+    "save_every": "steps between checkpoints",
+    "eval_every": "steps between evaluations",
+}
+
+
+def add_commands(command: Command) -> None:
+    """Register the commands of this group."""
+    sub = command(tokenizer, "gemma-np tokenizer texts/ --vocab-size 2048 -o tokenizer.model")
+    sub.add_argument("text", metavar="TEXT", help=TEXT_HELP)
+    sub.add_argument("--vocab-size", metavar="V", type=int, default=2048, help="number of pieces (2048)")
+    sub.add_argument("-o", "--output", metavar="FILE", default="tokenizer.model", help="tokenizer.model by default")
+
+    sub = command(
+        train,
+        "gemma-np train texts/ --tokenizer tokenizer.model -o run --steps 2000",
+        "gemma-np train texts/ --tokenizer tokenizer.model -o run --steps 2000 --resume",
+        "gemma-np train chats.jsonl --model google/gemma-3-270m -o tuned --learning-rate 1e-5 --seq-len 512",
+        "mpiexec -n 4 gemma-np train texts/ --tokenizer tokenizer.model -o run",
+    )
+    sub.add_argument("text", metavar="TEXT", help=f"{TEXT_HELP}; or a .jsonl file with one conversation per line")
+    sub.add_argument("--tokenizer", metavar="FILE", help="train from scratch, with this tokenizer.model")
+    _add_run(sub)
+
+    sub = command(
+        distill,
+        "gemma-np distill texts/ --teacher run -o student --hidden-size 64 --intermediate-size 256",
+        "gemma-np distill --targets targets -o student",
+        "gemma-np distill texts/ --teacher run --model student --on-policy --divergence jensen-shannon -o better",
+    )
+    sub.add_argument("text", metavar="TEXT", nargs="?", help=f"{TEXT_HELP} (not with --targets)")
+    sub.add_argument("--teacher", metavar="M", help="live teacher: a checkpoint")
+    sub.add_argument("--targets", metavar="FOLDER", help="precomputed targets of gemma-np cache-teacher")
+    meaning = "between teacher and student (cross-entropy: -sum P_T log P_S)"
+    sub.add_argument("--divergence", choices=DIVERGENCES, default="cross-entropy", help=meaning)
+    sub.add_argument("--temperature", metavar="T", type=float, default=1.0, help="softens both distributions (1.0)")
+    sub.add_argument("--beta", metavar="B", type=float, default=0.5, help="jensen-shannon: weight of the teacher (0.5)")
+    sub.add_argument("--on-policy", action="store_true", help="train on the student's own continuations")
+    sub.add_argument("--prompt-tokens", metavar="N", type=int, default=16, help="on-policy: tokens of a prompt (16)")
+    _add_run(sub)
+
+    sub = command(cache_teacher, "gemma-np cache-teacher texts/ --teacher run -o targets --top-k 32 --seq-len 256")
+    sub.add_argument("text", metavar="TEXT", help=TEXT_HELP)
+    sub.add_argument("--teacher", metavar="M", required=True, help="the teacher: a checkpoint")
+    sub.add_argument("-o", "--output", metavar="FOLDER", required=True, help="output folder; existing files are kept")
+    sub.add_argument("--top-k", metavar="K", type=int, default=32, help="most likely tokens to store per position (32)")
+    sub.add_argument("--seq-len", metavar="N", type=int, default=128, help="tokens in a text (128)")
+    _add_val_fraction(sub)
+    sub.add_argument("--seed", metavar="S", type=int, default=0, help="seed of the split (0)")
+
+    sub = command(merge, "gemma-np merge run-1 run-2 run-3 -o merged", "gemma-np merge run --dtype bfloat16 -o small")
+    sub.add_argument("models", metavar="M", nargs="+", help="checkpoints of one shape")
+    sub.add_argument("-o", "--output", metavar="OUT", required=True, help="the new checkpoint folder")
+    sub.add_argument("--dtype", choices=merging.DTYPES, default="float32", help="of the new checkpoint (float32)")
+
+    sub = command(plot_log, "gemma-np plot-log run", "gemma-np plot-log student twin -o losses.svg")
+    sub.add_argument("runs", metavar="RUN", nargs="+", help="run folders")
+    sub.add_argument("-o", "--output", metavar="FILE", default="log.png", help="a png, svg or pdf file (log.png)")
 
 
 def tokenizer(options: argparse.Namespace) -> None:
-    """Train a tokenizer on texts, the way Gemma's was."""
+    """Train a tokenizer with the settings of Gemma's own."""
     lines = (line for file in text_files(Path(options.text)) for line in read_text(file).splitlines())
-    model = train_vocabulary(lines, options.size)
+    model = train_tokenizer(lines, options.vocab_size)
     Path(options.output).parent.mkdir(parents=True, exist_ok=True)
     atomic_write(Path(options.output), lambda path: path.write_bytes(model))
 
 
 def train(options: argparse.Namespace) -> None:
-    """Train a Gemma 2 on texts or conversations, from scratch or from a checkpoint."""
-    out = Path(options.output)
+    """Train a Gemma 2 on texts, or fine-tune it on conversations."""
+    if options.model is None and options.tokenizer is None:
+        raise GemmaError("expected --tokenizer to train from scratch, or --model to continue from a checkpoint")
+    run = runs.fine_tune if Path(options.text).suffix == ".jsonl" else runs.train
     with mpi_ranks() as ranks:
-        check_folder(out, options.resume)
-        recipe = _recipe(options)
-        if options.model:
-            model = _from_checkpoint(options)
-        else:
-            words = _read_tokenizer(options.tokenizer)
-            model = _from_scratch(options, words, len(words))
-        task = _aware(options, _reading(options, model, recipe, ranks))
-        trainer.train(model, task, recipe, out, options.resume, ranks)
+        run(
+            options.model or _new_model(options, runs.read_tokenizer(options.tokenizer)),
+            options.text,
+            options.output,
+            config=training_config(options),
+            val_fraction=options.val_fraction,
+            view_weights=_fake_quantize(options),
+            resume=options.resume,
+            ranks=ranks,
+        )
 
 
 def distill(options: argparse.Namespace) -> None:
-    """Train a Gemma 2 towards what a teacher makes of texts: live, stored beforehand, or of the student's own."""
+    """Train a Gemma 2 to match a teacher's distribution: a live teacher, precomputed targets, or on-policy."""
+    if bool(options.targets) == bool(options.teacher):
+        raise GemmaError("expected --teacher and TEXT for a live teacher, or --targets for precomputed targets")
     with mpi_ranks() as ranks:
-        if bool(options.targets) == bool(options.teacher):
-            raise GemmaError(
-                "expected --teacher and TEXT for a live teacher, or --targets for what one has said before"
-            )
-        live_only = options.text or options.on_policy or options.temperature != 1 or options.divergence != "forward"
-        if options.targets and live_only:
-            raise GemmaError("--targets: expected no TEXT, --on-policy, --temperature or --divergence beside it")
-        check_folder(Path(options.output), options.resume)
+        common = {
+            "config": training_config(options),
+            "view_weights": _fake_quantize(options),
+            "resume": options.resume,
+            "ranks": ranks,
+        }
         if options.targets:
-            _distill_from_targets(options, ranks)
-        else:
-            _distill_from_teacher(options, ranks)
+            live = options.text or options.on_policy or options.temperature != 1
+            if live or options.divergence != "cross-entropy":
+                raise GemmaError("--targets: expected no TEXT, --on-policy, --temperature or --divergence beside it")
+            tokenizer = runs.read_tokenizer(Path(options.targets) / "tokenizer.model")
+            student = options.model or _new_model(options, tokenizer)
+            runs.distill_from_cache(student, options.targets, options.output, **common)
+            return
+        if options.text is None:
+            raise GemmaError("TEXT: missing, expected a text file or a folder for the teacher to read")
+        teacher = load(options.teacher)
+        runs.distill(
+            options.model or _new_model(options, teacher.require_tokenizer(), teacher.config.vocab_size),
+            options.text,
+            options.output,
+            teacher=teacher,
+            divergence=options.divergence,
+            temperature=options.temperature,
+            beta=options.beta,
+            prompt_tokens=options.prompt_tokens if options.on_policy else None,
+            val_fraction=options.val_fraction,
+            **common,
+        )
 
 
-def targets(options: argparse.Namespace) -> None:
-    """Let a teacher read texts once, and store what it expected, for any number of students."""
+def cache_teacher(options: argparse.Namespace) -> None:
+    """Precompute a teacher's top-k probabilities on texts, for any number of students."""
     with mpi_ranks() as ranks:
-        teacher, out = load(options.teacher), Path(options.output)
-        check_targets(teacher, options.length, options.top_k)
-        words = _tokenizer_of(teacher, options.teacher)
-        if ranks.rank == 0:
-            _write_texts(options, words, out / "data", keep=True)
-            atomic_write(out / "tokenizer.model", lambda path: path.write_bytes(words.model))
-        ranks.barrier()
-        tokens = open_tokens(out / "data" / "train.npy", options.length)
-        write_targets(teacher, tokens, options.length, options.top_k, out, ranks)
+        runs.cache_teacher(
+            options.teacher,
+            options.text,
+            options.output,
+            top_k=options.top_k,
+            seq_len=options.seq_len,
+            val_fraction=options.val_fraction,
+            seed=options.seed,
+            ranks=ranks,
+        )
 
 
 def merge(options: argparse.Namespace) -> None:
-    """Average the weights of several checkpoints of one shape; of one, store them in another dtype."""
-    first, *rest = models = [load(name).dequantized() for name in options.models]
-    for name, model in zip(options.models[1:], rest, strict=True):
-        if model.config != first.config:
-            raise GemmaError(f"{name}: another config than {options.models[0]}, expected the same")
-        if (model.tokenizer and model.tokenizer.model) != (first.tokenizer and first.tokenizer.model):
-            raise GemmaError(f"{name}: another tokenizer.model than {options.models[0]}, expected the same")
-    dtype = ml_dtypes.bfloat16 if options.dtype == "bfloat16" else np.dtype(options.dtype)
-    merged = {name: weight.astype(dtype) for name, weight in average([model.weights for model in models]).items()}
-    Gemma(first.config, merged, first.tokenizer).save(options.output)
+    """Average the weights of several checkpoints of one shape, or convert one to another dtype."""
+    merging.merge([load(name) for name in options.models], options.dtype).save(options.output)
 
 
 def plot_log(options: argparse.Namespace) -> None:
-    """Draw the losses of one run or of several."""
+    """Plot the losses of one or more runs."""
     plot_logs([Path(run) for run in options.runs], Path(options.output))
 
 
-def _reading(options: argparse.Namespace, model: Gemma, recipe: Recipe, ranks: Ranks) -> Task:
-    """The task of predicting the next token of the texts that the options name."""
-    _check_length(recipe, model)
-    words, data = _tokenizer_of(model, "the model"), Path(options.output) / "data"
-    if ranks.rank == 0:
-        _write_texts(options, words, data, options.resume)
-    ranks.barrier()
-    if _is_talk(options):
-        rows, held_out = (np.load(data / f"{name}.npy", mmap_mode="r") for name in ("train", "validation"))
-        return Task(draw_conversations(rows, recipe.batch), validation=all_conversations(held_out, recipe.batch))
-    tokens = open_tokens(data / "train.npy", recipe.length)
-    validation = _validation(data, recipe) if options.validation else []
-    return Task(random_batches(tokens, recipe.batch, recipe.length), validation=validation)
+def training_config(options: argparse.Namespace) -> TrainingConfig:
+    """Return the training config that the arguments describe."""
+    return TrainingConfig(**{field.name: getattr(options, field.name) for field in fields(TrainingConfig)})
 
 
-def _write_texts(options: argparse.Namespace, words: Tokenizer, data: Path, keep: bool) -> None:
-    """Tokenize the texts or conversations that the options name, or keep what an earlier run has made of the same."""
-    text = Path(options.text)
-    files = text_files(text)
-    about = {
-        "documents": len(files),
-        "bytes": sum(file.stat().st_size for file in files),
-        "tokenizer": zlib.crc32(words.model),
-        "validation": options.validation,
-        "seed": options.seed,
-    }
-    if _is_talk(options):
-        about["length"] = options.length
-        rows = (text, words, data, options.length, options.validation, options.seed)
-        prepare(data, about, lambda: write_conversations(*rows), keep)
-    else:
-        prepare(data, about, lambda: write_tokens(files, words, data, options.validation, options.seed), keep)
+def add_training_config(parser: argparse.ArgumentParser, title: str, without: Sequence[str] = ()) -> None:
+    """Add an argument for each field of the training config."""
+    group = parser.add_argument_group(title)
+    for field in fields(TrainingConfig):
+        if field.name in without:
+            continue
+        name = f"--{field.name.replace('_', '-')}"
+        meaning = f"{TRAINING[field.name]} ({field.default})"
+        group.add_argument(name, metavar="N", type=type(field.default), default=field.default, help=meaning)
 
 
-def _is_talk(options: argparse.Namespace) -> bool:
-    return Path(options.text).suffix == ".jsonl"
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    """Add what `train` and `distill` have in common."""
+    parser.add_argument("-o", "--output", metavar="OUT", required=True, help="the run folder, which is a checkpoint")
+    parser.add_argument("--resume", action="store_true", help="continue the run in OUT")
+    parser.add_argument("--model", metavar="M", help=f"continue from a checkpoint: {MODEL_HELP}")
+    _add_val_fraction(parser)
+    shape = parser.add_argument_group("shape of a model from scratch")
+    for option, (name, default, meaning) in SHAPE.items():
+        shape.add_argument(
+            f"--{option}", dest=name, metavar="N", type=int, default=default, help=f"{meaning} ({default})"
+        )
+    add_training_config(parser, "training")
+    aware = parser.add_argument_group("quantization-aware training")
+    meaning = "simulate this quantization while training"
+    aware.add_argument("--quantization-aware", metavar="FORMAT", choices=QUANTIZE_FORMATS, help=meaning)
+    add_group_size(aware)
 
 
-def _validation(data: Path, recipe: Recipe) -> list[Batch]:
-    return consecutive_texts(open_tokens(data / "validation.npy", recipe.length), recipe.batch, recipe.length)
-
-
-def _distill_from_teacher(options: argparse.Namespace, ranks: Ranks) -> None:
-    if options.text is None:
-        raise GemmaError("TEXT: missing, expected a text file or a folder for the teacher to read")
-    recipe, teacher = _recipe(options), load(options.teacher)
-    words = _tokenizer_of(teacher, options.teacher)
-    size = teacher.config.vocab_size
-    student = _from_checkpoint(options) if options.model else _from_scratch(options, words, size)
-    check_vocabularies(teacher, student)
-    if not 0 < options.temperature < math.inf:
-        raise GemmaError(f"temperature: {options.temperature}, expected more than 0")
-    if not 0 < options.beta < 1:
-        raise GemmaError(f"beta: {options.beta}, expected more than 0 and less than 1")
-    if options.divergence == "forward":
-        divergence: Divergence = partial(distillation, temperature=options.temperature)
-    elif options.temperature != 1:
-        raise GemmaError(f"temperature: {options.temperature}, expected 1 for the {options.divergence} divergence")
-    elif options.divergence == "reverse":
-        divergence = reverse_kl
-    else:
-        divergence = partial(jensen_shannon, beta=options.beta)
-    task = _reading(options, student, recipe, ranks)
-    if options.on_policy:
-        tokens = open_tokens(Path(options.output) / "data" / "train.npy", recipe.length)
-        task = replace(task, draw=on_policy(tokens, student.config, recipe, options.prompt))
-    about = {
-        "divergence": options.divergence,
-        "temperature": options.temperature,
-        "beta": options.beta,
-        "on policy": options.on_policy and options.prompt,
-        "teacher": weights_digest(teacher),
-    }
-    task = replace(task, loss=from_teacher(teacher, divergence), about=about)
-    trainer.train(student, _aware(options, task), recipe, Path(options.output), options.resume, ranks)
-
-
-def _distill_from_targets(options: argparse.Namespace, ranks: Ranks) -> None:
-    folder = Path(options.targets)
-    settings = read_settings(folder)
-    recipe, words = replace(_recipe(options), length=settings["length"]), _read_tokenizer(folder / "tokenizer.model")
-    student = _from_checkpoint(options) if options.model else _from_scratch(options, words, len(words))
-    if _tokenizer_of(student, "the student").model != words.model:
-        raise GemmaError(f"{options.model}: another tokenizer.model than {folder}, expected the same vocabulary")
-    _check_length(recipe, student)
-    has_validation = (folder / "data" / "validation.npy").stat().st_size > 128  # its header, and no tokens
-    task = Task(
-        draw_from_targets(folder, recipe.batch),
-        from_targets,
-        _validation(folder / "data", recipe) if has_validation else [],
-        about={"targets": settings},
+def _add_val_fraction(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--val-fraction", metavar="P", type=float, default=0.05, help="fraction of documents held out (0.05)"
     )
-    trainer.train(student, _aware(options, task), recipe, Path(options.output), options.resume, ranks)
 
 
-def _aware(options: argparse.Namespace, task: Task) -> Task:
-    """The task, with the weights that a quantized model will have in sight, if the options ask for it."""
+def _new_model(options: argparse.Namespace, tokenizer: Tokenizer, vocab_size: int | None = None) -> Gemma:
+    shape = {name: getattr(options, name) for name, _, _ in SHAPE.values()}
+    return runs.new_model(tokenizer, vocab_size=vocab_size, seed=options.seed, **shape)
+
+
+def _fake_quantize(options: argparse.Namespace) -> FakeQuantize | None:
     if not options.quantization_aware:
-        return task
-    scheme = Scheme(options.quantization_aware, options.group if options.quantization_aware == "int4" else None)
-    return replace(task, seen=fake_quantize(scheme), about={**task.about, "quantization aware": repr(scheme)})
-
-
-def _recipe(options: argparse.Namespace) -> Recipe:
-    return Recipe(**{field.name: getattr(options, field.name) for field in fields(Recipe)})
-
-
-def _check_length(recipe: Recipe, model: Gemma) -> None:
-    context = model.config.max_position_embeddings
-    if recipe.length > context:
-        raise GemmaError(f"length: {recipe.length}, expected at most the context of {context}")
-
-
-def _from_checkpoint(options: argparse.Namespace) -> Gemma:
-    model = load(options.model).dequantized()
-    _tokenizer_of(model, options.model)
-    return model
-
-
-def _from_scratch(options: argparse.Namespace, words: Tokenizer, vocab_size: int) -> Gemma:
-    config = gemma2_config(
-        *(vocab_size, options.hidden_size, options.layers, options.heads, options.kv_heads, options.head_dim),
-        *(options.ffn, options.context, options.head_dim, options.window),
-    )
-    check_memory(4 * 4 * sum(config.parameter_count().values()), np.dtype(np.float32))
-    return Gemma(config, trainer.initial_weights(config, np.random.default_rng(options.seed)), words)
-
-
-def _tokenizer_of(model: Gemma, name: str) -> Tokenizer:
-    if model.tokenizer is None:
-        raise GemmaError(f"{name}: no tokenizer.model, expected one to read the text with")
-    return model.tokenizer
-
-
-def _read_tokenizer(path: str | Path | None) -> Tokenizer:
-    if path is None:
-        raise GemmaError("expected --tokenizer to train from scratch, or --model to go on from a checkpoint")
-    try:
-        return Tokenizer(Path(path).read_bytes())
-    except OSError as error:
-        raise GemmaError(f"{path}: {error.strerror}, expected a tokenizer.model file") from None
+        return None
+    group_size = options.group_size if options.quantization_aware == "int4" else None
+    return FakeQuantize(Scheme(options.quantization_aware, group_size))

@@ -1,8 +1,8 @@
-"""GPTQ: round one channel after another, and let the channels to come make up for each rounding error.
+"""GPTQ: round one channel after another, and let the remaining channels compensate for each rounding error.
 
-A rounding error matters as far as it changes what the weight makes of real inputs. With the second moments of the
-inputs, H = X^T X, that is error @ H @ error^T for each row; how the channels not yet rounded best answer the error of
-one follows from the inverse of H.
+A rounding error matters as much as it changes the outputs for real inputs. With the Gram matrix of the inputs,
+H = X^T X, that is error @ H @ error^T for each row. The inverse of H tells how the remaining channels best compensate
+for the error of one.
 
 Source: Frantar et al., arXiv 2210.17323.
 """
@@ -12,23 +12,23 @@ import numpy as np
 from gemma_np.compression.quantization import Grid, Scheme, in_groups, minmax_grid, mse_grid, store
 from gemma_np.weights.formats import Int4, Int8
 
-_DAMPING = 0.01  # of the mean of H's diagonal, added to it: few calibration texts leave H without an inverse
-_BLOCK = 128  # channels whose corrections are applied to the rest together
+_DAMPING = 0.01  # of the mean of H's diagonal, added to it: with few calibration texts H has no inverse
+_BLOCK = 128  # channels whose corrections are applied to the rest in one product
 
 
-def gptq(weight: np.ndarray, moments: np.ndarray, scheme: Scheme) -> Int8 | Int4:
-    """Quantize a weight [out, in] for inputs of second moments H [in, in].
+def gptq(weight: np.ndarray, gram: np.ndarray, scheme: Scheme) -> Int8 | Int4:
+    """Quantize a weight [out, in] for inputs with the Gram matrix H [in, in] in `gram`.
 
-    On real inputs no row is further off than with its numbers rounded to the nearest, on the full grid or on that of
-    least error: where it would be, it keeps those.
+    No row has a larger error on these inputs than with rounding to nearest, on the min-max or the MSE grid: a row that
+    would have keeps the rounded numbers.
     """
     scheme.check("weight", weight.shape)
     full, least = minmax_grid(weight, scheme), mse_grid(weight, scheme)
     groups = in_groups(weight, scheme)
     numbers, grid = full.nearest(groups), full
-    error = moment_error(grid.values(numbers), weight, moments)
-    for other, of_grid in ((least.nearest(groups), least), (round_in_turn(weight, moments, least), least)):
-        other_error = moment_error(of_grid.values(other), weight, moments)
+    error = output_error(grid.values(numbers), weight, gram)
+    for other, of_grid in ((least.nearest(groups), least), (round_in_turn(weight, gram, least), least)):
+        other_error = output_error(of_grid.values(other), weight, gram)
         better = (other_error < error)[:, None, None]
         numbers, error = np.where(better, other, numbers), np.minimum(error, other_error)
         scales, zeros = np.where(better, of_grid.scales, grid.scales), np.where(better, of_grid.zeros, grid.zeros)
@@ -36,16 +36,18 @@ def gptq(weight: np.ndarray, moments: np.ndarray, scheme: Scheme) -> Int8 | Int4
     return store(numbers, grid, scheme)
 
 
-def moment_error(found: np.ndarray, weight: np.ndarray, moments: np.ndarray) -> np.ndarray:
-    """error @ H @ error^T of each row: found and weight [out, in], moments H [in, in] -> [out]."""
-    error = found.reshape(weight.shape) - weight
-    return ((error @ moments) * error).sum(axis=1)
+def output_error(rounded: np.ndarray, weight: np.ndarray, gram: np.ndarray) -> np.ndarray:
+    """Return error @ H @ error^T of each row: rounded and weight [out, in], gram H [in, in] -> [out]."""
+    error = rounded.reshape(weight.shape) - weight
+    return ((error @ gram) * error).sum(axis=1)
 
 
-def round_in_turn(weight: np.ndarray, moments: np.ndarray, grid: Grid) -> np.ndarray:
-    """The numbers that GPTQ chooses on a grid: weight [out, in], moments H [in, in] -> [out, groups, channels]."""
-    order = np.argsort(-np.diagonal(moments), kind="stable")  # what weighs most is rounded while it can be made up for
-    factor = _inverse_factor(moments[np.ix_(order, order)])
+def round_in_turn(weight: np.ndarray, gram: np.ndarray, grid: Grid) -> np.ndarray:
+    """Return the numbers that GPTQ chooses on a grid: weight [out, in], gram H [in, in] -> [out, groups, channels]."""
+    order = np.argsort(
+        -np.diagonal(gram), kind="stable"
+    )  # the largest inputs first, while most channels can still compensate
+    factor = _inverse_factor(gram[np.ix_(order, order)])
     channels = weight.shape[1] // grid.scales.shape[1]
     left = weight[:, order].T.copy()  # [in, out]: a channel's weights lie side by side
     scales, zeros = (np.repeat(values[..., 0], channels, axis=1)[:, order].T for values in (grid.scales, grid.zeros))
@@ -63,9 +65,11 @@ def round_in_turn(weight: np.ndarray, moments: np.ndarray, grid: Grid) -> np.nda
     return numbers.reshape(len(weight), -1, channels)
 
 
-def _inverse_factor(moments: np.ndarray) -> np.ndarray:
-    """The upper triangle U of inverse(H) = U^T U: row c, divided by its diagonal, is how the channels after c best
-    answer an error of channel c."""
-    damped = moments.astype(np.float64)
+def _inverse_factor(gram: np.ndarray) -> np.ndarray:
+    """Return the upper triangle U of inverse(H) = U^T U.
+
+    Row c, divided by its diagonal, is how the channels after c best compensate for an error of channel c.
+    """
+    damped = gram.astype(np.float64)
     damped[np.diag_indices_from(damped)] += _DAMPING * np.diagonal(damped).mean() or 1
     return np.linalg.cholesky(np.linalg.inv(damped)).T.astype(np.float32)

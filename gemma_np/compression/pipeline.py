@@ -1,13 +1,13 @@
-"""Prune, heal by distillation from the original, quantize: a small model out of a large one, measured after each step.
+"""Prune, heal by distillation from the original, quantize: each step is measured and leaves a checkpoint folder.
 
-Each step leaves a checkpoint folder behind; one that is there is not made again.
+An existing folder is not made again.
 
 Source: Muralidharan et al., arXiv 2407.14679 (pruning and distillation); Gemma 2 report, section 3.
 """
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,48 +15,51 @@ import numpy as np
 from gemma_np.checkpoints.atomic_write import atomic_write
 from gemma_np.checkpoints.saving import save_folder
 from gemma_np.compression.benchmark import Measurement, measure
-from gemma_np.compression.calibration import cut_into_texts
+from gemma_np.compression.calibration import split_samples
 from gemma_np.compression.pruning import keep_sparsity
-from gemma_np.compression.pruning_plan import Plan, prune
+from gemma_np.compression.pruning_plan import PruningPlan, prune
 from gemma_np.compression.quantization import Scheme
 from gemma_np.compression.quantize_model import check_quantization, quantize_model
 from gemma_np.errors import GemmaError
 from gemma_np.gemma import Gemma, load
-from gemma_np.training.data import consecutive_texts, random_batches
+from gemma_np.training.data import Split, consecutive_batches, random_batches
 from gemma_np.training.distillation import from_teacher, weights_digest
 from gemma_np.training.task import Task
-from gemma_np.training.trainer import train
-from gemma_np.training.training_state import Recipe
+from gemma_np.training.trainer import run_task
+from gemma_np.training.training_state import TrainingConfig
 
 
-@dataclass(frozen=True)
-class Steps:
+@dataclass(frozen=True, kw_only=True)
+class CompressionConfig:
     """What to do; a step that is None is left out."""
 
-    prune: Plan | None
-    heal: Recipe | None
-    quantize: Scheme | None
+    prune: PruningPlan | None = None
+    heal: TrainingConfig | None = None
+    quantize: Scheme | None = None
     method: str = "clip"
     embedding: Scheme | None = None
-    calibration: tuple[int, int] = (16, 256)  # texts, tokens of each
-    measured: tuple[int, int] = (16, 256)
+    calibration: tuple[int, int] = (16, 256)  # samples, tokens of each
+    evaluation: tuple[int, int] = (16, 256)  # texts, tokens of each
 
 
-def compress(
-    original: Gemma, steps: Steps, training: np.ndarray, validation: np.ndarray, out: Path
-) -> Iterator[Measurement]:
-    """Take the steps; of each, and of the original before them, yield what it measures.
+def compress(original: Gemma, config: CompressionConfig, tokens: Split, out: Path) -> Iterator[Measurement]:
+    """Compress a model step by step; return the measurement of the original, and of each step as it is done.
 
-    training and validation: token files [N]. The folders out/pruned, out/healed and out/quantized are checkpoints;
-    out/report.json has the measurements. A folder that is there is taken as it is, a healing run goes on.
+    tokens: as `tokenize_texts` returns them. The folders out/pruned, out/healed and out/quantized are checkpoints;
+    out/report.json has the measurements. An existing folder is used as it is, a healing run is resumed.
 
-    Raises GemmaError when the folder was begun with other steps, and for whatever a step refuses.
+    Raises GemmaError when the folder was started with another config or model, and for whatever a step refuses.
     """
     out.mkdir(parents=True, exist_ok=True)
-    _check_same(out / "steps.json", {"steps": repr(steps), "original": weights_digest(original)})
-    ids = cut_into_texts(training, *steps.calibration, original)
-    texts = np.concatenate([batch.ids for batch in consecutive_texts(validation, 1, steps.measured[1])])
-    texts = texts[: steps.measured[0]]
+    _check_same(out / "compression.json", {"config": repr(config), "original": weights_digest(original)})
+    ids = split_samples(tokens.train, *config.calibration, original)
+    texts = np.concatenate([batch.ids for batch in consecutive_batches(tokens.validation, 1, config.evaluation[1])])
+    return _compress(original, config, tokens, out, ids, texts[: config.evaluation[0]])
+
+
+def _compress(
+    original: Gemma, config: CompressionConfig, tokens: Split, out: Path, ids: np.ndarray, texts: np.ndarray
+) -> Iterator[Measurement]:
     report = _Report(out / "report.json")
 
     def after(step: str, model: Gemma) -> Measurement:
@@ -69,28 +72,27 @@ def compress(
 
     model = original
     yield after("original", original)
-    if steps.prune:
-        plan = steps.prune
+    if config.prune:
+        plan = config.prune
         model = saved("pruned", lambda folder: prune(original, plan, ids).save(folder))
         yield after("pruned", model)
-    if steps.quantize:  # better now than after the healing
-        check_quantization(model.dequantized(), steps.quantize, steps.method, ids, steps.embedding)
-    if steps.heal:
+    if config.quantize:  # fail now rather than after the healing
+        check_quantization(model.dequantized(), config.quantize, config.method, ids, config.embedding)
+    if config.heal:
         task = Task(
-            random_batches(training, steps.heal.batch, steps.heal.length),
+            random_batches(tokens.train, config.heal.batch_size, config.heal.seq_len),
             from_teacher(original),
-            consecutive_texts(validation, steps.heal.batch, steps.heal.length),
-            about={"teacher": weights_digest(original)},
+            consecutive_batches(tokens.validation, config.heal.batch_size, config.heal.seq_len),
+            identity={"teacher": weights_digest(original)},
         )
-        if steps.prune and steps.prune.leaves_zeros:
-            task = Task(task.draw, task.loss, task.validation, keep_sparsity(model.weights), task.about)
-        train(model.dequantized(), task, steps.heal, out / "healed", resume=True)
+        if config.prune and config.prune.leaves_zeros:
+            task = replace(task, view_weights=keep_sparsity(model.weights))
+        run_task(model.dequantized(), task, config.heal, out / "healed", resume=True)
         model = load(out / "healed")
         yield after("healed", model)
-    if steps.quantize:
-        weights = quantize_model(model.dequantized(), steps.quantize, steps.method, ids, steps.embedding)
-        vocabulary = original.tokenizer.model if original.tokenizer else None
-        model = saved("quantized", lambda folder: save_folder(folder, model.config, weights, vocabulary))
+    if config.quantize:
+        weights = quantize_model(model.dequantized(), config.quantize, config.method, ids, config.embedding)
+        model = saved("quantized", lambda folder: save_folder(folder, model.config, weights, original.tokenizer_model))
         yield after("quantized", model)
 
 
@@ -102,15 +104,15 @@ class _Report:
         self.rows = json.loads(path.read_text()) if path.exists() else {}
 
     def of(self, step: str, make: Callable[[], Measurement]) -> Measurement:
-        """What was measured after a step, now or before."""
+        """Return the measurement of a step, from the file or a new one."""
         if step not in self.rows:
             self.rows[step] = asdict(make())
             atomic_write(self.path, lambda partial: partial.write_text(json.dumps(self.rows, indent=2) + "\n"))
         return Measurement(**self.rows[step])
 
 
-def _check_same(path: Path, about: dict[str, object]) -> None:
-    """Note what a folder is begun with, or raise a GemmaError when it was begun with something else."""
-    if path.exists() and json.loads(path.read_text()) != about:
-        raise GemmaError(f"{path.parent}: begun with other steps or another model, expected another folder")
-    atomic_write(path, lambda partial: partial.write_text(json.dumps(about) + "\n"))
+def _check_same(path: Path, settings: dict[str, object]) -> None:
+    """Record the settings of a folder. Raises GemmaError when it was started with others."""
+    if path.exists() and json.loads(path.read_text()) != settings:
+        raise GemmaError(f"{path.parent}: started with another config or model, expected another folder")
+    atomic_write(path, lambda partial: partial.write_text(json.dumps(settings) + "\n"))

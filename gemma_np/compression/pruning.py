@@ -1,4 +1,4 @@
-"""Pruning single weights: which of a matrix become zero. The shapes stay.
+"""Unstructured pruning: set single weights of the matrices to zero. The shapes stay.
 
 Sources: Han et al., arXiv 1506.02626 (magnitude); Sun et al., arXiv 2306.11695 (Wanda); Mishra et al., arXiv 2104.08378
 (two of four).
@@ -8,24 +8,24 @@ from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
-from gemma_np.compression.calibration import INPUTS, Moments, map_layers
+from gemma_np.compression.calibration import INPUTS, InputGram, map_layers
 from gemma_np.errors import GemmaError
 from gemma_np.gemma import Gemma
 from gemma_np.weights.formats import Weight
 
-METHODS = {
+PRUNING_METHODS = {
     "magnitude": "the smallest weights of each row",
-    "wanda": "the smallest products of weight and typical input, in each row; needs a text",
+    "wanda": "the smallest products of weight and typical input in each row; needs calibration text",
 }
 
 Mask = Callable[[np.ndarray], np.ndarray]
 """scores [out, in] -> bool [out, in], the weights to keep."""
 
 
-def share_of_row(sparsity: float) -> Mask:
-    """Keep the highest scores of each row, all but a share `sparsity` of them.
+def keep_fraction(sparsity: float) -> Mask:
+    """Return a mask that keeps the highest scores of each row, except for a fraction `sparsity`.
 
-    Raises GemmaError for a share that is not between 0 and 1.
+    Raises GemmaError for a fraction that is not between 0 and 1.
     """
     if not 0 <= sparsity < 1:
         raise GemmaError(f"sparsity: {sparsity}, expected 0 or more and less than 1")
@@ -42,9 +42,9 @@ def share_of_row(sparsity: float) -> Mask:
 
 
 def two_of_four(scores: np.ndarray) -> np.ndarray:
-    """Keep the two highest scores of each four neighbours, the pattern that sparse tensor cores compute with.
+    """Keep the two highest scores of every four neighbours, the pattern of sparse tensor cores.
 
-    scores [out, in] -> bool [out, in]. Raises GemmaError when a row is no multiple of four.
+    scores [out, in] -> bool [out, in]. Raises GemmaError when the number of channels is not a multiple of four.
     """
     if scores.shape[1] % 4:
         raise GemmaError(f"2:4: {scores.shape[1]} channels, expected a multiple of 4")
@@ -55,24 +55,24 @@ def two_of_four(scores: np.ndarray) -> np.ndarray:
 
 
 def prune_weights(model: Gemma, keep: Mask, method: str, ids: np.ndarray | None = None) -> Iterator[tuple[str, Weight]]:
-    """Every weight by its name, those of the layers' matrices pruned; the embedding stays.
+    """Return all weights by name, with the matrices of the layers pruned; the embedding stays.
 
-    ids [texts, T] show Wanda the inputs. Raises GemmaError for an unknown method, and for Wanda without ids.
+    ids [texts, T] calibrate Wanda. Raises GemmaError for an unknown method, and for Wanda without ids.
     """
-    if method not in METHODS:
-        raise GemmaError(f"method: {method!r}, expected one of {', '.join(METHODS)}")
+    if method not in PRUNING_METHODS:
+        raise GemmaError(f"method: {method!r}, expected one of {', '.join(PRUNING_METHODS)}")
     if method == "wanda" and ids is None:
-        raise GemmaError("method wanda: expected a text to calibrate with")
+        raise GemmaError("method wanda: needs calibration text")
 
-    def prune_layer(layer: dict[str, np.ndarray], moments: Moments) -> dict[str, Weight]:
-        return {name: prune(name, weight, moments) for name, weight in layer.items()}
+    def prune_layer(layer: dict[str, np.ndarray], gram: InputGram) -> dict[str, Weight]:
+        return {name: prune(name, weight, gram) for name, weight in layer.items()}
 
-    def prune(name: str, weight: np.ndarray, moments: Moments) -> np.ndarray:
+    def prune(name: str, weight: np.ndarray, gram: InputGram) -> np.ndarray:
         if weight.ndim == 1:
             return weight
         scores = np.abs(weight)
         if method == "wanda":
-            scores = scores * np.sqrt(np.diagonal(moments[INPUTS[name]]))
+            scores = scores * np.sqrt(np.diagonal(gram[INPUTS[name]]))
         return np.where(keep(scores), weight, 0)
 
     embedding = model.weights["model.embed_tokens.weight"]
@@ -80,7 +80,6 @@ def prune_weights(model: Gemma, keep: Mask, method: str, ids: np.ndarray | None 
 
 
 def keep_sparsity(pruned: Mapping[str, np.ndarray]) -> Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]:
-    """A view of weights for a `Task`: what is zero in the layers' matrices of `pruned` is zero, however training
-    moves it."""
+    """Return a view of weights for a `Task` in which the weights that are zero in `pruned` stay zero."""
     masks = {name: weight != 0 for name, weight in pruned.items() if weight.ndim == 2 and "embed" not in name}
     return lambda weights: {name: weight * masks[name] if name in masks else weight for name, weight in weights.items()}

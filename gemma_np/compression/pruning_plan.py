@@ -1,10 +1,10 @@
-"""What is to be pruned, in one line: `layers=20,ffn=6912,kv-heads=2` or `wanda=2:4`."""
+"""A pruning plan in one line: `layers=20,intermediate-size=6912,kv-heads=2` or `wanda=2:4`."""
 
 from dataclasses import dataclass
 
 import numpy as np
 
-from gemma_np.compression.pruning import prune_weights, share_of_row, two_of_four
+from gemma_np.compression.pruning import keep_fraction, prune_weights, two_of_four
 from gemma_np.compression.structured_pruning import (
     choose_layers,
     drop_layers,
@@ -17,39 +17,39 @@ from gemma_np.errors import GemmaError
 from gemma_np.gemma import Gemma
 
 PARTS = {
-    "layers": "how many layers to keep, the most important ones",
-    "drop-layers": "which layers to drop, as in drop-layers=3+7",
-    "ffn": "how many feed-forward channels each layer keeps",
-    "kv-heads": "how many key-value heads, with their query heads, each layer keeps",
-    "magnitude": "the share of the smallest weights to set to zero, or 2:4",
+    "layers": "number of layers to keep",
+    "drop-layers": "layers to remove, as in drop-layers=3+7",
+    "intermediate-size": "feed-forward channels to keep in each layer",
+    "kv-heads": "key-value heads to keep in each layer, with their query heads",
+    "magnitude": "fraction of the smallest weights to set to zero, or 2:4",
     "wanda": "the same, smallest by weight times typical input",
 }
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What is to be pruned; what is None stays."""
+class PruningPlan:
+    """What to prune; a part that is None stays as it is."""
 
     layers: int | None = None
     drop_layers: tuple[int, ...] = ()
-    ffn: int | None = None
+    intermediate_size: int | None = None
     kv_heads: int | None = None
-    magnitude: float | str | None = None  # a share, or "2:4"
+    magnitude: float | str | None = None  # a fraction, or "2:4"
     wanda: float | str | None = None
 
     @property
-    def needs_text(self) -> bool:
-        """Whether something has to be measured on a text."""
-        return any(part is not None for part in (self.layers, self.ffn, self.kv_heads, self.wanda))
+    def needs_calibration(self) -> bool:
+        """Return whether the plan needs calibration text."""
+        return any(part is not None for part in (self.layers, self.intermediate_size, self.kv_heads, self.wanda))
 
     @property
     def leaves_zeros(self) -> bool:
-        """Whether single weights are set to zero, and have to stay so."""
+        """Return whether single weights are set to zero, which training has to keep at zero."""
         return self.magnitude is not None or self.wanda is not None
 
 
-def read_plan(text: str) -> Plan:
-    """The plan that a text such as `layers=20,ffn=6912` describes. Raises GemmaError for what is no plan."""
+def read_plan(text: str) -> PruningPlan:
+    """Parse a plan such as `layers=20,intermediate-size=6912`. Raises GemmaError when it is not one."""
     parts: dict[str, object] = {}
     for item in text.split(","):
         name, _, value = item.strip().partition("=")
@@ -64,29 +64,29 @@ def read_plan(text: str) -> Plan:
                 parts[name.replace("-", "_")] = int(value)
         except ValueError:
             raise GemmaError(f"{name}: {value!r}, expected a number ({PARTS[name]})") from None
-    return Plan(**parts)  # type: ignore[arg-type]
+    return PruningPlan(**parts)  # type: ignore[arg-type]
 
 
-def prune(model: Gemma, plan: Plan, ids: np.ndarray | None) -> Gemma:
-    """The pruned model: whole parts first, single weights after them.
+def prune(model: Gemma, plan: PruningPlan, ids: np.ndarray | None) -> Gemma:
+    """Return the pruned model: first whole parts, then single weights.
 
-    ids [texts, T] show what is important. Raises GemmaError for parts that do not exist, and when ids are needed.
+    ids [texts, T] calibrate what is important. Raises GemmaError for parts that do not exist, and when ids are missing.
     """
-    if plan.needs_text and ids is None:
-        raise GemmaError("expected a text to tell what is important")
+    if plan.needs_calibration and ids is None:
+        raise GemmaError("this plan needs calibration text")
     model = model.dequantized()
     if plan.drop_layers:
         model = drop_layers(model, plan.drop_layers)
-    if ids is not None and (plan.layers or plan.ffn or plan.kv_heads):
+    if ids is not None and (plan.layers or plan.intermediate_size or plan.kv_heads):
         importance = measure_importance(model, ids)
         kept = choose_layers(importance.layers, model.config, plan.layers or model.config.num_hidden_layers)
         model = keep_layers(model, kept)
-        if plan.ffn:
-            model = keep_channels(model, importance.channels[kept], plan.ffn)
+        if plan.intermediate_size:
+            model = keep_channels(model, importance.channels[kept], plan.intermediate_size)
         if plan.kv_heads:
             model = keep_groups(model, importance.groups[kept], plan.kv_heads)
-    for method, share in (("magnitude", plan.magnitude), ("wanda", plan.wanda)):
-        if share is not None:
-            keep = two_of_four if isinstance(share, str) else share_of_row(share)
+    for method, sparsity in (("magnitude", plan.magnitude), ("wanda", plan.wanda)):
+        if sparsity is not None:
+            keep = two_of_four if isinstance(sparsity, str) else keep_fraction(sparsity)
             model = Gemma(model.config, dict(prune_weights(model, keep, method, ids)), model.tokenizer)
     return model

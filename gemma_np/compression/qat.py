@@ -1,12 +1,13 @@
-"""Quantization-aware training: the model learns with the weights that it will have once they are quantized.
+"""Quantization-aware training: train with the weights that the model will have once it is quantized.
 
-The forward pass sees each matrix rounded to its grid, and the gradient of the rounded weight goes, straight through the
-rounding, to the float behind it.
+The forward pass sees each matrix rounded to its grid. The gradient of the rounded weight goes straight through the
+rounding to the float weight behind it.
 
 Source: Jacob et al., arXiv 1712.05877, section 3; Bengio et al., arXiv 1308.3432 (straight-through estimator).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -14,10 +15,15 @@ from gemma_np.compression.quantization import Scheme, quantize
 from gemma_np.weights.formats import dequantize
 
 
-def fake_quantize(scheme: Scheme) -> Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]:
-    """A view of weights for a `Task`: every matrix rounded as `quantize` will round it, norms as they are."""
+@dataclass(frozen=True)
+class FakeQuantize:
+    """A view of weights for a `Task`: every matrix rounded as `quantize` rounds it, norms unchanged."""
 
-    def seen(weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        return {name: dequantize(quantize(w, scheme)) if w.ndim == 2 else w for name, w in weights.items()}
+    scheme: Scheme
 
-    return seen
+    def __call__(self, weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Return the rounded weights by name."""
+        return {
+            name: dequantize(quantize(weight, self.scheme)) if weight.ndim == 2 else weight
+            for name, weight in weights.items()
+        }

@@ -1,8 +1,7 @@
-"""Choosing the whole numbers that stand for a weight: first a grid of values, then a number for each weight.
+"""Round weights to a grid of values, without calibration data.
 
-Without any calibration: `quantize` rounds each weight to the nearest value of its grid. The grid reaches to the largest
-weight, or less far, where that makes the error smaller. `gptq.py` and `activation_aware.py` look at what the weights
-are multiplied with, too.
+`quantize` rounds each weight to the nearest value of its grid. The grid reaches to the largest weight, or less far when
+that makes the squared error smaller. `gptq.py` and `awq.py` also look at the inputs of the weights.
 
 Sources: Jacob et al., arXiv 1712.05877 (scales and zero points); the OCP FP8 specification, arXiv 2209.05433.
 """
@@ -15,11 +14,12 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import DTypeLike
 
+from gemma_np.checkpoints.quantized_tensors import QUANTIZED_FORMATS
 from gemma_np.errors import GemmaError
 from gemma_np.weights.formats import (
+    FORMATS,
     INT4_LEVELS,
     INT4_ZERO,
-    W8A8,
     BFloat16,
     Float8,
     Int4,
@@ -31,40 +31,37 @@ from gemma_np.weights.formats import (
 )
 from gemma_np.weights.linear import on_all_cores
 
-KINDS = ("bfloat16", "int8", "w8a8", "int4", "float8")
+QUANTIZE_FORMATS = ("bfloat16", *QUANTIZED_FORMATS)
 
 _FLOAT8_LARGEST = 448.0
-_BLOCK = 2**20  # weights widened at once, by each core
+_BLOCK = 2**20  # weights dequantized at once, by each core
 _SHRINKS = tuple(1 - step / 20 for step in range(11))  # 1.0 to 0.5
 
 
 @dataclass(frozen=True)
 class Scheme:
-    """How matrices are stored. Raises GemmaError for what does not go together."""
+    """How to quantize matrices. Raises GemmaError for values that do not go together."""
 
-    kind: str  # one of KINDS
-    group: int | None = None  # channels of a row that share a scale; None: all of them
-    zero_points: bool = False  # int4 alone: the grid need not be symmetric
+    format: str  # one of QUANTIZE_FORMATS
+    group_size: int | None = None  # channels of a row that share a scale; None: all of them
+    zero_points: bool = False  # only int4: the grid need not be symmetric
     scale_dtype: DTypeLike = np.float32
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise GemmaError(f"kind: {self.kind!r}, expected one of {', '.join(KINDS)}")
-        if self.group is not None and (self.kind not in ("int8", "int4") or self.group < 2 or self.group % 2):
-            raise GemmaError(f"group: {self.group} for {self.kind}, expected an even number, for int8 or int4")
-        if self.zero_points and self.kind != "int4":
-            raise GemmaError(f"zero_points: for {self.kind}, expected int4")
+        if self.format not in QUANTIZE_FORMATS:
+            raise GemmaError(f"format: {self.format!r}, expected one of {', '.join(QUANTIZE_FORMATS)}")
+        can_group, size = FORMATS[self.format].can_group, self.group_size
+        if size is not None and (not can_group or size < 2 or size % 2):
+            raise GemmaError(f"group_size: {size} for {self.format}, expected an even number, for int8 or int4")
+        if self.zero_points and self.format != "int4":
+            raise GemmaError(f"zero_points: for {self.format}, expected int4")
 
     def check(self, name: str, shape: tuple[int, ...]) -> None:
-        """Raise a GemmaError when a weight of that shape cannot be stored so."""
-        if self.group and shape[1] % self.group:
-            raise GemmaError(f"{name}: {shape[1]} channels, expected a multiple of the group of {self.group}")
-        if self.kind == "int4" and shape[1] % 2:
+        """Check that a weight of that shape can be quantized so. Raises GemmaError when it cannot."""
+        if self.group_size and shape[1] % self.group_size:
+            raise GemmaError(f"{name}: {shape[1]} channels, expected a multiple of group_size={self.group_size}")
+        if self.format == "int4" and shape[1] % 2:
             raise GemmaError(f"{name}: {shape[1]} channels, expected an even number for int4")
-
-
-Q8_0 = Scheme("int8", 32, scale_dtype=np.float16)
-Q4_0 = Scheme("int4", 32, scale_dtype=np.float16)
 
 
 class Grid(NamedTuple):
@@ -76,37 +73,37 @@ class Grid(NamedTuple):
     highest: int
 
     def nearest(self, groups: np.ndarray) -> np.ndarray:
-        """The number of the value that is nearest to each weight: [out, groups, channels] -> the same, as floats."""
+        """Return the number of the value nearest to each weight: [out, groups, channels] -> the same, as floats."""
         steps = groups / np.where(self.scales, self.scales, 1)
         return np.clip(np.rint(steps) + self.zeros, self.lowest, self.highest)
 
     def values(self, numbers: np.ndarray) -> np.ndarray:
-        """What the numbers stand for: [out, groups, channels] -> the same."""
+        """Return the values of numbers: [out, groups, channels] -> the same."""
         return self.scales * (numbers - self.zeros)
 
 
-def quantize(weight: Weight, scheme: Scheme, least_error: bool = False) -> Stored:
+def quantize(weight: Weight, scheme: Scheme, *, mse: bool = False) -> Stored:
     """Round each weight to the nearest value of its grid, some rows at a time: weight [out, in].
 
-    The grid reaches from the smallest to the largest weight of each group; with `least_error` to the part of it that
-    makes the sum of squared errors smallest.
+    The grid reaches from the smallest to the largest weight of each group; with `mse`, it is clipped to the range of
+    least squared error.
     """
     scheme.check("weight", weight.shape)
 
     def of_rows(rows: slice) -> Stored:
         floats = dequantize(weight[rows]).astype(np.float32, copy=False)
-        if scheme.kind == "bfloat16":
+        if scheme.format == "bfloat16":
             return BFloat16(floats.astype(ml_dtypes.bfloat16))
-        if scheme.kind == "float8":
+        if scheme.format == "float8":
             return _float8(floats)
-        grid = mse_grid(floats, scheme) if least_error else minmax_grid(floats, scheme)
+        grid = mse_grid(floats, scheme) if mse else minmax_grid(floats, scheme)
         return store(grid.nearest(in_groups(floats, scheme)), grid, scheme)
 
     return _by_rows(of_rows, weight.shape)
 
 
 def minmax_grid(weight: np.ndarray, scheme: Scheme, shrink: float | np.ndarray = 1.0) -> Grid:
-    """The grid that reaches from the smallest to the largest weight of each group, or `shrink` times as far.
+    """Return the grid from the smallest to the largest weight of each group, or `shrink` times as far.
 
     weight [out, in], shrink [out, groups, 1] or a number
     """
@@ -117,7 +114,7 @@ def minmax_grid(weight: np.ndarray, scheme: Scheme, shrink: float | np.ndarray =
         zeros = np.rint(-low * shrink / np.where(scales, scales, 1))
         return Grid(scales, zeros, 0, INT4_LEVELS - 1)
     largest = np.abs(groups).max(-1, keepdims=True) * shrink
-    if scheme.kind == "int4":
+    if scheme.format == "int4":
         scales = _at_least(largest / (INT4_LEVELS - 1 - INT4_ZERO), scheme.scale_dtype)
         return Grid(scales, np.full_like(scales, INT4_ZERO), 0, INT4_LEVELS - 1)
     scales = _at_least(largest / 127, scheme.scale_dtype)
@@ -125,8 +122,8 @@ def minmax_grid(weight: np.ndarray, scheme: Scheme, shrink: float | np.ndarray =
 
 
 def mse_grid(weight: np.ndarray, scheme: Scheme) -> Grid:
-    """Of the grids that reach 1.0, 0.95, ... 0.5 times as far as the full one, that of the least squared error, chosen
-    for each group on its own: weight [out, in]."""
+    """Return, for each group, the grid of least squared error among those clipped to 1.0, 0.95, ... 0.5 of the range:
+    weight [out, in]."""
     groups = in_groups(weight, scheme)
     best = np.ones((*groups.shape[:2], 1), np.float32)
     least = np.full_like(best, np.inf)
@@ -138,18 +135,18 @@ def mse_grid(weight: np.ndarray, scheme: Scheme) -> Grid:
 
 
 def in_groups(weight: np.ndarray, scheme: Scheme) -> np.ndarray:
-    """The weights of a group side by side: [out, in] -> [out, groups, channels]."""
-    return weight.reshape(weight.shape[0], -1, scheme.group or weight.shape[1])
+    """Return the weights by group: [out, in] -> [out, groups, channels]."""
+    return weight.reshape(weight.shape[0], -1, scheme.group_size or weight.shape[1])
 
 
 def store(numbers: np.ndarray, grid: Grid, scheme: Scheme) -> Int8 | Int4:
-    """The weight of those numbers: [out, groups, channels] on their grid."""
+    """Return the stored weight of numbers [out, groups, channels] on a grid."""
     flat = numbers.reshape(len(numbers), -1)
     scales = grid.scales[..., 0].astype(scheme.scale_dtype)
-    if scheme.kind == "int4":
+    if scheme.format == "int4":
         zeros = grid.zeros[..., 0].astype(np.uint8) if scheme.zero_points else None
         return Int4(pack(flat.astype(np.uint8)), scales, zeros)
-    return (W8A8 if scheme.kind == "w8a8" else Int8)(flat.astype(np.int8), scales)
+    return Int8(flat.astype(np.int8), scales, FORMATS[scheme.format].int8_activations)
 
 
 def _float8(weight: np.ndarray) -> Float8:
@@ -158,19 +155,22 @@ def _float8(weight: np.ndarray) -> Float8:
 
 
 def _at_least(scales: np.ndarray, dtype: DTypeLike) -> np.ndarray:
-    """The scales, as float32, rounded to numbers of another dtype that are not smaller: the grid reaches as far."""
+    """Round float32 scales up to numbers of another dtype, so that the grid reaches as far."""
     rounded = scales.astype(dtype)
     rounded = np.where(rounded < scales, np.nextafter(rounded, np.asarray(np.inf, dtype)), rounded)
     return rounded.astype(np.float32)
 
 
 def _by_rows(of_rows: Callable[[slice], Stored], shape: tuple[int, ...]) -> Stored:
-    """A weight of that shape, made some rows at a time, on all cores."""
+    """Build a weight of that shape some rows at a time, on all cores."""
     size = max(1, _BLOCK // shape[1])
     blocks = [slice(start, start + size) for start in range(0, shape[0], size)]
     sample = of_rows(slice(0, 1))
+    fields = dict(vars(sample))
     arrays = {
-        name: np.empty((shape[0], row.shape[1]), row.dtype) for name, row in vars(sample).items() if row is not None
+        name: np.empty((shape[0], row.shape[1]), row.dtype)
+        for name, row in fields.items()
+        if isinstance(row, np.ndarray)
     }
 
     def fill(rows: slice) -> None:
@@ -179,4 +179,4 @@ def _by_rows(of_rows: Callable[[slice], Stored], shape: tuple[int, ...]) -> Stor
             array[rows] = getattr(part, name)
 
     on_all_cores(fill, blocks)
-    return type(sample)(**arrays)
+    return type(sample)(**fields | arrays)

@@ -1,23 +1,26 @@
-"""A whole model, quantized layer by layer: no more than one layer is ever widened."""
+"""Quantize a whole model layer by layer: no more than one layer is ever dequantized."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 
-from gemma_np.checkpoints.quantized_tensors import kind_of
+from gemma_np.checkpoints.gguf_blocks import GGUF_FORMATS, is_stored_as
+from gemma_np.checkpoints.gguf_export import write_gguf
+from gemma_np.checkpoints.quantized_tensors import quantized_format
 from gemma_np.compression.awq import awq_scale
-from gemma_np.compression.calibration import INPUTS, Moments, map_layers
+from gemma_np.compression.calibration import INPUTS, InputGram, map_layers
 from gemma_np.compression.gptq import gptq
 from gemma_np.compression.quantization import Scheme, quantize
 from gemma_np.errors import GemmaError
 from gemma_np.gemma import Gemma
-from gemma_np.weights.formats import Weight
+from gemma_np.weights.formats import FORMATS, Weight
 
-METHODS = {
-    "round": "to the nearest value of the full grid",
-    "clip": "to the nearest value of the grid of least error",
-    "gptq": "channel by channel, later ones making up for earlier ones; needs a text",
-    "awq": "after giving finer steps to channels with large inputs; needs a text",
+QUANTIZATION_METHODS = {
+    "round": "to the nearest value of the min-max grid",
+    "clip": "to the nearest value of the grid of least squared error",
+    "gptq": "channel by channel, the later ones compensating; needs calibration text",
+    "awq": "with a finer grid for channels with large inputs; needs calibration text",
 }
 CALIBRATED = ("gptq", "awq")
 
@@ -25,12 +28,12 @@ CALIBRATED = ("gptq", "awq")
 def quantize_model(
     model: Gemma, scheme: Scheme, method: str = "clip", ids: np.ndarray | None = None, embedding: Scheme | None = None
 ) -> Iterator[tuple[str, Weight]]:
-    """Every weight by its name, quantized but for the norms, in the order of use.
+    """Return all weights by name in the order of use, quantized except for the norms.
 
-    ids [texts, T] calibrate the methods that need them (`calibration_texts`). The embedding is rounded, to a scheme of
+    ids [texts, T] calibrate the methods that need them (`calibration_ids`). The embedding is rounded, to a scheme of
     its own if there is one.
 
-    Raises GemmaError, before anything is computed, when something does not fit, or is quantized already.
+    Raises GemmaError, before anything is computed, when a weight does not fit the scheme or is quantized already.
     """
     check_quantization(model, scheme, method, ids, embedding)
     return _quantize(model, scheme, method, ids if method in CALIBRATED else None, embedding or scheme)
@@ -39,17 +42,17 @@ def quantize_model(
 def check_quantization(
     model: Gemma, scheme: Scheme, method: str, ids: np.ndarray | None, embedding: Scheme | None
 ) -> None:
-    """Raise the GemmaError that `quantize_model` promises; ids [texts, T]."""
-    if method not in METHODS:
-        raise GemmaError(f"method: {method!r}, expected one of {', '.join(METHODS)}")
+    """Check what `quantize_model` needs, ids [texts, T] among it. Raises GemmaError when something is missing."""
+    if method not in QUANTIZATION_METHODS:
+        raise GemmaError(f"method: {method!r}, expected one of {', '.join(QUANTIZATION_METHODS)}")
     if method in CALIBRATED and ids is None:
-        raise GemmaError(f"method {method}: expected a text to calibrate with")
-    if method in CALIBRATED and scheme.kind not in ("int8", "w8a8", "int4"):
-        raise GemmaError(f"method {method}: for {scheme.kind}, expected int8, w8a8 or int4")
+        raise GemmaError(f"method {method}: needs calibration text")
+    if method in CALIBRATED and scheme.format not in ("int8", "w8a8", "int4"):
+        raise GemmaError(f"method {method}: for {scheme.format}, expected int8, w8a8 or int4")
     for name, weight in model.weights.items():
-        if kind_of(weight):
+        if quantized_format(weight):
             raise GemmaError(
-                f"{name}: is quantized already, expected floats (gemma-np merge MODEL -o FLOATS widens it)"
+                f"{name}: is quantized already, expected floats (gemma-np merge MODEL -o FLOATS dequantizes it)"
             )
         if len(weight.shape) == 2:
             (embedding or scheme if "embed" in name else scheme).check(name, weight.shape)
@@ -58,17 +61,42 @@ def check_quantization(
 def _quantize(
     model: Gemma, scheme: Scheme, method: str, ids: np.ndarray | None, embedding: Scheme
 ) -> Iterator[tuple[str, Weight]]:
-    def quantize_layer(layer: dict[str, np.ndarray], moments: Moments) -> dict[str, Weight]:
+    def quantize_layer(layer: dict[str, np.ndarray], gram: InputGram) -> dict[str, Weight]:
         if method == "awq":
-            layer = awq_scale(layer, moments, scheme, model.config)
-        return {name: quantize_weight(name, weight, moments) for name, weight in layer.items()}
+            layer = awq_scale(layer, gram, scheme, model.config)
+        return {name: quantize_weight(name, weight, gram) for name, weight in layer.items()}
 
-    def quantize_weight(name: str, weight: np.ndarray, moments: Moments) -> Weight:
+    def quantize_weight(name: str, weight: np.ndarray, gram: InputGram) -> Weight:
         if weight.ndim == 1:
             return weight
         if method == "gptq":
-            return gptq(weight, moments[INPUTS[name]], scheme)
-        return quantize(weight, scheme, least_error=method != "round")
+            return gptq(weight, gram[INPUTS[name]], scheme)
+        return quantize(weight, scheme, mse=method != "round")
 
-    head = quantize(model.weights["model.embed_tokens.weight"], embedding, least_error=method != "round")
+    head = quantize(model.weights["model.embed_tokens.weight"], embedding, mse=method != "round")
     return map_layers(model, head, quantize_layer, ids)
+
+
+def export_gguf(model: Gemma, format: str, path: Path) -> None:
+    """Write a model to a .gguf file in Q8_0 or Q4_0, for llama.cpp and other GGUF readers.
+
+    A weight that is stored so already keeps its numbers; others are rounded on the grid of least squared error.
+
+    Raises GemmaError when there is no tokenizer, when the number of channels is not a multiple of 32, and when GGUF
+    cannot describe the config.
+    """
+    if format not in GGUF_FORMATS:
+        raise GemmaError(f"format: {format!r}, expected one of {', '.join(GGUF_FORMATS)}")
+    row = FORMATS[format]
+    scheme = Scheme("int8" if row.bits == 8 else "int4", row.group_size, scale_dtype=row.scale_dtype)
+    for name, shape in model.config.weight_shapes():
+        if len(shape) == 2:
+            scheme.check(name, shape)
+
+    def converted() -> Iterator[tuple[str, Weight]]:
+        for name, _ in model.config.weight_shapes():
+            weight = model.weights[name]
+            keep = len(weight.shape) == 1 or is_stored_as(weight, format)
+            yield name, weight if keep else quantize(weight, scheme, mse=True)
+
+    write_gguf(path, model.config, converted(), model.require_tokenizer().model, format)

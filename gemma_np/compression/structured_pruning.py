@@ -1,7 +1,8 @@
-"""Pruning whole parts: feed-forward channels, key-value groups, layers. What is left is a smaller, ordinary Gemma.
+"""Structured pruning: remove feed-forward channels, key-value groups and layers. The result is a smaller Gemma.
 
-Every layer keeps as many channels and groups as every other, each its own most important ones: a config has one number
-for all. Layers go so that local and global ones alternate as before, since many implementations tell them by position.
+A config has one number for all layers, so every layer keeps the same number of channels and groups, each its own most
+important ones. Layers are removed so that local and global ones alternate as before, since many implementations derive
+the type of a layer from its position.
 
 Sources: Muralidharan et al., arXiv 2407.14679 (importance by activations); Men et al., arXiv 2403.03853 (layers).
 """
@@ -12,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from gemma_np.compression.calibration import Moments
+from gemma_np.compression.calibration import InputGram
 from gemma_np.config import GLOBAL, GemmaConfig, layer_pattern
 from gemma_np.errors import GemmaError
 from gemma_np.gemma import Gemma
@@ -24,46 +25,46 @@ from gemma_np.weights.formats import dequantize
 
 @dataclass(frozen=True)
 class Importance:
-    """How much each part of each layer contributes on real texts."""
+    """How much each part of each layer contributes on sample texts."""
 
-    channels: np.ndarray  # [layers, F], energy that each feed-forward channel adds to what the layer returns
+    channels: np.ndarray  # [layers, F], energy that each feed-forward channel adds to the output
     groups: np.ndarray  # [layers, K], the same of each key-value head with its query heads
     layers: np.ndarray  # [layers], 1 - cosine of the residual stream before and after
 
 
 def measure_importance(model: Gemma, ids: np.ndarray) -> Importance:
-    """Let the model read ids [texts, T], and see what each part contributes."""
+    """Measure how much each part of a model contributes while it reads ids [texts, T]."""
     from tqdm import tqdm
 
     config, weights = model.config, Scope(model.weights) / "model"
     texts = [embed(text, weights["embed_tokens.weight"]) for text in ids]
     channels, groups, layers = [], [], []
     for number in tqdm(range(config.num_hidden_layers), desc="importance", unit=" layers", delay=2, leave=False):
-        layer, moments = weights / f"layers.{number}", Moments()
-        after = [block(x, layer, config, number, tape=moments) for x in texts]
+        layer, gram = weights / f"layers.{number}", InputGram()
+        after = [block(x, layer, config, number, tape=gram) for x in texts]
         layers.append(1 - np.mean([_cosine(x, y) for x, y in zip(texts, after, strict=True)]))
         down, o = dequantize(layer["mlp.down_proj.weight"]), dequantize(layer["self_attn.o_proj.weight"])
-        channels.append(np.diagonal(moments["mlp.hidden"]) * np.square(down).sum(axis=0))
-        mixed = np.split(np.arange(o.shape[1]), config.num_key_value_heads)  # the columns of each group's heads
-        groups.append([np.vdot(o[:, g] @ moments["self_attn.mixed"][np.ix_(g, g)], o[:, g]) for g in mixed])
+        channels.append(np.diagonal(gram["mlp.hidden"]) * np.square(down).sum(axis=0))
+        columns = np.split(np.arange(o.shape[1]), config.num_key_value_heads)  # the columns of each group's heads
+        groups.append([np.vdot(o[:, g] @ gram["self_attn.context"][np.ix_(g, g)], o[:, g]) for g in columns])
         texts = after
     return Importance(np.array(channels), np.array(groups), np.array(layers))
 
 
 def _cosine(x: np.ndarray, y: np.ndarray) -> float:
-    """The mean cosine of the vectors of x and y, [T, D] each."""
+    """Return the mean cosine of the vectors of x and y, [T, D] each."""
     return float(np.mean(np.vecdot(x, y) / (np.linalg.norm(x, axis=-1) * np.linalg.norm(y, axis=-1))))
 
 
 def choose_layers(importance: np.ndarray, config: GemmaConfig, keep: int) -> list[int]:
-    """The `keep` layers of the greatest total importance that stand in the model's pattern of local and global ones.
+    """Return the `keep` layers of greatest total importance that keep the pattern of local and global layers.
 
-    importance [layers]. Raises GemmaError when there are none.
+    importance [layers]. Raises GemmaError when there are no such layers.
     """
     if not 0 < keep <= config.num_hidden_layers:
         raise GemmaError(f"layers: {keep} to keep, expected 1 to {config.num_hidden_layers}")
     pattern = layer_pattern(keep, config.layer_types.index(GLOBAL) if GLOBAL in config.layer_types else keep)
-    best: dict[int, tuple[float, list[int]]] = {0: (0.0, [])}  # by how many are kept: total, which
+    best: dict[int, tuple[float, list[int]]] = {0: (0.0, [])}  # number kept -> total importance, layers
     for layer, kind in enumerate(config.layer_types):
         for kept in sorted(best, reverse=True):
             if kept < keep and pattern[kept] == kind:
@@ -71,12 +72,12 @@ def choose_layers(importance: np.ndarray, config: GemmaConfig, keep: int) -> lis
                 longer = (total + float(importance[layer]), [*chosen, layer])
                 best[kept + 1] = max(best.get(kept + 1, longer), longer)
     if keep not in best:
-        raise GemmaError(f"layers: {keep} to keep, which cannot stand in the pattern of local and global layers")
+        raise GemmaError(f"layers: {keep} to keep, which does not fit the pattern of local and global layers")
     return best[keep][1]
 
 
 def keep_layers(model: Gemma, layers: Sequence[int]) -> Gemma:
-    """The model of these layers alone, in their order. Raises GemmaError for a layer that does not exist."""
+    """Return the model with only these layers, in their order. Raises GemmaError for a layer that does not exist."""
     config = model.config
     _check_exist(layers, config)
     weights = {name: weight for name, weight in model.weights.items() if not name.startswith("model.layers.")}
@@ -88,7 +89,7 @@ def keep_layers(model: Gemma, layers: Sequence[int]) -> Gemma:
 
 
 def drop_layers(model: Gemma, layers: Sequence[int]) -> Gemma:
-    """The model without these layers. Raises GemmaError for a layer that does not exist."""
+    """Return the model without these layers. Raises GemmaError for a layer that does not exist."""
     _check_exist(layers, model.config)
     return keep_layers(model, [layer for layer in range(model.config.num_hidden_layers) if layer not in layers])
 
@@ -100,13 +101,13 @@ def _check_exist(layers: Sequence[int], config: GemmaConfig) -> None:
 
 
 def keep_channels(model: Gemma, importance: np.ndarray, keep: int) -> Gemma:
-    """The model with the `keep` most important feed-forward channels of each layer: importance [layers, F].
+    """Return the model with the `keep` most important feed-forward channels of each layer: importance [layers, F].
 
-    Raises GemmaError when a layer has not so many.
+    Raises GemmaError when a layer has fewer.
     """
     config = model.config
     if not 0 < keep <= config.intermediate_size:
-        raise GemmaError(f"ffn: {keep} channels to keep, expected 1 to {config.intermediate_size}")
+        raise GemmaError(f"intermediate-size: {keep} channels to keep, expected 1 to {config.intermediate_size}")
     weights = dict(model.weights)
     for layer, scores in enumerate(importance):
         chosen, part = _largest(scores, keep), Scope(weights) / f"model.layers.{layer}.mlp"
@@ -117,10 +118,10 @@ def keep_channels(model: Gemma, importance: np.ndarray, keep: int) -> Gemma:
 
 
 def keep_groups(model: Gemma, importance: np.ndarray, keep: int) -> Gemma:
-    """The model with the `keep` most important key-value heads of each layer, and their query heads:
+    """Return the model with the `keep` most important key-value heads of each layer, and their query heads:
     importance [layers, K].
 
-    Raises GemmaError when a layer has not so many.
+    Raises GemmaError when a layer has fewer.
     """
     config = model.config
     if not 0 < keep <= config.num_key_value_heads:
@@ -141,7 +142,7 @@ def keep_groups(model: Gemma, importance: np.ndarray, keep: int) -> Gemma:
 
 
 def _largest(scores: np.ndarray, keep: int) -> np.ndarray:
-    """The places of the `keep` largest scores, in their order."""
+    """Return the indices of the `keep` largest scores, in ascending order."""
     return np.sort(np.argsort(-scores, kind="stable")[:keep])
 
 

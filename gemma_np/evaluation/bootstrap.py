@@ -1,4 +1,4 @@
-"""Is one model better than another, or was it luck? Both answer the same questions, and the differences are drawn anew.
+"""Paired bootstrap: is the difference between two models more than chance?
 
 Source: Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapters 13 and 16.
 """
@@ -7,33 +7,33 @@ from typing import NamedTuple
 
 import numpy as np
 
-DRAWS = 10_000
-_AT_ONCE = 1000
+RESAMPLES = 10_000
+_CHUNK = 1000
 
 
 class Difference(NamedTuple):
-    """Of two models, on the same questions: the second less the first."""
+    """The mean difference of two models on the same questions: the second minus the first."""
 
     mean: float
-    low: float  # 95 % of the draws are between low and high
+    low: float  # 95 % confidence interval
     high: float
-    p: float  # how often a difference of no more than luck is at least as large, in either direction
-    draws: np.ndarray  # the means of the draws, [DRAWS]
+    p: float  # two-sided p-value: how often chance alone gives a difference at least as large
+    resampled: np.ndarray  # means of the resamples, [RESAMPLES]
 
     @property
-    def is_more_than_chance(self) -> bool:
-        """At the usual level of 5 %."""
+    def is_significant(self) -> bool:
+        """Return whether p is below 5 %."""
         return self.p < 0.05
 
 
 def paired_bootstrap(first: np.ndarray, second: np.ndarray, seed: int = 0) -> Difference:
-    """The mean difference of two models' results on the same questions, and how sure it is: first and second [N]."""
+    """Return the mean difference of two models' results on the same questions: first and second [N]."""
     differences = np.asarray(second, float) - np.asarray(first, float)
     generator, count = np.random.default_rng(seed), len(differences)
-    draws = np.concatenate(
-        [differences[generator.integers(0, count, (_AT_ONCE, count))].mean(axis=1) for _ in range(DRAWS // _AT_ONCE)]
+    resampled = np.concatenate(
+        [differences[generator.integers(0, count, (_CHUNK, count))].mean(axis=1) for _ in range(RESAMPLES // _CHUNK)]
     )
     mean = float(differences.mean())
-    low, high = np.quantile(draws, [0.025, 0.975])
-    as_large = np.abs(draws - mean) >= abs(mean) - 1e-12  # around zero, as if there were no difference
-    return Difference(mean, float(low), float(high), (as_large.sum() + 1) / (DRAWS + 1), draws)
+    low, high = np.quantile(resampled, [0.025, 0.975])
+    as_large = np.abs(resampled - mean) >= abs(mean) - 1e-12  # centred at zero: the null hypothesis
+    return Difference(mean, float(low), float(high), (as_large.sum() + 1) / (RESAMPLES + 1), resampled)

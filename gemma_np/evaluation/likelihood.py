@@ -1,7 +1,7 @@
-"""How likely a model finds continuations of texts; what several texts begin with is read once.
+"""Log-likelihoods of continuations; a beginning that several contexts share is read once.
 
-Source: the definition that lm-evaluation-harness uses: the sum of log P of the continuation's tokens, given the
-context and each other.
+Source: the definition of lm-evaluation-harness: the sum of log P of the continuation's tokens, given the context and
+the tokens before.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,6 +12,7 @@ import numpy as np
 from gemma_np.config import GemmaConfig
 from gemma_np.errors import GemmaError
 from gemma_np.model.kv_cache import KVCache
+from gemma_np.model.log_probs import negative_log_likelihood
 from gemma_np.model.transformer import lm_head, transformer
 from gemma_np.text.generation import prefill
 from gemma_np.weights.formats import Weights
@@ -22,24 +23,24 @@ Ids = tuple[int, ...]
 
 
 class Pair(NamedTuple):
-    """What is given, and what is scored."""
+    """A context and the continuation to score."""
 
     context: Ids
     continuation: Ids
 
 
 class Likelihood(NamedTuple):
-    """How likely a continuation is."""
+    """The score of one continuation."""
 
     log_prob: float  # nats
-    is_greedy: bool  # whether each of its tokens is the likeliest one
+    is_greedy: bool  # whether greedy decoding would have written it
 
 
 def likelihoods(pairs: Sequence[Pair], weights: Weights, config: GemmaConfig) -> list[Likelihood]:
-    """Score each continuation after its context, in any order; the results are in the order of the pairs.
+    """Score each continuation after its context; the results are in the order of the pairs.
 
-    Contexts that begin alike share the reading of that beginning, and the continuations of one context are read side
-    by side. Raises GemmaError for an empty context or continuation, and when both are longer than the model can read.
+    A common beginning of several contexts is read once, and the continuations of one context are read as a batch.
+    Raises GemmaError for an empty context or continuation, and when both together exceed the model's context length.
     """
     from tqdm import tqdm
 
@@ -70,34 +71,35 @@ def likelihoods(pairs: Sequence[Pair], weights: Weights, config: GemmaConfig) ->
 def read_sharing(
     contexts: Sequence[Ids], room: int, weights: Weights, config: GemmaConfig
 ) -> Iterator[tuple[np.ndarray, KVCache]]:
-    """For each of the contexts, which are sorted and all different: what the model makes of the last token, [D], and
-    the cache that has read it all, with room for `room` tokens.
+    """Read sorted, distinct contexts; for each, yield the final hidden vector of its last token, [D], and its cache.
 
-    Where the next context begins alike, a copy of the cache is kept at the place where the two part.
+    The cache has room for `room` tokens. Where the next context shares a beginning, a copy of the cache is kept from
+    the position where the two diverge.
     """
     empty = KVCache(config, room, dtype=weights["model.norm.weight"].dtype)
-    kept = [(0, empty)]  # (tokens, cache that has read so many of the present context), the longest last
+    kept = [(0, empty)]  # (n, a cache that holds the first n tokens of this context), the longest last
     for number, context in enumerate(contexts):
         shared = _common(contexts[number - 1], context) if number else 0
         while kept[-1][0] > shared:
             kept.pop()
         start, cache = kept[-1][0], kept[-1][1].repeated()
-        parting = _common(context, contexts[number + 1]) if number + 1 < len(contexts) else 0
-        if start < parting < len(context):
-            prefill(context[start:parting], weights, config, cache)
-            kept.append((parting, cache.repeated()))
-            start = parting
+        split = _common(context, contexts[number + 1]) if number + 1 < len(contexts) else 0
+        if start < split < len(context):
+            prefill(context[start:split], weights, config, cache)
+            kept.append((split, cache.repeated()))
+            start = split
         x = prefill(context[start:], weights, config, cache)
-        if parting == len(context):
-            kept.append((parting, cache.repeated()))
+        if split == len(context):
+            kept.append((split, cache.repeated()))
         yield x, cache
 
 
 def _continue(
     x: np.ndarray, cache: KVCache, continuations: Sequence[Ids], weights: Weights, config: GemmaConfig
 ) -> list[Likelihood]:
-    """Score continuations of one context: x [D], the cache after it. They are read side by side, padded at the end,
-    where padding is seen by nothing that counts."""
+    """Score continuations of one context, from its last x [D] and its cache, as one batch.
+
+    They are padded at the end, where no token that is scored sees the padding."""
     count, longest = len(continuations), max(map(len, continuations))
     rows = np.broadcast_to(x, (count, 1, len(x)))
     if longest > 1:
@@ -117,24 +119,19 @@ def _continue(
 def _log_probs(
     x: np.ndarray, targets: np.ndarray, weights: Weights, config: GemmaConfig
 ) -> tuple[np.ndarray, np.ndarray]:
-    """log P of each target, and whether it is the likeliest token: x [N, D], targets [N] -> [N] float64, [N] bool."""
+    """Return log P of each target, and whether it is the most likely token.
+
+    x [N, D], targets [N] -> float64 [N], bool [N]
+    """
     log_probs, are_greedy = np.empty(len(x)), np.empty(len(x), bool)
     for start in range(0, len(x), _ROWS):
         part = slice(start, start + _ROWS)
         logits = lm_head(x[part], weights, config)
-        log_probs[part] = -cross_entropy(logits, targets[part])
+        log_probs[part] = -negative_log_likelihood(logits, targets[part])
         are_greedy[part] = logits.argmax(axis=-1) == targets[part]
     return log_probs, are_greedy
 
 
-def cross_entropy(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """log(sum(exp(logits))) - logits[target], row by row: logits [T, V], targets [T] -> [T] nats, float64."""
-    largest = logits.max(axis=-1)
-    total = np.exp(logits - largest[:, None]).sum(axis=-1, dtype=np.float64)
-    chosen = logits[np.arange(len(targets)), targets]
-    return np.log(total) + largest.astype(np.float64) - chosen
-
-
 def _common(one: Ids, other: Ids) -> int:
-    """How many tokens two texts begin with alike."""
+    """Return the length of the common prefix of two texts."""
     return next((n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))

@@ -1,7 +1,7 @@
-"""Multiple choice: which answer a model finds likeliest, how often it is right, and how well it knows that.
+"""Multiple choice: score every answer by its log-likelihood; accuracy and calibration.
 
-Answers differ in length, and longer ones are less likely. So there are three scores: the log-likelihood as it is, by
-token, and by byte of UTF-8.
+Answers differ in length, and longer ones are less likely. So there are three scores: the log-likelihood, the same per
+token, and the same per byte of UTF-8.
 
 Sources: lm-evaluation-harness for the scores; Guo et al., arXiv 1706.04599, for calibration.
 """
@@ -17,11 +17,12 @@ import numpy as np
 
 from gemma_np.config import GemmaConfig
 from gemma_np.errors import GemmaError
+from gemma_np.evaluation.bootstrap import Difference, paired_bootstrap
 from gemma_np.evaluation.likelihood import Pair, likelihoods
 from gemma_np.text.tokenizer import Tokenizer
 from gemma_np.weights.formats import Weights
 
-SCORES = ("raw", "by token", "by byte")
+SCORES = ("raw", "per token", "per byte")
 BINS = 10
 
 
@@ -31,15 +32,15 @@ class Question:
 
     question: str
     choices: tuple[str, ...]
-    answer: int  # which of the choices is right, from 0 on
+    answer: int  # index of the right choice
 
 
 def read_questions(path: Path) -> list[Question]:
-    """The questions of a .jsonl file. Raises GemmaError, with the line's number, for whatever is wrong with one."""
+    """Read the questions of a .jsonl file. Raises GemmaError, with the line number, for an invalid one."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise GemmaError(f"{path}: {error}, expected a file of questions, one JSON object a line") from None
+        raise GemmaError(f"{path}: {error}, expected a file of questions, one JSON object per line") from None
     questions = []
     for number, line in enumerate(lines, start=1):
         if line.strip():
@@ -68,8 +69,8 @@ def _question(values: Any) -> Question:
     return Question(values["question"], tuple(choices), answer)
 
 
-def prompt(question: Question, examples: Sequence[Question] = ()) -> str:
-    """What the model reads before a choice: the examples with their answers, and the question without."""
+def few_shot_prompt(question: Question, examples: Sequence[Question] = ()) -> str:
+    """Return the text before a choice: the examples with their answers, then the question."""
     solved = "".join(f"{_ask(example)} {example.choices[example.answer]}\n\n" for example in examples)
     return solved + _ask(question)
 
@@ -79,40 +80,42 @@ def _ask(question: Question) -> str:
 
 
 def encode_pair(context: str, continuation: str, tokenizer: Tokenizer) -> Pair:
-    """Tokens of context and continuation. They are encoded together and parted where the context alone ends, since a
-    token may begin with the space between them; spaces at the end of the context go to the continuation."""
+    """Encode a context and its continuation together, and split them where the context alone ends.
+
+    A token may begin with the space between them; spaces at the end of the context go to the continuation.
+    """
     stripped = context.rstrip()
     whole, alone = tokenizer.encode(context + continuation), tokenizer.encode(stripped)
     return Pair(tuple(alone), tuple(whole[len(alone) :]))
 
 
 class Answers(NamedTuple):
-    """What a model makes of N questions."""
+    """The scores that a model gives to the choices of N questions."""
 
-    scores: list[np.ndarray]  # of each question [3, choices]: raw, by token, by byte
-    right: np.ndarray  # [N], which choice is right
+    scores: list[np.ndarray]  # of each question [3, choices]: raw, per token, per byte
+    right: np.ndarray  # [N], index of the right choice
 
     def is_correct(self, score: str = "raw") -> np.ndarray:
-        """Whether the choice of the highest score is right: bool [N]."""
+        """Return whether the choice of the highest score is right: bool [N]."""
         row = SCORES.index(score)
         return np.array([scores[row].argmax() for scores in self.scores]) == self.right
 
     def accuracy(self, score: str = "raw") -> tuple[float, float]:
-        """The share of right answers, and its standard error."""
+        """Return the fraction of right answers, and its standard error."""
         correct = self.is_correct(score)
         share = float(correct.mean())
         return share, math.sqrt(share * (1 - share) / (len(correct) - 1)) if len(correct) > 1 else math.nan
 
     def confidences(self) -> np.ndarray:
-        """How sure the model is of the choice of the highest raw score, among the choices: [N]."""
+        """Return the probability of the choice of the highest raw score among the choices: [N]."""
         return np.array([1 / np.exp(scores[0] - scores[0].max()).sum() for scores in self.scores])
 
     def log_prob_of_right(self) -> np.ndarray:
-        """log P of the right choice among the choices, [N] nats: finer than right or wrong."""
+        """Return log P of the right choice among the choices: [N], nats."""
         return np.array([s[0][r] - np.logaddexp.reduce(s[0]) for s, r in zip(self.scores, self.right, strict=True)])
 
 
-def answer(
+def answer_questions(
     questions: Sequence[Question],
     weights: Weights,
     config: GemmaConfig,
@@ -121,10 +124,10 @@ def answer(
 ) -> Answers:
     """Score every choice of every question after the same examples.
 
-    Raises GemmaError when a prompt and a choice are longer than the model can read.
+    Raises GemmaError when a prompt and a choice together exceed the model's context length.
     """
     pairs = [
-        encode_pair(prompt(question, examples), f" {choice}", tokenizer)
+        encode_pair(few_shot_prompt(question, examples), f" {choice}", tokenizer)
         for question in questions
         for choice in question.choices
     ]
@@ -136,15 +139,36 @@ def answer(
     return Answers(np.split(scores, ends, axis=1), np.array([question.answer for question in questions]))
 
 
-def calibration(answers: Answers) -> tuple[float, np.ndarray]:
-    """The expected calibration error, and of each of ten bins of confidence: how many answers, their mean confidence,
-    their accuracy, [10, 3]."""
+def expected_calibration_error(answers: Answers) -> tuple[float, np.ndarray]:
+    """Return the expected calibration error, and the ten bins of confidence behind it.
+
+    Of each bin: the number of answers, their mean confidence, their accuracy, [10, 3].
+    """
     confidences, correct = answers.confidences(), answers.is_correct()
     bins = np.zeros((BINS, 3))
-    places = np.minimum((confidences * BINS).astype(int), BINS - 1)
-    for place in range(BINS):
-        inside = places == place
+    bin_of = np.minimum((confidences * BINS).astype(int), BINS - 1)
+    for number in range(BINS):
+        inside = bin_of == number
         if inside.any():
-            bins[place] = inside.sum(), confidences[inside].mean(), correct[inside].mean()
+            bins[number] = inside.sum(), confidences[inside].mean(), correct[inside].mean()
     error = (bins[:, 0] * np.abs(bins[:, 1] - bins[:, 2])).sum() / len(confidences)
     return float(error), bins
+
+
+def summarize(answers: Answers) -> dict[str, dict[str, float]]:
+    """Return the value of each measure, and its standard error where it has one."""
+    summary = {}
+    for score in SCORES:
+        value, error = answers.accuracy(score)
+        summary[f"accuracy, {score}"] = {"value": value} | ({} if math.isnan(error) else {"standard error": error})
+    summary["log P of the right answer"] = {"value": float(answers.log_prob_of_right().mean())}
+    summary["expected calibration error"] = {"value": expected_calibration_error(answers)[0]}
+    return summary
+
+
+def compare_answers(first: Answers, second: Answers) -> dict[str, Difference]:
+    """Return how two models differ on the same questions, in accuracy and in log P of the right answer (nats)."""
+    return {
+        "right answers": paired_bootstrap(first.is_correct(), second.is_correct()),
+        "log P of the right answer": paired_bootstrap(first.log_prob_of_right(), second.log_prob_of_right()),
+    }

@@ -1,7 +1,7 @@
-"""Perplexity: how many tokens the model hesitates between, on average, at each step of a text.
+"""Perplexity: exp of the mean negative log-likelihood per token.
 
-A text longer than the context is read through a window that slides on: each of its positions keeps some of what came
-before in sight, and every token is scored once.
+A text longer than the context is read through a sliding window: each position keeps some of the tokens before it as
+context, and every token is scored once.
 
 Source: Jelinek et al., 1977 (perplexity); Baevski and Auli, arXiv 1809.10853 (windows that score their last tokens).
 """
@@ -14,16 +14,16 @@ from numpy.typing import ArrayLike
 
 from gemma_np.config import GemmaConfig
 from gemma_np.errors import GemmaError
-from gemma_np.evaluation.likelihood import cross_entropy
 from gemma_np.model.kv_cache import KVCache
+from gemma_np.model.log_probs import negative_log_likelihood
 from gemma_np.model.transformer import lm_head, transformer
 from gemma_np.weights.formats import Weights
 
-_CHUNK = 256  # logits of V numbers a token: 262 MB a chunk at V = 256,000
+_CHUNK = 256  # tokens; their logits take 262 MB at V = 256,000
 
 
 class TextLoss(NamedTuple):
-    """How hard a text is to predict."""
+    """The loss of a model on a text."""
 
     nats: float  # the sum of -log p over its tokens
     tokens: int
@@ -31,17 +31,17 @@ class TextLoss(NamedTuple):
 
     @property
     def perplexity(self) -> float:
-        """The exponential of the nats a token."""
+        """Return exp of the nats per token."""
         return math.exp(self.nats / self.tokens)
 
     @property
     def bits_per_token(self) -> float:
-        """The same, as bits."""
+        """Return the loss per token in bits."""
         return self.nats / self.tokens / math.log(2)
 
     @property
     def bits_per_byte(self) -> float:
-        """The same, as bits a byte of UTF-8: comparable between tokenizers."""
+        """Return the loss per byte of UTF-8 in bits, which is comparable between tokenizers."""
         return self.nats / self.bytes / math.log(2)
 
 
@@ -50,16 +50,17 @@ def sliding_losses(
     bos: int,
     weights: Weights,
     config: GemmaConfig,
+    *,
     context: int | None = None,
     stride: int | None = None,
 ) -> np.ndarray:
-    """-log p of each token of a text, given those before it in a window of `context` tokens that begins with `<bos>`.
+    """Return -log P of each token of a text, given the tokens before it in a window that begins with `<bos>`.
 
-    The window moves on by `stride` tokens, which are the ones it scores (the first window scores all of its own), so
-    that each has at least context - 1 - stride tokens before it. Defaults: the longest context that the model reads,
-    and windows that do not overlap.
+    The window has `context` tokens and moves by `stride`. Each window scores its last `stride` tokens (the first one
+    all of its own), so each token has at least context - 1 - stride tokens before it. Defaults: the model's longest
+    context, and windows that do not overlap.
 
-    ids [N], without `<bos>` -> [N] nats, float64. Raises GemmaError for a context or a stride that makes no sense.
+    ids [N], without `<bos>` -> float64 [N], nats. Raises GemmaError for a context or a stride out of range.
     """
     ids = np.asarray(ids)
     context = config.max_position_embeddings if context is None else context
@@ -74,15 +75,15 @@ def sliding_losses(
     while scored < len(ids):
         end = min(scored + (stride if scored else size), len(ids))
         window = np.concatenate([[bos], ids[max(0, end - size) : end]])
-        losses.append(negative_log_likelihood(window, weights, config)[scored - end :])
+        losses.append(token_losses(window, weights, config)[scored - end :])
         scored = end
     return np.concatenate(losses)
 
 
-def negative_log_likelihood(ids: ArrayLike, weights: Weights, config: GemmaConfig) -> np.ndarray:
-    """-log p of each token but the first, given all before it.
+def token_losses(ids: ArrayLike, weights: Weights, config: GemmaConfig) -> np.ndarray:
+    """Return -log P of each token but the first, given all tokens before it.
 
-    ids [T], T at most the model's maximum -> [T - 1], in nats, float64. The perplexity is the exponential of its mean.
+    ids [T], T at most the model's context length -> float64 [T - 1], nats. The perplexity is exp of their mean.
     """
     from tqdm import tqdm
 
@@ -93,6 +94,6 @@ def negative_log_likelihood(ids: ArrayLike, weights: Weights, config: GemmaConfi
         for start in range(0, len(ids) - 1, _CHUNK):
             stop = min(start + _CHUNK, len(ids) - 1)
             logits = lm_head(transformer(ids[start:stop], weights, config, cache), weights, config)
-            parts.append(cross_entropy(logits, ids[start + 1 : stop + 1]))
+            parts.append(negative_log_likelihood(logits, ids[start + 1 : stop + 1]))
             progress.update(stop - start)
     return np.concatenate(parts)

@@ -1,4 +1,4 @@
-"""The pictures of evaluation (pip install "gemma-np[plot]")."""
+"""Plots of evaluations (pip install "gemma-np[plot]")."""
 
 from pathlib import Path
 from typing import Any
@@ -11,32 +11,33 @@ from gemma_np.evaluation.bootstrap import Difference
 
 
 def plot_calibration(bins: np.ndarray, error: float, path: Path) -> None:
-    """Accuracy over confidence, bins [10, 3] as of `calibration`; a dot's area is how many answers it stands for."""
+    """Plot accuracy over confidence, bins [10, 3] of `expected_calibration_error`; the area of a dot is its answers."""
     figure, axes = _figure()
     used = bins[bins[:, 0] > 0]
-    axes.plot([0, 1], [0, 1], color="0.6", linewidth=1, label="as sure as right")
+    axes.plot([0, 1], [0, 1], color="0.6", linewidth=1, label="perfect calibration")
     axes.scatter(used[:, 1], used[:, 2], s=20 + 400 * used[:, 0] / used[:, 0].sum(), color="C0", alpha=0.8)
     for count, confidence, accuracy in used:
         axes.annotate(
             f"{count:.0f}", (confidence, accuracy), (0, 12), textcoords="offset points", ha="center", fontsize=8
         )
-    axes.set(xlim=(0, 1.02), ylim=(-0.05, 1.1), xlabel="confidence", ylabel="share of right answers")
-    axes.set_title(f"Calibration: expected error {error:.3f}; numbers of answers")
+    axes.set(xlim=(0, 1.02), ylim=(-0.05, 1.1), xlabel="confidence", ylabel="accuracy")
+    axes.set_title(f"Calibration (expected error {error:.3f}), with the number of answers")
     axes.legend(frameon=False, loc="upper left")
     _save(figure, path)
 
 
 def plot_differences(differences: dict[str, Difference], names: tuple[str, str], path: Path) -> None:
-    """The bootstrap's draws of each measure, its interval, and zero."""
+    """Plot the bootstrap distribution of each measure, its 95 % interval, and zero."""
     figure, all_axes = _figure(len(differences))
-    for axes, (label, found) in zip(np.atleast_1d(all_axes), differences.items(), strict=True):
-        axes.hist(found.draws, bins=min(40, len(np.unique(found.draws))), color="C0", alpha=0.5)
+    for axes, (label, difference) in zip(np.atleast_1d(all_axes), differences.items(), strict=True):
+        axes.hist(difference.resampled, bins=min(40, len(np.unique(difference.resampled))), color="C0", alpha=0.5)
         axes.axvline(0, color="0.3", linewidth=1, linestyle="--")
-        for edge in (found.low, found.high):
+        for edge in (difference.low, difference.high):
             axes.axvline(edge, color="C1", linewidth=1)
-        axes.set(xlabel=f"{label}: {names[1]} less {names[0]}", yticks=[])
+        axes.set(xlabel=f"{label}: {names[1]} minus {names[0]}", yticks=[])
         axes.set_title(
-            f"{found.mean:+.4f} (95 %: {found.low:+.4f} to {found.high:+.4f}), p = {found.p:.3f}", fontsize=10
+            f"{difference.mean:+.4f} (95 %: {difference.low:+.4f} to {difference.high:+.4f}), p = {difference.p:.3f}",
+            fontsize=10,
         )
     _save(figure, path)
 

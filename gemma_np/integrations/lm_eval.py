@@ -1,9 +1,10 @@
-"""The adapter for lm-evaluation-harness (pip install "gemma-np[evaluation]"). The harness finds a model by its name
-only after the model's module is imported, which `gemma-np lm-eval` does:
+"""The adapter for lm-evaluation-harness (pip install "gemma-np[evaluation]").
+
+The harness finds a model by its name only after its module is imported, which `gemma-np lm-eval` does:
 
     gemma-np lm-eval --model gemma_np --model_args pretrained=google/gemma-2-2b --tasks mmlu --num_fewshot 5
 
-What follows `gemma-np lm-eval` are the arguments of `lm_eval`. Tokens, windows, and what is cut off are as in the
+All arguments after `gemma-np lm-eval` are those of `lm_eval`. Tokenization, windows and truncation are those of the
 harness's own `hf` model.
 """
 
@@ -29,7 +30,7 @@ from gemma_np.text.tokenizer import BOS, END_OF_TURN, EOS, START_OF_TURN
 
 @register_model("gemma_np")
 class GemmaHarness(TemplateLM):  # type: ignore[misc]
-    """A model as the harness wants it. `pretrained` is what `gemma_np.load` takes, as is `dtype`.
+    """A model for the harness; `pretrained` and `dtype` are the arguments of `gemma_np.load`.
 
     Raises GemmaError for a model without a tokenizer.
     """
@@ -43,58 +44,56 @@ class GemmaHarness(TemplateLM):  # type: ignore[misc]
         seed: int = 0,
         **ignored: Any,
     ) -> None:
-        """ignored: what the harness says to every model, such as the batch size and the device."""
+        """ignored: arguments that the harness passes to every model, such as the batch size and the device."""
         super().__init__()
         self.model = load(pretrained, dtype)
-        if self.model.tokenizer is None:
-            raise GemmaError(f"{pretrained}: no tokenizer.model, expected one to read the tasks with")
-        self.tokenizer = self.model.tokenizer
+        self.tokenizer = self.model.require_tokenizer()
         self.max_length = max_length or self.model.config.max_position_embeddings
         self.max_gen_toks = max_gen_toks
         self.generator = np.random.default_rng(seed)
 
     @property
     def eot_token_id(self) -> int:
-        """`<eos>`."""
+        """Return the id of `<eos>`."""
         return self.tokenizer.id(EOS)
 
     @property
     def prefix_token_id(self) -> int:
-        """`<bos>`, which stands before a text without a context."""
+        """Return the id of `<bos>`, which comes before a text without a context."""
         return self.tokenizer.bos
 
     @property
     def tokenizer_name(self) -> str:
-        """For the harness's cache of requests."""
+        """Return the name that the harness's request cache uses."""
         return "gemma_np"
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **ignored: Any) -> list[int]:
-        """The tokens of a text; `<bos>` comes first, once, unless it is not wanted."""
+        """Encode a text; `<bos>` comes first, once, unless `add_special_tokens` is False."""
         return self.tokenizer.encode(string, bos=add_special_tokens is not False or string.startswith(BOS))
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """A conversation as the instruction-tuned models read it, with its control pieces written out."""
+        """Format a conversation as the instruction-tuned models read it, with its control pieces as text."""
         roles = {"assistant": "model"}
         turns = (f"{START_OF_TURN}{roles.get(turn['role'], turn['role'])}\n{turn['content']}" for turn in chat_history)
         text = BOS + f"{END_OF_TURN}\n".join(turns)
         return f"{text}{END_OF_TURN}\n{START_OF_TURN}model\n" if add_generation_prompt else text
 
     def chat_template(self, chat_template: bool | str = False) -> str:
-        """The name of that form: the harness notes it down."""
+        """Return the name of the template, which the harness records."""
         return "gemma" if chat_template else ""
 
     def _loglikelihood_tokens(
         self, requests: Sequence[tuple[Any, list[int], list[int]]], **ignored: Any
     ) -> list[tuple[float, bool]]:
         pairs = [self._fitting(context, continuation) for _, context, continuation in requests]
-        found = likelihoods(pairs, self.model.weights, self.model.config)
-        for (strings, _, _), likelihood in zip(requests, found, strict=True):
+        results = likelihoods(pairs, self.model.weights, self.model.config)
+        for (strings, _, _), likelihood in zip(requests, results, strict=True):
             if strings is not None:
                 self.cache_hook.add_partial("loglikelihood", strings, tuple(likelihood))
-        return [(likelihood.log_prob, likelihood.is_greedy) for likelihood in found]
+        return [(likelihood.log_prob, likelihood.is_greedy) for likelihood in results]
 
     def _fitting(self, context: list[int], continuation: list[int]) -> Pair:
-        """The pair, its context cut off at the left where both are too long."""
+        """Return the pair, with its context truncated on the left when both are too long."""
         room = self.max_length + 1 - len(continuation)
         if room < 1:
             raise GemmaError(f"{len(continuation)} tokens to score, expected at most {self.max_length}")
@@ -103,7 +102,7 @@ class GemmaHarness(TemplateLM):  # type: ignore[misc]
         return Pair(tuple(context[-room:]), tuple(continuation))
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
-        """log P of whole texts, in nats, in windows without overlap."""
+        """Return log P of whole texts, in nats, in windows without overlap."""
         windows: list[Any] = []
         texts: list[int] = []
         for number, request in enumerate(requests):
@@ -117,9 +116,9 @@ class GemmaHarness(TemplateLM):  # type: ignore[misc]
         return totals
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """The text that follows each context, up to a stop string; contexts that begin alike share their reading.
+        """Generate the text after each context, up to a stop string; a common beginning of contexts is read once.
 
-        Raises GemmaError when more is to be written than there is room for.
+        Raises GemmaError when the context length has no room for the new tokens.
         """
         from tqdm import tqdm
 
@@ -147,7 +146,7 @@ class GemmaHarness(TemplateLM):  # type: ignore[misc]
         return written
 
     def _write(self, x: np.ndarray, cache: KVCache, limit: Mapping[str, Any]) -> str:
-        """The text after a context: x [D] of its last token, and the cache that has read it."""
+        """Generate the text after a context, from its last x [D] and its cache."""
         stops = handle_stop_sequences(limit.get("until"), eos=EOS)
         sampling = Sampling(limit.get("temperature", 0.0), limit.get("top_k"), limit.get("top_p"))
         weights, config, text = self.model.weights, self.model.config, ""
@@ -158,9 +157,9 @@ class GemmaHarness(TemplateLM):  # type: ignore[misc]
                 break
             ids.append(token)
             text = self.tokenizer.decode(ids)
-            found = [text.index(stop) for stop in stops if stop in text]
-            if found:
-                return text[: min(found)]
+            ends_at = [text.index(stop) for stop in stops if stop in text]
+            if ends_at:
+                return text[: min(ends_at)]
             x = transformer([token], weights, config, cache)[-1]
         return text
 

@@ -2,7 +2,7 @@
 
 For `transformers`: hooks on its modules give what goes in and out of them, and its registry of attention functions lets
 one stand between queries and probabilities. Another framework is captured the same way: find, for each name that
-`gemma-np trace --names` prints, the line that computes it, and keep a copy in float32 or as it is; then write them with
+`gemma-np records` prints, the line that computes it, and keep a copy in float32 or as it is; then write them with
 any safetensors library. What one cannot reach may be left out.
 """
 
@@ -90,7 +90,7 @@ def _hooks(model: Any, record: dict[str, Any]) -> Iterator[Any]:
         if hasattr(attention, "q_norm"):
             yield out(attention.q_norm, f"{name}.self_attn.q_norm")
             yield out(attention.k_norm, f"{name}.self_attn.k_norm")
-        yield into(attention.o_proj, f"{name}.self_attn.mixed")
+        yield into(attention.o_proj, f"{name}.self_attn.context")
         yield out(attention.o_proj, f"{name}.self_attn.o")
         before_mlp = layer.post_attention_layernorm  # its name in Gemma 1
         if hasattr(layer, "pre_feedforward_layernorm"):

@@ -1,4 +1,4 @@
-"""Grouped-query attention: project, rotate, score, cap, mask, softmax, mix.
+"""Grouped-query attention: project, rotate, score, cap, mask, softmax, weighted sum.
 
 Source: Gemma 2 report, section 2 and table 1; Ainslie et al., arXiv 2305.13245, for the groups; Gemma 3 report,
 section 2.1, for the norm of queries and keys in place of the cap.
@@ -26,7 +26,7 @@ def attention(
     cache: LayerCache | None = None,
     tape: Tape = no_tape,
 ) -> np.ndarray:
-    """Let every token gather what it needs from the tokens it can see.
+    """Compute attention: every token gathers information from the tokens it can see.
 
     x [..., T, D] -> [..., T, D]; weights are those of the layer's `self_attn`. With a cache, the T tokens follow
     the ones it holds, and are added to it; without, they start at position 0.
@@ -51,22 +51,22 @@ def attention(
         scores = tape("scores_capped", soft_cap(scores, config.attn_logit_softcapping))
     mask = attention_mask(positions, key_positions, config.window(layer))  # [T, S]
     probs = tape("probs", masked_softmax(scores, mask))  # [..., H, T, S]
-    mixed = tape("mixed", merge_heads(grouped_matmul(probs, values)))  # [..., T, H*h]
-    return tape("o", linear(mixed, weights["o_proj.weight"]))
+    context = tape("context", merge_heads(grouped_matmul(probs, values)))  # [..., T, H*h]
+    return tape("o", linear(context, weights["o_proj.weight"]))
 
 
 def attention_backward(
-    dy: np.ndarray, x: np.ndarray, weights: Scope, config: GemmaConfig, layer: int, record: Scope, gradients: Scope
+    dy: np.ndarray, x: np.ndarray, weights: Scope, config: GemmaConfig, layer: int, *, record: Scope, gradients: Scope
 ) -> np.ndarray:
-    """Undo `attention` without a cache, last line first; the gradients of its weights go into `gradients`.
+    """Compute the gradients of `attention` without a cache, last line first; those of its weights go into `gradients`.
 
     dy and x [..., T, D], record of the layer's `self_attn` -> dx [..., T, D]
     """
     q_scaled = record["q_rope"] / math.sqrt(config.query_pre_attn_scalar)
     keys, values, probs = record["k_rope"], record["v"], record["probs"]
 
-    dmixed, gradients["o_proj.weight"] = linear_backward(dy, record["mixed"], weights["o_proj.weight"])
-    dheads = split_heads(dmixed, config.head_dim)  # undoes: merge_heads
+    dcontext, gradients["o_proj.weight"] = linear_backward(dy, record["context"], weights["o_proj.weight"])
+    dheads = split_heads(dcontext, config.head_dim)  # undoes: merge_heads
     dprobs = grouped_matmul(dheads, values.swapaxes(-1, -2))  # undoes: grouped_matmul(probs, values)
     dv = grouped_matmul_backward(probs, dheads, config.num_key_value_heads)
     dscores = masked_softmax_backward(dprobs, probs)
@@ -88,28 +88,28 @@ def attention_backward(
 
 
 def split_heads(x: np.ndarray, head_dim: int) -> np.ndarray:
-    """Each head gets its h neighbouring channels: [..., T, H*h] -> [..., H, T, h]."""
+    """Give each head its h neighbouring channels: [..., T, H*h] -> [..., H, T, h]."""
     return x.reshape(*x.shape[:-1], -1, head_dim).swapaxes(-2, -3)
 
 
 def merge_heads(x: np.ndarray) -> np.ndarray:
-    """The inverse of `split_heads`: [..., H, T, h] -> [..., T, H*h]."""
+    """Undo `split_heads`: [..., H, T, h] -> [..., T, H*h]."""
     x = x.swapaxes(-2, -3)
     return x.reshape(*x.shape[:-2], -1)
 
 
 def grouped_matmul(heads: np.ndarray, shared: np.ndarray) -> np.ndarray:
-    """Multiply each query head's matrix by the matrix of the key-value head that its group shares.
+    """Multiply the matrix of each query head by that of the key-value head that its group shares.
 
     heads [..., H, T, a], shared [..., K, a, b] -> [..., H, T, b]. Query heads g * G to g * G + G - 1 share head g:
-    their rows are stacked into one tall matrix, so that nothing shared is ever repeated.
+    their rows are stacked into one tall matrix, so that the shared matrix is never repeated.
     """
     stacked = heads.reshape(*shared.shape[:-2], -1, heads.shape[-1])  # [..., K, G*T, a]
     return (stacked @ shared).reshape(*heads.shape[:-1], shared.shape[-1])
 
 
 def grouped_matmul_backward(left: np.ndarray, right: np.ndarray, kv_heads: int) -> np.ndarray:
-    """left^T @ right of each query head, summed over the heads of a group: the gradient of what the group shares.
+    """Return left^T @ right of each query head, summed over the heads of a group: the gradient of the shared matrix.
 
     left [..., H, T, S], right [..., H, T, h] -> [..., K, S, h]
     """

@@ -1,4 +1,4 @@
-"""Which key a query may see, from positions alone; and the softmax that sees no more than that.
+"""The attention mask, from positions alone; and the masked softmax.
 
 Source: Gemma 2 report, section 2: local layers see a sliding window, global layers everything up to the query.
 """
@@ -11,19 +11,19 @@ import numpy as np
 def attention_mask(
     query_positions: Sequence[int] | np.ndarray, key_positions: Sequence[int] | np.ndarray, window: int | None
 ) -> np.ndarray:
-    """True where the query may see the key: not in the future, and on a local layer fewer than `window` steps back.
+    """Return True where a query may see a key: not in the future, and on a local layer fewer than `window` steps back.
 
     query_positions [T], key_positions [S] -> bool [T, S]
 
-    It asks nothing about where a key is stored, so that one line serves prefill, chunks, decoding and a ring whose
-    slots are out of order.
+    It does not depend on where a key is stored, so one line serves prefill, chunks, decoding and a ring whose slots are
+    out of order.
     """
     distance = np.asarray(query_positions)[:, None] - np.asarray(key_positions)
     return (distance >= 0) & (distance < window) if window else distance >= 0
 
 
 def masked_softmax(scores: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Softmax over the keys that the mask lets through; the others get exactly zero.
+    """Compute the softmax over the keys in the mask; all other probabilities are exactly zero.
 
     scores [..., T, S], mask bool [T, S], at least one True a row -> probabilities [..., T, S], rows sum to 1
     """
@@ -36,7 +36,7 @@ def masked_softmax(scores: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 
 def masked_softmax_backward(dprobs: np.ndarray, probs: np.ndarray) -> np.ndarray:
-    """The gradient of the scores, from the probabilities; zero where the mask hid the key, as its probability is.
+    """Compute the gradient of the scores from the probabilities; it is zero outside the mask, where they are zero.
 
     dprobs and probs [..., T, S] -> dscores [..., T, S]
     """

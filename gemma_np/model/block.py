@@ -21,7 +21,7 @@ def block(
     cache: LayerCache | None = None,
     tape: Tape = no_tape,
 ) -> np.ndarray:
-    """The residual stream after one layer.
+    """Compute one layer: return the residual stream after it.
 
     x [..., T, D] -> [..., T, D]; weights are those of the layer.
     """
@@ -43,9 +43,9 @@ def block(
 
 
 def block_backward(
-    dy: np.ndarray, x: np.ndarray, weights: Scope, config: GemmaConfig, layer: int, record: Scope, gradients: Scope
+    dy: np.ndarray, x: np.ndarray, weights: Scope, config: GemmaConfig, layer: int, *, record: Scope, gradients: Scope
 ) -> np.ndarray:
-    """Undo `block`, last line first; the gradients of its weights go into `gradients`.
+    """Compute the gradients of `block`, last line first; those of its weights go into `gradients`.
 
     dy and x [..., T, D], record of the layer -> dx [..., T, D]
     """
@@ -55,7 +55,7 @@ def block_backward(
         dz, gradients[weight] = rms_norm_backward(dz, z, weights[weight], config.rms_norm_eps)
         return dz
 
-    dz = dy  # undoes: x + y; the residual stream's own gradient is dy as it is
+    dz = dy  # undoes: x + y; the gradient of the residual stream itself is dy
     if config.has_post_norms:
         dz = norm_backward(dz, record["mlp.down"], "post_feedforward_layernorm")
     dz = feed_forward_backward(
@@ -72,13 +72,13 @@ def block_backward(
         weights / "self_attn",
         config,
         layer,
-        record / "self_attn",
-        gradients / "self_attn",
+        record=record / "self_attn",
+        gradients=gradients / "self_attn",
     )
     return dmid + norm_backward(dz, x, "input_layernorm")
 
 
 def pre_feedforward_name(config: GemmaConfig) -> str:
-    """The weight's name of the norm before the feed-forward: Gemma 1, which has no norm on what attention returns,
-    names it after where it stands, after attention."""
+    """Return the weight name of the norm before the feed-forward: Gemma 1, which has no post-norms, names it for its
+    position after attention."""
     return "pre_feedforward_layernorm" if config.has_post_norms else "post_attention_layernorm"

@@ -1,4 +1,4 @@
-"""Tokens to vectors, and vectors back to a score for every token: one matrix does both (tied head).
+"""The embedding: tokens to vectors, and vectors to a score for every token, with one matrix (tied head).
 
 Source: Gemma 2 report, section 2 and table 1 (tied embeddings); gemma_pytorch for the scale.
 """
@@ -12,18 +12,18 @@ from gemma_np.weights.linear import linear
 
 
 def embed(ids: np.ndarray, embedding: Weight) -> np.ndarray:
-    """Look the tokens up and scale by sqrt(D).
+    """Look up the tokens and scale by sqrt(D).
 
     ids [..., T], embedding [V, D] -> [..., T, D]
 
-    The scale makes up for the tied head: rows that are small enough to give logits of order 1 would be too small
-    as the start of the residual stream.
+    The scale compensates for the tied head: rows small enough to give logits of order 1 would be too small at the start
+    of the residual stream.
     """
     return embedding_rows(embedding, ids) * math.sqrt(embedding.shape[1])
 
 
 def embed_backward(dx: np.ndarray, ids: np.ndarray, embedding: np.ndarray) -> np.ndarray:
-    """Undo `embed`: add each token's gradient to its row, as often as the token occurs.
+    """Compute the gradient of `embed`: add the gradient of each token to its row, as often as it occurs.
 
     dx [..., T, D], ids [..., T], embedding [V, D] -> dembedding [V, D]
     """

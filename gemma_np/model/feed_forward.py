@@ -1,4 +1,4 @@
-"""GeGLU: a feed-forward layer whose hidden channels are each opened or shut by a gate.
+"""GeGLU: a feed-forward layer in which a gate scales every hidden channel.
 
 Source: Shazeer, arXiv 2002.05202; Gemma 2 report, section 2. GELU in its tanh form: Hendrycks and Gimpel,
 arXiv 1606.08415, section 2.
@@ -13,7 +13,7 @@ from gemma_np.weights.linear import linear, linear_backward
 
 
 def feed_forward(x: np.ndarray, weights: Scope, tape: Tape = no_tape) -> np.ndarray:
-    """down(gelu(gate(x)) * up(x)); weights are those of the layer's `mlp`.
+    """Compute down(gelu(gate(x)) * up(x)); weights are those of the layer's `mlp`.
 
     x [..., T, D] -> [..., T, D]
     """
@@ -24,14 +24,14 @@ def feed_forward(x: np.ndarray, weights: Scope, tape: Tape = no_tape) -> np.ndar
 
 
 def feed_forward_backward(dy: np.ndarray, x: np.ndarray, weights: Scope, record: Scope, gradients: Scope) -> np.ndarray:
-    """Undo `feed_forward`, last line first; the gradients of its weights go into `gradients`.
+    """Compute the gradients of `feed_forward`, last line first; those of its weights go into `gradients`.
 
     dy and x [..., T, D], record of the layer's `mlp` -> dx [..., T, D]
     """
     gate, up, hidden = record["gate"], record["up"], record["hidden"]
     dhidden, gradients["down_proj.weight"] = linear_backward(dy, hidden, weights["down_proj.weight"])
-    opened, slope = gelu_and_slope(gate)
-    dup = opened * dhidden  # undoes: hidden = gelu(gate) * up
+    activation, slope = gelu_and_slope(gate)
+    dup = activation * dhidden  # undoes: hidden = gelu(gate) * up
     slope *= up
     dgate = np.multiply(slope, dhidden, out=slope)
     dx_up, gradients["up_proj.weight"] = linear_backward(dup, x, weights["up_proj.weight"])
@@ -40,7 +40,7 @@ def feed_forward_backward(dy: np.ndarray, x: np.ndarray, weights: Scope, record:
 
 
 def gelu(x: np.ndarray) -> np.ndarray:
-    """x/2 * (1 + tanh(sqrt(2/pi) * (x + 0.044715 x^3))): x [...] -> [...]; one buffer, filled in place."""
+    """Compute x/2 * (1 + tanh(sqrt(2/pi) * (x + 0.044715 x^3))): x [...] -> [...], in one buffer."""
     y = x * x  # x * x * x costs a hundredth of x**3
     y *= 0.044715
     y += 1
@@ -54,7 +54,7 @@ def gelu(x: np.ndarray) -> np.ndarray:
 
 
 def gelu_and_slope(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """`gelu` and its derivative, which share their tanh: x [...] -> [...] each; four buffers, filled in place.
+    """Compute `gelu` and its derivative, which share their tanh: x [...] -> [...] each, in four buffers.
 
     With u = sqrt(2/pi) * (x + 0.044715 x^3), the derivative is (1 + tanh u) / 2 + x/2 * (1 - tanh^2 u) * du/dx.
     """

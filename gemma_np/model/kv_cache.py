@@ -1,7 +1,7 @@
-"""Keys and values kept between calls, so that each new token costs one row of attention instead of all of them.
+"""The KV cache: keep keys and values between calls, so that a new token costs one row of attention.
 
-A global layer keeps every position up to `max_length`. A local layer never looks further back than its window, so
-that it keeps a ring of `window` slots: position p lives in slot p modulo window.
+A global layer keeps every position up to `max_length`. A local layer never looks further back than its window, so it
+keeps a ring buffer of `window` slots: position p is stored in slot p modulo window.
 
 Source: Jiang et al., arXiv 2310.06825, section 2 (the ring, there called a rolling buffer).
 """
@@ -17,32 +17,32 @@ from gemma_np.model.int8_cache import Int8Vectors
 class LayerCache:
     """The keys and values of one layer, allocated once: [..., K, slots, h] each."""
 
-    def __init__(self, shape: tuple[int, ...], dtype: DTypeLike, int8: bool = False) -> None:
-        room = Int8Vectors if int8 else np.empty
-        self.keys = room(shape, dtype)
-        self.values = room(shape, dtype)
+    def __init__(self, shape: tuple[int, ...], dtype: DTypeLike, *, int8: bool = False) -> None:
+        allocate = Int8Vectors if int8 else np.empty
+        self.keys = allocate(shape, dtype)
+        self.values = allocate(shape, dtype)
         self.slots = shape[-2]
-        self.length = 0  # tokens seen so far, which is the position of the next one
+        self.length = 0  # tokens read so far, which is the position of the next one
 
     def append(self, k: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Keep the keys and values of T new tokens; return all that these tokens may look at.
+        """Store the keys and values of T new tokens; return all that these tokens may attend to.
 
         k, v [..., K, T, h] -> keys, values [..., K, S, h] and the position of each, [S]; valid until the next call.
         """
         start, end = self.length, self.length + k.shape[-2]
         self.length = end
-        if end <= self.slots:  # room for all: position and slot are the same
+        if end <= self.slots:  # not full: position and slot are the same
             self.keys[..., start:end, :] = k
             self.values[..., start:end, :] = v
             return self.keys[..., :end, :], self.values[..., :end, :], np.arange(end)
 
-        if end == start + 1:  # one token takes the slot of the key that has just left its window
+        if end == start + 1:  # one token overwrites the key that has just left its window
             self.keys[..., start % self.slots, :] = k[..., 0, :]
             self.values[..., start % self.slots, :] = v[..., 0, :]
             positions = start - (start - np.arange(self.slots)) % self.slots
             return self.keys[...], self.values[...], positions
 
-        # Several tokens that wrap: the first of them still see keys whose slots the last of them take.
+        # Several tokens wrap around: the first of them still see keys that the last of them overwrite.
         before = np.arange(max(0, start - self.slots), start)
         keys = np.concatenate([self.keys[..., before % self.slots, :], k], axis=-2)
         values = np.concatenate([self.values[..., before % self.slots, :], v], axis=-2)
@@ -53,7 +53,7 @@ class LayerCache:
 
 
 class KVCache:
-    """The caches of all layers. Give it to `transformer` again and again; it knows which position comes next."""
+    """The caches of all layers. Pass it to `transformer` with each call; it keeps track of the position."""
 
     def __init__(
         self,
@@ -61,13 +61,14 @@ class KVCache:
         max_length: int | None = None,
         batch: tuple[int, ...] = (),
         dtype: DTypeLike = np.float32,
+        *,
         int8: bool = False,
     ) -> None:
-        """Room for `max_length` tokens (default and limit: the model's own maximum) of each text of the batch.
+        """Allocate `max_length` tokens (default and limit: the model's context length) for each text of the batch.
 
-        dtype: that of the weights. int8: keep each key and value in 8 bits, at a quarter of the memory.
+        dtype: that of the weights. int8: keep keys and values in 8 bits, at a quarter of the memory.
 
-        Raises GemmaError when more is asked for than the model can read.
+        Raises GemmaError when `max_length` exceeds the model's context length.
         """
         self.config, self.batch, self.dtype, self.int8 = config, batch, np.dtype(dtype), int8
         self.max_length = config.max_position_embeddings if max_length is None else max_length
@@ -80,20 +81,22 @@ class KVCache:
             LayerCache(
                 (*batch, config.num_key_value_heads, min(window or self.max_length, self.max_length), config.head_dim),
                 dtype,
-                int8,
+                int8=int8,
             )
             for window in map(config.window, range(config.num_hidden_layers))
         ]
 
     @property
     def length(self) -> int:
-        """Tokens seen so far, which is the position of the next one."""
+        """Return the number of tokens read so far, which is the position of the next one."""
         return self.layers[0].length
 
     def repeated(self, *batch: int) -> "KVCache":
-        """A cache for a batch of texts, `batch` axes before its own, that have all read what this one has; with none,
-        a copy."""
-        new = KVCache(self.config, self.max_length, (*batch, *self.batch), self.dtype, self.int8)
+        """Return a cache for a batch of texts that have all read what this one has; without `batch`, a copy.
+
+        batch: the axes to put before its own.
+        """
+        new = KVCache(self.config, self.max_length, (*batch, *self.batch), self.dtype, int8=self.int8)
         for layer, copy in zip(self.layers, new.layers, strict=True):
             filled = slice(min(layer.length, layer.slots))
             copy.keys[..., filled, :] = layer.keys[..., filled, :]

@@ -1,4 +1,4 @@
-"""Root-mean-square normalisation: every vector is brought to length sqrt(D), then stretched per channel.
+"""RMSNorm: scale every vector to length sqrt(D), then multiply each channel by 1 + weight.
 
 Source: Zhang and Sennrich, arXiv 1910.07467; Gemma's 1 + w makes a weight of zero the identity.
 """
@@ -7,7 +7,7 @@ import numpy as np
 
 
 def rms_norm(x: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray:
-    """x / sqrt(mean(x^2) + eps) * (1 + weight), over the last axis.
+    """Compute x / sqrt(mean(x^2) + eps) * (1 + weight) over the last axis.
 
     x [..., D], weight [D] -> [..., D]
     """
@@ -16,12 +16,12 @@ def rms_norm(x: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray:
 
 
 def rms_norm_backward(dy: np.ndarray, x: np.ndarray, weight: np.ndarray, eps: float) -> tuple[np.ndarray, np.ndarray]:
-    """The gradients of x and of the weight.
+    """Compute the gradients of x and of the weight.
 
     dy and x [..., D], weight [D] -> dx [..., D], dweight [D]
 
-    With n = x / rms: growing x along itself changes the length alone, which the norm undoes, so that part of the
-    gradient along n is taken out (not quite all of it, thanks to eps).
+    With n = x / rms: scaling x changes only its length, which the norm removes, so the part of the gradient along n is
+    subtracted (not quite all of it, because of eps).
     """
     rms = np.sqrt(np.vecdot(x, x)[..., None] / x.shape[-1] + eps)
     n = x / rms

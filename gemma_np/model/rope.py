@@ -1,6 +1,6 @@
-"""Rotary position embedding: channel i and channel i + h/2 form a pair, turned by an angle that grows with position.
+"""RoPE, rotary position embedding: rotate the pair of channels i and i + h/2 by an angle that grows with position.
 
-The dot product of a turned query and a turned key depends on the difference of their positions alone.
+The dot product of a rotated query and a rotated key depends only on the difference of their positions.
 Source: Su et al., arXiv 2104.09864; Gemma 3 report (arXiv 2503.19786), section 2.1, for the second base and the
 scaling of the global layers.
 """
@@ -15,11 +15,11 @@ from numpy.typing import DTypeLike
 def rope_cos_sin(
     positions: range, head_dim: int, base: float, divisor: float, dtype: DTypeLike
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Cosine and sine of each position's angles, [T, h/2] each, read-only.
+    """Return cosine and sine of the angles of each position, [T, h/2] each, read-only.
 
-    The angle of pair i at position p is p / divisor * base^(-2i/h) radians. It is worked out in float64 whatever
-    the dtype asked for: at position 8191 a float32 angle would be off by 5e-4. All layers of one kind ask for the
-    same angles, one after the other, hence the cache.
+    The angle of pair i at position p is p / divisor * base^(-2i/h) radians. It is computed in float64 whatever the
+    dtype: at position 8191 a float32 angle would be off by 5e-4. All layers of one kind need the same angles, hence
+    the cache.
     """
     frequencies = base ** -(np.arange(0, head_dim, 2) / head_dim)  # [h/2]
     angles = np.outer(np.asarray(positions) / divisor, frequencies)  # [T, h/2]
@@ -29,7 +29,7 @@ def rope_cos_sin(
 
 
 def rope(x: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> np.ndarray:
-    """Turn each pair of channels by its angle.
+    """Rotate each pair of channels by its angle.
 
     x [..., T, h], cos and sin [T, h/2] -> [..., T, h]
     """
@@ -39,7 +39,7 @@ def rope(x: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> np.ndarray:
 
 
 def rope_backward(dy: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> np.ndarray:
-    """Undo the turn: a rotation's transpose is the rotation by the opposite angle.
+    """Compute the gradient of `rope`: the transpose of a rotation is the rotation by the opposite angle.
 
     dy [..., T, h], cos and sin [T, h/2] -> dx [..., T, h]
     """

@@ -1,4 +1,4 @@
-"""Soft-capping: logits are squeezed smoothly into (-cap, cap), where a hard clip would kill the gradient.
+"""Soft-capping: squash logits smoothly into (-cap, cap), where a hard clip would have no gradient.
 
 Source: Gemma 2 report, section 2 (caps of 50 in attention and 30 at the output).
 """
@@ -7,7 +7,7 @@ import numpy as np
 
 
 def soft_cap(x: np.ndarray, cap: float) -> np.ndarray:
-    """cap * tanh(x / cap): x [...] -> [...]. Near zero it is the identity."""
+    """Compute cap * tanh(x / cap): x [...] -> [...]. Near zero it is the identity."""
     y = x / cap
     np.tanh(y, out=y)
     y *= cap
@@ -15,7 +15,7 @@ def soft_cap(x: np.ndarray, cap: float) -> np.ndarray:
 
 
 def soft_cap_backward(dy: np.ndarray, y: np.ndarray, cap: float) -> np.ndarray:
-    """Undo `y = cap * tanh(x / cap)`, from its output: the derivative is 1 - (y / cap)^2.
+    """Compute the gradient of `soft_cap` from its output y: the derivative is 1 - (y / cap)^2.
 
     dy and y [...] -> dx [...]
     """

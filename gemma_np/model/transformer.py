@@ -1,4 +1,4 @@
-"""The whole model: embed, blocks, final norm; then head and final cap.
+"""The whole model: embedding, blocks, final norm; then the head and the final cap.
 
 Source: Gemma 2 report, section 2 and table 1.
 """
@@ -27,13 +27,13 @@ def transformer(
     cache: KVCache | None = None,
     tape: Tape = no_tape,
 ) -> np.ndarray:
-    """What the model makes of each token, up to the final norm.
+    """Run the model up to the final norm.
 
     ids [..., T] -> [..., T, D]; weights by the names of the published checkpoints. With a cache, the ids follow the
     tokens that it holds, and are added to it; without, they start at position 0.
 
-    Raises GemmaError when there are no ids, when one is no row of the embedding, when they run past the model's (or
-    the cache's) maximum length, or when the cache was made for another batch or dtype.
+    Raises GemmaError when there are no ids, when an id is not in the vocabulary, when they exceed the context length of
+    the model or the cache, and when the cache was made for another batch or dtype.
     """
     ids = validate_token_ids(ids, config, cache)
     model = Scope(weights) / "model"
@@ -48,7 +48,7 @@ def transformer(
 
 
 def lm_head(x: np.ndarray, weights: Weights, config: GemmaConfig, tape: Tape = no_tape) -> np.ndarray:
-    """The score of every token to come next, from what `transformer` returned (all positions, or only the last).
+    """Return the score of every token to come next, from the output of `transformer` (all positions, or only the last).
 
     x [..., T, D] -> logits [..., T, V]; softmax of a row is the model's distribution of the next token.
     """
@@ -66,10 +66,10 @@ def transformer_backward(
     record: Mapping[str, np.ndarray],
     gradients: MutableMapping[str, np.ndarray],
 ) -> None:
-    """Undo `transformer` without a cache, last line first; the gradients go under the weights' names.
+    """Compute the gradients of `transformer` without a cache, last line first; they get the names of the weights.
 
-    dx [..., T, D], ids [..., T], record of the forward pass. The embedding's gradient is added to what the head has
-    left there.
+    dx [..., T, D], ids [..., T], record of the forward pass. The gradient of the embedding is added to that of the
+    head, which is the same matrix.
     """
     tape, model, model_gradients = Scope(record), Scope(weights) / "model", Scope(gradients) / "model"
     inputs = ["embedding", *(f"layers.{layer}.resid_post" for layer in range(config.num_hidden_layers))]
@@ -78,7 +78,9 @@ def transformer_backward(
     )
     for layer in reversed(range(config.num_hidden_layers)):
         part = f"layers.{layer}"
-        dx = block_backward(dx, record[inputs[layer]], model / part, config, layer, tape / part, model_gradients / part)
+        dx = block_backward(
+            dx, record[inputs[layer]], model / part, config, layer, record=tape / part, gradients=model_gradients / part
+        )
     model_gradients["embed_tokens.weight"] += embed_backward(dx, np.asarray(ids), model["embed_tokens.weight"])
 
 
@@ -89,7 +91,7 @@ def lm_head_backward(
     record: Mapping[str, np.ndarray],
     gradients: MutableMapping[str, np.ndarray],
 ) -> np.ndarray:
-    """Undo `lm_head`; the head's gradient is the first of the two contributions to the tied matrix.
+    """Compute the gradients of `lm_head`, the first of the two contributions to the tied matrix.
 
     dlogits [..., T, V], record of the forward pass -> dx [..., T, D]
     """
@@ -101,7 +103,7 @@ def lm_head_backward(
 
 
 def validate_token_ids(ids: ArrayLike, config: GemmaConfig, cache: KVCache | None = None) -> np.ndarray:
-    """The ids as an array [..., T], or the GemmaError that `transformer` promises."""
+    """Return the ids as an array [..., T]. Raises GemmaError as `transformer` describes."""
     try:
         ids = np.asarray(ids)
     except ValueError:
@@ -115,11 +117,11 @@ def validate_token_ids(ids: ArrayLike, config: GemmaConfig, cache: KVCache | Non
         raise GemmaError(f"token ids: {wrong}, expected 0 to {config.vocab_size - 1} (vocab_size={config.vocab_size})")
     if cache and ids.shape[:-1] != cache.batch:
         raise GemmaError(f"token ids: batch axes {ids.shape[:-1]}, expected the cache's {cache.batch}")
-    seen = cache.length if cache else 0
+    start = cache.length if cache else 0
     room = cache.max_length if cache else config.max_position_embeddings
-    if seen + ids.shape[-1] > room:
+    if start + ids.shape[-1] > room:
         raise GemmaError(
-            f"token ids: {ids.shape[-1]} after {seen} in the cache, expected at most {room} together "
+            f"token ids: {ids.shape[-1]} after {start} in the cache, expected at most {room} together "
             f"(max_position_embeddings={config.max_position_embeddings})"
         )
     return ids

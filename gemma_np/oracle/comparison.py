@@ -33,7 +33,7 @@ def compare(reference: Reference, theirs: Records, dtype: str, isolate: bool = F
     found = relative_errors(reference, shaped, expectation(reference, shaped))
     allowed = limits(reference, shaped, dtype, expectation)
     rows = []
-    for key, place in reference.places.items():
+    for key, place in reference.slices.items():
         if key in found:
             error, where = found[key]
             rows.append(Row(key, "OK" if error <= allowed[key] else "DIFF", error, allowed[key], where))
@@ -46,7 +46,7 @@ def compare(reference: Reference, theirs: Records, dtype: str, isolate: bool = F
 
 def of_the_right_shape(reference: Reference, theirs: Records) -> Records:
     """Those of their records that can be compared."""
-    return {key: record for key, record in theirs.items() if record.shape == reference.places[key].shape}
+    return {key: record for key, record in theirs.items() if record.shape == reference.slices[key].shape}
 
 
 def _shape_note(found: tuple[int, ...], expected: tuple[int, ...]) -> str:

@@ -18,7 +18,7 @@ from gemma_np.checkpoints.config_json import config_from_json
 from gemma_np.checkpoints.safetensors_file import read_metadata, stored_tensors
 from gemma_np.config import GemmaConfig
 from gemma_np.errors import GemmaError
-from gemma_np.oracle.trace import Place, Reference
+from gemma_np.oracle.trace import RecordSlice, Reference
 
 
 class Dump(NamedTuple):
@@ -46,9 +46,11 @@ def read_dump(path: Path, names: Path | None = None) -> Dump:
     if not path.is_file():
         raise GemmaError(f"{path}: no such file, expected a safetensors file")
     translate = _translation(names)
-    records = {translate(name): tensor.mapped for name, tensor in stored_tensors(path) if tensor.mapped is not None}
+    records = {
+        translate(name): tensor.mapped for name, tensor in stored_tensors(path).items() if tensor.mapped is not None
+    }
     if not records:
-        raise GemmaError(f"{path}: no records, expected intermediates by the names of gemma-np trace --names")
+        raise GemmaError(f"{path}: no records, expected intermediates by the names of gemma-np records")
     metadata = read_metadata(path)
     try:
         config = config_from_json(json.loads(metadata["config"])) if "config" in metadata else None
@@ -63,23 +65,25 @@ def align_dump(dump: Dump, reference: Reference) -> dict[str, np.ndarray]:
 
     Raises GemmaError for names that no record has (the nearest that one has are suggested), and for NaN and infinity.
     """
-    known = reference.places
+    known = reference.slices
     for name in dump.records:
         if name not in known:
             near = difflib.get_close_matches(name, known, 3, 0.5)
-            hint = f"nearest: {', '.join(near)}" if near else "gemma-np trace --names lists them"
-            raise GemmaError(f"{dump.path}: {name}: no record has this name ({hint}); --names maps names of your own")
+            hint = f"nearest: {', '.join(near)}" if near else "gemma-np records lists them"
+            raise GemmaError(
+                f"{dump.path}: {name}: no record has this name ({hint}); --name-map maps names of your own"
+            )
     records = {}
     for key, place in known.items():
         if key in dump.records:
             records[key] = record = _fit(dump.records[key], place)
             # A score that is hidden may be -inf: a mask was added to it.
-            if place.hidden is None and not np.isfinite(np.asarray(record, np.float32)).all():
+            if place.masked is None and not np.isfinite(np.asarray(record, np.float32)).all():
                 raise GemmaError(f"{dump.path}: {key}: has NaN or infinity, the first record that does")
     return records
 
 
-def _fit(record: np.ndarray, place: Place) -> np.ndarray:
+def _fit(record: np.ndarray, place: RecordSlice) -> np.ndarray:
     """The record without the axis of a batch of one, and with the keys that a ring has dropped: hidden scores, and
     probabilities of zero."""
     if record.ndim == len(place.shape) + 1 and record.shape[0] == 1:

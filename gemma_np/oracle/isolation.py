@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from gemma_np.oracle.trace import Place, Reference
+from gemma_np.oracle.trace import RecordSlice, Reference
 
 
 def isolated(reference: Reference, theirs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -16,16 +16,16 @@ def isolated(reference: Reference, theirs: Mapping[str, np.ndarray]) -> dict[str
 
     What they lack is recomputed on the way.
     """
-    by_name: dict[str, list[Place]] = {}
+    by_name: dict[str, list[RecordSlice]] = {}
     for key in theirs:
-        by_name.setdefault(reference.places[key].name, []).append(reference.places[key])
+        by_name.setdefault(reference.slices[key].name, []).append(reference.slices[key])
     found = {}
 
     def tape(name: str, value: np.ndarray) -> np.ndarray:
         replaced = value.copy()
         for place in by_name.get(name, ()):
             found[place.key] = place.of(value)
-            seen = True if place.hidden is None else ~place.hidden
+            seen = True if place.masked is None else ~place.masked
             np.copyto(place.of(replaced), np.asarray(theirs[place.key], np.float64), where=seen)
         return replaced
 

@@ -287,7 +287,7 @@ CATALOGUE = (
         instead="key-value heads are tiled: query head i reads key-value head i % K",
         fix="repeat them: query head i reads key-value head i // G",
         right=attention,
-        shows=(*SCORES, "*.mixed"),
+        shows=(*SCORES, "*.context"),
         patches=_at("attention", name="grouped_matmul", make=lambda grouped_matmul: faults.per_group_tiled),
     ),
     Mistake(

@@ -68,21 +68,21 @@ def exact(reference: Reference, records: Records) -> Records:
 def relative_errors(reference: Reference, found: Records, expected: Records) -> dict[str, tuple[float, tuple]]:
     """Of each record found, the largest difference as a part of the largest number expected, and where it is."""
     return {
-        key: relative_error(found[key], expected[key], place.hidden)
-        for key, place in reference.places.items()
+        key: relative_error(found[key], expected[key], place.masked)
+        for key, place in reference.slices.items()
         if key in found
     }
 
 
 def relative_error(
-    found: np.ndarray, expected: np.ndarray, hidden: np.ndarray | None = None
+    found: np.ndarray, expected: np.ndarray, masked: np.ndarray | None = None
 ) -> tuple[float, tuple[int, ...]]:
-    """The largest difference as a part of the largest number expected, and where it is; `hidden` ones do not count.
+    """The largest difference as a part of the largest number expected, and where it is; `masked` ones do not count.
 
-    found, expected and hidden [...], of one shape
+    found, expected and masked [...], of one shape
     """
     difference, size = np.abs(np.asarray(found, np.float64) - expected), np.abs(expected)
-    if hidden is not None:  # scores that say nothing
-        difference, size = np.where(hidden, 0, difference), np.where(hidden, 0, size)
+    if masked is not None:  # scores that say nothing
+        difference, size = np.where(masked, 0, difference), np.where(masked, 0, size)
     where = np.unravel_index(int(difference.argmax()), difference.shape)  # argmax takes a NaN for the largest
     return float(difference[where] / max(size.max(), 1e-300)), tuple(int(i) for i in where)

@@ -37,7 +37,7 @@ def _of_layer(reference: Reference, layer: int, part: Records) -> Iterator[str]:
 
 def _heads_and_scale(reference: Reference, layer: int, part: Records) -> Iterator[str]:
     """Of which key-value head each head's scores are a multiple, and of which."""
-    seen = ~reference.places[f"layers.{layer}.self_attn.scores"].hidden  # type: ignore[operator]
+    seen = ~reference.slices[f"layers.{layer}.self_attn.scores"].masked  # type: ignore[operator]
     if not (np.isfinite(part["scores"][:, seen]).all() and np.abs(part["scores"][:, seen]).max() > 0):
         return
     raw = np.einsum("Hth,Ksh->HKts", part["q_rope"], part["k_rope"])[:, :, seen]  # [H, K, visible]

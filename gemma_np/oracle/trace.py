@@ -35,7 +35,7 @@ Passes = Sequence[Sequence[int]]
 """The token ids of each pass."""
 
 
-class Place(NamedTuple):
+class RecordSlice(NamedTuple):
     """Where a record of one pass lies in the record of the same name of the pass over all ids."""
 
     key: str  # its name in a file
@@ -51,7 +51,7 @@ class Place(NamedTuple):
         return part if self.columns is None else part[..., self.columns]
 
     @property
-    def hidden(self) -> np.ndarray | None:
+    def masked(self) -> np.ndarray | None:
         """Of scores, True where they say nothing since the key is not visible: bool [T, S]. None for other records."""
         if self.columns is None or self.name.endswith("probs"):
             return None
@@ -59,7 +59,7 @@ class Place(NamedTuple):
         return ~attention_mask(rows, range(self.columns.stop), self.window)
 
 
-def places(config: GemmaConfig, lengths: Sequence[int]) -> Iterator[Place]:
+def record_slices(config: GemmaConfig, lengths: Sequence[int]) -> Iterator[RecordSlice]:
     """Every record of passes of these lengths, in the order of execution."""
     end = 0
     for number, T in enumerate(lengths):
@@ -70,7 +70,7 @@ def places(config: GemmaConfig, lengths: Sequence[int]) -> Iterator[Place]:
                 columns, shape = slice(0, end), (*shape[:-1], end)
                 window = config.window(int(name.split(".")[1]))
             key = name if number == 0 else f"pass.{number}.{name}"
-            yield Place(key, name, shape, slice(start, end), columns, window)
+            yield RecordSlice(key, name, shape, slice(start, end), columns, window)
 
 
 class Reference:
@@ -80,7 +80,7 @@ class Reference:
         self.model, self.config, self.passes = model, model.config, passes
         self.ids = [int(token) for ids in passes for token in ids]
         self.lengths = [len(ids) for ids in passes]
-        self.places = {place.key: place for place in places(model.config, self.lengths)}
+        self.slices = {place.key: place for place in record_slices(model.config, self.lengths)}
 
     def run(self, tape: Tape) -> None:
         """Send every record of the pass over all ids through the tape."""
@@ -91,7 +91,7 @@ class Reference:
         """Every record of the run by its name in a file, in the order of execution; each goes through the tape."""
         record = Record()
         self.run(lambda name, value: record(name, tape(name, value) if tape else value))
-        return {key: place.of(record[place.name]) for key, place in self.places.items()}
+        return {key: place.of(record[place.name]) for key, place in self.slices.items()}
 
 
 def write_trace(model: Gemma, passes: Passes, path: Path, only: str = "*", source: str = "") -> int:
@@ -102,7 +102,7 @@ def write_trace(model: Gemma, passes: Passes, path: Path, only: str = "*", sourc
     to find the weights again), `gemma_np` (the version). No record is kept in memory.
     """
     reference = Reference(model, passes)
-    chosen = [place for place in reference.places.values() if fnmatchcase(place.key, only)]
+    chosen = [place for place in reference.slices.values() if fnmatchcase(place.key, only)]
     metadata = {
         "config": json.dumps(config_to_json(model.config)),
         "passes": json.dumps([[int(token) for token in ids] for ids in passes]),
@@ -113,7 +113,7 @@ def write_trace(model: Gemma, passes: Passes, path: Path, only: str = "*", sourc
 
     def write(partial: Path) -> None:
         header, offsets = file_header({place.key: (dtype, place.shape) for place in chosen}, metadata)
-        by_name: dict[str, list[Place]] = {}
+        by_name: dict[str, list[RecordSlice]] = {}
         for place in chosen:
             by_name.setdefault(place.name, []).append(place)
         with ExitStack() as stack:

@@ -1,6 +1,6 @@
-"""The turns of a conversation, as the instruction-tuned models were trained to read them.
+"""Format conversations as the instruction-tuned models were trained to read them.
 
-Source: Gemma 2 report, tables 4 and 5. There are two roles, and none for a system.
+Source: Gemma 2 report, tables 4 and 5. There are two roles; there is no system role.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,10 +12,10 @@ ROLES = ("user", "model")
 
 
 def chat_ids(messages: Sequence[Mapping[str, str]], tokenizer: Tokenizer) -> list[int]:
-    """The ids of a conversation up to where the model's next turn begins.
+    """Encode a conversation up to the beginning of the model's next turn.
 
     messages: {"role": "user" or "model", "content": text}, alternating, the user's first and last. Control pieces in
-    a content stay text; white space around it is stripped.
+    the content are encoded as text; white space around it is stripped.
 
     Raises GemmaError for another role or another order.
     """
@@ -29,14 +29,14 @@ def chat_ids(messages: Sequence[Mapping[str, str]], tokenizer: Tokenizer) -> lis
 
 
 def turn_ids(message: Mapping[str, str], tokenizer: Tokenizer) -> tuple[list[int], list[int], list[int]]:
-    """A turn's three parts: `<start_of_turn>` and the role, the content, and `<end_of_turn>` and a line break."""
+    """Encode the three parts of a turn: `<start_of_turn>` and the role, the content, `<end_of_turn>` and a newline."""
     opening = [tokenizer.id(START_OF_TURN), *tokenizer.encode_verbatim(f"{message['role']}\n")]
     closing = [tokenizer.id(END_OF_TURN), *tokenizer.encode_verbatim("\n")]
     return opening, tokenizer.encode_verbatim(message["content"].strip()), closing
 
 
 def check_messages(messages: Sequence[Mapping[str, str]], last: str = "user") -> None:
-    """Raise a GemmaError unless user and model take turns, the user first and `last` last."""
+    """Check that user and model alternate, the user first and `last` last. Raises GemmaError when they do not."""
     if not messages:
         raise GemmaError("messages: none, expected at least one from the user")
     for number, message in enumerate(messages):

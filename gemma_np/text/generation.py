@@ -1,4 +1,4 @@
-"""One token after another: read the prompt, choose a token, read it, choose the next."""
+"""Generate tokens: read the prompt, choose a token, read it, choose the next."""
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 
@@ -6,13 +6,10 @@ import numpy as np
 
 from gemma_np.config import GemmaConfig
 from gemma_np.errors import GemmaError
+from gemma_np.memory import PREFILL_CHUNK
 from gemma_np.model.kv_cache import KVCache
-from gemma_np.model.transformer import lm_head, transformer
+from gemma_np.model.transformer import lm_head, transformer, validate_token_ids
 from gemma_np.weights.formats import Weights
-
-PREFILL_CHUNK = 512
-"""Tokens read at once. The scores of a chunk take H * PREFILL_CHUNK * S numbers, those of a whole long prompt H * S^2;
-reading more at once is hardly faster."""
 
 
 def generate_ids(
@@ -21,18 +18,20 @@ def generate_ids(
     config: GemmaConfig,
     choose: Callable[[np.ndarray], int],
     max_new_tokens: int,
+    *,
     stop: Collection[int] = (),
     int8_cache: bool = False,
 ) -> Iterator[int]:
-    """The ids that follow the prompt, until `max_new_tokens` of them or one in `stop`, which is not returned.
+    """Generate the ids after the prompt, up to `max_new_tokens` of them or the first in `stop`, which is left out.
 
     choose: logits [V] -> id. int8_cache: keep keys and values in 8 bits.
 
-    Raises GemmaError when prompt and new tokens together are longer than the model can read, or when the logits are
-    not finite.
+    Raises GemmaError when the prompt is no list of token ids, and when prompt and new tokens together exceed the
+    model's context length; while generating, when the logits are not finite.
     """
     if max_new_tokens < 1:
         raise GemmaError(f"max_new_tokens: {max_new_tokens}, expected 1 or more")
+    validate_token_ids(prompt, config)
     length, limit = len(prompt) + max_new_tokens, config.max_position_embeddings
     if length > limit:
         raise GemmaError(
@@ -40,20 +39,24 @@ def generate_ids(
             f"(max_position_embeddings)"
         )
     cache = KVCache(config, length, dtype=weights["model.norm.weight"].dtype, int8=int8_cache)
-    unread = prompt
-    for _ in range(max_new_tokens):
-        logits = lm_head(prefill(unread, weights, config, cache), weights, config)
-        if not np.isfinite(logits.max()):
-            raise GemmaError(f"logits: {logits.max()} after {cache.length} tokens, expected finite numbers")
-        token = choose(logits)
-        if token in stop:
-            return
-        yield token
-        unread = [token]
+
+    def generate() -> Iterator[int]:
+        unread = prompt
+        for _ in range(max_new_tokens):
+            logits = lm_head(prefill(unread, weights, config, cache), weights, config)
+            if not np.isfinite(logits.max()):
+                raise GemmaError(f"logits: {logits.max()} after {cache.length} tokens, expected finite numbers")
+            token = choose(logits)
+            if token in stop:
+                return
+            yield token
+            unread = [token]
+
+    return generate()
 
 
 def prefill(ids: Sequence[int], weights: Weights, config: GemmaConfig, cache: KVCache) -> np.ndarray:
-    """Read ids into the cache, a chunk at a time, and return what the model makes of the last of them: [D]."""
+    """Read ids into the cache, a chunk at a time, and return the final hidden vector of the last of them: [D]."""
     from tqdm import tqdm
 
     with tqdm(total=len(ids), desc="reading", unit=" tokens", delay=2, leave=False) as progress:

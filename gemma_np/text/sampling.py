@@ -1,4 +1,4 @@
-"""From the logits of the next token to the token: the most likely one, or a draw from a narrowed distribution.
+"""Choose the next token from its logits: the most likely one, or a sample from a truncated distribution.
 
 Source: top-k: Fan et al., arXiv 1805.04833; top-p (nucleus): Holtzman et al., arXiv 1904.09751.
 """
@@ -13,10 +13,10 @@ from gemma_np.errors import GemmaError
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to choose. Temperature 0 is greedy; above it, the logits are divided by the temperature, all but the `top_k`
-    largest are dropped, and of those all but the fewest that together hold the probability `top_p`.
+    """How to sample. Temperature 0 is greedy decoding. Otherwise the logits are divided by the temperature, only the
+    `top_k` largest are kept, and of these only the fewest most likely tokens whose probability adds up to `top_p`.
 
-    Raises GemmaError for values outside of their range.
+    Raises GemmaError for values out of range.
     """
 
     temperature: float = 0.0
@@ -32,25 +32,25 @@ class Sampling:
             raise GemmaError(f"top_p: {self.top_p}, expected more than 0 and at most 1")
 
     def choose(self, logits: np.ndarray, generator: np.random.Generator) -> int:
-        """Logits [V] -> the id of the next token."""
+        """Return the id of the next token: logits [V]."""
         if self.temperature == 0:
             return int(logits.argmax())
         ids, probs = self.distribution(logits)
         return int(generator.choice(ids, p=probs))
 
     def distribution(self, logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The tokens that may be drawn, most likely first, and their probabilities, in float64.
+        """Return the tokens that may be sampled, most likely first, and their probabilities in float64.
 
         logits [V] -> ids [n], probs [n]; temperature above 0.
         """
         kept = min(self.top_k or logits.size, logits.size)
-        ids = np.argpartition(-logits, kept - 1)[:kept]  # the largest, in any order: no need to sort them all
+        ids = np.argpartition(-logits, kept - 1)[:kept]  # the largest, unsorted: cheaper than sorting all of them
         ids = ids[np.argsort(-logits[ids], kind="stable")]
         scaled = logits[ids].astype(np.float64) / self.temperature
         probs = np.exp(scaled - scaled[0])
         probs /= probs.sum()
         if self.top_p is not None:
-            before = np.cumsum(probs) - probs  # the probability of all that are more likely
+            before = np.cumsum(probs) - probs  # the probability of all more likely tokens
             ids, probs = ids[before < self.top_p], probs[before < self.top_p]
             probs /= probs.sum()
         return ids, probs

@@ -1,4 +1,4 @@
-"""Text to token ids and back, on the sentencepiece library.
+"""Encode text as token ids and decode it, with the sentencepiece library.
 
 Source: Gemma 2 report, section 3 (SentencePiece with split digits, preserved whitespace and byte-level encodings)
 and table 4 (the control pieces).
@@ -21,9 +21,9 @@ _CONTROL_PIECE = re.compile(
 
 
 class Tokenizer:
-    """A sentencepiece vocabulary with Gemma's special pieces.
+    """A sentencepiece model with Gemma's control pieces.
 
-    Raises GemmaError when the bytes are no sentencepiece model, or when it lacks `<bos>` or `<eos>`.
+    Raises GemmaError when the bytes are not a sentencepiece model, or when it has no `<bos>` or `<eos>`.
     """
 
     def __init__(self, model: bytes) -> None:
@@ -32,35 +32,35 @@ class Tokenizer:
         try:
             self._processor.LoadFromSerializedProto(model)
         except RuntimeError:
-            raise GemmaError(f"tokenizer: {len(model)} bytes that are no sentencepiece model") from None
+            raise GemmaError(f"tokenizer: {len(model)} bytes, expected a sentencepiece model") from None
         self.bos, self.eos = self.id(BOS), self.id(EOS)
 
     def __len__(self) -> int:
-        """The number of pieces, V."""
+        """Return the number of pieces, V."""
         return self._processor.GetPieceSize()
 
     def __contains__(self, piece: str) -> bool:
         return self._processor.IdToPiece(self._processor.PieceToId(piece)) == piece
 
     def id(self, piece: str) -> int:
-        """The id of a piece by its name. Raises GemmaError when the vocabulary has no such piece."""
+        """Return the id of a piece. Raises GemmaError when the vocabulary does not have it."""
         if piece not in self:
             raise GemmaError(f"tokenizer: no piece {piece!r} among {len(self)}")
         return self._processor.PieceToId(piece)
 
     def piece(self, id: int) -> str:
-        """The name of a piece, with U+2581 for a space."""
+        """Return the piece of an id, with U+2581 for a space."""
         return self._processor.IdToPiece(id)
 
     @property
     def ends(self) -> set[int]:
-        """The ids of the pieces that end what a model writes: `<eos>`, and `<end_of_turn>` where there is one."""
+        """Return the ids that end a generation: `<eos>`, and `<end_of_turn>` when the vocabulary has it."""
         return {self.id(piece) for piece in (EOS, END_OF_TURN) if piece in self}
 
-    def encode(self, text: str, bos: bool = True) -> list[int]:
-        """The ids of a text in which control pieces, such as `<start_of_turn>`, count as what they name.
+    def encode(self, text: str, *, bos: bool = True) -> list[int]:
+        """Encode a text; control pieces in it, such as `<start_of_turn>`, become control tokens.
 
-        `<bos>` comes first exactly once, whether the text begins with it or not; `bos=False` leaves it out.
+        `<bos>` comes first exactly once, whether or not the text begins with it; `bos=False` leaves it out.
         """
         text = text.removeprefix(BOS)
         ids = [self.bos] if bos else []
@@ -72,9 +72,9 @@ class Tokenizer:
         return ids + self._processor.EncodeAsIds(text[end:])
 
     def encode_verbatim(self, text: str) -> list[int]:
-        """The ids of a text in which control pieces are nothing but text, without `<bos>`.
+        """Encode a text without `<bos>`; control pieces in it are encoded as ordinary text.
 
-        A control piece is cut behind its first character: neither half names anything, and they decode to the same.
+        Control pieces are split after their first character, so that they encode as text and decode unchanged.
         """
         ids = []
         end = 0
@@ -84,11 +84,11 @@ class Tokenizer:
         return ids + self._processor.EncodeAsIds(text[end:])
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of the ids; control pieces are left out."""
+        """Decode ids to text, without control pieces."""
         return "".join(self.decode_stream(ids))
 
     def decode_stream(self, ids: Iterable[int]) -> Iterator[str]:
-        """The text of each id as it comes, never half a character: its bytes wait until the rest of it is there."""
+        """Yield the text of each id as it arrives; the bytes of an incomplete character wait for the rest of it."""
         decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         for id in ids:
             yield decoder.decode(self._bytes(id))

@@ -1,14 +1,15 @@
-"""Conversations to fine-tune on: what counts is what the model says, not what it is told.
+"""Conversations for fine-tuning: the loss counts on the model's turns only.
 
-A file has a JSON object a line: {"messages": [{"role": "user", "content": "..."}, {"role": "model", ...}, ...]};
-"assistant" is another word for "model".
+A file has one JSON object per line: {"messages": [{"role": "user", "content": "..."}, {"role": "model", ...}, ...]};
+"assistant" means the same as "model".
 
 Source: Gemma 2 report, section 4 (supervised fine-tuning) and tables 4 and 5 (the turns).
 """
 
 import json
 import warnings
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,17 +17,18 @@ import numpy as np
 from gemma_np.errors import GemmaError
 from gemma_np.text.chat import check_messages, turn_ids
 from gemma_np.text.tokenizer import Tokenizer
-from gemma_np.training.data import split, write_array
+from gemma_np.training.data import Split, prepare, train_val_split, write_array
+from gemma_np.training.mpi import Ranks
 from gemma_np.training.task import Batch
 from gemma_np.training.training_state import State
 
 
 def read_conversations(file: Path) -> list[list[dict[str, str]]]:
-    """The conversations of a file. Raises GemmaError, with the line's number, for one that is none."""
+    """Read the conversations of a file. Raises GemmaError, with the line number, for an invalid one."""
     try:
-        lines = file.read_text(encoding="utf-8").split("\n")  # other line breaks may stand inside of a string
+        lines = file.read_text(encoding="utf-8").split("\n")  # a JSON string may contain other line breaks
     except (OSError, UnicodeDecodeError) as error:
-        raise GemmaError(f"{file}: {error}, expected a file with a conversation a line") from None
+        raise GemmaError(f"{file}: {error}, expected a file with one conversation per line") from None
     conversations = []
     for number, line in enumerate(lines, start=1):
         if not line.strip():
@@ -46,51 +48,84 @@ def read_conversations(file: Path) -> list[list[dict[str, str]]]:
 
 
 def conversation_ids(messages: list[dict[str, str]], tokenizer: Tokenizer) -> tuple[list[int], list[bool]]:
-    """The ids of a whole conversation, and of each whether the model has to learn to say it: the content of its own
-    turns, and `<end_of_turn>`."""
-    ids, said = [tokenizer.bos], [False]
+    """Encode a conversation: its ids, and for each whether its loss counts: the content of the model's turns and
+    `<end_of_turn>`."""
+    ids, mask = [tokenizer.bos], [False]
     for message in messages:
         opening, content, closing = turn_ids(message, tokenizer)
-        its_own = message["role"] == "model"
+        is_model = message["role"] == "model"
         ids += [*opening, *content, *closing]
-        said += [False] * len(opening) + [its_own] * (len(content) + 1) + [False] * (len(closing) - 1)
-    return ids, said
+        mask += [False] * len(opening) + [is_model] * (len(content) + 1) + [False] * (len(closing) - 1)
+    return ids, mask
 
 
-def write_conversations(
-    file: Path, tokenizer: Tokenizer, folder: Path, length: int, validation: float, seed: int
-) -> None:
-    """Tokenize conversations into folder/train.npy and folder/validation.npy, a row each: [N, 2, length + 1], first
-    the ids, then 1 where the model has to learn to say them. Short ones are filled up with `<eos>`, and long ones cut;
-    those whose first answer begins behind the cut are left out, with a warning.
+def tokenize_conversations(
+    conversations: str | Path | Sequence[list[dict[str, str]]],
+    tokenizer: Tokenizer,
+    folder: Path,
+    seq_len: int,
+    *,
+    val_fraction: float = 0.05,
+    seed: int = 0,
+    keep: bool = False,
+    ranks: Ranks | None = None,
+) -> Split:
+    """Tokenize conversations (a file, or lists of messages) into a folder, a row each: [N, 2, seq_len + 1], first the
+    ids, then 1 where the loss counts.
 
-    Raises GemmaError when there are too few to split.
+    Short ones are padded with `<eos>`, long ones are cut; conversations whose first answer begins after the cut are
+    left out, with a warning. With `keep`, rows that an earlier call made of the same conversations are used again. Only
+    rank 0 writes. Raises GemmaError when they were made of something else, and when there are too few to split.
     """
-    conversations = read_conversations(file)
-    rows = np.zeros((len(conversations), 2, length + 1), np.uint32)
+    ranks = ranks or Ranks()
+    if ranks.rank == 0:
+        name = str(conversations) if isinstance(conversations, str | Path) else "conversations"
+        read = read_conversations(Path(conversations)) if isinstance(conversations, str | Path) else conversations
+        origin = {
+            "conversations": zlib.crc32(json.dumps(read).encode()),
+            "tokenizer": zlib.crc32(tokenizer.model),
+            "seq_len": seq_len,
+            "val_fraction": val_fraction,
+            "seed": seed,
+        }
+
+        def write() -> None:
+            rows = conversation_rows(read, tokenizer, seq_len, name)
+            for part, chosen in train_val_split(len(rows), "conversations", val_fraction, seed).items():
+                write_array(folder / f"{part}.npy", rows[chosen])
+
+        prepare(folder, origin, write, keep=keep)
+    ranks.barrier()
+    return Split(*(np.load(folder / f"{part}.npy", mmap_mode="r") for part in ("train", "validation")))
+
+
+def conversation_rows(
+    conversations: Sequence[list[dict[str, str]]], tokenizer: Tokenizer, seq_len: int, name: str = "conversations"
+) -> np.ndarray:
+    """Return one row for each conversation with an answer in its first `seq_len` tokens: uint32 [N, 2, seq_len + 1]."""
+    rows = np.zeros((len(conversations), 2, seq_len + 1), np.uint32)
     rows[:, 0] = tokenizer.eos
     for row, messages in zip(rows, conversations, strict=True):
-        ids, said = conversation_ids(messages, tokenizer)
-        kept = min(len(ids), length + 1)
-        row[:, :kept] = ids[:kept], said[:kept]
-    counts = rows[:, 1, 1:].any(axis=-1)
-    if not counts.all():
-        left_out = f"{len(rows) - counts.sum()} of {len(rows)} conversations"
-        warnings.warn(f"{file}: {left_out} have no answer within {length} tokens and are left out", stacklevel=2)
-    for name, chosen in split(int(counts.sum()), "conversations", validation, seed).items():
-        write_array(folder / f"{name}.npy", rows[counts][chosen])
+        ids, mask = conversation_ids(messages, tokenizer)
+        kept = min(len(ids), seq_len + 1)
+        row[:, :kept] = ids[:kept], mask[:kept]
+    has_answer = rows[:, 1, 1:].any(axis=-1)
+    if not has_answer.all():
+        left_out = f"{len(rows) - has_answer.sum()} of {len(rows)} conversations"
+        warnings.warn(f"{name}: {left_out} have no answer within {seq_len} tokens and are left out", stacklevel=2)
+    return rows[has_answer]
 
 
-def draw_conversations(rows: np.ndarray, batch: int) -> Callable[[State], Batch]:
-    """Draw batches of conversations, from the rows [N, 2, T + 1] of `write_conversations`."""
-    return lambda state: as_batch(rows[state.generator.integers(0, len(rows), batch)])
+def random_conversations(rows: np.ndarray, batch_size: int) -> Callable[[State], Batch]:
+    """Return the `next_batch` of a task that reads random conversations from rows [N, 2, T + 1]."""
+    return lambda state: as_batch(rows[state.generator.integers(0, len(rows), batch_size)])
 
 
 def as_batch(rows: np.ndarray) -> Batch:
-    """Rows [B, 2, T + 1] as a batch."""
+    """Return rows [B, 2, T + 1] as a batch."""
     return Batch(rows[:, 0].astype(np.int64), rows[:, 1, 1:] == 1)
 
 
-def all_conversations(rows: np.ndarray, batch: int) -> list[Batch]:
-    """Every conversation once, in batches: what a run is measured on; rows [N, 2, T + 1]."""
-    return [as_batch(rows[first : first + batch]) for first in range(0, len(rows), batch)]
+def all_conversations(rows: np.ndarray, batch_size: int) -> list[Batch]:
+    """Return every conversation once, in batches, to evaluate on: rows [N, 2, T + 1]."""
+    return [as_batch(rows[first : first + batch_size]) for first in range(0, len(rows), batch_size)]

@@ -1,21 +1,33 @@
-"""Text as training reads it: documents, tokenized once into a file of ids that is then memory-mapped."""
+"""Texts for training: documents are tokenized once into a file of ids, which is then memory-mapped."""
 
 import json
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from gemma_np.checkpoints.atomic_write import atomic_write
 from gemma_np.errors import GemmaError
 from gemma_np.text.tokenizer import Tokenizer
+from gemma_np.training.mpi import Ranks
 from gemma_np.training.task import Batch
 from gemma_np.training.training_state import State
 
+Texts = str | Path | np.ndarray
+"""A text file, a folder of .txt files, or token ids [N]."""
+
+
+class Split(NamedTuple):
+    """What a run is trained and evaluated on."""
+
+    train: np.ndarray  # ids [N]; of conversations, rows [N, 2, T + 1]
+    validation: np.ndarray  # the same, held out; may be empty
+
 
 def text_files(path: Path) -> list[Path]:
-    """The .txt files below a folder, or the file itself, in the order of their names. One file is one document.
+    """Return the .txt files below a folder, or the file itself, sorted by name. One file is one document.
 
     Raises GemmaError when there is none.
     """
@@ -26,25 +38,62 @@ def text_files(path: Path) -> list[Path]:
 
 
 def read_text(file: Path) -> str:
-    """The text of a file. Raises GemmaError when it is no UTF-8."""
+    """Return the text of a file. Raises GemmaError when it is not UTF-8."""
     try:
         return file.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise GemmaError(f"{file}: {error}, expected a text file in UTF-8") from None
 
 
-def write_tokens(files: Sequence[Path], tokenizer: Tokenizer, folder: Path, validation: float, seed: int) -> None:
-    """Tokenize documents into folder/train.npy and folder/validation.npy: one long array of ids each, every document
-    behind its own `<bos>`.
+def tokenize_texts(
+    texts: Texts,
+    tokenizer: Tokenizer,
+    folder: Path,
+    *,
+    val_fraction: float = 0.05,
+    seed: int = 0,
+    keep: bool = False,
+    ranks: Ranks | None = None,
+) -> Split:
+    """Tokenize texts into a folder, split by document; of token ids [N], the last `val_fraction` are held out.
 
-    The split is by document, so that nothing of a validation document was trained on: they are shuffled by the seed,
-    and the first `validation` of them (at least one, if any is asked for) are held out.
+    With `keep`, tokens that an earlier call made of the same texts are used again. Only rank 0 writes. Raises
+    GemmaError when they were made of something else, and when there are too few documents to split.
+    """
+    ranks = ranks or Ranks()
+    if ranks.rank == 0:
+        origin: dict[str, Any] = {"tokenizer": zlib.crc32(tokenizer.model), "val_fraction": val_fraction, "seed": seed}
+        if isinstance(texts, np.ndarray):
+            ids, held_out = texts, round(check_fraction(val_fraction) * len(texts))
+            origin["ids"] = zlib.crc32(np.ascontiguousarray(ids).tobytes())
+
+            def write() -> None:
+                write_array(folder / "train.npy", ids[: len(ids) - held_out].astype(np.uint32))
+                write_array(folder / "validation.npy", ids[len(ids) - held_out :].astype(np.uint32))
+        else:
+            files = text_files(Path(texts))
+            origin |= {"documents": len(files), "bytes": sum(file.stat().st_size for file in files)}
+
+            def write() -> None:
+                write_tokens(files, tokenizer, folder, val_fraction, seed)
+
+        prepare(folder, origin, write, keep=keep)
+    ranks.barrier()
+    return Split(open_tokens(folder / "train.npy"), open_tokens(folder / "validation.npy"))
+
+
+def write_tokens(files: Sequence[Path], tokenizer: Tokenizer, folder: Path, val_fraction: float, seed: int) -> None:
+    """Tokenize documents into folder/train.npy and folder/validation.npy: each one array of ids, `<bos>` before every
+    document.
+
+    The split is by document, so that no part of a validation document is trained on: documents are shuffled by the
+    seed, and the first `val_fraction` of them (at least one, unless it is 0) are held out.
 
     Raises GemmaError when there are too few documents to split.
     """
     from tqdm import tqdm
 
-    parts = split(len(files), "documents", validation, seed)
+    parts = train_val_split(len(files), "documents", val_fraction, seed)
     dtype = np.uint16 if len(tokenizer) <= 2**16 else np.uint32
     with tqdm(total=len(files), desc="tokenizing", unit=" documents", delay=2, leave=False) as progress:
         for name, chosen in parts.items():
@@ -55,15 +104,19 @@ def write_tokens(files: Sequence[Path], tokenizer: Tokenizer, folder: Path, vali
             write_array(folder / f"{name}.npy", np.concatenate(ids))
 
 
-def split(count: int, what: str, validation: float, seed: int) -> dict[str, np.ndarray]:
-    """The numbers of the documents to validate and to train on, shuffled by the seed. The share `validation` of them
-    is held out, at least one if any is asked for.
+def check_fraction(val_fraction: float) -> float:
+    """Return a fraction of texts to hold out. Raises GemmaError when it is none."""
+    if not 0 <= val_fraction < 1:
+        raise GemmaError(f"val_fraction: {val_fraction}, expected 0 or more and less than 1")
+    return val_fraction
 
-    Raises GemmaError when there are too few documents to split, or for a share that is none.
+
+def train_val_split(count: int, what: str, val_fraction: float, seed: int) -> dict[str, np.ndarray]:
+    """Return the indices of the documents to validate and to train on, shuffled by the seed.
+
+    `val_fraction` of them are held out, at least one unless it is 0. Raises GemmaError when there are too few to split.
     """
-    if not 0 <= validation < 1:
-        raise GemmaError(f"validation: {validation}, expected a share from 0 to less than 1")
-    held_out = max(1, round(validation * count)) if validation else 0
+    held_out = max(1, round(val_fraction * count)) if check_fraction(val_fraction) else 0
     if held_out >= count:
         raise GemmaError(f"{what}: {count}, expected at least {held_out + 1} ({held_out} to validate on)")
     order = np.random.default_rng(seed).permutation(count)
@@ -71,7 +124,7 @@ def split(count: int, what: str, validation: float, seed: int) -> dict[str, np.n
 
 
 def write_array(path: Path, array: np.ndarray) -> None:
-    """Write an array [...] to an .npy file beside its target, and put it in the target's place."""
+    """Write an array [...] to an .npy file, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
 
     def write(partial: Path) -> None:
@@ -81,50 +134,61 @@ def write_array(path: Path, array: np.ndarray) -> None:
     atomic_write(path, write)
 
 
-def prepare(folder: Path, about: dict[str, Any], write: Callable[[], None], keep: bool) -> None:
-    """Write the data of a run, and last of all what they are made of; or keep what is there.
+def prepare(folder: Path, origin: dict[str, Any], write: Callable[[], None], *, keep: bool) -> None:
+    """Write the data of a run and then its origin; with `keep`, use what is there.
 
-    Raises GemmaError when what is to be kept is made of something else.
+    Raises GemmaError when what is there has another origin.
     """
-    label = folder / "about.json"
+    label = folder / "origin.json"
     if keep and label.exists():
-        found = json.loads(label.read_text())
-        for name, value in about.items():
-            if found.get(name) != value:
-                raise GemmaError(f"{folder}: made with {name}={found.get(name)}, expected {value} as asked for now")
+        recorded = json.loads(label.read_text())
+        for name, value in origin.items():
+            if recorded.get(name) != value:
+                raise GemmaError(f"{folder}: made with {name}={recorded.get(name)}, but this run asks for {value}")
         return
     label.unlink(missing_ok=True)
     write()
-    atomic_write(label, lambda partial: partial.write_text(json.dumps(about) + "\n"))
+    atomic_write(label, lambda partial: partial.write_text(json.dumps(origin) + "\n"))
 
 
-def open_tokens(path: Path, length: int) -> np.ndarray:
-    """The memory-mapped ids of a token file, [N]. Raises GemmaError when it is none, or too short for one text."""
+def open_tokens(path: Path) -> np.ndarray:
+    """Return the memory-mapped ids of a token file, [N]. Raises GemmaError when it is not one."""
     try:
         tokens = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise GemmaError(f"{path}: {error}, expected a token file") from None
     if tokens.ndim != 1 or not np.issubdtype(tokens.dtype, np.unsignedinteger):
         raise GemmaError(f"{path}: {tokens.dtype} of shape {tokens.shape}, expected unsigned integers in one row")
-    if len(tokens) <= length:
-        raise GemmaError(f"{path}: {len(tokens)} tokens, expected more than the length of {length}")
     return tokens
 
 
-def draw_ids(tokens: np.ndarray, batch: int, length: int, generator: np.random.Generator) -> np.ndarray:
-    """Stretches of a token file that begin anywhere: [batch, length] ids."""
-    starts = generator.integers(0, len(tokens) - length + 1, batch)
+def check_tokens(tokens: np.ndarray, seq_len: int) -> np.ndarray:
+    """Return tokens [N] that are long enough for one text. Raises GemmaError when they are not."""
+    if len(tokens) <= seq_len:
+        raise GemmaError(f"texts: {len(tokens)} tokens, expected more than seq_len={seq_len}")
+    return tokens
+
+
+def random_windows(tokens: np.ndarray, count: int, length: int, generator: np.random.Generator) -> np.ndarray:
+    """Return windows of a token file [N] at random positions: ids [count, length]."""
+    starts = generator.integers(0, len(tokens) - length + 1, count)
     return np.stack([tokens[start : start + length] for start in starts]).astype(np.int64)
 
 
-def random_batches(tokens: np.ndarray, batch: int, length: int) -> Callable[[State], Batch]:
-    """Draw batches of `length` tokens, and the one behind them, from a token file [N]: ids [batch, length + 1]."""
-    return lambda state: Batch(draw_ids(tokens, batch, length + 1, state.generator))
+def random_batches(tokens: np.ndarray, batch_size: int, seq_len: int) -> Callable[[State], Batch]:
+    """Return the `next_batch` of a task that reads random windows of a token file [N]: ids [batch_size, seq_len + 1].
+
+    Raises GemmaError when the file is too short.
+    """
+    check_tokens(tokens, seq_len)
+    return lambda state: Batch(random_windows(tokens, batch_size, seq_len + 1, state.generator))
 
 
-def consecutive_texts(tokens: np.ndarray, batch: int, length: int, limit: int = 20) -> list[Batch]:
-    """The texts of a validation file [N] one after the other, without overlap: at most `limit` batches of up to `batch`
-    texts, always the same."""
-    starts = range(0, len(tokens) - length, length)
-    texts = [tokens[start : start + length + 1].astype(np.int64) for start in starts[: batch * limit]]
-    return [Batch(np.stack(texts[first : first + batch])) for first in range(0, len(texts), batch)]
+def consecutive_batches(tokens: np.ndarray, batch_size: int, seq_len: int, limit: int = 20) -> list[Batch]:
+    """Return the windows of a validation file [N] in order, without overlap: at most `limit` batches, always the same.
+
+    Raises GemmaError when the file is too short.
+    """
+    starts = range(0, len(check_tokens(tokens, seq_len)) - seq_len, seq_len)
+    texts = [tokens[start : start + seq_len + 1].astype(np.int64) for start in starts[: batch_size * limit]]
+    return [Batch(np.stack(texts[first : first + batch_size])) for first in range(0, len(texts), batch_size)]

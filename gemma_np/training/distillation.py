@@ -1,7 +1,7 @@
-"""Distillation: the student learns from all that its teacher finds possible, not from the one token that came.
+"""Distillation: the student is trained to match a teacher's distribution, not only the token that came next.
 
-The teacher answers live (`from_teacher`), or answered before and was stored (`targets.py`). The texts are given ones,
-or the student's own (`on_policy`), where it learns what to make of its own mistakes.
+The teacher runs live (`from_teacher`), or its distributions were cached before (`teacher_targets.py`). The texts are
+given ones, or the student's own continuations (`on_policy`), so that it learns from its own mistakes.
 
 Source: Gemma 2 report, section 3 (Knowledge Distillation), tables 6 and 7, and section 4 for the student's own texts;
 Hinton et al., arXiv 1503.02531; Agarwal et al., arXiv 2306.13649 (on-policy).
@@ -9,6 +9,7 @@ Hinton et al., arXiv 1503.02531; Agarwal et al., arXiv 2306.13649 (on-policy).
 
 import zlib
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import numpy as np
 
@@ -17,19 +18,43 @@ from gemma_np.errors import GemmaError
 from gemma_np.gemma import Gemma
 from gemma_np.model.kv_cache import KVCache
 from gemma_np.model.transformer import lm_head, transformer
-from gemma_np.training.data import draw_ids
-from gemma_np.training.losses import distillation
+from gemma_np.training.data import random_windows
+from gemma_np.training.losses import jensen_shannon, reverse_kl, soft_cross_entropy
 from gemma_np.training.task import Batch, Loss
-from gemma_np.training.training_state import Recipe, State
+from gemma_np.training.training_state import State, TrainingConfig
 
 Divergence = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 """(student's logits, teacher's logits) [..., T, V] -> losses [..., T] and dlogits [..., T, V]."""
 
+DIVERGENCES = ("cross-entropy", "reverse-kl", "jensen-shannon")
 
-def from_teacher(teacher: Gemma, divergence: Divergence = distillation) -> Loss:
-    """The loss towards a live teacher: it reads the same texts as the student, and -sum P_T log P_S is minimised.
+_SAMPLES = 256  # numbers of each tensor that a digest reads
 
-    A `Task` with it in place of `next_token`: that is all there is to distillation.
+
+def choose_divergence(name: str, *, temperature: float = 1.0, beta: float = 0.5) -> Divergence:
+    """Return one of `DIVERGENCES`; temperature: of the cross-entropy; beta: the teacher's part in Jensen-Shannon.
+
+    "cross-entropy" is -sum P_T log P_S: the forward KL divergence up to the teacher's entropy, which has no gradient.
+
+    Raises GemmaError for another name, and for values out of range.
+    """
+    if name not in DIVERGENCES:
+        raise GemmaError(f"divergence: {name!r}, expected one of {', '.join(DIVERGENCES)}")
+    if not 0 < temperature < np.inf:
+        raise GemmaError(f"temperature: {temperature}, expected more than 0")
+    if not 0 < beta < 1:
+        raise GemmaError(f"beta: {beta}, expected more than 0 and less than 1")
+    if name == "cross-entropy":
+        return partial(soft_cross_entropy, temperature=temperature)
+    if temperature != 1:
+        raise GemmaError(f"temperature: {temperature}, expected 1 for the divergence {name}")
+    return reverse_kl if name == "reverse-kl" else partial(jensen_shannon, beta=beta)
+
+
+def from_teacher(teacher: Gemma, divergence: Divergence = soft_cross_entropy) -> Loss:
+    """Return the loss against a live teacher, which reads the same texts as the student.
+
+    A `Task` with it in place of `next_token` is all there is to distillation.
     """
 
     def loss(logits: np.ndarray, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
@@ -38,22 +63,25 @@ def from_teacher(teacher: Gemma, divergence: Divergence = distillation) -> Loss:
     return loss
 
 
-def on_policy(tokens: np.ndarray, config: GemmaConfig, recipe: Recipe, prompt: int) -> Callable[[State], Batch]:
-    """Draw texts that begin with `prompt` tokens of a token file [N] and go on in the student's own words. The loss
-    counts where the student wrote.
+def on_policy(
+    tokens: np.ndarray, config: GemmaConfig, training_config: TrainingConfig, prompt_tokens: int
+) -> Callable[[State], Batch]:
+    """Return the `next_batch` of a task that trains on the student's own continuations.
 
-    Raises GemmaError for a prompt that is not shorter than the recipe's texts.
+    Each text begins with `prompt_tokens` tokens of a token file [N]; the loss counts on what the student wrote.
+
+    Raises GemmaError when the prompt is longer than the texts of the training config.
     """
-    if not 0 < prompt <= recipe.length:
-        raise GemmaError(f"prompt: {prompt} tokens, expected 1 to the length of {recipe.length}")
+    if not 0 < prompt_tokens <= training_config.seq_len:
+        raise GemmaError(f"prompt_tokens: {prompt_tokens}, expected 1 to seq_len={training_config.seq_len}")
 
-    def draw(state: State) -> Batch:
-        prompts = draw_ids(tokens, recipe.batch, prompt, state.generator)
-        ids = sample_continuations(prompts, recipe.length + 1, state.weights, config, state.generator)
-        written = np.arange(1, recipe.length + 1) >= prompt  # of each position, whether its target was written
-        return Batch(ids, np.broadcast_to(written, ids[:, 1:].shape))
+    def next_batch(state: State) -> Batch:
+        prompts = random_windows(tokens, training_config.batch_size, prompt_tokens, state.generator)
+        ids = sample_continuations(prompts, training_config.seq_len + 1, state.weights, config, state.generator)
+        is_sampled = np.arange(1, training_config.seq_len + 1) >= prompt_tokens  # of each target
+        return Batch(ids, np.broadcast_to(is_sampled, ids[:, 1:].shape))
 
-    return draw
+    return next_batch
 
 
 def sample_continuations(
@@ -63,7 +91,7 @@ def sample_continuations(
     config: GemmaConfig,
     generator: np.random.Generator,
 ) -> np.ndarray:
-    """Continue all prompts at once, each token drawn from the model's distribution as it is.
+    """Continue all prompts as one batch, each token sampled from the model's distribution.
 
     prompts [B, P] -> ids [B, length]
     """
@@ -72,22 +100,29 @@ def sample_continuations(
     while ids.shape[-1] < length:
         last = transformer(unread, weights, config, cache)[:, -1]
         logits = lm_head(last, weights, config)  # [B, V]
-        # The largest of logits plus Gumbel noise is a draw from their softmax.
+        # The argmax of logits plus Gumbel noise is a sample from their softmax.
         unread = (logits + generator.gumbel(size=logits.shape)).argmax(axis=-1)[:, None]
         ids = np.concatenate([ids, unread], axis=-1)
     return ids
 
 
-def weights_digest(teacher: Gemma) -> int:
-    """A number that tells one teacher from another: of its final norm, which every step of training changes."""
-    return zlib.crc32(teacher.weights["model.norm.weight"].tobytes())
+def weights_digest(model: Gemma) -> int:
+    """Return a number that tells one model from another: a hash of its config and of samples of every tensor."""
+    digest = zlib.crc32(repr(model.config).encode())
+    for name, weight in model.weights.items():
+        arrays = [weight] if isinstance(weight, np.ndarray) else vars(weight).values()
+        for array in arrays:
+            digest = zlib.crc32(f"{name} {getattr(array, 'shape', array)}".encode(), digest)
+            if isinstance(array, np.ndarray):
+                flat = array.reshape(-1)
+                digest = zlib.crc32(flat[:: max(1, flat.size // _SAMPLES)].tobytes(), digest)
+    return digest
 
 
-def check_vocabularies(teacher: Gemma, student: Gemma) -> None:
-    """Raise a GemmaError unless both read the same tokens: a distribution over other ones would teach nothing."""
-    models = [gemma.tokenizer.model if gemma.tokenizer else b"" for gemma in (teacher, student)]
-    if models[0] != models[1]:
-        raise GemmaError("teacher: its tokenizer.model is another than the student's, expected the same vocabulary")
+def check_same_vocabulary(teacher: Gemma, student: Gemma) -> None:
+    """Check that teacher and student read the same tokens. Raises GemmaError when they do not."""
+    if (teacher.tokenizer_model or b"") != (student.tokenizer_model or b""):
+        raise GemmaError("teacher: its tokenizer.model is not the student's, expected the same vocabulary")
     if teacher.config.vocab_size != student.config.vocab_size:
         raise GemmaError(
             f"teacher: vocab_size={teacher.config.vocab_size}, expected {student.config.vocab_size} as the student's"

@@ -1,8 +1,8 @@
-"""What a model is trained towards, each loss with its gradient.
+"""The losses that a model is trained on, each with its gradient.
 
-Every loss here works position by position: it returns the loss of each, in nats, and the gradient of each position's
-loss with respect to that position's logits. `mean` makes one number of them. All are stable for logits of any size,
-since only differences of logits are ever exponentiated.
+Every loss works position by position: it returns the loss at each position, in nats, and the gradient of that loss with
+respect to the logits of the position. `masked_mean` averages them. All are stable for logits of any size, because only
+differences of logits are exponentiated.
 
 Source: Gemma 2 report, section 3 (Knowledge Distillation: minimise -sum_x P_T(x) log P_S(x)); Hinton et al., arXiv
 1503.02531, for the temperature; Agarwal et al., arXiv 2306.13649, for the divergences between the two.
@@ -13,38 +13,35 @@ from typing import NamedTuple
 
 import numpy as np
 
+from gemma_np.model.log_probs import log_softmax, negative_log_likelihood
+
 
 class TopK(NamedTuple):
-    """What one can store of a teacher's distribution: its k likeliest tokens, the rest lumped together."""
+    """The k most likely tokens of a teacher's distribution; all other tokens are one outcome."""
 
     ids: np.ndarray  # [..., T, k]
-    probs: np.ndarray  # [..., T, k], k < V; what they lack of 1 is the mass of the rest
-
-
-def log_softmax(logits: np.ndarray) -> np.ndarray:
-    """log of the softmax over the last axis: [..., V] -> [..., V]."""
-    shifted = logits - logits.max(axis=-1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    probs: np.ndarray  # [..., T, k], k < V; 1 minus their sum is the mass of the other tokens
 
 
 def cross_entropy(logits: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """-log P(target): how surprised the model is by the token that really comes next.
+    """Return -log P(target): the loss of predicting the next token.
 
     logits [..., T, V], targets [..., T] -> losses [..., T], dlogits [..., T, V]
     """
-    log_probs = log_softmax(logits)
+    losses = negative_log_likelihood(logits, targets).astype(logits.dtype)
     at_target = targets[..., None]
-    losses = -np.take_along_axis(log_probs, at_target, axis=-1)[..., 0]
-    dlogits = np.exp(log_probs)
+    dlogits = np.exp(log_softmax(logits))
     np.put_along_axis(dlogits, at_target, np.take_along_axis(dlogits, at_target, axis=-1) - 1, axis=-1)
     return losses, dlogits
 
 
-def distillation(
+def soft_cross_entropy(
     logits: np.ndarray, teacher_logits: np.ndarray, temperature: float = 1.0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """-sum P_T log P_S, both softened by the temperature, times its square: the gradient of the softened loss shrinks
-    with the square of the temperature, which the factor makes up for.
+    """Return the cross-entropy -sum P_T log P_S against a teacher's distribution: the loss of distillation.
+
+    Both distributions are softened by the temperature. The gradient of the softened loss shrinks with the square of the
+    temperature, so the loss is multiplied by it.
 
     logits and teacher_logits [..., T, V] -> losses [..., T], dlogits [..., T, V]
     """
@@ -56,9 +53,9 @@ def distillation(
 
 
 def soft_cross_entropy_top_k(logits: np.ndarray, teacher: TopK) -> tuple[np.ndarray, np.ndarray]:
-    """-sum P_T log P_S over the teacher's k likeliest tokens and one more outcome: any other token.
+    """Return -sum P_T log P_S over the teacher's k most likely tokens and one more outcome: any other token.
 
-    logits [..., T, V], teacher ids and probs [..., T, k] -> losses [..., T], dlogits [..., T, V]
+    logits [..., T, V] -> losses [..., T], dlogits [..., T, V]
     """
     log_student = log_softmax(logits)
     student = np.exp(log_student)
@@ -69,15 +66,16 @@ def soft_cross_entropy_top_k(logits: np.ndarray, teacher: TopK) -> tuple[np.ndar
 
     on_top = np.take_along_axis(log_student, teacher.ids, axis=-1)
     losses = -np.vecdot(teacher.probs, on_top) - (rest * log_rest)[..., 0]
-    # Of the others, each gets its share of the rest's mass: the student's own share of it.
+    # The rest of the mass is split among the other tokens in the student's own proportions.
     target = rest * np.exp(others - log_rest)
     np.put_along_axis(target, teacher.ids, teacher.probs, axis=-1)
     return losses, student - target
 
 
 def forward_kl(logits: np.ndarray, teacher_logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """KL(P_T || P_S) = sum P_T (log P_T - log P_S): distillation, less the teacher's entropy. It makes the student
-    cover all that the teacher finds possible.
+    """Return KL(P_T || P_S) = sum P_T (log P_T - log P_S), the soft cross-entropy minus the teacher's entropy.
+
+    It makes the student cover everything that the teacher finds possible.
 
     logits and teacher_logits [..., T, V] -> losses [..., T], dlogits [..., T, V]
     """
@@ -87,7 +85,9 @@ def forward_kl(logits: np.ndarray, teacher_logits: np.ndarray) -> tuple[np.ndarr
 
 
 def reverse_kl(logits: np.ndarray, teacher_logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """KL(P_S || P_T) = sum P_S (log P_S - log P_T): it makes the student keep to what the teacher finds likely.
+    """Return KL(P_S || P_T) = sum P_S (log P_S - log P_T).
+
+    It keeps the student to what the teacher finds likely.
 
     logits and teacher_logits [..., T, V] -> losses [..., T], dlogits [..., T, V]
     """
@@ -99,7 +99,7 @@ def reverse_kl(logits: np.ndarray, teacher_logits: np.ndarray) -> tuple[np.ndarr
 
 
 def jensen_shannon(logits: np.ndarray, teacher_logits: np.ndarray, beta: float = 0.5) -> tuple[np.ndarray, np.ndarray]:
-    """beta KL(P_T || M) + (1 - beta) KL(P_S || M) with M = beta P_T + (1 - beta) P_S, for beta between 0 and 1.
+    """Return beta KL(P_T || M) + (1 - beta) KL(P_S || M) with M = beta P_T + (1 - beta) P_S, for 0 < beta < 1.
 
     Divided by beta it becomes the forward KL as beta goes to 0; divided by 1 - beta, the reverse KL as beta goes to 1.
 
@@ -110,24 +110,29 @@ def jensen_shannon(logits: np.ndarray, teacher_logits: np.ndarray, beta: float =
     log_mixture = np.logaddexp(log_teacher + math.log(beta), log_student + math.log1p(-beta))
     from_student = log_student - log_mixture
     losses = beta * np.vecdot(teacher, log_teacher - log_mixture) + (1 - beta) * np.vecdot(student, from_student)
-    # d losses / d P_S is (1 - beta) * from_student: what M's share of it adds, cancels between the two terms.
+    # d losses / d P_S is (1 - beta) * from_student: the terms that M adds cancel.
     dstudent = (1 - beta) * from_student
     return losses, student * (dstudent - np.vecdot(student, dstudent)[..., None])
 
 
-def mean(losses: np.ndarray, dlogits: np.ndarray, mask: np.ndarray | None = None) -> tuple[float, np.ndarray]:
-    """The mean over the positions that the mask counts (default: all), and its gradient.
+def masked_mean(
+    losses: np.ndarray, dlogits: np.ndarray, mask: np.ndarray | None = None, num_targets: int | None = None
+) -> tuple[float, np.ndarray]:
+    """Average the losses of the positions in the mask (default: all of them), and scale their gradient to match.
 
-    losses [..., T], dlogits [..., T, V], mask bool [..., T] -> number, dlogits [..., T, V]
+    num_targets: divide by this number instead of the number of positions, when these are a part of a larger batch.
+
+    losses [..., T], dlogits [..., T, V], mask bool [..., T] -> nats, dlogits [..., T, V]
     """
     if mask is None:
-        return float(losses.mean(dtype=np.float64)), dlogits / losses.size
-    counted = max(int(mask.sum()), 1)
+        count = num_targets or losses.size
+        return float(losses.sum(dtype=np.float64)) / count, dlogits / count
+    count = num_targets or max(int(mask.sum()), 1)
     total = float(losses.sum(where=mask, dtype=np.float64))
-    return total / counted, np.where(mask[..., None], dlogits, 0) / counted
+    return total / count, np.where(mask[..., None], dlogits, 0) / count
 
 
 def _log_sum_exp(x: np.ndarray) -> np.ndarray:
-    """log(sum(exp(x))) over the last axis, which stays, of length 1."""
+    """Return log(sum(exp(x))) over the last axis, which is kept with length 1."""
     largest = x.max(axis=-1, keepdims=True)
     return np.log(np.exp(x - largest).sum(axis=-1, keepdims=True)) + largest

@@ -1,19 +1,41 @@
-"""Weight averaging: several models trained from one start, merged into one that is better than each.
+"""Weight averaging: merge several models that were trained from one start into one that is better than each.
 
 Source: Gemma 2 report, section 4 (model merging); Ramé et al., arXiv 2406.16768.
 """
 
 from collections.abc import Mapping, Sequence
 
+import ml_dtypes
 import numpy as np
 
 from gemma_np.errors import GemmaError
+from gemma_np.gemma import Gemma
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def merge(models: Sequence[Gemma], dtype: str = "float32") -> Gemma:
+    """Average the weights of models of one config and tokenizer; of a single model, convert it to the dtype.
+
+    Raises GemmaError when configs or tokenizers differ, and for a dtype that is not in `DTYPES`.
+    """
+    if dtype not in DTYPES:
+        raise GemmaError(f"dtype: {dtype!r}, expected one of {', '.join(DTYPES)}")
+    first = models[0]
+    for number, model in enumerate(models[1:], start=2):
+        if model.config != first.config:
+            raise GemmaError(f"model {number}: its config is not that of the first, expected the same")
+        if model.tokenizer_model != first.tokenizer_model:
+            raise GemmaError(f"model {number}: its tokenizer.model is not that of the first, expected the same")
+    target = np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
+    merged = average([model.dequantized().weights for model in models])
+    return Gemma(first.config, {name: weight.astype(target) for name, weight in merged.items()}, first.tokenizer)
 
 
 def average(models: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """The mean of every weight over the models, summed in float64.
+    """Return the mean of every weight over the models, summed in float64.
 
-    Raises GemmaError when the models have not the same weights of the same shapes.
+    Raises GemmaError when the models do not have the same weights of the same shapes.
     """
     first = models[0]
     for number, model in enumerate(models[1:], start=2):

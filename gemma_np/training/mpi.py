@@ -1,7 +1,7 @@
-"""Several processes that train one model: each learns from its share of every batch, and their gradients are added up.
+"""Data-parallel training with MPI: each rank computes the gradients of its share of a batch, and they are summed.
 
-Started by MPI, on one machine or on many: `mpiexec -n 4 gemma-np train ...`. All ranks hold the same weights and draw
-the same batches, so that nothing but gradients and losses ever travels. Only rank 0 writes files.
+Started on one machine or on several: `mpiexec -n 4 gemma-np train ...`. All ranks hold the same weights and draw the
+same batches, so that only gradients and losses are exchanged. Only rank 0 writes files.
 """
 
 import os
@@ -20,7 +20,7 @@ _SIZE_VARIABLES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MPI_LOCALNRANKS")  # MPI
 
 
 class Ranks:
-    """The processes of this run: an MPI communicator, or none for a process that is alone."""
+    """The processes of this run: an MPI communicator, or None for a single process."""
 
     def __init__(self, communicator: Any = None) -> None:
         self.communicator = communicator
@@ -28,24 +28,24 @@ class Ranks:
         self.size: int = communicator.size if communicator else 1
 
     def all_reduce(self, array: np.ndarray) -> None:
-        """Replace the array [...], in place, by its sum over all ranks."""
+        """Sum an array [...] over all ranks, in place."""
         if self.communicator:
             from mpi4py import MPI
 
             self.communicator.Allreduce(MPI.IN_PLACE, array)
 
     def barrier(self) -> None:
-        """Go on when every rank has come here."""
+        """Wait until every rank has reached this point."""
         if self.communicator:
             self.communicator.Barrier()
 
 
 @contextmanager
 def mpi_ranks() -> Iterator[Ranks]:
-    """The ranks that `mpiexec` started, or one process alone.
+    """Return the ranks that `mpiexec` started, or a single process.
 
-    Each gets its share of the cores: two ranks of one BLAS thread are faster than one of two. A rank that fails says
-    why and ends the others, which would wait for it for ever.
+    Each gets its share of the cores: two ranks with one BLAS thread each are faster than one rank with two. A rank that
+    fails prints why and aborts the others, which would wait for it forever.
 
     Raises GemmaError when mpi4py is missing.
     """
@@ -63,8 +63,8 @@ def mpi_ranks() -> Iterator[Ranks]:
         with threadpool_limits(max(1, (os.cpu_count() or 1) // neighbours)):
             yield ranks
     except BaseException as error:
-        time.sleep(3 if ranks.rank else 0)  # what all ranks find wrong, rank 0 alone shall say
+        time.sleep(3 if ranks.rank else 0)  # an error that all ranks find is printed by rank 0 alone
         what = str(error) if isinstance(error, GemmaError) else traceback.format_exc()
         print(f"gemma-np: rank {ranks.rank} of {ranks.size}: {what}", file=sys.stderr, flush=True)
-        time.sleep(1)  # mpiexec passes the line on, but not after the end
+        time.sleep(1)  # mpiexec forwards the line only while the rank is alive
         MPI.COMM_WORLD.Abort(2)

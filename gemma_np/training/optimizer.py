@@ -1,4 +1,4 @@
-"""From gradients to the next weights: clipping, AdamW, and how large a step to take when.
+"""From gradients to the next weights: clipping, AdamW and the learning-rate schedule.
 
 Source: Loshchilov and Hutter, arXiv 1711.05101 (AdamW), arXiv 1608.03983 (cosine); Pascanu et al., arXiv 1211.5063
 (clipping).
@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 import numpy as np
 
 
-@dataclass
+@dataclass(kw_only=True)
 class AdamW:
-    """Adam with decoupled weight decay. Moments carry the names of their weights.
+    """Adam with decoupled weight decay. The moments carry the names of their weights.
 
-    The decay pulls matrices towards zero, and leaves the norms' vectors alone.
+    Weight decay applies to matrices, not to the vectors of the norms.
     """
 
     beta1: float = 0.9
@@ -23,45 +23,46 @@ class AdamW:
     eps: float = 1e-8
     weight_decay: float = 0.1
     steps: int = 0
-    first: dict[str, np.ndarray] = field(default_factory=dict)  # running mean of the gradient
-    second: dict[str, np.ndarray] = field(default_factory=dict)  # running mean of its square
+    m: dict[str, np.ndarray] = field(default_factory=dict)  # running mean of the gradient
+    v: dict[str, np.ndarray] = field(default_factory=dict)  # running mean of its square
 
     def step(
-        self, weights: MutableMapping[str, np.ndarray], gradients: MutableMapping[str, np.ndarray], rate: float
+        self, weights: MutableMapping[str, np.ndarray], gradients: MutableMapping[str, np.ndarray], learning_rate: float
     ) -> None:
-        """Move every weight, in place, by about `rate` against its gradient."""
+        """Update every weight in place."""
         self.steps += 1
-        # The means start at zero; dividing by what has been averaged so far takes that bias out.
-        seen1, seen2 = 1 - self.beta1**self.steps, 1 - self.beta2**self.steps
+        # The running means start at zero; dividing by the weight of what was averaged removes that bias.
+        correction1, correction2 = 1 - self.beta1**self.steps, 1 - self.beta2**self.steps
         for name, gradient in gradients.items():
             weight = weights[name]
-            first = self.first.setdefault(name, np.zeros_like(weight))
-            second = self.second.setdefault(name, np.zeros_like(weight))
-            first += (1 - self.beta1) * (gradient - first)
-            second += (1 - self.beta2) * (gradient * gradient - second)
+            m = self.m.setdefault(name, np.zeros_like(weight))
+            v = self.v.setdefault(name, np.zeros_like(weight))
+            m += (1 - self.beta1) * (gradient - m)
+            v += (1 - self.beta2) * (gradient * gradient - v)
             if weight.ndim > 1:
-                weight *= 1 - rate * self.weight_decay
-            weight -= (rate / seen1) * first / (np.sqrt(second / seen2) + self.eps)
+                weight *= 1 - learning_rate * self.weight_decay
+            weight -= (learning_rate / correction1) * m / (np.sqrt(v / correction2) + self.eps)
 
 
-def clip_by_global_norm(gradients: MutableMapping[str, np.ndarray], limit: float) -> float:
-    """Scale all gradients down together, in place, so that their common norm is at most the limit.
+def clip_by_global_norm(gradients: MutableMapping[str, np.ndarray], max_norm: float) -> float:
+    """Scale all gradients by one factor, in place, so that their global norm is at most `max_norm`.
 
-    Returns the norm before; the rows' squares are summed in float64. Gradients of infinite norm are left as they are.
+    Returns the norm before clipping; the rows' squares are summed in float64. Gradients of infinite norm stay as they
+    are.
     """
     norm = math.sqrt(sum(float(np.vecdot(g, g).sum(dtype=np.float64)) for g in gradients.values()))
-    if limit < norm < math.inf:
+    if max_norm < norm < math.inf:
         for gradient in gradients.values():
-            gradient *= limit / norm
+            gradient *= max_norm / norm
     return norm
 
 
-def learning_rate(step: int, steps: int, peak: float, warmup: int, final: float = 0.1) -> float:
-    """Linear warm-up from 0 to the peak over `warmup` steps, then half a cosine down to `final` times the peak.
+def cosine_schedule(step: int, steps: int, peak: float, warmup_steps: int, final: float = 0.1) -> float:
+    """Return the learning rate of a step: linear warm-up to the peak, then half a cosine to `final` times the peak.
 
-    step: 0 for the first.
+    step: 0 for the first of `steps`.
     """
-    if step < warmup:
-        return peak * (step + 1) / warmup
-    progress = (step - warmup) / max(1, steps - warmup)
+    if step < warmup_steps:
+        return peak * (step + 1) / warmup_steps
+    progress = (step - warmup_steps) / max(1, steps - warmup_steps)
     return peak * (final + (1 - final) * 0.5 * (1 + math.cos(math.pi * min(progress, 1))))

@@ -1,4 +1,4 @@
-"""The log of a run: log.jsonl, a line a step, which never runs ahead of the checkpoint; a progress bar; a picture."""
+"""The log of a run: log.jsonl with one line per step, a progress bar, and a plot."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -12,13 +12,14 @@ from gemma_np.errors import GemmaError
 
 
 class RunLog:
-    """What a run writes as it goes; a silent one writes nothing."""
+    """The log of a run in progress; a silent one writes nothing."""
 
-    def __init__(self, folder: Path, steps: int, step: int, silent: bool = False) -> None:
-        """Open the folder's log, cut back to the lines up to `step`; a killed run may have gone on past that."""
+    def __init__(self, folder: Path, steps: int, step: int, *, silent: bool = False) -> None:
+        """Open the folder's log and keep the lines up to `step`: a killed run may have logged steps after its last
+        checkpoint."""
         from tqdm import tqdm
 
-        hide = True if silent else None  # None: where nobody looks
+        hide = True if silent else None  # None: hide the bar when there is no terminal
         self.progress = tqdm(total=steps, initial=step, desc="training", unit=" steps", disable=hide)
         self.file: TextIO | None = None
         if silent:
@@ -30,14 +31,14 @@ class RunLog:
         self.file = path.open("a")
 
     def write(self, entry: Mapping[str, float]) -> None:
-        """Add a line, and move the bar."""
+        """Add a line, and advance the progress bar."""
         if self.file:
             self.file.write(json.dumps(entry) + "\n")
         self.progress.update()
-        self.progress.set_postfix({name: f"{entry[name]:.4g}" for name in ("loss", "tokens/s")})
+        self.progress.set_postfix({"loss": f"{entry['loss']:.4g}", "tokens/s": f"{entry['tokens_per_second']:.4g}"})
 
     def flush(self) -> None:
-        """Hand the lines to the disk, before the checkpoint that they lead to."""
+        """Flush the lines to the file before the checkpoint of their last step is written."""
         if self.file:
             self.file.flush()
 
@@ -51,7 +52,7 @@ class RunLog:
 
 
 def read_log(folder: Path) -> list[dict[str, float]]:
-    """The lines of a run's log. Raises GemmaError when there is none."""
+    """Return the entries of a run's log, one per step. Raises GemmaError when there is none."""
     path = folder / "log.jsonl"
     try:
         entries = _entries(path)
@@ -63,7 +64,7 @@ def read_log(folder: Path) -> list[dict[str, float]]:
 
 
 def _entries(path: Path) -> list[dict[str, float]]:
-    """The whole lines of a log; of the last, a killed run may have left a part."""
+    """Return the complete lines of a log; a killed run may have left a part of the last one."""
     found = []
     for line in path.read_text().splitlines():
         try:
@@ -75,8 +76,7 @@ def _entries(path: Path) -> list[dict[str, float]]:
 
 
 def plot_logs(folders: Sequence[Path], output: Path) -> None:
-    """Draw the losses of runs over their steps, and their learning rates below, as the output's suffix says (png,
-    svg, pdf).
+    """Plot the losses of runs over their steps, and their learning rates below, to a png, svg or pdf file.
 
     Raises GemmaError when matplotlib or a log is missing.
     """
@@ -84,7 +84,7 @@ def plot_logs(folders: Sequence[Path], output: Path) -> None:
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise GemmaError("matplotlib: not installed; to draw a log, pip install 'gemma-np[plot]'") from None
+        raise GemmaError("matplotlib: not installed; to plot a log, pip install 'gemma-np[plot]'") from None
 
     figure = Figure(figsize=(8, 6), layout="constrained")
     loss_axes, rate_axes = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
@@ -93,11 +93,11 @@ def plot_logs(folders: Sequence[Path], output: Path) -> None:
         steps, losses = np.array([(entry["step"], entry["loss"]) for entry in log]).T
         loss_axes.plot(steps, losses, color=colour, alpha=0.2, linewidth=0.8)
         loss_axes.plot(steps, running_mean(losses), color=colour, label=f"{name}: training")
-        measured = [(entry["step"], entry["validation"]) for entry in log if "validation" in entry]
+        measured = [(entry["step"], entry["val_loss"]) for entry in log if "val_loss" in entry]
         if measured:
             loss_axes.plot(*np.array(measured).T, "o--", color=colour, markersize=4, label=f"{name}: validation")
-        rate_axes.plot(steps, [entry["rate"] for entry in log], color=colour)
-    loss_axes.set(ylabel="loss (nats a token)", title="Training")
+        rate_axes.plot(steps, [entry["learning_rate"] for entry in log], color=colour)
+    loss_axes.set(ylabel="loss (nats per token)", title="Training")
     loss_axes.legend(frameon=False)
     rate_axes.set(xlabel="step", ylabel="learning rate")
     rate_axes.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
@@ -111,7 +111,7 @@ def plot_logs(folders: Sequence[Path], output: Path) -> None:
 
 
 def running_mean(values: np.ndarray) -> np.ndarray:
-    """Each value averaged with those before it, up to a fiftieth of all: [N] -> [N]."""
+    """Average each value with up to N / 50 values before it: [N] -> [N]."""
     width = max(1, len(values) // 50)
     sums = np.cumsum(np.concatenate([[0.0], values]))
     first = np.maximum(np.arange(len(values)) - width + 1, 0)

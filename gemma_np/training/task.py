@@ -1,4 +1,4 @@
-"""What a training run learns: the texts it draws, the loss on them, and the texts it is measured on."""
+"""What a training run learns: the batches it reads, the loss on them, and the batches it is evaluated on."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,43 +13,51 @@ from gemma_np.training.training_state import State
 class Batch(NamedTuple):
     """Texts of equal length."""
 
-    ids: np.ndarray  # [B, T + 1]: what is read and, one further on, what is to be predicted
-    counted: np.ndarray | None = None  # bool [B, T], the positions whose loss counts; None: all of them
-    teacher: TopK | None = None  # [B, T, k], what a teacher expected there, where that was stored
+    ids: np.ndarray  # [B, T + 1]: inputs and, shifted by one, targets
+    loss_mask: np.ndarray | None = None  # bool [B, T], the targets whose loss counts; None: all of them
+    teacher: TopK | None = None  # [B, T, k], a teacher's cached distribution of each target
 
     @property
-    def positions(self) -> int:
-        """How many positions count."""
-        return int(self.counted.sum()) if self.counted is not None else self.ids[:, 1:].size
+    def num_targets(self) -> int:
+        """Return the number of targets whose loss counts."""
+        return int(self.loss_mask.sum()) if self.loss_mask is not None else self.ids[:, 1:].size
 
     def share(self, rank: int, size: int) -> "Batch":
-        """Every size-th text, from the rank-th on: what one of `size` processes works on."""
+        """Return every size-th text from the rank-th on: the share of one of `size` processes."""
         part = slice(rank, None, size)
         teacher = TopK(*(values[part] for values in self.teacher)) if self.teacher else None
-        return Batch(self.ids[part], self.counted[part] if self.counted is not None else None, teacher)
+        return Batch(self.ids[part], self.loss_mask[part] if self.loss_mask is not None else None, teacher)
 
 
 Loss = Callable[[np.ndarray, Batch], tuple[np.ndarray, np.ndarray]]
 """(logits [B, T, V], batch) -> losses [B, T] and dlogits [B, T, V]."""
 
+WeightView = Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]
+"""weights -> the weights that the forward pass uses in their place."""
+
 
 def next_token(logits: np.ndarray, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
-    """The loss of training from scratch: -log P of each next token.
+    """Return the loss of training from scratch: -log P of each next token, in nats.
 
     logits [B, T, V] -> losses [B, T], dlogits [B, T, V]
     """
     return cross_entropy(logits, batch.ids[:, 1:])
 
 
+def _same_weights(weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return dict(weights)
+
+
 @dataclass(frozen=True)
 class Task:
-    """Drawing may use the state's generator, so that a resumed run draws what an uninterrupted one would, and its
-    weights, when a student writes the texts it learns from."""
+    """Batches, loss and evaluation of one run."""
 
-    draw: Callable[[State], Batch]
+    next_batch: Callable[[State], Batch]
+    """Uses the state's random generator, so that a resumed run draws the batches of an uninterrupted one; and its
+    weights, when a student writes its own texts."""
     loss: Loss = next_token
     validation: Sequence[Batch] = ()
-    seen: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]] = lambda weights: weights
+    view_weights: WeightView = _same_weights
     """What the forward pass, and the checkpoint, see of the weights: quantized or pruned ones. Their gradients go to
-    the weights behind them as they are (straight through: Bengio et al., arXiv 1308.3432)."""
-    about: Mapping[str, Any] = field(default_factory=dict)  # what a run may not change when it is resumed
+    the weights behind them unchanged (straight-through estimator: Bengio et al., arXiv 1308.3432)."""
+    identity: Mapping[str, Any] = field(default_factory=dict)  # must be the same when a run is resumed

@@ -1,8 +1,8 @@
-"""A teacher's distributions on disk: it reads the texts once, and any number of students learn from what it said.
+"""A teacher's distributions on disk: it reads the texts once, and any number of students train on its targets.
 
-A whole distribution is V numbers a token; its k likeliest and the mass of the rest say nearly as much. They lie in
-safetensors files of up to 256 texts each: ids [n, T + 1], top [n, T, k] and probs [n, T, k] in float16. Each file is
-written whole or not at all, so that a run that was stopped goes on with the first that is missing.
+A whole distribution is V numbers per token; its k most likely tokens and the mass of the others carry nearly as much.
+They are stored in safetensors files of up to 256 texts each: ids [n, T + 1], top [n, T, k] and probs [n, T, k] in
+float16. Each file is written whole or not at all, so that an interrupted run continues with the first missing one.
 
 Source: Gemma 2 report, section 3 (Knowledge Distillation). The Gemma 3 report, arXiv 2503.19786, section 2.2, likewise
 keeps a part of the teacher's vocabulary: 256 tokens at each position.
@@ -20,19 +20,21 @@ import numpy as np
 from gemma_np.checkpoints.atomic_write import atomic_write
 from gemma_np.errors import GemmaError
 from gemma_np.gemma import Gemma
+from gemma_np.model.log_probs import log_softmax
+from gemma_np.training.data import check_tokens
 from gemma_np.training.distillation import weights_digest
-from gemma_np.training.losses import TopK, log_softmax, soft_cross_entropy_top_k
+from gemma_np.training.losses import TopK, soft_cross_entropy_top_k
 from gemma_np.training.mpi import Ranks
 from gemma_np.training.task import Batch
 from gemma_np.training.training_state import State
 
 _SETTINGS = "targets.json"
 _TEXTS = 256  # in a file
-_AT_ONCE = 8  # texts that the teacher reads
+_BATCH_SIZE = 8  # texts that the teacher reads at once
 
 
 def top_k(logits: np.ndarray, k: int) -> TopK:
-    """The k likeliest tokens of each distribution, in no order, and their probabilities.
+    """Return the k most likely tokens of each distribution, unsorted, and their probabilities.
 
     logits [..., T, V], k < V -> ids and probs [..., T, k]
     """
@@ -40,47 +42,48 @@ def top_k(logits: np.ndarray, k: int) -> TopK:
     return TopK(ids, np.exp(np.take_along_axis(log_softmax(logits), ids, axis=-1)))
 
 
-def check_targets(teacher: Gemma, length: int, k: int) -> None:
-    """Raise a GemmaError when a teacher cannot read texts of that length, or has not k tokens and a rest."""
-    if not 0 < length <= teacher.config.max_position_embeddings:
-        context = teacher.config.max_position_embeddings
-        raise GemmaError(f"length: {length}, expected 1 to the teacher's context of {context}")
+def check_targets(teacher: Gemma, seq_len: int, k: int) -> None:
+    """Check that a teacher can read texts of that length, and has more than k tokens. Raises GemmaError if not."""
+    context = teacher.config.max_position_embeddings
+    if not 0 < seq_len <= context:
+        raise GemmaError(f"seq_len: {seq_len}, expected 1 to the teacher's context of {context}")
     if not 0 < k < teacher.config.vocab_size:
-        raise GemmaError(f"top-k: {k}, expected 1 to {teacher.config.vocab_size - 1}, less than the vocabulary")
+        raise GemmaError(f"top_k: {k}, expected 1 to {teacher.config.vocab_size - 1}, less than the vocabulary")
 
 
 def write_targets(
-    teacher: Gemma, tokens: np.ndarray, length: int, k: int, folder: Path, ranks: Ranks | None = None
+    teacher: Gemma, tokens: np.ndarray, seq_len: int, k: int, folder: Path, ranks: Ranks | None = None
 ) -> None:
-    """Let the teacher read a token file, tokens [N], in texts of `length`, and store its k likeliest tokens at each
-    position. Files that are there already are left alone; each rank writes some of the others.
+    """Let the teacher read a token file, tokens [N], in texts of `seq_len`, and write its top-k probabilities.
 
-    Raises GemmaError for what `check_targets` checks, and when the folder was begun with other settings.
+    Existing files are kept; each rank writes some of the others. Raises GemmaError for what `check_targets` checks, and
+    when the folder was started with other settings.
     """
     from safetensors.numpy import save_file
     from tqdm import tqdm
 
     ranks = ranks or Ranks()
-    check_targets(teacher, length, k)
-    settings = {"length": length, "top_k": k, "tokens": len(tokens), "teacher": weights_digest(teacher)}
+    check_targets(teacher, seq_len, k)
+    check_tokens(tokens, seq_len)
+    settings = {"seq_len": seq_len, "top_k": k, "tokens": len(tokens), "teacher": weights_digest(teacher)}
     if ranks.rank == 0 and not (folder / _SETTINGS).exists():
         folder.mkdir(parents=True, exist_ok=True)
         atomic_write(folder / _SETTINGS, lambda partial: partial.write_text(json.dumps(settings) + "\n"))
     ranks.barrier()
     for name, value in read_settings(folder).items():
         if settings[name] != value:
-            raise GemmaError(f"{folder}: was begun with {name}={value}, expected {settings[name]} as asked for now")
-    texts = (len(tokens) - 1) // length
+            raise GemmaError(f"{folder}: was started with {name}={value}, but this run asks for {settings[name]}")
+    texts = (len(tokens) - 1) // seq_len
     dtype = np.uint16 if teacher.config.vocab_size <= 2**16 else np.uint32
     missing = [(number, path) for number, path in enumerate(_files(folder, texts)) if not path.exists()]
-    ranks.barrier()  # all see the same files missing before any of them is written
-    hide = True if ranks.rank else None  # None: where nobody looks
-    for number, path in tqdm(missing[ranks.rank :: ranks.size], desc="teacher reads", unit=" files", disable=hide):
-        starts = range(number * _TEXTS * length, min((number + 1) * _TEXTS, texts) * length, length)
-        ids = np.stack([tokens[start : start + length + 1] for start in starts])
+    ranks.barrier()  # all ranks list the missing files before any of them is written
+    hide = True if ranks.rank else None  # None: hide the bar when there is no terminal
+    for number, path in tqdm(missing[ranks.rank :: ranks.size], desc="caching teacher", unit=" files", disable=hide):
+        starts = range(number * _TEXTS * seq_len, min((number + 1) * _TEXTS, texts) * seq_len, seq_len)
+        ids = np.stack([tokens[start : start + seq_len + 1] for start in starts])
         parts = [
-            top_k(teacher.logits(ids[first : first + _AT_ONCE, :-1].astype(np.int64)), k)
-            for first in range(0, len(ids), _AT_ONCE)
+            top_k(teacher.logits(ids[first : first + _BATCH_SIZE, :-1].astype(np.int64)), k)
+            for first in range(0, len(ids), _BATCH_SIZE)
         ]
         arrays = {
             "ids": ids.astype(dtype),
@@ -90,32 +93,32 @@ def write_targets(
         atomic_write(path, partial(save_file, arrays))
 
 
-def draw_from_targets(folder: Path, batch: int) -> Callable[[State], Batch]:
-    """Draw texts, and with them what the teacher said of each position, from the files of `write_targets`.
+def random_targets(folder: Path, batch_size: int) -> Callable[[State], Batch]:
+    """Return the `next_batch` of a task that reads random texts, with the teacher's targets, from `write_targets`.
 
     Raises GemmaError when a file is missing or damaged.
     """
     from safetensors import SafetensorError, safe_open
 
     settings = read_settings(folder)
-    texts = (settings["tokens"] - 1) // settings["length"]
+    texts = (settings["tokens"] - 1) // settings["seq_len"]
     files: list[Any] = []
     for path in _files(folder, texts):
         try:
             files.append(safe_open(path, "numpy"))
         except (SafetensorError, OSError) as error:
-            raise GemmaError(f"{path}: {error}, expected what gemma-np targets writes, whole") from None
+            raise GemmaError(f"{path}: {error}, expected a whole file from gemma-np cache-teacher") from None
 
     def text(number: int) -> list[np.ndarray]:
         file, row = divmod(number, _TEXTS)
         return [files[file].get_slice(name)[row] for name in ("ids", "top", "probs")]
 
-    def draw(state: State) -> Batch:
-        drawn = [text(number) for number in state.generator.integers(0, texts, batch).tolist()]
+    def next_batch(state: State) -> Batch:
+        drawn = [text(number) for number in state.generator.integers(0, texts, batch_size).tolist()]
         ids, top, probs = (np.stack(arrays) for arrays in zip(*drawn, strict=True))
         return Batch(ids.astype(np.int64), teacher=TopK(top.astype(np.int64), probs.astype(np.float32)))
 
-    return draw
+    return next_batch
 
 
 def _files(folder: Path, texts: int) -> list[Path]:
@@ -124,22 +127,22 @@ def _files(folder: Path, texts: int) -> list[Path]:
 
 
 def from_targets(logits: np.ndarray, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
-    """The loss towards the stored distributions. Raises GemmaError when the batch has none.
+    """Return the loss against cached distributions. Raises GemmaError when the batch has none.
 
     logits [B, T, V] -> losses [B, T], dlogits [B, T, V]
     """
     if batch.teacher is None:
-        raise GemmaError("targets: none in the batch, expected what draw_from_targets draws")
+        raise GemmaError("targets: none in the batch, expected a batch of random_targets")
     return soft_cross_entropy_top_k(logits, batch.teacher)
 
 
 def read_settings(folder: Path) -> dict[str, int]:
-    """How the targets in a folder were made: length, top_k, tokens, and the teacher's fingerprint.
+    """Return how the targets in a folder were made: seq_len, top_k, tokens, and the digest of the teacher.
 
     Raises GemmaError when the folder has none.
     """
     try:
         found = json.loads((folder / _SETTINGS).read_text())
-        return {name: int(found[name]) for name in ("length", "top_k", "tokens", "teacher")}
+        return {name: int(found[name]) for name in ("seq_len", "top_k", "tokens", "teacher")}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise GemmaError(f"{folder}: {error}, expected what gemma-np targets writes") from None
+        raise GemmaError(f"{folder}: {error}, expected the output of gemma-np cache-teacher") from None

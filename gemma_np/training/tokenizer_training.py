@@ -1,7 +1,7 @@
-"""A tokenizer of one's own, trained with sentencepiece the way Gemma's was.
+"""Train a tokenizer with sentencepiece, with the settings of Gemma's own.
 
 Source: Gemma 2 report, section 3: SentencePiece with split digits, preserved whitespace, byte-level encodings; Gemma 1
-report (arXiv 2403.08295), section 3.3. The special pieces stand where they stand in Gemma 1 and 2.
+report (arXiv 2403.08295), section 3.3. The special pieces have the ids that they have in Gemma 1 and 2.
 """
 
 import io
@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 
 from gemma_np.errors import GemmaError
 
-_LONGEST = 10_000  # characters that are learned from together
+_LONGEST = 10_000  # characters of a line; longer ones are split
 _SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
 _OPENING = ("table", "caption", "thead", "tbody", "tfoot", "tr", "th", "td")
 _HEADINGS = ("h1", "h2", "h3", "h4", "h5", "h6", "blockquote")
@@ -23,26 +23,26 @@ SPECIAL_PIECES = (
     *(_SPACE * length for length in range(2, 32)),  # 138 to 167
     *(f"<{slash}{tag}>" for tags in (_OPENING, _HEADINGS, _INLINE) for slash in ("", "/") for tag in tags),
 )
-"""Behind them come 256 bytes, and then what is learned."""
+"""256 bytes follow, and then the pieces that are trained."""
 
 
-def train_vocabulary(lines: Iterable[str], size: int) -> bytes:
-    """A sentencepiece model file of `size` pieces, learned from the lines by byte-pair merges.
+def train_tokenizer(lines: Iterable[str], vocab_size: int) -> bytes:
+    """Train a tokenizer of `vocab_size` pieces on lines of text by byte-pair encoding; return its tokenizer.model.
 
-    Raises GemmaError when the text is too small for so many pieces, or the size too small for the special ones.
+    Raises GemmaError when there is too little text for so many pieces, or too few pieces for the special ones.
     """
     from sentencepiece import SentencePieceTrainer
 
     smallest = len(SPECIAL_PIECES) + 256 + 1
-    if size < smallest:
-        raise GemmaError(f"vocabulary size: {size}, expected at least {smallest} for the special pieces and the bytes")
+    if vocab_size < smallest:
+        raise GemmaError(f"vocab_size: {vocab_size}, expected at least {smallest} for the special pieces and the bytes")
     model = io.BytesIO()
     try:
         SentencePieceTrainer.train(
             sentence_iterator=(part for line in lines for part in _short(line)),
             model_writer=model,
             model_type="bpe",
-            vocab_size=size,
+            vocab_size=vocab_size,
             byte_fallback=True,
             split_digits=True,
             normalization_rule_name="identity",
@@ -56,17 +56,17 @@ def train_vocabulary(lines: Iterable[str], size: int) -> bytes:
             eos_piece="<eos>",
             bos_piece="<bos>",
             unk_piece="<unk>",
-            user_defined_symbols=list(SPECIAL_PIECES[4:]),  # a tuple would be taken for one name
-            max_sentence_length=4 * _LONGEST,  # bytes; a longer one would be left out
-            num_threads=1,  # more of them make the result depend on chance
+            user_defined_symbols=list(SPECIAL_PIECES[4:]),  # sentencepiece takes a tuple for one name
+            max_sentence_length=4 * _LONGEST,  # bytes; sentencepiece leaves out longer ones
+            num_threads=1,  # with more the result is not reproducible
             minloglevel=2,
         )
     except RuntimeError as error:
         reason = str(error).rsplit("] ", 1)[-1] or "the text is empty"
-        raise GemmaError(f"vocabulary of {size} pieces: {reason}") from None
+        raise GemmaError(f"vocab_size: {vocab_size}: {reason}") from None
     return model.getvalue()
 
 
 def _short(line: str) -> Iterator[str]:
-    """The line in parts that are not too long."""
+    """Split a line into parts that are not too long."""
     return (line[start : start + _LONGEST] for start in range(0, len(line), _LONGEST))

@@ -1,17 +1,19 @@
-"""A weight as it is stored: in 32, 16, 8 or 4 bits.
+"""The formats that a weight can be stored in, in one table: plain floats, or 16, 8 or 4 bits.
 
-A weight is a plain array, or one of the kinds below, which take a half to an eighth of its memory. Each can be
-sliced by rows, and widened to floats; `linear.py` multiplies with it.
+A weight is a plain array, or one of the classes below, which take a half to an eighth of its memory. Each class holds
+numbers and scales: the weight is their product, a scale for every group of neighbouring channels of a row. It can be
+sliced by rows, and dequantized to float32; `linear.py` multiplies with it.
 
 Sources: OCP Microscaling formats for E4M3 (float8); Dettmers et al., arXiv 2208.07339, for a scale per channel.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
+from numpy.typing import DTypeLike
 
 INT4_LEVELS = 16
 INT4_ZERO = 8
@@ -26,50 +28,48 @@ class BFloat16:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """(out, in)"""
+        """Return (out, in)."""
         return self.numbers.shape
+
+    @property
+    def scales(self) -> np.ndarray:
+        """Return a scale of 1 for each row: float32 [out, 1]."""
+        return np.ones((*self.numbers.shape[:-1], 1), np.float32)
 
     def __getitem__(self, rows: Any) -> "BFloat16":
         return BFloat16(self.numbers[rows])
 
-    def widen(self, out: np.ndarray) -> np.ndarray:
-        """Write the weight to `out`, float32 [out, in]; nothing is left to multiply with."""
+    def numbers_into(self, out: np.ndarray) -> None:
+        """Write the numbers to `out`, float32 [out, in]."""
         bits = out.view(np.uint32)
         np.copyto(bits, self.numbers.view(np.uint16))
         np.left_shift(bits, 16, out=bits)
-        return _NO_SCALE
 
 
 @dataclass(frozen=True)
 class Int8:
-    """Whole numbers and the size of their steps: w = scale * integer. A row has one scale, or one for each of its
-    groups of neighbouring channels."""
+    """Integers times scales: one scale for each row, or for each group of neighbouring channels of a row."""
 
     integers: np.ndarray  # int8 [out, in]
     scales: np.ndarray  # float [out, groups]
+    int8_activations: bool = False  # W8A8: multiply by activations that are rounded to int8 as well
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """(out, in)"""
+        """Return (out, in)."""
         return self.integers.shape
 
     def __getitem__(self, rows: Any) -> "Int8":
-        return type(self)(self.integers[rows], self.scales[rows])
+        return Int8(self.integers[rows], self.scales[rows], self.int8_activations)
 
-    def widen(self, out: np.ndarray) -> np.ndarray:
-        """Write integers to `out`, float32 [out, in], and return the scale of each row; with more scales a row, write
-        the weight."""
+    def numbers_into(self, out: np.ndarray) -> None:
+        """Write the integers to `out`, float32 [out, in]."""
         np.copyto(out, self.integers)
-        return _scale_groups(out, self.scales)
-
-
-class W8A8(Int8):
-    """The same, multiplied by activations that are rounded to int8, too: whole numbers times whole numbers."""
 
 
 @dataclass(frozen=True)
 class Int4:
-    """Whole numbers from 0 to 15, two to a byte: w = scale * (number - zero), in groups of neighbouring channels."""
+    """Integers from 0 to 15, two to a byte: scale * (integer - zero), in groups of neighbouring channels."""
 
     packed: np.ndarray  # uint8 [out, in / 2], see `pack`
     scales: np.ndarray  # float [out, groups]
@@ -77,94 +77,138 @@ class Int4:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """(out, in)"""
+        """Return (out, in)."""
         return *self.packed.shape[:-1], 2 * self.packed.shape[-1]
 
     def __getitem__(self, rows: Any) -> "Int4":
         return Int4(self.packed[rows], self.scales[rows], None if self.zeros is None else self.zeros[rows])
 
-    def widen(self, out: np.ndarray) -> np.ndarray:
-        """Write integers to `out`, float32 [out, in], and return the scale of each row; with more scales a row, write
-        the weight."""
+    def numbers_into(self, out: np.ndarray) -> None:
+        """Write integer - zero to `out`, float32 [out, in]."""
         half = self.packed.shape[-1]
         for numbers, part in ((self.packed & 15, out[..., :half]), (self.packed >> 4, out[..., half:])):
-            whole = numbers.view(np.int8)
+            signed = numbers.view(np.int8)
             if self.zeros is None:
-                whole -= INT4_ZERO
-            np.copyto(part, whole)
+                signed -= INT4_ZERO
+            np.copyto(part, signed)
         if self.zeros is not None:
             groups = out.reshape(*self.zeros.shape, -1)
             groups -= self.zeros[..., None].astype(np.float32)
-        return _scale_groups(out, self.scales)
 
 
 @dataclass(frozen=True)
 class Float8:
-    """Floats of a sign, four bits of exponent and three of fraction (E4M3), times one scale a row."""
+    """Floats of a sign, four bits of exponent and three of fraction (E4M3), times one scale per row."""
 
     numbers: np.ndarray  # float8_e4m3fn [out, in]
     scales: np.ndarray  # float [out, 1]
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """(out, in)"""
+        """Return (out, in)."""
         return self.numbers.shape
 
     def __getitem__(self, rows: Any) -> "Float8":
         return Float8(self.numbers[rows], self.scales[rows])
 
-    def widen(self, out: np.ndarray) -> np.ndarray:
-        """Write the numbers to `out`, float32 [out, in], and return the scales."""
+    def numbers_into(self, out: np.ndarray) -> None:
+        """Write the numbers to `out`, float32 [out, in]."""
         np.take(_FLOAT8_VALUES, self.numbers.view(np.uint8), out=out, mode="clip")
-        return self.scales
 
 
-_NO_SCALE = np.ones(1, np.float32)
 _FLOAT8_VALUES = np.arange(256, dtype=np.uint8).view(ml_dtypes.float8_e4m3fn).astype(np.float32)
 
-Stored = BFloat16 | Int8 | Int4 | Float8
+Quantized = Int8 | Int4 | Float8
+Stored = BFloat16 | Quantized
 Weight = np.ndarray | Stored
 Weights = Mapping[str, Any]
 """The weights of a model by the names of the published checkpoints: each matrix a `Weight`, each norm an array. What
 the model computes has the dtype of its norms."""
 
 
+class Format(NamedTuple):
+    """One row of the table of formats."""
+
+    bits: int  # of a weight, without its scales
+    stored_as: type  # the class of a matrix in this format
+    arrays: Mapping[str, tuple[DTypeLike, ...]] = {}  # of a quantized matrix: each field of its class, and its dtypes
+    group_size: int | None = None  # channels that share a scale, by default; None: one scale per row
+    scale_dtype: DTypeLike = np.float32
+    can_group: bool = False  # whether a row may have more than one scale
+    int8_activations: bool = False
+    gguf: bool = False  # a name that only GGUF files use
+    computes_in: DTypeLike = np.float32
+
+
+_SCALES = (np.float32, np.float16)
+_INT8 = {"integers": (np.int8,), "scales": _SCALES}
+_INT4 = {"packed": (np.uint8,), "scales": _SCALES, "zeros": (np.uint8,)}
+_FLOAT8 = {"numbers": (ml_dtypes.float8_e4m3fn,), "scales": _SCALES}
+
+FORMATS = {
+    "float64": Format(64, np.ndarray, computes_in=np.float64),
+    "float32": Format(32, np.ndarray),
+    "bfloat16": Format(16, BFloat16),
+    "int8": Format(8, Int8, _INT8, can_group=True),
+    "w8a8": Format(8, Int8, _INT8, int8_activations=True),
+    "int4": Format(4, Int4, _INT4, group_size=64, can_group=True),
+    "float8": Format(8, Float8, _FLOAT8),
+    "Q8_0": Format(8, Int8, _INT8, group_size=32, scale_dtype=np.float16, can_group=True, gguf=True),
+    "Q4_0": Format(4, Int4, _INT4, group_size=32, scale_dtype=np.float16, can_group=True, gguf=True),
+}
+"""Every format by its name. Q8_0 and Q4_0 are the names that GGUF has for int8 and int4 in groups of 32, with scales in
+float16; in a safetensors checkpoint these are int8 and int4."""
+
+
+def matrix_bytes(shape: tuple[int, int], format: str, group_size: int | None = None) -> int:
+    """Return the bytes of a matrix of this shape, with its scales; group_size: default that of the format."""
+    rows, columns = shape
+    row = FORMATS[format]
+    scales = columns // (group_size or row.group_size or columns) if "scales" in row.arrays else 0
+    return rows * columns * row.bits // 8 + rows * scales * np.dtype(row.scale_dtype).itemsize
+
+
+def dequantize_into(weight: Stored, out: np.ndarray) -> None:
+    """Write a weight to `out`, float32 [out, in]."""
+    weight.numbers_into(out)
+    groups = out.reshape(*weight.scales.shape, -1)
+    groups *= weight.scales[..., None].astype(np.float32)
+
+
 def dequantize(weight: Weight) -> np.ndarray:
-    """The plain array: float32 [out, in] of what is stored; an array as it is."""
+    """Return a weight as a plain array: float32 [out, in] of a stored one, a plain array as it is."""
     if isinstance(weight, np.ndarray):
         return weight
-    wide = np.empty(weight.shape, np.float32)
-    wide *= weight.widen(wide)
-    return wide
+    floats = np.empty(weight.shape, np.float32)
+    dequantize_into(weight, floats)
+    return floats
 
 
 def embedding_rows(weight: Weight, rows: np.ndarray) -> np.ndarray:
-    """Some rows of a weight [out, in], widened: rows [...] -> [..., in]."""
+    """Return some rows of a weight [out, in], dequantized: rows [...] -> [..., in]."""
     return dequantize(weight[rows])
 
 
 def stored_bytes(weight: Weight) -> int:
-    """The bytes that a weight takes."""
+    """Return the bytes that a weight takes."""
     arrays = [weight] if isinstance(weight, np.ndarray) else vars(weight).values()
-    return sum(array.nbytes for array in arrays if array is not None)
+    return sum(array.nbytes for array in arrays if isinstance(array, np.ndarray))
+
+
+def is_quantized(weight: Weight) -> bool:
+    """Return whether a weight has scales, so that it cannot be trained or quantized again as it is."""
+    return isinstance(weight, Int8 | Int4 | Float8)
 
 
 def pack(numbers: np.ndarray) -> np.ndarray:
-    """Two numbers from 0 to 15 to a byte: uint8 [..., n] -> uint8 [..., n / 2]. The first half of the last axis goes
-    into the lower four bits, the second half into the upper ones."""
+    """Pack two numbers from 0 to 15 into a byte: uint8 [..., n] -> uint8 [..., n / 2].
+
+    The first half of the last axis goes into the lower four bits, the second half into the upper ones.
+    """
     low, high = np.split(numbers, 2, axis=-1)
     return low | high << 4
 
 
 def unpack(packed: np.ndarray) -> np.ndarray:
-    """The numbers that `pack` packed: uint8 [..., n / 2] -> uint8 [..., n]."""
+    """Undo `pack`: uint8 [..., n / 2] -> uint8 [..., n]."""
     return np.concatenate([packed & 15, packed >> 4], axis=-1)
-
-
-def _scale_groups(out: np.ndarray, scales: np.ndarray) -> np.ndarray:
-    """Multiply each group by its scale; one scale a row is cheaper after the product, and returned."""
-    if scales.shape[-1] == 1:
-        return scales
-    groups = out.reshape(*scales.shape, -1)
-    groups *= scales[..., None].astype(np.float32)
-    return _NO_SCALE

@@ -1,6 +1,6 @@
-"""The product with a weight, however it is stored.
+"""The product with a weight, in whatever format it is stored.
 
-A stored one is widened a few rows at a time, on all cores: the whole matrix is never held as floats.
+A stored weight is dequantized a few rows at a time, on all cores: the whole matrix is never in memory as floats.
 """
 
 import os
@@ -11,19 +11,19 @@ from typing import Any
 
 import numpy as np
 
-from gemma_np.weights.formats import W8A8, Int8, Stored, Weight
+from gemma_np.weights.formats import Int8, Stored, Weight, dequantize_into
 
 
 def linear(x: np.ndarray, weight: Weight) -> np.ndarray:
-    """Multiply each vector of x by a weight that is stored the way checkpoints store it.
+    """Multiply each vector of x by a weight in the layout of the checkpoints, [out, in].
 
     x [..., in], weight [out, in] -> [..., out]. The leading axes are folded into one, so that a batch is a single
-    matrix product. NumPy hands the transposed view of an array to BLAS as it is: no copy of the weight is made.
+    matrix product. NumPy passes the transposed view of an array to BLAS as it is: no copy of the weight is made.
     """
     rows = x.reshape(-1, x.shape[-1])
     if isinstance(weight, np.ndarray):
         y = rows @ weight.T
-    elif isinstance(weight, W8A8):
+    elif isinstance(weight, Int8) and weight.int8_activations:
         y = integer_product(rows, weight)
     else:
         y = _product_by_tiles(rows, weight)
@@ -31,7 +31,7 @@ def linear(x: np.ndarray, weight: Weight) -> np.ndarray:
 
 
 def linear_backward(dy: np.ndarray, x: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Undo `x @ weight.T`: the gradients of x and of the weight.
+    """Return the gradients of x and of the weight; undoes `x @ weight.T`.
 
     dy [..., out], x [..., in], weight [out, in] -> dx [..., in], dweight [out, in]
     """
@@ -40,18 +40,18 @@ def linear_backward(dy: np.ndarray, x: np.ndarray, weight: np.ndarray) -> tuple[
 
 
 def integer_product(x: np.ndarray, weight: Int8) -> np.ndarray:
-    """x @ weight.T with both sides in int8: x [N, in], weight [out, in] with one scale a row -> [N, out].
+    """Compute x @ weight.T with both sides in int8: x [N, in], weight [out, in] with one scale per row -> [N, out].
 
-    Each vector of x has a scale of its own; the sums of products are whole numbers, as an int32 accumulator has them.
+    Each vector of x has its own scale; the sums of products are the integers of an int32 accumulator.
     """
-    activations, steps = round_to_int8(x)
-    return (steps * integer_sums(activations, weight.integers) * weight.scales.T).astype(x.dtype)
+    activations, scales = round_to_int8(x)
+    return (scales * integer_sums(activations, weight.integers) * weight.scales.T).astype(x.dtype)
 
 
 def integer_sums(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """The exact sums of products: int8 x [N, in], int8 weight [out, in] -> int32 [N, out].
+    """Return the exact sums of products: int8 x [N, in], int8 weight [out, in] -> int32 [N, out].
 
-    They are added up in float64, which holds every whole number up to 2^53: BLAS multiplies no integers.
+    They are computed in float64, which holds every integer up to 2^53: BLAS multiplies no integers.
     """
     sums = np.empty((len(x), len(weight)), np.int32)
     wide = x.astype(np.float64)
@@ -61,30 +61,39 @@ def integer_sums(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
 
 
 def round_to_int8(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Whole numbers from -127 to 127 and, for each vector, the size of a step: [..., n] -> int8 [..., n], [..., 1]."""
-    steps = np.abs(x).max(axis=-1, keepdims=True) / 127
-    return np.rint(x / np.where(steps, steps, 1)).astype(np.int8), steps
+    """Round each vector to integers from -127 to 127 and a scale: [..., n] -> int8 [..., n], [..., 1]."""
+    scales = np.abs(x).max(axis=-1, keepdims=True) / 127
+    return np.rint(x / np.where(scales, scales, 1)).astype(np.int8), scales
 
 
-_TILE = 2**18  # floats, 1 MB: a tile is widened and multiplied before it leaves a core's own cache
-_TILE_OF_MANY = 2**20  # with many vectors the product takes longer than the widening, and BLAS wants large matrices
+_TILE = 2**18  # floats, 1 MB: a tile is dequantized and multiplied while it is in a core's own cache
+_LARGE_TILE = 2**20  # with many vectors the product takes longer than dequantizing, and BLAS wants large matrices
 _MANY = 8
 
 
 def _product_by_tiles(x: np.ndarray, weight: Stored) -> np.ndarray:
-    """x [N, in], weight [out, in] -> [N, out]. Each core takes a share of the weight's rows."""
+    """Multiply by tiles of rows: x [N, in], weight [out, in] -> [N, out]. Each core takes a share of the rows."""
     y = np.empty((len(x), weight.shape[0]), x.dtype)
-    size = _TILE if len(x) < _MANY else _TILE_OF_MANY
+    size = _TILE if len(x) < _MANY else _LARGE_TILE
+    has_row_scales = weight.scales.shape[-1] == 1
 
     def multiply(share: tuple[int, int]) -> None:
         first, end = share
         tiles = _tiles((end - first, weight.shape[1]), size)
         buffer = np.empty((max(stop - start for start, stop in tiles), weight.shape[1]), np.float32)
         for start, stop in tiles:
-            tile, columns = buffer[: stop - start], y[:, first + start : first + stop]
-            scales = weight[first + start : first + stop].widen(tile)
-            np.matmul(x, tile.T, out=columns)
-            columns *= scales.T
+            rows, tile, columns = (
+                weight[first + start : first + stop],
+                buffer[: stop - start],
+                y[:, first + start : first + stop],
+            )
+            if has_row_scales:  # scaling the product is cheaper than scaling the tile
+                rows.numbers_into(tile)
+                np.matmul(x, tile.T, out=columns)
+                columns *= rows.scales.T
+            else:
+                dequantize_into(rows, tile)
+                np.matmul(x, tile.T, out=columns)
 
     cores = os.cpu_count() or 1
     shares = _tiles(weight.shape, max(size, -(-weight.shape[0] // cores) * weight.shape[1]))
@@ -93,13 +102,13 @@ def _product_by_tiles(x: np.ndarray, weight: Stored) -> np.ndarray:
 
 
 def _tiles(shape: tuple[int, ...], size: int) -> list[tuple[int, int]]:
-    """(start, stop) of runs of rows that have at most `size` numbers each, or one row."""
+    """Return (start, stop) of groups of rows with at most `size` numbers each, or one row."""
     rows = max(1, size // shape[1])
     return [(start, min(start + rows, shape[0])) for start in range(0, shape[0], rows)]
 
 
 def on_all_cores(work: Callable[[Any], object], parts: Sequence[Any]) -> None:
-    """Do the work on each part, side by side, as NumPy lets threads; on a single core, as in a browser, in turn."""
+    """Call `work` on each part in threads, since NumPy releases the lock; one after another on a single core."""
     if len(parts) == 1 or os.cpu_count() in (1, None):
         for part in parts:
             work(part)

@@ -99,7 +99,7 @@ def watch():
 watcher = threading.Thread(target=watch)
 watcher.start()
 started = time.perf_counter()
-assert main(["quantize", "--model", sys.argv[1], "-o", sys.argv[2], "--to", *sys.argv[3:]]) == 0
+assert main(["quantize", "--model", sys.argv[1], "-o", sys.argv[2], "--format", *sys.argv[3:]]) == 0
 done.set()
 watcher.join()
 print(time.perf_counter() - started, peak)

@@ -20,10 +20,10 @@ from gemma_np.training.mpi import mpi_ranks
 from gemma_np.training.optimizer import AdamW
 from gemma_np.training.task import Batch, Task
 from gemma_np.training.trainer import initial_weights, train_step
-from gemma_np.training.training_state import Recipe, State
+from gemma_np.training.training_state import State, TrainingConfig
 from tests.benchmarks.speed import TINY
 
-RECIPE = Recipe(batch=8, length=128)
+TRAINING = TrainingConfig(batch_size=8, seq_len=128)
 STEPS = 30
 
 
@@ -56,9 +56,11 @@ def ours() -> None:
     """Train, on as many ranks as mpiexec has started, and print the tokens a second."""
     generator = np.random.default_rng(0)
     state = State(initial_weights(TINY, generator), AdamW(), generator)
-    task = Task(lambda state: Batch(state.generator.integers(0, TINY.vocab_size, (RECIPE.batch, RECIPE.length + 1))))
+    task = Task(
+        lambda state: Batch(state.generator.integers(0, TINY.vocab_size, (TRAINING.batch_size, TRAINING.seq_len + 1)))
+    )
     with mpi_ranks() as ranks:
-        speed = tokens_per_second(lambda: train_step(state, TINY, task, RECIPE, ranks))
+        speed = tokens_per_second(lambda: train_step(state, TINY, task, TRAINING, ranks))
         if ranks.rank == 0:
             print(speed)
 
@@ -71,15 +73,17 @@ def theirs() -> None:
 
     model, _ = framework_model(TINY)
     model.train()
-    optimizer = torch.optim.AdamW(model.parameters(), RECIPE.rate, (0.9, 0.95), weight_decay=RECIPE.weight_decay)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), TRAINING.learning_rate, (0.9, 0.95), weight_decay=TRAINING.weight_decay
+    )
 
     def step() -> None:
-        ids = torch.randint(TINY.vocab_size, (RECIPE.batch, RECIPE.length + 1))
+        ids = torch.randint(TINY.vocab_size, (TRAINING.batch_size, TRAINING.seq_len + 1))
         logits = model(ids[:, :-1], use_cache=False).logits
         loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
         optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), RECIPE.clip)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), TRAINING.max_grad_norm)
         optimizer.step()
 
     print(tokens_per_second(step))
@@ -91,7 +95,7 @@ def tokens_per_second(step) -> float:
     started = time.perf_counter()
     for _ in range(STEPS):
         step()
-    return STEPS * RECIPE.batch * RECIPE.length / (time.perf_counter() - started)
+    return STEPS * TRAINING.batch_size * TRAINING.seq_len / (time.perf_counter() - started)
 
 
 if __name__ == "__main__":

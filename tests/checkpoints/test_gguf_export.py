@@ -6,8 +6,8 @@ import pytest
 
 import gemma_np
 from gemma_np import GemmaError
-from gemma_np.compression.gguf_export import GGUF_SCHEMES, export_gguf
 from gemma_np.compression.quantization import quantize
+from gemma_np.compression.quantize_model import GGUF_SCHEMES, export_gguf
 from gemma_np.compression.structured_pruning import keep_layers
 from gemma_np.weights.formats import Int4, Int8, dequantize
 from tests.support import tiny
@@ -37,7 +37,7 @@ def test_the_library_reads_the_very_numbers(model_type, kind, tmp_path):
             assert (found == weight + 1).all(), tensor.name
         else:
             assert tensor.tensor_type.name == kind
-            assert (found == dequantize(quantize(weight, GGUF_SCHEMES[kind], least_error=True))).all(), tensor.name
+            assert (found == dequantize(quantize(weight, GGUF_SCHEMES[kind], mse=True))).all(), tensor.name
 
 
 @pytest.mark.parametrize("kind", GGUF_SCHEMES)

@@ -5,7 +5,7 @@ import pytest
 
 import gemma_np
 from gemma_np import GemmaError
-from gemma_np.checkpoints.random_weights import KINDS, random_weights, write_sparse
+from gemma_np.checkpoints.random_weights import KINDS, random_weights, save_sparse_folder
 from gemma_np.checkpoints.saving import save_folder
 from gemma_np.config import gemma2_config
 from gemma_np.weights.formats import dequantize
@@ -31,10 +31,10 @@ def test_a_checkpoint_writes_tokens(kind, tmp_path):
 
 def test_a_sparse_checkpoint_takes_no_room_and_is_a_model(tmp_path, monkeypatch):
     monkeypatch.setattr("gemma_np.checkpoints.random_weights._SPARSE_SHARD", 30_000)
-    write_sparse(tmp_path / "model", CONFIG)
+    save_sparse_folder(tmp_path / "model", CONFIG)
     files = sorted((tmp_path / "model").glob("*.safetensors"))
     assert len(files) > 1
     assert sum(file.stat().st_blocks * 512 for file in files) < sum(file.stat().st_size for file in files)
     assert (gemma_np.load(tmp_path / "model", "stored").logits([2, 5]) == 0).all()
     with pytest.raises(GemmaError, match="exists, expected a new folder"):
-        write_sparse(tmp_path / "model", CONFIG)
+        save_sparse_folder(tmp_path / "model", CONFIG)

@@ -35,30 +35,53 @@ def texts(tmp_path_factory):
     ("kind", "stored"), [("bfloat16", BFloat16), ("int8", Int8), ("int4", Int4), ("float8", Float8)]
 )
 def test_quantize_stores_every_matrix_so(kind, stored, checkpoint, tmp_path):
-    group = ["--group", "32"] if kind == "int4" else []
-    assert main(["quantize", "--model", checkpoint, "--to", kind, *group, "-o", str(tmp_path / "out")]) == 0
+    group = ["--group-size", "32"] if kind == "int4" else []
+    assert main(["quantize", "--model", checkpoint, "--format", kind, *group, "-o", str(tmp_path / "out")]) == 0
     model = gemma_np.load(tmp_path / "out", "stored")
     scheme = Scheme(kind, 32 if group else None)
     for name, weight in tiny.gemma(**SIZES).weights.items():
         if weight.ndim == 2:
             assert type(model.weights[name]) is stored
-            assert (dequantize(model.weights[name]) == dequantize(quantize(weight, scheme, least_error=True))).all()
+            assert (dequantize(model.weights[name]) == dequantize(quantize(weight, scheme, mse=True))).all()
     assert main(["generate", "--model", str(tmp_path / "out"), "--max-new-tokens", "3", "The"]) == 0
 
 
 @pytest.mark.parametrize("method", ["gptq", "awq"])
 def test_quantize_with_a_text_and_an_embedding_of_its_own(method, checkpoint, texts, tmp_path):
-    options = ["--group", "32", "--method", method, "--text", texts, "--texts", "2", "--length", "20"]
+    options = [
+        "--group-size",
+        "32",
+        "--method",
+        method,
+        "--calibration-text",
+        texts,
+        "--calibration-samples",
+        "2",
+        "--calibration-length",
+        "20",
+    ]
     out = str(tmp_path / "out")
-    assert main(["quantize", "--model", checkpoint, "--to", "int4", "--embedding", "int8", *options, "-o", out]) == 0
+    assert (
+        main(["quantize", "--model", checkpoint, "--format", "int4", "--embedding-format", "int8", *options, "-o", out])
+        == 0
+    )
     weights = gemma_np.load(out).weights
     assert type(weights["model.embed_tokens.weight"]) is Int8
     assert type(weights["model.layers.3.mlp.down_proj.weight"]) is Int4
 
 
 def test_prune_writes_an_ordinary_checkpoint(checkpoint, texts, tmp_path):
-    options = ["--text", texts, "--texts", "2", "--length", "20", "-o", str(tmp_path / "out")]
-    assert main(["prune", "--model", checkpoint, "layers=2,ffn=40,kv-heads=1", *options]) == 0
+    options = [
+        "--calibration-text",
+        texts,
+        "--calibration-samples",
+        "2",
+        "--calibration-length",
+        "20",
+        "-o",
+        str(tmp_path / "out"),
+    ]
+    assert main(["prune", "--model", checkpoint, "layers=2,intermediate-size=40,kv-heads=1", *options]) == 0
     config, _, _ = load_folder(tmp_path / "out", np.float32)
     assert (config.num_hidden_layers, config.intermediate_size, config.num_attention_heads) == (2, 40, 2)
 
@@ -69,8 +92,8 @@ def test_compress_from_end_to_end(tmp_path, capsys):
     for number in range(3):
         words = gemma_np.load().generate([2, 300 + number], max_new_tokens=200, temperature=1, seed=number)
         (texts / f"{number}.txt").write_text(words * 60, encoding="utf-8")
-    steps = ["--prune", "layers=2,ffn=256", "--distill", "2", "--quantize", "int4", "--method", "gptq"]
-    command = ["compress", str(texts), *steps, "--batch", "1", "--length", "64", "--validation", "0.4"]
+    steps = ["--prune", "layers=2,intermediate-size=256", "--distill", "2", "--quantize", "int4", "--method", "gptq"]
+    command = ["compress", str(texts), *steps, "--batch-size", "1", "--seq-len", "64", "--val-fraction", "0.4"]
     assert main([*command, "-o", str(tmp_path / "out")]) == 0
     out = capsys.readouterr().out
     assert [line.split()[0] for line in out.splitlines()[1:5]] == ["original", "pruned", "healed", "quantized"]
@@ -81,12 +104,12 @@ def test_compress_from_end_to_end(tmp_path, capsys):
 
 
 def test_export_gguf(checkpoint, tmp_path):
-    assert main(["export-gguf", "--model", checkpoint, "--to", "Q4_0", "-o", str(tmp_path / "tiny.gguf")]) == 0
+    assert main(["export-gguf", "--model", checkpoint, "--format", "Q4_0", "-o", str(tmp_path / "tiny.gguf")]) == 0
     assert type(gemma_np.load(tmp_path / "tiny.gguf").weights["model.embed_tokens.weight"]) is Int4
 
 
 def test_a_hollow_27b_is_described_and_opened_at_once(tmp_path, capsys):
-    assert main(["random-checkpoint", "gemma-2-27b", "--sparse", "-o", str(tmp_path / "hollow")]) == 0
+    assert main(["init-checkpoint", "gemma-2-27b", "--sparse-file", "-o", str(tmp_path / "hollow")]) == 0
     assert main(["info", "--model", str(tmp_path / "hollow")]) == 0
     assert "27,227,128,320" in capsys.readouterr().out
     weights = gemma_np.load(tmp_path / "hollow", "stored").weights
@@ -96,8 +119,19 @@ def test_a_hollow_27b_is_described_and_opened_at_once(tmp_path, capsys):
 def test_quantization_aware_training(tmp_path, texts):
     tokenizer = tmp_path / "tokenizer.model"
     tokenizer.write_bytes(tiny.vocabulary())
-    shape = ["--hidden-size", "32", "--layers", "2", "--head-dim", "8", "--ffn", "32"]
-    options = ["--steps", "2", "--batch", "2", "--length", "20", "--quantization-aware", "int4", "--group", "32"]
+    shape = ["--hidden-size", "32", "--layers", "2", "--head-dim", "8", "--intermediate-size", "32"]
+    options = [
+        "--steps",
+        "2",
+        "--batch-size",
+        "2",
+        "--seq-len",
+        "20",
+        "--quantization-aware",
+        "int4",
+        "--group-size",
+        "32",
+    ]
     out = tmp_path / "run"
     assert main(["train", texts, "--tokenizer", str(tokenizer), *shape, *options, "-o", str(out)]) == 0
     weight = gemma_np.load(out).weights["model.layers.1.mlp.up_proj.weight"]
@@ -108,20 +142,29 @@ def test_quantization_aware_training(tmp_path, texts):
     ("arguments", "message"),
     [
         (
-            ["quantize", "--to", "int4", "--group", "48"],
+            ["quantize", "--format", "int4", "--group-size", "48"],
             "model.embed_tokens.weight: 32 channels, expected a multiple of",
         ),
         (
-            ["quantize", "--to", "int4", "--method", "gptq"],
-            "expected --text, a text file or a folder to calibrate with",
+            ["quantize", "--format", "int4", "--method", "gptq"],
+            "expected --calibration-text, a text file or a folder to calibrate with",
         ),
         (
-            ["prune", "layers=9", "--text", "TEXTS", "--texts", "1", "--length", "20"],
+            [
+                "prune",
+                "layers=9",
+                "--calibration-text",
+                "TEXTS",
+                "--calibration-samples",
+                "1",
+                "--calibration-length",
+                "20",
+            ],
             "layers: 9 to keep, expected 1 to 4",
         ),
         (["prune", "drop-layers=7"], "layer 7: does not exist, expected 0 to 3"),
-        (["prune", "layers=2"], "expected --text, a text file or a folder to calibrate with"),
-        (["prune", "kv-heads=2", "--text", "TEXTS", "--texts", "900"], "calibration text: "),
+        (["prune", "layers=2"], "expected --calibration-text, a text file or a folder to calibrate with"),
+        (["prune", "kv-heads=2", "--calibration-text", "TEXTS", "--calibration-samples", "900"], "calibration text: "),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(arguments, message, checkpoint, texts, tmp_path, capsys):
@@ -134,8 +177,8 @@ def test_bad_input_is_one_line_and_leaves_nothing(arguments, message, checkpoint
 
 
 def test_quantizing_what_is_quantized(checkpoint, tmp_path, capsys):
-    main(["quantize", "--model", checkpoint, "--to", "int8", "-o", str(tmp_path / "one")])
-    assert main(["quantize", "--model", str(tmp_path / "one"), "--to", "int8", "-o", str(tmp_path / "two")]) == 2
+    main(["quantize", "--model", checkpoint, "--format", "int8", "-o", str(tmp_path / "one")])
+    assert main(["quantize", "--model", str(tmp_path / "one"), "--format", "int8", "-o", str(tmp_path / "two")]) == 2
     assert "model.embed_tokens.weight: is quantized already" in capsys.readouterr().err
     assert main(["merge", str(tmp_path / "one"), "-o", str(tmp_path / "floats")]) == 0
     assert gemma_np.load(tmp_path / "floats").weights["model.embed_tokens.weight"].dtype == np.float32
@@ -147,7 +190,7 @@ def test_no_room_on_the_disk_leaves_nothing(checkpoint, tmp_path):
     limit = "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
     limit += "resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000)); "
     code = limit + f"from gemma_np.cli import main; raise SystemExit(main({['quantize', '--model', checkpoint]!r} + "
-    code += f"{['--to', 'int8', '-o', str(tmp_path / 'out')]!r}))"
+    code += f"{['--format', 'int8', '-o', str(tmp_path / 'out')]!r}))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
     assert "out: could not be written" in done.stderr
@@ -155,7 +198,7 @@ def test_no_room_on_the_disk_leaves_nothing(checkpoint, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("command", ["quantize", "prune", "compress", "export-gguf", "random-checkpoint"])
+@pytest.mark.parametrize("command", ["quantize", "prune", "compress", "export-gguf", "init-checkpoint"])
 def test_help_has_an_example(command, capsys):
     with pytest.raises(SystemExit):
         main([command, "--help"])

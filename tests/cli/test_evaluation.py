@@ -44,9 +44,9 @@ def test_a_table_of_one_model(file, checkpoints, capsys):
 
 
 def test_examples_are_not_asked(file, checkpoints, capsys):
-    assert main(["evaluate", file, "--model", checkpoints[0], "--shots", "2", "--json"]) == 0
+    assert main(["evaluate", file, "--model", checkpoints[0], "--num-fewshot", "2", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["questions"] == 4
-    assert main(["evaluate", file, "--model", checkpoints[0], "--shots", "6"]) == 2
+    assert main(["evaluate", file, "--model", checkpoints[0], "--num-fewshot", "6"]) == 2
     assert "6 questions, expected more than the 6 examples" in capsys.readouterr().err
 
 

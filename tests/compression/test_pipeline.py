@@ -9,10 +9,10 @@ import gemma_np
 from gemma_np import Gemma, GemmaError
 from gemma_np.compression import pipeline
 from gemma_np.compression.benchmark import decoding_speed, greedy_agreement, measure, table
-from gemma_np.compression.pipeline import Steps, compress
+from gemma_np.compression.pipeline import CompressionConfig, compress
 from gemma_np.compression.pruning_plan import read_plan
 from gemma_np.compression.quantization import Scheme
-from gemma_np.training.training_state import Recipe
+from gemma_np.training.training_state import TrainingConfig
 from gemma_np.weights.formats import Int8
 from tests.support import tiny
 from tests.support.strategies import random_ids, random_weights
@@ -20,8 +20,10 @@ from tests.support.tolerances import assert_close
 
 MODEL = tiny.gemma()
 TOKENS = random_ids(MODEL.config, 0, 900).astype(np.uint16)
-RECIPE = Recipe(steps=4, batch=2, length=9, warmup=1, save_every=2)
-STEPS = Steps(read_plan("ffn=4"), RECIPE, Scheme("int8"), calibration=(4, 9), measured=(3, 9))
+TRAINING = TrainingConfig(steps=4, batch_size=2, seq_len=9, warmup_steps=1, save_every=2)
+STEPS = CompressionConfig(
+    read_plan("intermediate-size=4"), TRAINING, Scheme("int8"), calibration=(4, 9), measured=(3, 9)
+)
 
 
 def run(out, steps=STEPS, model=MODEL):
@@ -44,8 +46,12 @@ def test_each_step_leaves_a_checkpoint_and_a_row(tmp_path):
 def test_healing_brings_the_student_nearer_to_the_original(tmp_path):
     rows = run(
         tmp_path / "out",
-        Steps(
-            read_plan("ffn=4"), Recipe(steps=60, batch=4, length=9, warmup=1), None, calibration=(4, 9), measured=(8, 9)
+        CompressionConfig(
+            read_plan("intermediate-size=4"),
+            TrainingConfig(steps=60, batch_size=4, seq_len=9, warmup_steps=1),
+            None,
+            calibration=(4, 9),
+            measured=(8, 9),
         ),
     )
     assert rows[2].kl < rows[1].kl
@@ -75,19 +81,33 @@ def test_what_is_done_is_not_done_again(tmp_path, monkeypatch):
 
 
 def test_other_steps_need_another_folder(tmp_path):
-    run(tmp_path / "out", Steps(read_plan("ffn=4"), None, None, calibration=(4, 9), measured=(2, 9)))
+    run(
+        tmp_path / "out",
+        CompressionConfig(read_plan("intermediate-size=4"), None, None, calibration=(4, 9), measured=(2, 9)),
+    )
     with pytest.raises(GemmaError, match="begun with other steps or another model, expected another folder"):
-        run(tmp_path / "out", Steps(read_plan("ffn=5"), None, None, calibration=(4, 9), measured=(2, 9)))
+        run(
+            tmp_path / "out",
+            CompressionConfig(read_plan("intermediate-size=5"), None, None, calibration=(4, 9), measured=(2, 9)),
+        )
 
 
 def test_what_cannot_be_quantized_is_not_healed_first(tmp_path):
     with pytest.raises(GemmaError, match="expected a multiple of the group of 8"):
-        run(tmp_path / "out", Steps(read_plan("ffn=4"), RECIPE, Scheme("int4", 8), calibration=(4, 9), measured=(2, 9)))
+        run(
+            tmp_path / "out",
+            CompressionConfig(
+                read_plan("intermediate-size=4"), TRAINING, Scheme("int4", 8), calibration=(4, 9), measured=(2, 9)
+            ),
+        )
     assert not (tmp_path / "out" / "healed").exists()
 
 
 def test_zeros_survive_healing(tmp_path):
-    run(tmp_path / "out", Steps(read_plan("magnitude=0.5"), RECIPE, None, calibration=(4, 9), measured=(2, 9)))
+    run(
+        tmp_path / "out",
+        CompressionConfig(read_plan("magnitude=0.5"), TRAINING, None, calibration=(4, 9), measured=(2, 9)),
+    )
     pruned, healed = (gemma_np.load(tmp_path / "out" / step).weights for step in ("pruned", "healed"))
     name = "model.layers.1.mlp.up_proj.weight"
     assert ((pruned[name] == 0) == (healed[name] == 0)).all()

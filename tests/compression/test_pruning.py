@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gemma_np import Gemma, GemmaError
-from gemma_np.compression.pruning import METHODS, keep_sparsity, prune_weights, share_of_row, two_of_four
+from gemma_np.compression.pruning import METHODS, keep_fraction, keep_sparsity, prune_weights, two_of_four
 from tests.support import tiny
 from tests.support.strategies import normal, random_ids, seeds
 
@@ -14,7 +14,7 @@ from tests.support.strategies import normal, random_ids, seeds
 @given(st.floats(0, 0.99), st.integers(1, 5), st.integers(1, 9), seeds)
 def test_a_share_of_each_row_goes_and_it_is_the_smallest(sparsity, rows, columns, seed):
     scores = np.abs(normal(seed, rows, columns))
-    kept = share_of_row(sparsity)(scores)
+    kept = keep_fraction(sparsity)(scores)
     assert (columns - kept.sum(axis=1) == round(sparsity * columns)).all()
     for row, mask in zip(scores, kept, strict=True):
         assert row[~mask].max(initial=-np.inf) <= row[mask].min(initial=np.inf)
@@ -37,13 +37,13 @@ def test_two_of_four_takes_no_other_rows():
 @pytest.mark.parametrize("sparsity", [-0.1, 1.0, float("nan")])
 def test_a_share_is_less_than_all(sparsity):
     with pytest.raises(GemmaError, match=r"sparsity: .*, expected 0 or more and less than 1"):
-        share_of_row(sparsity)
+        keep_fraction(sparsity)
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_pruning_nothing_changes_nothing(method):
     model = tiny.gemma()
-    pruned = dict(prune_weights(model, share_of_row(0), method, random_ids(model.config, 0, 2, 9)))
+    pruned = dict(prune_weights(model, keep_fraction(0), method, random_ids(model.config, 0, 2, 9)))
     assert list(pruned) == [name for name, _ in model.config.weight_shapes()]
     for name, weight in model.weights.items():
         assert (pruned[name] == weight).all(), name
@@ -51,14 +51,14 @@ def test_pruning_nothing_changes_nothing(method):
 
 def test_norms_and_embedding_are_left_alone():
     model = tiny.gemma()
-    for name, weight in prune_weights(model, share_of_row(0.5), "magnitude"):
+    for name, weight in prune_weights(model, keep_fraction(0.5), "magnitude"):
         zeros = (weight == 0).mean()
         assert (zeros > 0.4) if weight.ndim == 2 and "embed" not in name else zeros == 0, name
 
 
 def test_wanda_weighs_with_the_inputs_that_the_pruned_layers_before_make():
     """One row of the last layer's down_proj, worked out from the definition."""
-    model, keep = tiny.gemma(), share_of_row(0.5)
+    model, keep = tiny.gemma(), keep_fraction(0.5)
     ids = random_ids(model.config, 0, 2, 9)
     pruned = dict(prune_weights(model, keep, "wanda", ids))
     name = "model.layers.3.mlp.down_proj.weight"
@@ -80,7 +80,7 @@ def test_an_unknown_method():
 
 def test_zeros_stay_however_the_weights_move():
     model = tiny.gemma()
-    pruned = dict(prune_weights(model, share_of_row(0.5), "magnitude"))
+    pruned = dict(prune_weights(model, keep_fraction(0.5), "magnitude"))
     moved = {name: weight + 1 for name, weight in pruned.items()}
     for name, weight in keep_sparsity(pruned)(moved).items():
         if weight.ndim == 2 and "embed" not in name:

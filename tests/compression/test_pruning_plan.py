@@ -4,15 +4,15 @@ import numpy as np
 import pytest
 
 from gemma_np import GemmaError
-from gemma_np.compression.pruning_plan import Plan, prune, read_plan
+from gemma_np.compression.pruning_plan import PruningPlan, prune, read_plan
 from tests.support import tiny
 from tests.support.strategies import random_ids
 
 
 def test_a_plan_is_read():
-    assert read_plan("layers=20, ffn=6912,kv-heads=2") == Plan(layers=20, ffn=6912, kv_heads=2)
-    assert read_plan("drop-layers=3+7,wanda=2:4") == Plan(drop_layers=(3, 7), wanda="2:4")
-    assert read_plan("magnitude=0.5") == Plan(magnitude=0.5)
+    assert read_plan("layers=20, intermediate-size=6912,kv-heads=2") == PruningPlan(layers=20, intermediate-size=6912, kv_heads=2)
+    assert read_plan("drop-layers=3+7,wanda=2:4") == PruningPlan(drop_layers=(3, 7), wanda="2:4")
+    assert read_plan("magnitude=0.5") == PruningPlan(magnitude=0.5)
 
 
 @pytest.mark.parametrize(
@@ -31,7 +31,7 @@ def test_what_is_no_plan(text, message):
 
 def test_parts_go_before_single_weights():
     model = tiny.gemma()
-    plan = read_plan("layers=2,ffn=4,kv-heads=1,wanda=2:4")
+    plan = read_plan("layers=2,intermediate-size=4,kv-heads=1,wanda=2:4")
     smaller = prune(model, plan, random_ids(model.config, 0, 2, 9))
     config = smaller.config
     assert (config.num_hidden_layers, config.intermediate_size, config.num_key_value_heads) == (2, 4, 1)
@@ -67,5 +67,5 @@ def test_importance_needs_a_text():
 def test_the_model_given_is_not_changed():
     model = tiny.gemma()
     before = {name: weight.copy() for name, weight in model.weights.items()}
-    prune(model, read_plan("ffn=4,magnitude=0.5"), random_ids(model.config, 0, 2, 9))
+    prune(model, read_plan("intermediate-size=4,magnitude=0.5"), random_ids(model.config, 0, 2, 9))
     assert all(np.array_equal(model.weights[name], weight) for name, weight in before.items())

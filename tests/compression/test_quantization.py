@@ -27,9 +27,9 @@ SCALE = st.sampled_from([1e-3, 1.0, 50.0])
 schemes = st.sampled_from(SCHEMES)
 
 
-def matrix(seed, rows, columns, spread):
+def matrix(seed, rows, columns, std):
     """Numbers of all sizes, some of them zero, some rows of one sign."""
-    weight = spread * normal(seed, rows, columns, dtype=np.float32)
+    weight = std * normal(seed, rows, columns, dtype=np.float32)
     weight[normal(seed + 1, rows, columns) > 1.3] = 0
     weight[normal(seed + 2, rows) > 0.8] **= 2
     return weight
@@ -45,8 +45,8 @@ def numbers(weight):
 
 
 @given(schemes, st.integers(1, 5), st.integers(1, 4), SCALE, seeds)
-def test_no_weight_is_further_off_than_half_a_step(scheme, rows, groups, spread, seed):
-    weight = matrix(seed, rows, 4 * groups, spread)
+def test_no_weight_is_further_off_than_half_a_step(scheme, rows, groups, std, seed):
+    weight = matrix(seed, rows, 4 * groups, std)
     found = quantize(weight, scheme)
     half_steps = per_channel(found, 4 * groups) / 2
     assert (np.abs(weight - dequantize(found)) <= half_steps * (1 + 1e-5)).all()
@@ -62,15 +62,15 @@ def test_a_group_of_one_sign_is_no_exception(scheme, sign):
 
 
 @given(schemes, st.integers(1, 5), st.integers(1, 4), SCALE, seeds)
-def test_zero_stays_zero(scheme, rows, groups, spread, seed):
-    weight = matrix(seed, rows, 4 * groups, spread)
+def test_zero_stays_zero(scheme, rows, groups, std, seed):
+    weight = matrix(seed, rows, 4 * groups, std)
     assert (dequantize(quantize(weight, scheme))[weight == 0] == 0).all()
     assert (dequantize(quantize(0 * weight, scheme)) == 0).all()
 
 
 @given(schemes, st.integers(1, 5), st.integers(1, 4), SCALE, seeds)
-def test_rounding_what_is_rounded_changes_nothing(scheme, rows, groups, spread, seed):
-    once = quantize(matrix(seed, rows, 4 * groups, spread), scheme)
+def test_rounding_what_is_rounded_changes_nothing(scheme, rows, groups, std, seed):
+    once = quantize(matrix(seed, rows, 4 * groups, std), scheme)
     again = quantize(dequantize(once), scheme)
     if scheme.zero_points:  # a group that did not use its last number gets a finer grid
         used = unpack(once.packed).reshape(rows, -1, 4) if scheme.group else None
@@ -83,8 +83,8 @@ def test_rounding_what_is_rounded_changes_nothing(scheme, rows, groups, spread, 
 
 
 @given(schemes, st.integers(1, 5), st.integers(1, 4), SCALE, seeds)
-def test_the_grid_of_least_error_has_no_more_error_than_the_full_one(scheme, rows, groups, spread, seed):
-    weight = matrix(seed, rows, 4 * groups, spread).astype(np.float64)
+def test_the_grid_of_least_error_has_no_more_error_than_the_full_one(scheme, rows, groups, std, seed):
+    weight = matrix(seed, rows, 4 * groups, std).astype(np.float64)
     errors = [
         np.square(in_groups(dequantize(quantize(weight, scheme, least)) - weight, scheme)).sum(-1)
         for least in (True, False)
@@ -113,8 +113,8 @@ def test_rows_taken_in_any_number_at_once_are_the_same(scheme, least_error, monk
 
 
 @given(st.integers(1, 5), st.integers(1, 9), SCALE, seeds)
-def test_floats_of_16_and_8_bits_are_rounded_to_the_nearest(rows, columns, spread, seed):
-    weight = matrix(seed, rows, columns, spread)
+def test_floats_of_16_and_8_bits_are_rounded_to_the_nearest(rows, columns, std, seed):
+    weight = matrix(seed, rows, columns, std)
     assert (quantize(weight, Scheme("bfloat16")).numbers == weight.astype(ml_dtypes.bfloat16)).all()
     found = quantize(weight, Scheme("float8"))
     largest = np.abs(weight).max(axis=1, keepdims=True)

@@ -6,7 +6,7 @@ import pytest
 import gemma_np
 from gemma_np import Gemma, GemmaError
 from gemma_np.compression.awq import awq_scale
-from gemma_np.compression.calibration import INPUTS, Moments, calibration_texts
+from gemma_np.compression.calibration import INPUTS, InputGram, calibration_ids
 from gemma_np.compression.gptq import gptq
 from gemma_np.compression.quantization import Scheme, quantize
 from gemma_np.compression.quantize_model import CALIBRATED, METHODS, quantize_model
@@ -65,18 +65,18 @@ def test_a_layer_is_calibrated_with_what_the_quantized_ones_before_it_make_of_th
     ids = random_ids(model.config, 0, 3, 20)
     weights = dict(quantize_model(model, SCHEME, method, ids))
     last = {name: weight for name, weight in model.weights.items() if name.startswith("model.layers.3")}
-    moments = Moments()
+    gram = InputGram()
     for text in ids:
         for name, value in (Scope(Gemma(model.config, weights | last, None).trace(text)) / "layers.3").items():
-            moments(name, value)
+            gram(name, value)
     layer = dict(Scope(model.weights) / "model.layers.3")
     if method == "awq":
-        layer = awq_scale(layer, moments, SCHEME, model.config)
+        layer = awq_scale(layer, gram, SCHEME, model.config)
     for name, weight in layer.items():
         if name in INPUTS and method == "gptq":
-            weight = gptq(weight, moments[INPUTS[name]], SCHEME)
+            weight = gptq(weight, gram[INPUTS[name]], SCHEME)
         elif name in INPUTS:
-            weight = quantize(weight, SCHEME, least_error=True)
+            weight = quantize(weight, SCHEME, mse=True)
         assert (dequantize(weights[f"model.layers.3.{name}"]) == dequantize(weight)).all(), name
 
 
@@ -91,7 +91,7 @@ def bundled():
     """The bundled model, and texts of its own to calibrate with."""
     model = gemma_np.load()
     text = "".join(model.generate([model.tokenizer.bos], 240, temperature=1.0, seed=seed) for seed in range(8))
-    return model, calibration_texts(model, text, 16, 64)
+    return model, calibration_ids(model, text, 16, 64)
 
 
 HELD_OUT = """O, what a rogue and peasant slave am I!
@@ -162,22 +162,22 @@ def test_of_whatever_kind(kind):
 
 def test_calibration_texts_begin_with_bos_and_go_on_where_the_last_ended():
     model = tiny.gemma()
-    ids = calibration_texts(model, tiny.TEXT, 3, 10)
+    ids = calibration_ids(model, tiny.TEXT, 3, 10)
     assert ids.shape == (3, 10)
     assert (ids[:, 0] == model.tokenizer.bos).all()
     assert ids[:, 1:].ravel().tolist() == model.tokenizer.encode(tiny.TEXT, bos=False)[:27]
 
 
 def test_calibration_texts_are_no_longer_than_the_model_reads():
-    assert calibration_texts(tiny.gemma(max_position_embeddings=8), tiny.TEXT, 2, 100).shape == (2, 8)
+    assert calibration_ids(tiny.gemma(max_position_embeddings=8), tiny.TEXT, 2, 100).shape == (2, 8)
 
 
 def test_calibration_texts_need_a_tokenizer():
     model = tiny.gemma()
     with pytest.raises(GemmaError, match=r"tokenizer\.model: missing"):
-        calibration_texts(Gemma(model.config, model.weights, None), tiny.TEXT, 3, 10)
+        calibration_ids(Gemma(model.config, model.weights, None), tiny.TEXT, 3, 10)
 
 
 def test_a_calibration_text_that_is_too_short():
     with pytest.raises(GemmaError, match=r"calibration text: \d+ tokens, expected 6300 for 100 texts of 64"):
-        calibration_texts(tiny.gemma(), tiny.TEXT, 100, 64)
+        calibration_ids(tiny.gemma(), tiny.TEXT, 100, 64)

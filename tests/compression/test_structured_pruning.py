@@ -72,9 +72,9 @@ def test_importance_is_the_energy_that_a_part_adds():
     ids = random_ids(model.config, 0, 2, 9)
     importance, record = measure_importance(model, ids), model.trace(ids)
     down, o = (model.weights[f"model.layers.2.{name}.weight"] for name in ("mlp.down_proj", "self_attn.o_proj"))
-    hidden, mixed = record["layers.2.mlp.hidden"], record["layers.2.self_attn.mixed"]
+    hidden, context = record["layers.2.mlp.hidden"], record["layers.2.self_attn.context"]
     channels = [np.square(np.outer(hidden[..., c], down[:, c])).sum() for c in range(7)]
-    groups = [np.square(mixed[..., 8 * g : 8 * g + 8] @ o[:, 8 * g : 8 * g + 8].T).sum() for g in range(2)]
+    groups = [np.square(context[..., 8 * g : 8 * g + 8] @ o[:, 8 * g : 8 * g + 8].T).sum() for g in range(2)]
     assert_close(importance.channels[2], np.array(channels), "precision")
     assert_close(importance.groups[2].astype(np.float32), np.array(groups), "precision")
     x, y = (record[f"layers.{layer}.resid_post"].reshape(-1, 12) for layer in (1, 2))

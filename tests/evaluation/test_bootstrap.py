@@ -11,13 +11,13 @@ from tests.support.tolerances import assert_close
 def test_no_difference_is_chance():
     found = paired_bootstrap(np.ones(20), np.ones(20))
     assert (found.mean, found.low, found.high, found.p) == (0, 0, 0, 1)
-    assert not found.is_more_than_chance
+    assert not found.is_significant
 
 
 def test_a_large_difference_is_not():
     first = normal(0, 200)
     found = paired_bootstrap(first, first + 0.5 + 0.1 * normal(1, 200))
-    assert found.is_more_than_chance
+    assert found.is_significant
     assert 0.4 < found.low < 0.5 < found.high < 0.6
 
 
@@ -31,7 +31,7 @@ def test_the_interval_is_that_of_the_normal_distribution_for_many_questions(seed
 
 
 def test_chance_is_called_chance_nineteen_times_in_twenty():
-    called = [paired_bootstrap(np.zeros(100), normal(seed, 100)).is_more_than_chance for seed in range(100)]
+    called = [paired_bootstrap(np.zeros(100), normal(seed, 100)).is_significant for seed in range(100)]
     assert sum(called) <= 12
 
 

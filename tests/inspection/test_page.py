@@ -6,8 +6,8 @@ import pytest
 
 import gemma_np
 from gemma_np.cli import main
+from gemma_np.inspection.inspect_text import read
 from gemma_np.inspection.page import page
-from gemma_np.inspection.reading import read
 from tests.support.chromium import opened
 
 TEXT = "To be, or not to be, that is the question."

@@ -66,7 +66,7 @@ def test_right_models_pass(dtype, data, config, T, seed):
     ids = random_ids(config, seed, T)
     reference = Reference(model, np.split(ids, np.cumsum(data.draw(splits(T)))[:-1]))
     records = captured(theirs, reference)
-    assert set(records) == set(reference.places)
+    assert set(records) == set(reference.slices)
     for isolate in (False, True):
         rows = compare(reference, records, dtype, isolate)
         assert [row for row in rows if row.status != "OK"] == []

@@ -50,7 +50,7 @@ def test_the_letters_are_those_of_the_config(config):
     assert shapes["layers.1.self_attn.q_rope"] == (H, 5, h)
     assert shapes["layers.1.self_attn.v"] == (K, 5, h)
     assert shapes["layers.1.self_attn.probs"] == (H, 5, 9)
-    assert shapes["layers.1.self_attn.mixed"] == (5, H * h)
+    assert shapes["layers.1.self_attn.context"] == (5, H * h)
     assert shapes["layers.1.mlp.hidden"] == (5, config.intermediate_size)
     assert shapes["logits"] == (5, config.vocab_size)
 

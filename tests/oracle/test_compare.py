@@ -35,17 +35,17 @@ def mistaken(name, ids=IDS, model=None):
 
 
 @pytest.fixture
-def places(tmp_path):
+def folder(tmp_path):
     tiny.gemma().save(tmp_path / "model")
     words = ["trace", "--model", str(tmp_path / "model"), "--ids", ",".join(map(str, IDS))]
     assert main([*words, "-o", str(tmp_path / "ref.safetensors")]) == 0
     return tmp_path
 
 
-def dump(places, records, **metadata):
+def dump(folder, records, **metadata):
     contiguous = {name: np.ascontiguousarray(record) for name, record in records.items()}
-    save_file(contiguous, places / "theirs.safetensors", metadata or None)
-    return ["compare", str(places / "ref.safetensors"), str(places / "theirs.safetensors")]
+    save_file(contiguous, folder / "theirs.safetensors", metadata or None)
+    return ["compare", str(folder / "ref.safetensors"), str(folder / "theirs.safetensors")]
 
 
 @given(configs(), st.integers(1, 9), seeds, st.booleans())
@@ -79,77 +79,77 @@ def test_isolated_it_is_the_only_one():
     assert {row.key for row in rows if row.status == "DIFF"} == {f"layers.{layer}.mlp.hidden" for layer in range(4)}
 
 
-def test_from_the_command_line(places, capsys):
-    assert main(dump(places, Reference(tiny.gemma(), [IDS]).records())) == 0
+def test_from_the_command_line(folder, capsys):
+    assert main(dump(folder, Reference(tiny.gemma(), [IDS]).records())) == 0
     out = capsys.readouterr().out
     assert out.splitlines()[-1] == f"{len(tiny.gemma().trace(IDS))} OK"
-    assert main([*dump(places, mistaken("silu")), "--json"]) == 1
+    assert main([*dump(folder, mistaken("silu")), "--json"]) == 1
     rows = json.loads(capsys.readouterr().out)
     assert next(row["key"] for row in rows if row["status"] == "DIFF") == "layers.0.mlp.hidden"
 
 
-def test_missing_extra_and_misshapen_records(places, capsys):
+def test_missing_extra_and_misshapen_records(folder, capsys):
     records = Reference(tiny.gemma(), [IDS]).records()
     del records["layers.1.mlp.up"]
     records["layers.0.self_attn.q"] = records["layers.0.self_attn.q"].swapaxes(0, 1)
     records["layers.0.self_attn.k"] = records["layers.0.self_attn.k"].reshape(-1)
     records["layers.0.mlp.gate"] = records["layers.0.mlp.gate"][:3]
-    assert main(dump(places, records)) == 1
+    assert main(dump(folder, records)) == 1
     lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
     assert "MISSING" in lines["layers.1.mlp.up"]
     assert "this is the transpose; transpose(1, 0, 2) mends it" in lines["layers.0.self_attn.q"]
     assert "as many numbers, in other axes" in lines["layers.0.self_attn.k"]
     assert lines["layers.0.mlp.gate"].endswith("shape (3, 7), expected (6, 7)")
-    save_file({"norm": np.ascontiguousarray(records["norm"])}, places / "few.safetensors", metadata_of(places))
-    words = dump(places, Reference(tiny.gemma(), [IDS]).records())
-    assert main([words[0], str(places / "few.safetensors"), words[2]]) == 0
+    save_file({"norm": np.ascontiguousarray(records["norm"])}, folder / "few.safetensors", metadata_of(folder))
+    words = dump(folder, Reference(tiny.gemma(), [IDS]).records())
+    assert main([words[0], str(folder / "few.safetensors"), words[2]]) == 0
     assert f"1 OK, {len(tiny.gemma().trace(IDS)) - 1} EXTRA" in capsys.readouterr().out
 
 
-def metadata_of(places):
-    with (places / "ref.safetensors").open("rb") as file:
+def metadata_of(folder):
+    with (folder / "ref.safetensors").open("rb") as file:
         return json.loads(file.read(struct.unpack("<Q", file.read(8))[0]))["__metadata__"]
 
 
-def test_names_of_their_own(places, capsys):
+def test_names_of_their_own(folder, capsys):
     records = {
         name.replace("layers.", "blk.").replace(".self_attn.q", ".attn_q"): record
         for name, record in Reference(tiny.gemma(), [IDS]).records().items()
     }
-    (places / "names.json").write_text(json.dumps({"blk.{layer}.attn_q": "layers.{layer}.self_attn.q"}))
+    (folder / "names.json").write_text(json.dumps({"blk.{layer}.attn_q": "layers.{layer}.self_attn.q"}))
     only = {name: record for name, record in records.items() if name.endswith("attn_q")}
-    assert main([*dump(places, only), "--names", str(places / "names.json")]) == 0
+    assert main([*dump(folder, only), "--name-map", str(folder / "names.json")]) == 0
     assert "4 OK" in capsys.readouterr().out
 
 
-def test_a_batch_of_one_and_dropped_keys(places, capsys):
+def test_a_batch_of_one_and_dropped_keys(folder, capsys):
     records = {name: record[None] for name, record in Reference(tiny.gemma(), [IDS]).records().items()}
-    assert main(dump(places, records)) == 0
+    assert main(dump(folder, records)) == 0
     passes = [IDS[:5], IDS[5:]]
     records = Reference(tiny.gemma(), passes).records()
     for name in ("scores", "scores_capped", "probs"):  # a window of 3: the ring keeps the last 3 keys
         for layer in (0, 2):
             key = f"pass.1.layers.{layer}.self_attn.{name}"
             records[key] = records[key][..., -3:]
-    write_trace(tiny.gemma(), passes, places / "ref.safetensors", source=str(places / "model"))
-    assert main(dump(places, records)) == 0
+    write_trace(tiny.gemma(), passes, folder / "ref.safetensors", source=str(folder / "model"))
+    assert main(dump(folder, records)) == 0
 
 
-def test_hidden_scores_may_be_anything(places):
+def test_hidden_scores_may_be_anything(folder):
     records = Reference(tiny.gemma(), [IDS]).records()
     for name, record in records.items():
         if name.endswith("scores_capped"):
             records[name] = np.where(np.tri(len(IDS), dtype=bool), record, -np.inf)
-    assert main(dump(places, records)) == 0
+    assert main(dump(folder, records)) == 0
 
 
-def test_a_dump_of_another_program(places, capsys):
+def test_a_dump_of_another_program(folder, capsys):
     """Written byte by byte, in bfloat16, by nobody's library."""
     record = np.ascontiguousarray(Reference(tiny.gemma(), [IDS]).records()["norm"])
     bits = (record.view(np.uint32) + 0x8000 >> 16).astype("<u2").tobytes()
     header = b'{"norm":{"dtype":"BF16","shape":[6,12],"data_offsets":[0,144]}}'
-    (places / "theirs.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + bits)
-    assert main(["compare", str(places / "ref.safetensors"), str(places / "theirs.safetensors")]) == 0
+    (folder / "theirs.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + bits)
+    assert main(["compare", str(folder / "ref.safetensors"), str(folder / "theirs.safetensors")]) == 0
     assert capsys.readouterr().out.splitlines()[-1].startswith("1 OK, ")
 
 
@@ -169,16 +169,16 @@ def test_one_ulp_of_a_weight_passes_and_a_thousandth_of_a_matrix_does_not():
 
 
 @pytest.mark.plot
-def test_the_picture(places):
-    assert main([*dump(places, mistaken("silu")), "--plot", str(places / "errors.png")]) == 1
-    assert (places / "errors.png").read_bytes().startswith(b"\x89PNG")
+def test_the_picture(folder):
+    assert main([*dump(folder, mistaken("silu")), "--plot", str(folder / "errors.png")]) == 1
+    assert (folder / "errors.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_dumps_that_cannot_be_compared(places, capsys):
+def test_dumps_that_cannot_be_compared(folder, capsys):
     right = Reference(tiny.gemma(), [IDS]).records()
 
     def message(records, *options, **metadata):
-        assert main([*dump(places, records, **metadata), *options]) == 2
+        assert main([*dump(folder, records, **metadata), *options]) == 2
         err = capsys.readouterr().err
         assert err.count("\n") == 1
         return err
@@ -187,24 +187,24 @@ def test_dumps_that_cannot_be_compared(places, capsys):
     spoiled = dict(right) | {"layers.1.mlp.up": right["layers.1.mlp.up"] * np.nan, "norm": right["norm"] * np.inf}
     assert "layers.1.mlp.up: has NaN or infinity, the first record" in message(spoiled)
     assert "is of token ids [[2, 5]], expected [[2, 5, 9, 40, 7, 31]]" in message(right, passes="[[2, 5]]")
-    other = json.loads(metadata_of(places)["config"]) | {"sliding_window": 4}
+    other = json.loads(metadata_of(folder)["config"]) | {"sliding_window": 4}
     assert "is of a model with sliding_window=4, expected 3" in message(right, config=json.dumps(other))
     assert "dtype I32, expected one of" in message({"norm": np.zeros((6, 12), np.int32)})
-    (places / "names.json").write_text("[]")
-    assert "expected a JSON object from their names to ours" in message(right, "--names", str(places / "names.json"))
-    words = dump(places, right)
-    path = places / "theirs.safetensors"
+    (folder / "names.json").write_text("[]")
+    assert "expected a JSON object from their names to ours" in message(right, "--name-map", str(folder / "names.json"))
+    words = dump(folder, right)
+    path = folder / "theirs.safetensors"
     path.write_bytes(path.read_bytes()[:-9])
     assert main(words) == 2
     assert "damaged" in capsys.readouterr().err
-    assert main([*words[:2], str(places / "nowhere")]) == 2
+    assert main([*words[:2], str(folder / "nowhere")]) == 2
     assert "no such file" in capsys.readouterr().err
 
 
-def test_sixteen_bits_are_recognised(places, capsys):
+def test_sixteen_bits_are_recognised(folder, capsys):
     records = {n: r.astype(ml_dtypes.bfloat16) for n, r in Reference(tiny.gemma(), [IDS]).records().items()}
-    assert main(dump(places, records)) == 0
+    assert main(dump(folder, records)) == 0
     halved = {name: record.astype(np.float32) for name, record in records.items()}
-    assert main(dump(places, halved)) == 1  # as float32 they would be wrong
-    assert main([*dump(places, halved), "--dtype", "bfloat16"]) == 0
-    assert load_file(places / "ref.safetensors")["norm"].dtype == np.float32
+    assert main(dump(folder, halved)) == 1  # as float32 they would be wrong
+    assert main([*dump(folder, halved), "--dtype", "bfloat16"]) == 0
+    assert load_file(folder / "ref.safetensors")["norm"].dtype == np.float32

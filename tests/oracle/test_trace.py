@@ -77,12 +77,12 @@ def test_a_trace_keeps_nothing_in_memory(tmp_path):
 def test_only_some_records(tmp_path, capsys):
     tiny.gemma().save(tmp_path / "model")
     words = ["trace", "--model", str(tmp_path / "model"), "--ids", "2,5,9", "-o", str(tmp_path / "a.safetensors")]
-    assert main([*words, "--only", "*.probs", "--dtype", "float64"]) == 0
+    assert main([*words, "--filter", "*.probs", "--dtype", "float64"]) == 0
     found = load_file(tmp_path / "a.safetensors")
     assert set(found) == {f"layers.{layer}.self_attn.probs" for layer in range(4)}
     assert {value.dtype for value in found.values()} == {np.dtype(np.float64)}
     assert "4 records of 3 tokens" in capsys.readouterr().err
-    assert main([*words, "--only", "nothing"]) == 2
+    assert main([*words, "--filter", "nothing"]) == 2
     assert "matches no record" in capsys.readouterr().err
 
 
@@ -103,7 +103,7 @@ def test_chunks_and_decoding(tmp_path):
 
 
 def test_the_names(capsys):
-    assert main(["trace", "--names"]) == 0
+    assert main(["trace", "--name-map"]) == 0
     out = capsys.readouterr().out
     assert "layers.*.self_attn.probs" in out
     assert "only with has_qk_norm" in out

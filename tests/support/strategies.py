@@ -75,8 +75,8 @@ def random_weights(config, seed, dtype=np.float32):
     weights = {}
     for name, shape in config.weight_shapes():
         is_norm, is_embedding = len(shape) == 1, "embed" in name
-        spread = 0.3 if is_norm else (4 if is_embedding else 1.2) / np.sqrt(shape[1])
-        weights[name] = (spread * generator.standard_normal(shape)).astype(dtype)
+        std = 0.3 if is_norm else (4 if is_embedding else 1.2) / np.sqrt(shape[1])
+        weights[name] = (std * generator.standard_normal(shape)).astype(dtype)
         weights[name].flags.writeable = False
     return weights
 

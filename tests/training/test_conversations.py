@@ -12,7 +12,7 @@ from gemma_np.text.chat import chat_ids
 from gemma_np.training.conversations import (
     all_conversations,
     conversation_ids,
-    draw_conversations,
+    random_conversations,
     read_conversations,
     write_conversations,
 )
@@ -71,9 +71,9 @@ def test_long_conversations_are_cut(tmp_path):
     rows = np.load(tmp_path / "train.npy")
     assert rows.shape == (3, 2, length + 1)
     assert rows[1].tolist() == [ids[: length + 1], [int(learn) for learn in said[: length + 1]]]
-    batch = Task(draw_conversations(rows, 2)).draw(State({}, AdamW(), np.random.default_rng(0)))
+    batch = Task(random_conversations(rows, 2)).draw(State({}, AdamW(), np.random.default_rng(0)))
     assert batch.ids.shape == (2, length + 1)
-    assert batch.counted.shape == (2, length)
+    assert batch.loss_mask.shape == (2, length)
 
 
 def test_conversations_without_an_answer_are_left_out(tmp_path):
@@ -115,6 +115,8 @@ def test_from_the_command_line_it_learns_to_answer(tmp_path):
     gemma_np.Gemma(tiny.config(), start, tiny.tokenizer()).save(tmp_path / "model")
     write(tmp_path / "talk.jsonl", [TALK[:2]] * 4)
     tune = ["train", str(tmp_path / "talk.jsonl"), "--model", str(tmp_path / "model"), "-o", str(tmp_path / "tuned")]
-    recipe = "--steps 150 --batch 2 --length 50 --rate 0.03 --warmup 2 --validation 0.25"
-    assert main([*tune, *recipe.split()]) == 0
+    training_config = (
+        "--steps 150 --batch-size 2 --seq-len 50 --learning-rate 0.03 --warmup-steps 2 --val-fraction 0.25"
+    )
+    assert main([*tune, *training_config.split()]) == 0
     assert gemma_np.load(tmp_path / "tuned").chat(TALK[:1]) == "None, on the third evening."

@@ -10,14 +10,15 @@ import pytest
 import gemma_np
 from gemma_np import GemmaError
 from gemma_np.cli import main
+from gemma_np.model.log_probs import log_softmax
 from gemma_np.training.distillation import from_teacher, on_policy, sample_continuations
-from gemma_np.training.losses import distillation, log_softmax
+from gemma_np.training.losses import soft_cross_entropy
 from gemma_np.training.merging import average
 from gemma_np.training.optimizer import AdamW
 from gemma_np.training.task import Batch
-from gemma_np.training.tokenizer_training import train_vocabulary
+from gemma_np.training.tokenizer_training import train_tokenizer
 from gemma_np.training.trainer import loss_and_gradients
-from gemma_np.training.training_state import Recipe, State
+from gemma_np.training.training_state import State, TrainingConfig
 from tests.support import tiny
 from tests.support.strategies import random_ids, random_weights
 
@@ -30,7 +31,7 @@ def test_the_loss_is_that_of_the_teachers_own_logits():
     logits = np.random.default_rng(0).standard_normal((2, 8, CONFIG.vocab_size))
     teacher_logits = TEACHER.logits(IDS[:, :-1])
     found = from_teacher(TEACHER, partial(distillation, temperature=2.0))(logits, Batch(IDS))
-    for a, b in zip(found, distillation(logits, teacher_logits, 2.0), strict=True):
+    for a, b in zip(found, soft_cross_entropy(logits, teacher_logits, 2.0), strict=True):
         assert (a == b).all()
 
 
@@ -58,20 +59,20 @@ def test_the_student_writes_on_from_its_own_distribution():
 
 
 def test_on_policy_only_what_the_student_wrote_counts():
-    recipe = Recipe(steps=1, batch=3, length=8)
+    training_config = TrainingConfig(steps=1, batch_size=3, seq_len=8)
     tokens = np.arange(5, 60, dtype=np.uint16)
     state = State(random_weights(CONFIG, 0), AdamW(), np.random.default_rng(0))
-    batch = on_policy(tokens, CONFIG, recipe, prompt=3)(state)
+    batch = on_policy(tokens, CONFIG, training_config, prompt=3)(state)
     assert batch.ids.shape == (3, 9)
-    assert batch.counted.tolist() == [[False] * 2 + [True] * 6] * 3
+    assert batch.loss_mask.tolist() == [[False] * 2 + [True] * 6] * 3
     assert (np.diff(batch.ids[:, :3]) == 1).all()  # the prompt is from the file
     assert (np.diff(batch.ids[:, 3:]) != 1).any()
     with pytest.raises(GemmaError, match="prompt: 9 tokens, expected 1 to the length of 8"):
-        on_policy(tokens, CONFIG, recipe, prompt=9)
+        on_policy(tokens, CONFIG, training_config, prompt=9)
 
 
 @pytest.fixture
-def places(tmp_path):
+def folder(tmp_path):
     (tmp_path / "texts").mkdir()
     for number in range(3):
         (tmp_path / "texts" / f"{number}.txt").write_text(tiny.TEXT, encoding="utf-8")
@@ -79,13 +80,13 @@ def places(tmp_path):
     return tmp_path
 
 
-SMALL = "--hidden-size 8 --layers 2 --heads 2 --kv-heads 1 --head-dim 4 --ffn 8 --window 4 --context 16 --length 16"
-SHORT = "--steps 40 --batch 2 --rate 0.03 --warmup 2"
+SMALL = "--hidden-size 8 --layers 2 --heads 2 --kv-heads 1 --head-dim 4 --intermediate-size 8 --sliding-window 4 --context 16 --seq-len 16"
+SHORT = "--steps 40 --batch-size 2 --learning-rate 0.03 --warmup-steps 2"
 
 
-def test_from_the_command_line_a_student_comes_closer_to_its_teacher(places):
-    teacher, out = places / "teacher", places / "student"
-    arguments = ["distill", str(places / "texts"), "--teacher", str(teacher), "-o", str(out)]
+def test_from_the_command_line_a_student_comes_closer_to_its_teacher(folder):
+    teacher, out = folder / "teacher", folder / "student"
+    arguments = ["distill", str(folder / "texts"), "--teacher", str(teacher), "-o", str(out)]
     assert main([*arguments, *SMALL.split(), *SHORT.split()]) == 0
     losses = [json.loads(line)["loss"] for line in (out / "log.jsonl").read_text().splitlines()]
     assert np.mean(losses[-5:]) < np.mean(losses[:5]) - 0.2
@@ -93,39 +94,60 @@ def test_from_the_command_line_a_student_comes_closer_to_its_teacher(places):
 
 
 @pytest.mark.parametrize("divergence", ["forward", "reverse", "jensen-shannon"])
-def test_from_the_command_line_on_the_students_own_texts(places, divergence):
-    teacher, out = places / "teacher", places / "student"
-    arguments = ["distill", str(places / "texts"), "--teacher", str(teacher), "-o", str(out), "--on-policy"]
+def test_from_the_command_line_on_the_students_own_texts(folder, divergence):
+    teacher, out = folder / "teacher", folder / "student"
+    arguments = ["distill", str(folder / "texts"), "--teacher", str(teacher), "-o", str(out), "--on-policy"]
     assert main([*arguments, "--prompt", "4", "--divergence", divergence, *SMALL.split(), *SHORT.split()]) == 0
     losses = [json.loads(line)["loss"] for line in (out / "log.jsonl").read_text().splitlines()]
     assert np.mean(losses[-5:]) < np.mean(losses[:5])
 
 
-def test_a_run_is_not_resumed_with_another_teacher_or_temperature(places, capsys):
-    arguments = ["distill", str(places / "texts"), "--teacher", str(places / "teacher"), *SMALL.split(), *SHORT.split()]
-    assert main([*arguments, "-o", str(places / "out")]) == 0
-    assert main([*arguments, "-o", str(places / "out"), "--resume", "--temperature", "2"]) == 2
+def test_a_run_is_not_resumed_with_another_teacher_or_temperature(folder, capsys):
+    arguments = [
+        "distill",
+        str(folder / "texts"),
+        "--teacher",
+        str(folder / "teacher"),
+        *SMALL.split(),
+        *SHORT.split(),
+    ]
+    assert main([*arguments, "-o", str(folder / "out")]) == 0
+    assert main([*arguments, "-o", str(folder / "out"), "--resume", "--temperature", "2"]) == 2
     assert "task with temperature=1.0, expected 2.0 as asked for now" in capsys.readouterr().err
     other = tiny.gemma()
     other.weights["model.norm.weight"] = other.weights["model.norm.weight"] + 1
-    other.save(places / "other")
-    arguments[3] = str(places / "other")
-    assert main([*arguments, "-o", str(places / "out"), "--resume"]) == 2
+    other.save(folder / "other")
+    arguments[3] = str(folder / "other")
+    assert main([*arguments, "-o", str(folder / "out"), "--resume"]) == 2
     assert "task with teacher=" in capsys.readouterr().err
 
 
-def test_only_the_forward_divergence_has_a_temperature(places, capsys):
-    arguments = ["distill", str(places / "texts"), "--teacher", str(places / "teacher"), "-o", str(places / "out")]
-    assert main([*arguments, *SMALL.split(), "--divergence", "reverse", "--temperature", "2"]) == 2
+def test_only_the_forward_divergence_has_a_temperature(folder, capsys):
+    arguments = [
+        "distill",
+        str(folder / "texts"),
+        "--teacher",
+        str(folder / "teacher"),
+        "-o",
+        str(folder / "out"),
+    ]
+    assert main([*arguments, *SMALL.split(), "--divergence", "reverse-kl", "--temperature", "2"]) == 2
     assert "temperature: 2.0, expected 1 for the reverse divergence" in capsys.readouterr().err
 
 
-def test_another_vocabulary_is_refused(places, capsys):
-    tiny.gemma().save(places / "other")
-    tiny.gemma(vocab_size=540).save(places / "apart")
-    (places / "apart" / "tokenizer.model").write_bytes(train_vocabulary(tiny.TEXT.splitlines(), 540))
-    arguments = ["distill", str(places / "texts"), "--teacher", str(places / "apart"), "--model", str(places / "other")]
-    assert main([*arguments, "-o", str(places / "out"), "--length", "16"]) == 2
+def test_another_vocabulary_is_refused(folder, capsys):
+    tiny.gemma().save(folder / "other")
+    tiny.gemma(vocab_size=540).save(folder / "apart")
+    (folder / "apart" / "tokenizer.model").write_bytes(train_tokenizer(tiny.TEXT.splitlines(), 540))
+    arguments = [
+        "distill",
+        str(folder / "texts"),
+        "--teacher",
+        str(folder / "apart"),
+        "--model",
+        str(folder / "other"),
+    ]
+    assert main([*arguments, "-o", str(folder / "out"), "--seq-len", "16"]) == 2
     assert "expected the same vocabulary" in capsys.readouterr().err
 
 
@@ -144,32 +166,39 @@ def test_models_of_two_shapes_are_not_averaged():
         average([random_weights(CONFIG, 0), other])
 
 
-def test_merge_from_the_command_line(places, capsys):
-    tiny.gemma("gemma3_text").save(places / "another")
-    teacher = str(places / "teacher")
-    assert main(["merge", teacher, teacher, "-o", str(places / "merged")]) == 0
-    assert (gemma_np.load(places / "merged").logits([2, 5]) == tiny.gemma().logits([2, 5])).all()
-    assert main(["merge", teacher, str(places / "another"), "-o", str(places / "x")]) == 2
+def test_merge_from_the_command_line(folder, capsys):
+    tiny.gemma("gemma3_text").save(folder / "another")
+    teacher = str(folder / "teacher")
+    assert main(["merge", teacher, teacher, "-o", str(folder / "merged")]) == 0
+    assert (gemma_np.load(folder / "merged").logits([2, 5]) == tiny.gemma().logits([2, 5])).all()
+    assert main(["merge", teacher, str(folder / "another"), "-o", str(folder / "x")]) == 2
     assert "another config than" in capsys.readouterr().err
-    others = train_vocabulary([tiny.TEXT.upper()] * 3, 540)
-    tiny.gemma(vocab_size=540).save(places / "one")
-    tiny.gemma(vocab_size=540).save(places / "renamed")
-    for name, words in (("one", train_vocabulary(tiny.TEXT.splitlines(), 540)), ("renamed", others)):
-        (places / name / "tokenizer.model").write_bytes(words)
-    assert main(["merge", str(places / "one"), str(places / "renamed"), "-o", str(places / "x")]) == 2
+    others = train_tokenizer([tiny.TEXT.upper()] * 3, 540)
+    tiny.gemma(vocab_size=540).save(folder / "one")
+    tiny.gemma(vocab_size=540).save(folder / "renamed")
+    for name, words in (("one", train_tokenizer(tiny.TEXT.splitlines(), 540)), ("renamed", others)):
+        (folder / name / "tokenizer.model").write_bytes(words)
+    assert main(["merge", str(folder / "one"), str(folder / "renamed"), "-o", str(folder / "x")]) == 2
     assert "another tokenizer.model than" in capsys.readouterr().err
 
 
-def test_merge_stores_in_other_dtypes(places):
-    assert main(["merge", str(places / "teacher"), "-o", str(places / "half"), "--dtype", "bfloat16"]) == 0
-    half, whole = gemma_np.load(places / "half").weights, tiny.gemma().weights
-    assert (places / "half" / "model.safetensors").stat().st_size < 0.6 * sum(w.nbytes for w in whole.values()) + 9000
+def test_merge_stores_in_other_dtypes(folder):
+    assert main(["merge", str(folder / "teacher"), "-o", str(folder / "half"), "--dtype", "bfloat16"]) == 0
+    half, whole = gemma_np.load(folder / "half").weights, tiny.gemma().weights
+    assert (folder / "half" / "model.safetensors").stat().st_size < 0.6 * sum(w.nbytes for w in whole.values()) + 9000
     for name, weight in whole.items():
         assert (half[name] == weight.astype(ml_dtypes.bfloat16).astype(np.float32)).all()
 
 
-def test_options_that_mean_nothing_are_refused(places, capsys):
-    teacher = ["distill", str(places / "texts"), "--teacher", str(places / "teacher"), "-o", str(places / "out")]
+def test_options_that_mean_nothing_are_refused(folder, capsys):
+    teacher = [
+        "distill",
+        str(folder / "texts"),
+        "--teacher",
+        str(folder / "teacher"),
+        "-o",
+        str(folder / "out"),
+    ]
     for words, message in (
         ([*teacher, "--temperature", "0"], "temperature: 0.0, expected more than 0"),
         ([*teacher, "--temperature", "nan"], "temperature: nan, expected more than 0"),

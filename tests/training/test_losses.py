@@ -18,14 +18,14 @@ DIVERGENCES = {
     "reverse": losses.reverse_kl,
     "js 0.1": lambda logits, teacher: losses.jensen_shannon(logits, teacher, 0.1),
     "js 0.9": lambda logits, teacher: losses.jensen_shannon(logits, teacher, 0.9),
-    "distillation": losses.distillation,
-    "distillation at 3": lambda logits, teacher: losses.distillation(logits, teacher, 3.0),
+    "distillation": losses.soft_cross_entropy,
+    "distillation at 3": lambda logits, teacher: losses.soft_cross_entropy(logits, teacher, 3.0),
 }
 every_divergence = pytest.mark.parametrize("divergence", DIVERGENCES.values(), ids=DIVERGENCES)
 
 
 def softmax(x):
-    return np.exp(losses.log_softmax(x))
+    return np.exp(log_softmax(x))
 
 
 def top_k_of(logits, k):
@@ -64,7 +64,7 @@ def test_gradient_of_top_k(batch, T, V, seed, data):
 def test_all_but_one_is_the_whole_distribution(T, V, seed):
     logits, teacher = normal(seed, T, V), normal(seed + 1, T, V)
     loss, dlogits = losses.soft_cross_entropy_top_k(logits, top_k_of(teacher, V - 1))
-    expected, dexpected = losses.distillation(logits, teacher)
+    expected, dexpected = losses.soft_cross_entropy(logits, teacher)
     np.testing.assert_allclose(loss, expected, rtol=1e-10)
     np.testing.assert_allclose(dlogits, dexpected, atol=1e-12)
 
@@ -88,8 +88,10 @@ def test_divergences_are_zero_only_for_oneself(T, V, seed):
 @given(sizes, vocabularies, seeds)
 def test_distillation_is_the_forward_kl_and_the_teachers_entropy(T, V, seed):
     logits, teacher = normal(seed, T, V), normal(seed + 1, T, V)
-    entropy = -(softmax(teacher) * losses.log_softmax(teacher)).sum(axis=-1)
-    assert_close(losses.distillation(logits, teacher)[0], losses.forward_kl(logits, teacher)[0] + entropy, "operation")
+    entropy = -(softmax(teacher) * log_softmax(teacher)).sum(axis=-1)
+    assert_close(
+        losses.soft_cross_entropy(logits, teacher)[0], losses.forward_kl(logits, teacher)[0] + entropy, "operation"
+    )
 
 
 @given(sizes, vocabularies, seeds)
@@ -106,7 +108,7 @@ def test_jensen_shannon_lies_between_the_two_divergences(T, V, seed):
 def test_temperature_keeps_the_size_of_the_gradient(seed):
     """Made hot enough, it is the difference of the centred logits over V, however hot: hence the square in the loss."""
     logits, teacher = normal(seed, 8), normal(seed + 1, 8)
-    _, dlogits = losses.distillation(logits, teacher, 1e4)
+    _, dlogits = losses.soft_cross_entropy(logits, teacher, 1e4)
     expected = (logits - logits.mean() - teacher + teacher.mean()) / 8
     np.testing.assert_allclose(dlogits, expected, atol=1e-3)
 
@@ -133,19 +135,19 @@ def test_masked_positions_do_not_count(T, V, seed):
     mask = generator.random((2, T)) < 0.5
     mask[0, 0] = True
     each, deach = losses.cross_entropy(logits, targets)
-    loss, dlogits = losses.mean(each, deach, mask)
+    loss, dlogits = losses.masked_mean(each, deach, mask)
     assert loss == pytest.approx(each[mask].mean())
     np.testing.assert_allclose(dlogits[mask], deach[mask] / mask.sum(), rtol=1e-12)
     assert (dlogits[~mask] == 0).all()
 
 
 def test_a_mask_that_counts_nothing():
-    loss, dlogits = losses.mean(np.ones(3), np.ones((3, 2)), np.zeros(3, bool))
+    loss, dlogits = losses.masked_mean(np.ones(3), np.ones((3, 2)), np.zeros(3, bool))
     assert loss == 0
     assert (dlogits == 0).all()
 
 
 def test_without_a_mask_every_position_counts():
-    loss, dlogits = losses.mean(np.array([1.0, 3.0]), np.ones((2, 5)))
+    loss, dlogits = losses.masked_mean(np.array([1.0, 3.0]), np.ones((2, 5)))
     assert loss == 2
     assert (dlogits == 0.5).all()

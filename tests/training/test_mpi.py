@@ -20,8 +20,8 @@ from gemma_np.training.mpi import Ranks, mpi_ranks
 from gemma_np.training.task import Batch
 from tests.support import tiny
 
-SHAPE = "--hidden-size 12 --layers 2 --heads 2 --kv-heads 1 --head-dim 4 --ffn 8 --window 4 --context 16 --length 16"
-RECIPE = "--batch 4 --rate 0.01 --warmup 2 --save-every 5 --validate-every 5"
+SHAPE = "--hidden-size 12 --layers 2 --heads 2 --kv-heads 1 --head-dim 4 --intermediate-size 8 --sliding-window 4 --context 16 --seq-len 16"
+TRAINING = "--batch-size 4 --learning-rate 0.01 --warmup-steps 2 --save-every 5 --eval-every 5"
 
 
 @given(st.integers(1, 5), st.integers(1, 9))
@@ -53,12 +53,12 @@ def command(tmp_path, ranks, out, steps, options=""):
     mpiexec = shutil.which("mpiexec", path=str(Path(sys.executable).parent)) or shutil.which("mpiexec")
     assert mpiexec, "mpiexec: not found, expected an MPI beside mpi4py"
     run = [sys.executable, "-m", "gemma_np", "train", str(texts), "--tokenizer", str(tmp_path / "tokenizer.model")]
-    run += ["-o", str(tmp_path / out), *SHAPE.split(), *RECIPE.split(), "--steps", str(steps), *options.split()]
+    run += ["-o", str(tmp_path / out), *SHAPE.split(), *TRAINING.split(), "--steps", str(steps), *options.split()]
     return [mpiexec, "-n", str(ranks), *run]
 
 
 @pytest.mark.mpi
-@pytest.mark.parametrize("options", ["", "--accumulation 2"])
+@pytest.mark.parametrize("options", ["", "--grad-accum-steps 2"])
 def test_two_ranks_are_one_and_each_has_half_of_the_batch(tmp_path, options):
     for ranks in (1, 2):
         asked = command(tmp_path, ranks, f"of-{ranks}", 12, options)
@@ -115,7 +115,7 @@ def ranks_of(folder):
 
 @pytest.mark.mpi
 def test_what_is_wrong_is_said_once(tmp_path):
-    asked = command(tmp_path, 3, "run", 5, "--batch 2")
+    asked = command(tmp_path, 3, "run", 5, "--batch-size 2")
     done = subprocess.run(asked, capture_output=True, timeout=120, text=True)
     assert done.returncode != 0
     assert done.stderr.count("batch: 2 texts for 3 ranks, expected at least one for each") == 1

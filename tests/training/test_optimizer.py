@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gemma_np.training.optimizer import AdamW, clip_by_global_norm, learning_rate
+from gemma_np.training.optimizer import AdamW, clip_by_global_norm, cosine_schedule
 from tests.support.strategies import normal, random_ids, random_weights, seeds
 from tests.support.tiny import config as tiny_config
 from tests.support.tolerances import assert_close
@@ -17,7 +17,7 @@ from tests.support.tolerances import assert_close
 def test_against_a_loop_over_numbers(seed, steps):
     weights = {"matrix": normal(seed, 2, 3), "norm": normal(seed + 1, 3)}
     expected = {name: weight.copy() for name, weight in weights.items()}
-    moments = {name: np.zeros((2, weight.size)) for name, weight in weights.items()}
+    gram = {name: np.zeros((2, weight.size)) for name, weight in weights.items()}
     optimizer = AdamW(weight_decay=0.3)
     for step in range(1, steps + 1):
         gradients = {name: normal(seed + step, *weight.shape) for name, weight in weights.items()}
@@ -26,8 +26,8 @@ def test_against_a_loop_over_numbers(seed, steps):
             decay = 0.3 if name == "matrix" else 0
             flat, gradient = weight.reshape(-1), gradients[name].reshape(-1)
             for i in range(flat.size):
-                m = moments[name][0, i] = 0.9 * moments[name][0, i] + 0.1 * gradient[i]
-                v = moments[name][1, i] = 0.95 * moments[name][1, i] + 0.05 * gradient[i] ** 2
+                m = gram[name][0, i] = 0.9 * gram[name][0, i] + 0.1 * gradient[i]
+                v = gram[name][1, i] = 0.95 * gram[name][1, i] + 0.05 * gradient[i] ** 2
                 flat[i] -= 0.1 * decay * flat[i]
                 flat[i] -= 0.1 * (m / (1 - 0.9**step)) / (math.sqrt(v / (1 - 0.95**step)) + 1e-8)
     for name in weights:
@@ -47,7 +47,7 @@ def test_dtypes_stay():
     weights = {"norm": np.zeros(5, np.float32)}
     optimizer = AdamW()
     optimizer.step(weights, {"norm": np.ones(5, np.float32)}, 0.01)
-    assert {weights["norm"].dtype, optimizer.first["norm"].dtype, optimizer.second["norm"].dtype} == {np.dtype("f4")}
+    assert {weights["norm"].dtype, optimizer.m["norm"].dtype, optimizer.v["norm"].dtype} == {np.dtype("f4")}
 
 
 @given(seeds, st.floats(0.01, 100))
@@ -63,13 +63,13 @@ def test_clipping(seed, limit):
 
 
 def test_the_schedule():
-    rates = [learning_rate(step, steps=100, peak=2.0, warmup=10) for step in range(100)]
+    rates = [cosine_schedule(step, steps=100, peak=2.0, warmup=10) for step in range(100)]
     assert rates[0] == pytest.approx(0.2)
     assert rates[9] == rates[10] == 2.0
     assert rates[55] == pytest.approx(2.0 * 0.55)  # half-way down from 2.0 to 0.2
     assert 0.2 < rates[99] < 0.21
     assert sorted(rates[10:], reverse=True) == rates[10:]
-    assert learning_rate(0, steps=10, peak=1.0, warmup=0) == 1.0
+    assert cosine_schedule(0, steps=10, peak=1.0, warmup=0) == 1.0
 
 
 @pytest.mark.framework
@@ -79,7 +79,7 @@ def test_ten_steps_are_those_of_the_framework():
 
     from gemma_np.model.transformer import lm_head, lm_head_backward, transformer, transformer_backward
     from gemma_np.scope import Record
-    from gemma_np.training.losses import cross_entropy, mean
+    from gemma_np.training.losses import cross_entropy, masked_mean
     from tests.support.framework import framework_model
 
     config = tiny_config()
@@ -102,7 +102,7 @@ def test_ten_steps_are_those_of_the_framework():
 
         record, gradients = Record(), {}
         logits = lm_head(transformer(ids[:, :-1], weights, config, tape=record), weights, config, record)
-        loss, dlogits = mean(*cross_entropy(logits, ids[:, 1:]))
+        loss, dlogits = masked_mean(*cross_entropy(logits, ids[:, 1:]))
         dx = lm_head_backward(dlogits, weights, config, record, gradients)
         transformer_backward(dx, ids[:, :-1], weights, config, record, gradients)
         ours.step(weights, gradients, 0.01)

@@ -28,8 +28,8 @@ def check_model(model_type):
 
 def check_temperature():
     logits, teacher = normal(0, 5), normal(1, 5)
-    _, dlogits = losses.distillation(logits, teacher, 3.0)
-    assert_gradient(lambda x: losses.distillation(x, teacher, 3.0)[0].sum(), (logits,), (dlogits,))
+    _, dlogits = losses.soft_cross_entropy(logits, teacher, 3.0)
+    assert_gradient(lambda x: losses.soft_cross_entropy(x, teacher, 3.0)[0].sum(), (logits,), (dlogits,))
 
 
 def check_first_step():
@@ -71,8 +71,8 @@ def uncorrected_step(self, weights, gradients, rate):
         weights[name] -= rate * 0.1 * gradient / (np.sqrt(0.05 * gradient**2) + self.eps)
 
 
-def without_the_square(logits, teacher, temperature, distillation=losses.distillation):
-    loss, dlogits = distillation(logits, teacher, temperature)
+def without_the_square(logits, teacher, temperature, distillation=losses.soft_cross_entropy):
+    loss, dlogits = soft_cross_entropy(logits, teacher, temperature)
     return loss, dlogits / temperature**2
 
 

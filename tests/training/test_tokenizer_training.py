@@ -5,13 +5,13 @@ import pytest
 from gemma_np import GemmaError
 from gemma_np.cli import main
 from gemma_np.text.tokenizer import Tokenizer
-from gemma_np.training.tokenizer_training import SPECIAL_PIECES, train_vocabulary
+from gemma_np.training.tokenizer_training import SPECIAL_PIECES, train_tokenizer
 from tests.support import tiny
 
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return Tokenizer(train_vocabulary(tiny.TEXT.splitlines(), 540))
+    return Tokenizer(train_tokenizer(tiny.TEXT.splitlines(), 540))
 
 
 def test_special_pieces_stand_where_gemma_has_them(tokenizer):
@@ -34,7 +34,7 @@ def test_what_it_never_saw_is_spelled_in_bytes(tokenizer):
 
 
 def test_the_same_text_gives_the_same_tokenizer(tokenizer):
-    assert train_vocabulary(tiny.TEXT.splitlines(), 540) == tokenizer.model
+    assert train_tokenizer(tiny.TEXT.splitlines(), 540) == tokenizer.model
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ def test_the_same_text_gives_the_same_tokenizer(tokenizer):
 )
 def test_sizes_that_cannot_be(size, message):
     with pytest.raises(GemmaError, match=message):
-        train_vocabulary(tiny.TEXT.splitlines(), size)
+        train_tokenizer(tiny.TEXT.splitlines(), size)
 
 
 def test_the_command_line(tmp_path, tokenizer, capsys):

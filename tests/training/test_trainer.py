@@ -16,32 +16,41 @@ import gemma_np
 from gemma_np import GemmaError
 from gemma_np.cli import main
 from gemma_np.training import trainer, training_state
-from gemma_np.training.data import consecutive_texts, draw_ids, open_tokens, random_batches, text_files, write_tokens
+from gemma_np.training.data import (
+    consecutive_batches,
+    open_tokens,
+    random_batches,
+    random_windows,
+    text_files,
+    write_tokens,
+)
 from gemma_np.training.mpi import Ranks
 from gemma_np.training.task import Task, next_token
-from gemma_np.training.tokenizer_training import train_vocabulary
-from gemma_np.training.trainer import initial_weights, train, validation_loss
-from gemma_np.training.training_state import Recipe
+from gemma_np.training.tokenizer_training import train_tokenizer
+from gemma_np.training.trainer import initial_weights, validation_loss
+from gemma_np.training.training_state import TrainingConfig
 from tests.support import tiny
 
 CONFIG = tiny.config()
-RECIPE = Recipe(steps=8, batch=3, length=12, rate=0.01, warmup=2, save_every=2, validate_every=4)
+TRAINING = TrainingConfig(
+    steps=8, batch_size=3, seq_len=12, learning_rate=0.01, warmup_steps=2, save_every=2, eval_every=4
+)
 TOKENS = np.array(tiny.tokenizer().encode(tiny.TEXT * 3), np.uint16)
 
 
-def reading(recipe=RECIPE):
+def reading(training_config=TRAINING):
     """The task of reading TOKENS."""
-    validation = consecutive_texts(TOKENS[:60], recipe.batch, recipe.length)
-    return Task(random_batches(TOKENS, recipe.batch, recipe.length), validation=validation)
+    validation = consecutive_batches(TOKENS[:60], training_config.batch_size, training_config.seq_len)
+    return Task(random_batches(TOKENS, training_config.batch_size, training_config.seq_len), validation=validation)
 
 
-def run(folder, recipe=RECIPE, task=None, **options):
+def run(folder, training_config=TRAINING, task=None, **options):
     model = gemma_np.Gemma(CONFIG, initial_weights(CONFIG, np.random.default_rng(0)), tiny.tokenizer())
-    return train(model, task or reading(recipe), recipe, folder, **options).weights
+    return train(model, task or reading(training_config), training_config, folder, **options).weights
 
 
 def saved_state(folder):
-    return training_state.load_state(folder / "training.safetensors", CONFIG, RECIPE, {})
+    return training_state.load_state(folder / "training.safetensors", CONFIG, TRAINING, {})
 
 
 def log_of(folder):
@@ -49,7 +58,7 @@ def log_of(folder):
 
 
 def test_it_learns(tmp_path):
-    run(tmp_path / "run", replace(RECIPE, steps=60))
+    run(tmp_path / "run", replace(TRAINING, steps=60))
     log = log_of(tmp_path / "run")
     assert [entry["step"] for entry in log] == list(range(1, 61))
     assert log[-1]["validation"] < log[3]["validation"] - 1
@@ -76,8 +85,8 @@ def test_the_framework_reads_the_folder(tmp_path):
 
 def test_accumulating_two_batches_is_one_of_both(tmp_path):
     """Drawn one after the other, two batches of 2 are what one of 4 draws."""
-    one = run(tmp_path / "one", replace(RECIPE, batch=4, steps=3))
-    two = run(tmp_path / "two", replace(RECIPE, batch=2, steps=3, accumulation=2))
+    one = run(tmp_path / "one", replace(TRAINING, batch_size=4, steps=3))
+    two = run(tmp_path / "two", replace(TRAINING, batch_size=2, steps=3, grad_accum_steps=2))
     for name in one:
         np.testing.assert_allclose(two[name], one[name], atol=1e-3)
 
@@ -105,13 +114,13 @@ def test_killed_at_20_random_moments_it_ends_bit_identical(tmp_path):
     for number in range(3):
         (tmp_path / "texts" / f"{number}.txt").write_text(tiny.TEXT * 2, encoding="utf-8")
     (tmp_path / "tokenizer.model").write_bytes(tiny.vocabulary())
-    shape = "--hidden-size 12 --layers 2 --heads 2 --kv-heads 1 --head-dim 4 --ffn 8 --window 4 --context 16"
-    recipe = "--steps 4000 --batch 2 --length 16 --save-every 1 --validate-every 500"
+    shape = "--hidden-size 12 --layers 2 --heads 2 --kv-heads 1 --head-dim 4 --intermediate-size 8 --sliding-window 4 --context 16"
+    training_config = "--steps 4000 --batch-size 2 --seq-len 16 --save-every 1 --eval-every 500"
 
     def command(out):
         texts, vocabulary = str(tmp_path / "texts"), str(tmp_path / "tokenizer.model")
         start = [sys.executable, "-m", "gemma_np", "train", texts, "--tokenizer", vocabulary, "-o", str(tmp_path / out)]
-        return [*start, "--resume", *shape.split(), *recipe.split()]
+        return [*start, "--resume", *shape.split(), *training_config.split()]
 
     begun = time.perf_counter()
     subprocess.run(command("whole"), check=True, capture_output=True, timeout=300)
@@ -145,9 +154,9 @@ def test_a_run_is_not_begun_over_another(tmp_path):
 
 def test_a_run_is_not_resumed_as_another(tmp_path):
     run(tmp_path / "run")
-    with pytest.raises(GemmaError, match=r"recipe with rate=0\.01, expected 0\.5"):
-        run(tmp_path / "run", replace(RECIPE, rate=0.5), resume=True)
-    assert run(tmp_path / "run", replace(RECIPE, save_every=7), resume=True)
+    with pytest.raises(GemmaError, match=r"training_config with rate=0\.01, expected 0\.5"):
+        run(tmp_path / "run", replace(TRAINING, learning_rate=0.5), resume=True)
+    assert run(tmp_path / "run", replace(TRAINING, save_every=7), resume=True)
 
 
 @pytest.mark.filterwarnings("ignore:invalid value")
@@ -162,15 +171,15 @@ def test_a_loss_that_is_no_number_leaves_the_last_good_checkpoint(tmp_path):
     state = saved_state(tmp_path / "run")
     state.weights["model.layers.1.mlp.up_proj.weight"][0, 0] = np.inf
     with pytest.raises(GemmaError, match=r"step 9: the loss is not finite; first in model\.layers\.1\.mlp\.up_proj"):
-        trainer.train_step(state, CONFIG, reading(), RECIPE, Ranks())
+        trainer.train_step(state, CONFIG, reading(), TRAINING, Ranks())
     state = saved_state(tmp_path / "run")
     with pytest.raises(GemmaError, match="step 9: the loss is not finite; first in none of the arrays"):
-        trainer.train_step(state, CONFIG, replace(reading(), loss=spoiled), RECIPE, Ranks())
+        trainer.train_step(state, CONFIG, replace(reading(), loss=spoiled), TRAINING, Ranks())
     assert (tmp_path / "run" / "training.safetensors").read_bytes() == good
 
 
 def test_a_full_disk_leaves_the_checkpoint_before_whole(tmp_path, monkeypatch):
-    run(tmp_path / "run", replace(RECIPE, steps=8))
+    run(tmp_path / "run", replace(TRAINING, steps=8))
     before = {file.name: file.read_bytes() for file in (tmp_path / "run").iterdir()}
     state = saved_state(tmp_path / "run")
 
@@ -179,7 +188,7 @@ def test_a_full_disk_leaves_the_checkpoint_before_whole(tmp_path, monkeypatch):
 
     monkeypatch.setattr("safetensors.numpy.save_file", full)
     with pytest.raises(GemmaError, match=r"could not be saved .*No space left.* the checkpoint before is whole"):
-        training_state.save_state(tmp_path / "run", state, tiny.gemma(), RECIPE, {})
+        training_state.save_state(tmp_path / "run", state, tiny.gemma(), TRAINING, {})
     assert {file.name: file.read_bytes() for file in (tmp_path / "run").iterdir()} == before
 
 
@@ -202,7 +211,7 @@ def test_a_damaged_state(tmp_path):
 )
 def test_recipes_that_make_no_sense(change, message):
     with pytest.raises(GemmaError, match=message):
-        replace(RECIPE, **change)
+        replace(TRAINING, **change)
 
 
 # Data
@@ -225,18 +234,18 @@ def test_the_split_is_by_document(tmp_path):
 
 
 def test_a_batch_is_texts_of_the_file():
-    ids = draw_ids(TOKENS, 5, 8, np.random.default_rng(0))
+    ids = random_windows(TOKENS, 5, 8, np.random.default_rng(0))
     windows = {tuple(TOKENS[start : start + 8]) for start in range(len(TOKENS) - 7)}
     assert ids.shape == (5, 8)
     assert {tuple(row) for row in ids.tolist()} <= windows
 
 
 def test_the_last_text_of_a_file_can_be_drawn():
-    assert (draw_ids(TOKENS[:8], 3, 8, np.random.default_rng(0)) == TOKENS[:8]).all()
+    assert (random_windows(TOKENS[:8], 3, 8, np.random.default_rng(0)) == TOKENS[:8]).all()
 
 
 def test_validation_covers_the_file_once():
-    batches = consecutive_texts(TOKENS[:31], batch=2, length=7, limit=100)
+    batches = consecutive_batches(TOKENS[:31], batch=2, length=7, limit=100)
     assert [batch.ids.shape for batch in batches] == [(2, 8), (2, 8)]
     assert (np.concatenate([batch.ids[:, 1:].ravel() for batch in batches]) == TOKENS[1:29]).all()
 
@@ -252,10 +261,13 @@ def test_the_validation_loss_of_uniform_guesses():
     [
         (["EMPTY", "--tokenizer", "VOCABULARY"], "no text, expected a file or a folder with .txt files"),
         (["SHORT", "--tokenizer", "VOCABULARY"], "documents: 1, expected at least 2 (1 to validate on)"),
-        (["SHORT", "--tokenizer", "VOCABULARY", "--validation", "0"], "expected more than the length of 128"),
+        (["SHORT", "--tokenizer", "VOCABULARY", "--val-fraction", "0"], "expected more than the length of 128"),
         (["SHORT"], "expected --tokenizer to train from scratch"),
         (["SHORT", "--tokenizer", "no-such-file"], "no-such-file: No such file or directory, expected a tokenizer"),
-        (["SHORT", "--tokenizer", "VOCABULARY", "--length", "300"], "length: 300, expected at most the context of 256"),
+        (
+            ["SHORT", "--tokenizer", "VOCABULARY", "--seq-len", "300"],
+            "length: 300, expected at most the context of 256",
+        ),
         (["SHORT", "--tokenizer", "VOCABULARY", "--kv-heads", "3"], "num_attention_heads: 4, expected a multiple"),
     ],
 )
@@ -264,7 +276,11 @@ def test_bad_input_is_one_line(arguments, message, tmp_path, capsys):
     (tmp_path / "short").mkdir()
     (tmp_path / "short" / "a.txt").write_text("Too short.")
     (tmp_path / "tokenizer.model").write_bytes(tiny.vocabulary())
-    places = {"EMPTY": tmp_path / "empty", "SHORT": tmp_path / "short", "VOCABULARY": tmp_path / "tokenizer.model"}
+    places = {
+        "EMPTY": tmp_path / "empty",
+        "SHORT": tmp_path / "short",
+        "VOCABULARY": tmp_path / "tokenizer.model",
+    }
     arguments = [str(places.get(argument, argument)) for argument in arguments]
     assert main(["train", *arguments, "-o", str(tmp_path / "run")]) == 2
     err = capsys.readouterr().err
@@ -282,9 +298,9 @@ def begun(tmp_path):
     for number in range(3):
         (tmp_path / "texts" / f"{number}.txt").write_text(tiny.TEXT, encoding="utf-8")
     (tmp_path / "tokenizer.model").write_bytes(tiny.vocabulary())
-    small = "--hidden-size 8 --layers 2 --heads 2 --kv-heads 1 --head-dim 4 --ffn 8 --window 4 --context 16 --length 16"
+    small = "--hidden-size 8 --layers 2 --heads 2 --kv-heads 1 --head-dim 4 --intermediate-size 8 --sliding-window 4 --context 16 --seq-len 16"
     words = ["train", str(tmp_path / "texts"), "--tokenizer", str(tmp_path / "tokenizer.model"), *small.split()]
-    words += [*["--steps", "3", "--batch", "2", "--warmup", "1"], "-o", str(tmp_path / "run")]
+    words += [*["--steps", "3", "--batch-size", "2", "--warmup-steps", "1"], "-o", str(tmp_path / "run")]
     assert main(words) == 0
     return tmp_path, words
 
@@ -292,16 +308,16 @@ def begun(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--validation", "0.5"], "made with validation=0.05, expected 0.5"),
+        (["--val-fraction", "0.5"], "made with validation=0.05, expected 0.5"),
         (["--seed", "1"], "made with seed=0, expected 1"),
         (["--tokenizer", "OTHER"], "made with tokenizer="),
-        (["--rate", "0.5"], "recipe with rate=0.001, expected 0.5"),
-        (["--ffn", "9"], "config with intermediate_size=8, expected 9"),
+        (["--learning-rate", "0.5"], "training_config with rate=0.001, expected 0.5"),
+        (["--intermediate-size", "9"], "config with intermediate_size=8, expected 9"),
     ],
 )
 def test_a_run_is_resumed_as_it_was_begun(begun, options, message, capsys):
     folder, words = begun
-    (folder / "other.model").write_bytes(train_vocabulary(tiny.TEXT.splitlines(), 540))
+    (folder / "other.model").write_bytes(train_tokenizer(tiny.TEXT.splitlines(), 540))
     before = {file.name: file.read_bytes() for file in (folder / "run").iterdir() if file.is_file()}
     options = [str(folder / "other.model") if option == "OTHER" else option for option in options]
     assert main([*words, "--resume", *options]) == 2
@@ -338,5 +354,5 @@ def test_an_output_that_is_a_file_is_one_line(begun, capsys):
 @pytest.mark.filterwarnings("ignore:overflow", "ignore:invalid value")
 def test_weights_that_are_no_numbers_are_not_saved(tmp_path):
     with pytest.raises(GemmaError, match=r"step 1: the result is not finite; first in model\."):
-        run(tmp_path / "run", replace(RECIPE, rate=1e39, warmup=0, save_every=1))
+        run(tmp_path / "run", replace(TRAINING, learning_rate=1e39, warmup_steps=0, save_every=1))
     assert not (tmp_path / "run" / "training.safetensors").exists()

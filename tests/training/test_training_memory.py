@@ -7,12 +7,12 @@ import pytest
 
 from gemma_np.cli import main
 from gemma_np.config import gemma2_config
-from gemma_np.memory import training_memory
+from gemma_np.memory import training_bytes
 from gemma_np.training.mpi import Ranks
 from gemma_np.training.optimizer import AdamW
 from gemma_np.training.task import Batch, Task
 from gemma_np.training.trainer import initial_weights, train_step
-from gemma_np.training.training_state import Recipe, State
+from gemma_np.training.training_state import State, TrainingConfig
 
 SHAPES = {  # D, layers, h, F, V, batch, length: each has its peak at another moment
     "records": (128, 4, 32, 512, 2048, 8, 128),
@@ -31,18 +31,18 @@ def test_the_prediction_is_within_a_tenth(shape):
     try:
         state = State(initial_weights(config, np.random.default_rng(0)), AdamW(), np.random.default_rng(0))
         ids = state.generator.integers(0, V, (B, T + 1))
-        recipe, task = Recipe(batch=B, length=T), Task(lambda state: Batch(ids))
-        train_step(state, config, task, recipe, Ranks())  # the first allocates the moments
+        training_config, task = TrainingConfig(batch_size=B, seq_len=T), Task(lambda state: Batch(ids))
+        train_step(state, config, task, training_config, Ranks())  # the first allocates the moments
         tracemalloc.reset_peak()
-        train_step(state, config, task, recipe, Ranks())
+        train_step(state, config, task, training_config, Ranks())
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert sum(training_memory(config, B, T).values()) == pytest.approx(peak, rel=0.1)
+    assert sum(training_bytes(config, B, T).values()) == pytest.approx(peak, rel=0.1)
 
 
 def test_info_tells_it(capsys):
-    assert main(["info", "--model", "gemma-2-2b", "--training", "--batch", "2", "--length", "64"]) == 0
+    assert main(["info", "--model", "gemma-2-2b", "--training", "--batch-size", "2", "--seq-len", "64"]) == 0
     out = capsys.readouterr().out
     assert "memory for training in float32, 2 texts of 64 tokens at once" in out
     assert "moments of AdamW" in out

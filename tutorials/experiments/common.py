@@ -11,18 +11,20 @@ import numpy as np
 import gemma_np
 from gemma_np import Gemma
 from gemma_np.config import gemma2_config
-from gemma_np.training.data import consecutive_texts, open_tokens, text_files, write_tokens
+from gemma_np.training.data import consecutive_batches, open_tokens, text_files, write_tokens
 from gemma_np.training.mpi import Ranks
 from gemma_np.training.run_log import read_log
 from gemma_np.training.task import Task
-from gemma_np.training.trainer import initial_weights, train, validation_loss
-from gemma_np.training.training_state import Recipe
+from gemma_np.training.trainer import initial_weights, validation_loss
+from gemma_np.training.training_state import TrainingConfig
 
 HERE = Path(__file__).parent
 TEACHER = "shakespeare-4m"
 SEEDS = (0, 1, 2)
-RECIPE = Recipe(steps=1000, batch=4, length=256, rate=2e-3, warmup=100, validate_every=1000, save_every=250)
-TOKENS = RECIPE.steps * RECIPE.batch * RECIPE.length
+TRAINING = TrainingConfig(
+    steps=1000, batch_size=4, seq_len=256, learning_rate=2e-3, warmup_steps=100, eval_every=1000, save_every=250
+)
+TOKENS = TRAINING.steps * TRAINING.batch_size * TRAINING.seq_len
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class Shape:
         words = gemma_np.load(TEACHER).tokenizer
         config = gemma2_config(
             *(len(words), self.hidden, self.layers, self.heads, self.kv_heads, self.head_dim, self.ffn),
-            *(RECIPE.length, self.head_dim, self.window),
+            *(TRAINING.seq_len, self.head_dim, self.window),
         )
         return Gemma(config, initial_weights(config, np.random.default_rng(seed)), words)
 
@@ -63,14 +65,16 @@ class Lab:
         self.work, data = options.work, options.work / "data"
         if not (data / "train.npy").exists():
             write_tokens(text_files(options.texts), gemma_np.load(TEACHER).tokenizer, data, 0.05, seed=0)
-        self.tokens = open_tokens(data / "train.npy", RECIPE.length)
-        self.validation = consecutive_texts(open_tokens(data / "validation.npy", RECIPE.length), 8, RECIPE.length, 100)
+        self.tokens = open_tokens(data / "train.npy", TRAINING.seq_len)
+        self.validation = consecutive_batches(
+            open_tokens(data / "validation.npy", TRAINING.seq_len), 8, TRAINING.seq_len, 100
+        )
         self.seconds = 0.0  # of training, of all runs asked for
 
     def trained(self, name: str, shape: Shape, task: Task, seed: int) -> Gemma:
         """The model that this task makes of this shape, from this seed."""
         folder = self.work / f"{name}-seed-{seed}"
-        model = train(shape.model(seed), task, replace(RECIPE, seed=seed), folder, resume=True)
+        model = train(shape.model(seed), task, replace(TRAINING, seed=seed), folder, resume=True)
         self.seconds += TOKENS / read_log(folder)[-1]["tokens/s"]
         return model
 
@@ -89,5 +93,5 @@ class Lab:
         result = {"tokens": TOKENS, "seeds": list(SEEDS), "minutes": round(minutes, 1), "rows": rows}
         (HERE / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n")
         for row in rows:
-            print(f"{row['label']:32}{row['parameters']:>12,}  {row['mean']:.3f} +- {row['spread']:.3f}")
+            print(f"{row['label']:32}{row['parameters']:>12,}  {row['mean']:.3f} +- {row['std']:.3f}")
         return rows

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 import gemma_np
 from gemma_np import Gemma
 from gemma_np.compression.benchmark import measure
-from gemma_np.compression.calibration import calibration_texts
+from gemma_np.compression.calibration import calibration_ids
 from gemma_np.training.data import read_text, split, text_files
 
 HERE = Path(__file__).parent
@@ -43,8 +43,8 @@ def run(name: str, description: str | None, rows: Rows) -> dict:
     path = HERE / f"{name}.json"
     result: dict[str, list[dict]] = json.loads(path.read_text()) if path.exists() else {}
     for label, model in models().items():
-        ids = calibration_texts(model, calibration, 4 * TEXTS, LENGTH)
-        texts = calibration_texts(model, held_out, TEXTS, LENGTH)
+        ids = calibration_ids(model, calibration, 4 * TEXTS, LENGTH)
+        texts = calibration_ids(model, held_out, TEXTS, LENGTH)
         done = result.setdefault(label, [])
         for method, setting, make in chain([("float32", "32 bits", lambda model=model: model)], rows(model, ids)):
             if any((row["method"], row["setting"]) == (method, setting) for row in done):

@@ -3,19 +3,19 @@
 python tutorials/experiments/deep_against_wide.py texts/
 """
 
-from common import RECIPE, SEEDS, Lab, Shape
+from common import SEEDS, TRAINING, Lab, Shape
 from plots import bars
 
 from gemma_np.training.data import random_batches
 from gemma_np.training.task import Task
 
 SHAPES = {
-    "deep: 8 layers, D = 96": Shape(hidden=96, layers=8, head_dim=24, ffn=288),
-    "wide: 2 layers, D = 160": Shape(hidden=160, layers=2, head_dim=40, ffn=626),
+    "deep: 8 layers, D = 96": Shape(hidden=96, layers=8, head_dim=24, intermediate-size=288),
+    "wide: 2 layers, D = 160": Shape(hidden=160, layers=2, head_dim=40, intermediate-size=626),
 }
 
 lab = Lab(__doc__)
-task = Task(random_batches(lab.tokens, RECIPE.batch, RECIPE.length))
+task = Task(random_batches(lab.tokens, TRAINING.batch_size, TRAINING.seq_len))
 rows = [
     {
         "label": label,

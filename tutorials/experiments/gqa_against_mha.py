@@ -3,7 +3,7 @@
 python tutorials/experiments/gqa_against_mha.py texts/
 """
 
-from common import RECIPE, SEEDS, Lab, Shape
+from common import SEEDS, TRAINING, Lab, Shape
 from plots import bars
 
 from gemma_np.training.data import random_batches
@@ -12,7 +12,7 @@ from gemma_np.training.task import Task
 SHAPES = {"GQA, 2 key-value heads for 4": Shape(kv_heads=2), "MHA, 4 for 4": Shape(kv_heads=4)}
 
 lab = Lab(__doc__)
-task = Task(random_batches(lab.tokens, RECIPE.batch, RECIPE.length))
+task = Task(random_batches(lab.tokens, TRAINING.batch_size, TRAINING.seq_len))
 rows = [
     {
         "label": label,

@@ -10,7 +10,7 @@ import numpy as np
 from compressing import plot, run
 
 from gemma_np import Gemma
-from gemma_np.compression.pruning_plan import Plan, prune
+from gemma_np.compression.pruning_plan import PruningPlan, prune
 
 SHARES = (0.25, 0.5)
 
@@ -21,13 +21,13 @@ def rows(model: Gemma, ids: np.ndarray) -> Iterator[tuple[str, str, Callable[[],
     for share in SHARES:
         channels, layers = (round((1 - share) * size) for size in (config.intermediate_size, config.num_hidden_layers))
         for method, plan in {
-            "magnitude": Plan(magnitude=share),
-            "wanda": Plan(wanda=share),
-            "channels": Plan(ffn=channels),
-            "layers": Plan(layers=layers),
+            "magnitude": PruningPlan(magnitude=share),
+            "wanda": PruningPlan(wanda=share),
+            "channels": PruningPlan(ffn=channels),
+            "layers": PruningPlan(layers=layers),
         }.items():
             yield method, f"{share:.0%}", partial(prune, model, plan, ids)
-    for method, plan in {"magnitude": Plan(magnitude="2:4"), "wanda": Plan(wanda="2:4")}.items():
+    for method, plan in {"magnitude": PruningPlan(magnitude="2:4"), "wanda": PruningPlan(wanda="2:4")}.items():
         yield method, "2:4", partial(prune, model, plan, ids)
 
 

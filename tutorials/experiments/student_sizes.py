@@ -6,16 +6,16 @@ The teacher, the bundled shakespeare-4m, reads the corpus once; its 32 likeliest
 Both kinds of student draw the same batches and start from the same weights: nothing but the loss differs.
 """
 
-from common import RECIPE, SEEDS, TEACHER, Lab, Shape
+from common import SEEDS, TEACHER, TRAINING, Lab, Shape
 from plots import lines
 
 from gemma_np import load
 from gemma_np.training.task import Task, next_token
-from gemma_np.training.teacher_targets import draw_from_targets, from_targets, read_settings, write_targets
+from gemma_np.training.teacher_targets import random_targets, from_targets, read_settings, write_targets
 
 SHAPES = {
-    "0.3 M": Shape(hidden=64, head_dim=16, ffn=192),
-    "0.6 M": Shape(hidden=96, head_dim=24, ffn=288),
+    "0.3 M": Shape(hidden=64, head_dim=16, intermediate-size=192),
+    "0.6 M": Shape(hidden=96, head_dim=24, intermediate-size=288),
     "1 M": Shape(),
 }
 LOSSES = {"from scratch": next_token, "distilled": from_targets}
@@ -24,7 +24,7 @@ LOSSES = {"from scratch": next_token, "distilled": from_targets}
 def students(lab: Lab, shapes: dict[str, Shape]) -> list[dict]:
     """A row for each shape and kind of training."""
     targets = lab.work / "targets"
-    write_targets(load(TEACHER), lab.tokens, RECIPE.length, 32, targets)
+    write_targets(load(TEACHER), lab.tokens, TRAINING.seq_len, 32, targets)
     return [
         {
             "label": f"{size}, {kind}",
@@ -36,7 +36,7 @@ def students(lab: Lab, shapes: dict[str, Shape]) -> list[dict]:
         }
         for kind, loss in LOSSES.items()
         for size, shape in shapes.items()
-        for task in [Task(draw_from_targets(targets, RECIPE.batch), loss, about=read_settings(targets))]
+        for task in [Task(random_targets(targets, TRAINING.batch_size), loss, identity=read_settings(targets))]
     ]
 
 

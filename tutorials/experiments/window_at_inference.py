@@ -5,7 +5,7 @@ python tutorials/experiments/window_at_inference.py texts/
 
 from dataclasses import replace
 
-from common import RECIPE, SEEDS, Lab, Shape
+from common import SEEDS, TRAINING, Lab, Shape
 from plots import bars
 
 from gemma_np import Gemma
@@ -15,7 +15,7 @@ from gemma_np.training.task import Task
 WINDOWS = (64, 32, 16, 8, 4, 1)
 
 lab = Lab(__doc__)
-task = Task(random_batches(lab.tokens, RECIPE.batch, RECIPE.length))
+task = Task(random_batches(lab.tokens, TRAINING.batch_size, TRAINING.seq_len))
 models = [lab.trained("kv-2", Shape(), task, seed) for seed in SEEDS]
 
 

@@ -29,7 +29,7 @@ def parameters(V: int, D: int, layers: int, H: int, K: int, h: int, F: int) -> i
 
 
 def without_head(name: str, value: np.ndarray, layer: int, head: int, head_dim: int) -> np.ndarray:
-    if name == f"layers.{layer}.self_attn.mixed":
+    if name == f"layers.{layer}.self_attn.context":
         value = value.copy()
         value[..., head * head_dim : (head + 1) * head_dim] = 0
     return value

@@ -3,11 +3,11 @@
 import numpy as np
 
 
-def masked_loss(logits: np.ndarray, targets: np.ndarray, counted: np.ndarray) -> float:
+def masked_loss(logits: np.ndarray, targets: np.ndarray, loss_mask: np.ndarray) -> float:
     shifted = logits - logits.max(axis=-1, keepdims=True)
     log_probs = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
     losses = -np.take_along_axis(log_probs, targets[..., None], axis=-1)[..., 0]
-    return float(losses[counted].mean())
+    return float(losses[loss_mask].mean())
 
 
 def clip(first: np.ndarray, second: np.ndarray, limit: float) -> tuple[np.ndarray, np.ndarray]:

@@ -77,14 +77,14 @@ assert alone > 2 * together
 # \qquad
 # \mathrm{probs} = \mathrm{softmax}(\mathrm{scores}) \ [T, S]
 # \qquad
-# \mathrm{mixed} = \mathrm{probs} \; v \ [T, h]$$
+# \mathrm{context} = \mathrm{probs} \; v \ [T, h]$$
 #
 # The score of a query and a key is their dot product: large where they point the same way. Softmax,
 # $e^{x_j} / \sum_i e^{x_i}$ along each row, makes of a row of scores shares that sum to 1. And each token receives
 # that mixture of values.
 
 # %%
-lines(attention, 'tape("q"', 'tape("k"', 'tape("v"', "q_scaled =", 'tape("scores"', 'tape("probs"', 'tape("mixed"')
+lines(attention, 'tape("q"', 'tape("k"', 'tape("v"', "q_scaled =", 'tape("scores"', 'tape("probs"', 'tape("context"')
 
 # %% [markdown]
 # Between these lines stand the rotation of q and k ([tutorial 3](03_positions_and_rope.ipynb)), the cap ([tutorial
@@ -101,9 +101,11 @@ scores = record[f"layers.{layer}.self_attn.scores_capped"][head]  # [T, S]
 values = record[f"layers.{layer}.self_attn.v"][head // G]  # [S, h]
 
 past = np.tri(T, dtype=bool)  # True where the key is not after the query
-mixed = masked_softmax(scores, past) @ values  # [T, h]
+context = masked_softmax(scores, past) @ values  # [T, h]
 
-np.testing.assert_allclose(mixed, record[f"layers.{layer}.self_attn.mixed"][:, head * h : (head + 1) * h], atol=1e-5)
+np.testing.assert_allclose(
+    context, record[f"layers.{layer}.self_attn.context"][:, head * h : (head + 1) * h], atol=1e-5
+)
 print(np.round(masked_softmax(scores, past)[:4, :4], 2))
 
 # %% [markdown]
@@ -283,7 +285,7 @@ np.testing.assert_allclose(with_mha, 2 * np.array(with_gqa))
 gqa, mha = json.loads(Path("experiments/gqa_against_mha.json").read_text())["rows"]
 for result in (gqa, mha):
     print(
-        f"{result['label'] + ':':29} {result['mean']:.3f} ± {result['spread']:.3f}   {result['parameters']:,} parameters"
+        f"{result['label'] + ':':29} {result['mean']:.3f} ± {result['std']:.3f}   {result['parameters']:,} parameters"
     )
 assert abs(gqa["mean"] - mha["mean"]) < min(gqa["spread"], mha["spread"])
 assert gqa["parameters"] < mha["parameters"]

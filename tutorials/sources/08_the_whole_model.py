@@ -239,7 +239,7 @@ assert np.array_equal(first_records["layers.1.resid_post"], record["layers.1.res
 
 # %% [markdown]
 # And this replaces. To find out what a part is good for, silence it and see what the model does without it (an
-# *ablation*). The heads of a layer meet in `mixed` [T, H*h], head by head: head 1 has the channels from $h$ to $2h - 1$.
+# *ablation*). The heads of a layer meet in `context` [T, H*h], head by head: head 1 has the channels from $h$ to $2h - 1$.
 # The tape zeroes them in a copy, as the record itself may be needed elsewhere:
 
 
@@ -273,7 +273,7 @@ h = config.head_dim
 whole = loss(model.logits(speech))
 by_head = np.array(
     [
-        [loss(run(silenced(f"layers.{layer}.self_attn.mixed", slice(h * n, h * n + h)), speech)) for n in heads]
+        [loss(run(silenced(f"layers.{layer}.self_attn.context", slice(h * n, h * n + h)), speech)) for n in heads]
         for layer in layers
     ]
 )  # [layers, H]
@@ -313,7 +313,7 @@ assert back_one > 0.5 and by_half[0, 1] - whole > 1.5 and np.median(by_head) - w
 
 # %%
 changed = Record()
-cut = silenced("layers.2.self_attn.mixed", slice(h, 2 * h))
+cut = silenced("layers.2.self_attn.context", slice(h, 2 * h))
 run(lambda name, value: changed(name, cut(name, value)))
 untouched = [name for name in record if np.array_equal(changed[name], record[name])]
 print(f"{len(untouched)} of {len(record)} records are as before, the last {untouched[-1]}")
@@ -360,7 +360,7 @@ def parameters(V, D, layers, H, K, h, F):
 check(parameters, exercises.PARAMETERS)
 
 # %% [markdown]
-# **3.** The body of a tape that silences one head: zeros in its channels of `layers.{layer}.self_attn.mixed`, and every other
+# **3.** The body of a tape that silences one head: zeros in its channels of `layers.{layer}.self_attn.context`, and every other
 # record handed on as it is.
 
 

@@ -267,10 +267,13 @@ lines(
 )
 
 # %%
-probs, values, dmixed = draw((4, 3, 3)), draw((2, 3, 5)), draw((4, 3, 5))  # [H, T, S], [K, S, h], [H, T, h]
-dprobs, dvalues = grouped_matmul(dmixed, values.swapaxes(-1, -2)), grouped_matmul_backward(probs, dmixed, kv_heads=2)
-hold(dvalues, lambda values: (dmixed * grouped_matmul(probs, values)).sum(), values)
-hold(dprobs, lambda probs: (dmixed * grouped_matmul(probs, values)).sum(), probs)
+probs, values, dcontext = draw((4, 3, 3)), draw((2, 3, 5)), draw((4, 3, 5))  # [H, T, S], [K, S, h], [H, T, h]
+dprobs, dvalues = (
+    grouped_matmul(dcontext, values.swapaxes(-1, -2)),
+    grouped_matmul_backward(probs, dcontext, kv_heads=2),
+)
+hold(dvalues, lambda values: (dcontext * grouped_matmul(probs, values)).sum(), values)
+hold(dprobs, lambda probs: (dcontext * grouped_matmul(probs, values)).sum(), probs)
 
 # %% [markdown]
 # ## GeGLU: each factor gets the other
@@ -388,7 +391,7 @@ batch = Batch(ids[None])  # [B, T + 1], B = 1
 loss, gradients, record = loss_and_gradients(weights, config, batch, next_token)
 print(f"loss {loss:.4f} nats; {len(gradients)} gradients, {sum(g.size for g in gradients.values()):,} numbers")
 assert all(gradients[name].shape == weights[name].shape for name in weights)
-np.testing.assert_allclose(loss, losses.mean())
+np.testing.assert_allclose(loss, losses.masked_mean())
 
 # %% [markdown]
 # A million slopes are too many to measure. A few random ones, one in each of some random weights, will do: a mistake in
@@ -503,8 +506,8 @@ check(softmax_gradient, exercises.SOFTMAX)
 
 
 # %%
-def shared_gradient(probs, dmixed, kv_heads):
-    """probs [H, T, S], dmixed [H, T, h] -> dvalues [K, S, h], K = kv_heads
+def shared_gradient(probs, dcontext, kv_heads):
+    """probs [H, T, S], dcontext [H, T, h] -> dvalues [K, S, h], K = kv_heads
 
     Hint: query heads 0 to G - 1 share head 0; make the product for each head, then reshape H to [K, G].
     """

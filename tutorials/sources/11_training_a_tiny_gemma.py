@@ -25,15 +25,15 @@ from support.plots import pieces, use_style
 import gemma_np
 from gemma_np.config import RELEASED, gemma2_config
 from gemma_np.gemma import Gemma
-from gemma_np.memory import training_memory
+from gemma_np.memory import training_bytes
 from gemma_np.training.data import random_batches
 from gemma_np.training.distillation import sample_continuations
-from gemma_np.training.losses import cross_entropy, mean
+from gemma_np.training.losses import cross_entropy, masked_mean
 from gemma_np.training.mpi import Ranks
-from gemma_np.training.optimizer import AdamW, clip_by_global_norm, learning_rate
+from gemma_np.training.optimizer import AdamW, clip_by_global_norm, cosine_schedule
 from gemma_np.training.task import Batch, Task, next_token
 from gemma_np.training.trainer import initial_weights, loss_and_gradients, train_step, validation_loss
-from gemma_np.training.training_state import Recipe, State
+from gemma_np.training.training_state import State, TrainingConfig
 
 use_style()
 author = gemma_np.load()
@@ -100,7 +100,7 @@ lines(mean, "if mask", "float(losses.mean", "counted", "total")
 config = gemma2_config(V=V, D=32, layers=2, H=2, K=1, h=16, F=128, length=256, query_scalar=16, window=32)
 count = sum(config.parameter_count().values())
 start = initial_weights(config, np.random.default_rng(0))
-nothing_known, _ = mean(*cross_entropy(np.zeros((2, 3, V)), np.ones((2, 3), int)))
+nothing_known, _ = masked_mean(*cross_entropy(np.zeros((2, 3, V)), np.ones((2, 3), int)))
 first_loss = validation_loss(start, config, held_out, Ranks())
 
 print(f"{count} parameters; log V = {math.log(V):.3f}, loss at first {first_loss:.3f}")
@@ -205,10 +205,12 @@ lines(learning_rate, "if step", "return", "progress = ")
 # is a mistake, and no amount of text will help. `train_step` is the package's step: draw, gradients, clip, AdamW.
 
 # %%
-recipe = Recipe(steps=100, batch=4, length=LENGTH, rate=1e-2, warmup=20)
+training_config = TrainingConfig(steps=100, batch_size=4, seq_len=LENGTH, learning_rate=1e-2, warmup_steps=20)
 state = State({name: weight.copy() for name, weight in start.items()}, AdamW(), np.random.default_rng(0))
-by_heart = Task(draw=lambda state: first_batch)
-losses_by_heart = [train_step(state, config, by_heart, recipe, Ranks())["loss"] for _ in range(recipe.steps)]
+by_heart = Task(next_batch=lambda state: first_batch)
+losses_by_heart = [
+    train_step(state, config, by_heart, training_config, Ranks())["loss"] for _ in range(training_config.steps)
+]
 
 print(f"the same {first_batch.positions} tokens: {losses_by_heart[0]:.2f} at first, {losses_by_heart[-1]:.3f} at last")
 assert losses_by_heart[-1] < 0.1
@@ -237,16 +239,18 @@ for step in range(STEPS):
     batch = draw(state)
     loss, gradients, _ = loss_and_gradients(weights, config, batch, next_token)
     norm = clip_by_global_norm(gradients, CLIP)
-    rate = learning_rate(step, STEPS, PEAK, WARMUP)
+    rate = cosine_schedule(step, STEPS, PEAK, WARMUP)
     optimizer.step(weights, gradients, rate)
     log.append((loss, norm, rate))
     if (step + 1) % 100 == 0:
         validation[step + 1] = validation_loss(weights, config, held_out, Ranks())
 
 twin = State({name: weight.copy() for name, weight in start.items()}, AdamW(), np.random.default_rng(0))
-twin_recipe = Recipe(steps=STEPS, batch=4, length=LENGTH, rate=PEAK, warmup=WARMUP, clip=CLIP)
+twin_config = TrainingConfig(
+    steps=STEPS, batch_size=4, seq_len=LENGTH, learning_rate=PEAK, warmup_steps=WARMUP, max_grad_norm=CLIP
+)
 for step in range(3):
-    assert train_step(twin, config, Task(draw), twin_recipe, Ranks())["loss"] == log[step][0]
+    assert train_step(twin, config, Task(draw), twin_config, Ranks())["loss"] == log[step][0]
 
 # %% [markdown]
 # To judge the loss we need marks to hold it against: $\log V$, knowing nothing; the loss of one who knows how often
@@ -374,12 +378,12 @@ print(f"{speed:,.0f} tokens a second, {6 * count * speed / 1e9:.1f} billion oper
 
 # %%
 for name, shape, B, T in (("this one", config, 4, LENGTH), ("gemma-2-2b", RELEASED["gemma-2-2b"], 1, 1024)):
-    memory = training_memory(shape, batch=B, length=T)
+    memory = training_bytes(shape, batch=B, length=T)
     print(f"{name}, {B} x {T} tokens")
     for kind, size in memory.items():
         print(f"  {kind:<45}{size / 1e6:>12,.1f} MB")
 
-small, large = training_memory(config, 4, LENGTH), training_memory(RELEASED["gemma-2-2b"], 1, 1024)
+small, large = training_bytes(config, 4, LENGTH), training_bytes(RELEASED["gemma-2-2b"], 1, 1024)
 assert small["records of the forward pass"] > 10 * small["weights"]
 assert large["moments of AdamW"] == 2 * large["weights"]
 
@@ -395,8 +399,8 @@ assert large["moments of AdamW"] == 2 * large["weights"]
 # ```sh
 # gemma-np tokenizer texts/ --size 2048 -o tokenizer.model
 # gemma-np train texts/ --tokenizer tokenizer.model -o run \
-#   --hidden-size 32 --layers 2 --heads 2 --kv-heads 1 --head-dim 16 --ffn 128 --window 32 \
-#   --steps 900 --batch 4 --length 128 --rate 1e-2 --warmup 50 --clip 1.0
+#   --hidden-size 32 --layers 2 --heads 2 --kv-heads 1 --head-dim 16 --intermediate-size 128 --sliding-window 32 \
+#   --steps 900 --batch-size 4 --seq-len 128 --learning-rate 1e-2 --warmup-steps 50 --max-grad-norm 1.0
 # gemma-np plot-log run
 # ```
 #
@@ -413,7 +417,7 @@ assert large["moments of AdamW"] == 2 * large["weights"]
 
 
 # %%
-def masked_loss(logits, targets, counted):
+def masked_loss(logits, targets, loss_mask):
     """logits [B, T, V], targets int [B, T], counted bool [B, T] -> number: the mean loss of the positions that count
 
     Hint: subtract each position's largest logit before np.exp, and take targets with np.take_along_axis.

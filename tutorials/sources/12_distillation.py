@@ -26,14 +26,15 @@ from support.plots import pieces, use_style
 import gemma_np
 from gemma_np.config import gemma2_config
 from gemma_np.gemma import Gemma
+from gemma_np.model.log_probs import log_softmax
 from gemma_np.training.distillation import from_teacher, on_policy, sample_continuations
-from gemma_np.training.losses import TopK, distillation, forward_kl, log_softmax, soft_cross_entropy_top_k
+from gemma_np.training.losses import TopK, forward_kl, soft_cross_entropy, soft_cross_entropy_top_k
 from gemma_np.training.mpi import Ranks
 from gemma_np.training.optimizer import AdamW
 from gemma_np.training.task import Batch, Task, next_token
 from gemma_np.training.teacher_targets import from_targets, top_k
 from gemma_np.training.trainer import initial_weights, loss_and_gradients, train_step, validation_loss
-from gemma_np.training.training_state import Recipe, State
+from gemma_np.training.training_state import State, TrainingConfig
 
 use_style()
 teacher = gemma_np.load("shakespeare-4m")
@@ -127,14 +128,14 @@ lines(distillation, "log_student =", "teacher =", "losses =", "dlogits =")
 # $\mathrm{KL}(P_T \Vert P_S) = L - H(P_T)$, which is 0 there. Both have the same gradient.
 
 # %%
-to_itself, no_gradient = distillation(teacher_logits, teacher_logits)
+to_itself, no_gradient = soft_cross_entropy(teacher_logits, teacher_logits)
 np.testing.assert_allclose(no_gradient, 0, atol=1e-6)
 np.testing.assert_allclose(to_itself, entropy * math.log(2), rtol=1e-4)
 
 bundled = gemma_np.load()  # its student, shakespeare-1m
-losses, gradient = distillation(bundled.logits(ids[:-1]), teacher_logits)  # [T], [T, V]
+losses, gradient = soft_cross_entropy(bundled.logits(ids[:-1]), teacher_logits)  # [T], [T, V]
 divergence, same_gradient = forward_kl(bundled.logits(ids[:-1]), teacher_logits)
-parts = losses.mean(), to_itself.mean(), divergence.mean()
+parts = losses.masked_mean(), to_itself.mean(), divergence.mean()
 print("the bundled student: loss {:.3f} = the teacher's entropy {:.3f} + KL {:.3f}".format(*parts))
 np.testing.assert_allclose(losses - to_itself, divergence, atol=1e-4)
 np.testing.assert_allclose(gradient, same_gradient, atol=1e-6)
@@ -195,7 +196,7 @@ def draw(state):
 
 
 config = gemma2_config(V=V, D=32, layers=2, H=2, K=1, h=16, F=128, length=256, query_scalar=16, window=32)
-recipe = Recipe(steps=700, batch=4, length=LENGTH, rate=1e-2, warmup=50)
+training_config = TrainingConfig(steps=700, batch_size=4, seq_len=LENGTH, learning_rate=1e-2, warmup_steps=50)
 
 # %% [markdown]
 # Of each distribution only the K = 32 likeliest tokens are stored; a section below compares what they teach with
@@ -206,8 +207,8 @@ curves, students = {}, {}
 for name, loss in (("from the text", next_token), ("from the teacher", from_targets)):
     state = State(initial_weights(config, np.random.default_rng(0)), AdamW(), np.random.default_rng(0))
     curves[name] = []
-    for step in range(recipe.steps):
-        train_step(state, config, Task(draw, loss), recipe, Ranks())
+    for step in range(training_config.steps):
+        train_step(state, config, Task(draw, loss), training_config, Ranks())
         if (step + 1) % 50 == 0:
             curves[name].append(validation_loss(state.weights, config, held_out, Ranks()))
     students[name] = Gemma(config, state.weights, tokenizer)
@@ -215,9 +216,9 @@ for name, loss in (("from the text", next_token), ("from the teacher", from_targ
 floor = validation_loss(teacher.weights, teacher.config, held_out, Ranks())
 figure, axes = plt.subplots()
 for (name, losses), colour in zip(curves.items(), ("C1", "C0"), strict=True):
-    axes.plot(range(50, recipe.steps + 1, 50), losses, "o-", color=colour, label=name)
+    axes.plot(range(50, training_config.steps + 1, 50), losses, "o-", color=colour, label=name)
 axes.axhline(floor, color="black", linewidth=0.8, linestyle="--", label="the teacher's own loss")
-one_pass = TEXTS // recipe.batch
+one_pass = TEXTS // training_config.batch_size
 axes.axvline(one_pass, color="grey", linewidth=0.8, linestyle=":", label="as many tokens as there are")
 axes.set(xlabel="steps (512 tokens each)", ylabel="loss on held-out texts (nats per token)", ylim=(floor - 0.3, None))
 axes.set_title("Same texts, same first weights, another target")
@@ -231,7 +232,7 @@ print(
 print(f"last: {text_curve[-1]:.2f} from the text, {teacher_curve[-1]:.2f} from the teacher")
 assert (teacher_curve < text_curve).all() and teacher_curve.min() < text_curve.min() - 0.4
 gap = text_curve - teacher_curve
-assert gap[0] < gap[6] < gap[-1] and 50 * recipe.batch < TEXTS
+assert gap[0] < gap[6] < gap[-1] and 50 * training_config.batch_size < TEXTS
 assert text_curve[-1] > text_curve.min() + 0.2 and teacher_curve[-1] < teacher_curve.min() + 0.05
 
 # %% [markdown]
@@ -328,7 +329,7 @@ lengths = {}
 for temperature in (1.0, 2.0, 4.0):
     soft = np.exp(log_softmax(teacher_logits[25] / temperature))  # [V]
     top = ", ".join(f"{tokenizer.piece(int(id))} {soft[id]:.2f}" for id in np.argsort(-soft)[:3])
-    _, gradient = distillation(bundled.logits(ids[:-1]), teacher_logits, temperature)
+    _, gradient = soft_cross_entropy(bundled.logits(ids[:-1]), teacher_logits, temperature)
     lengths[temperature] = np.linalg.norm(gradient, axis=-1).mean()
     plain = lengths[temperature] / temperature**2
     print(f"temperature {temperature:.0f}: {top}; gradient {lengths[temperature]:.3f}, without factor {plain:.3f}")
@@ -350,7 +351,9 @@ lines(on_policy, "prompts =", "ids =", "written =", "return Batch")
 # %%
 student = students["from the teacher"]
 state = State(dict(student.weights), AdamW(), np.random.default_rng(1))
-own = on_policy(texts[TEXTS:].ravel(), config, Recipe(batch=16, length=LENGTH), prompt=16)(state)  # 16 texts
+own = on_policy(texts[TEXTS:].ravel(), config, TrainingConfig(batch_size=16, seq_len=LENGTH), prompt=16)(
+    state
+)  # 16 texts
 given = held_out[0]
 divergences = []
 for name, batch in (("the teacher's texts", given), ("the student's own", own)):
@@ -406,9 +409,9 @@ gains = {}
 for size in ("0.3 M", "0.6 M", "1 M"):
     scratch, distilled = loss_of[f"{size}, from scratch"], loss_of[f"{size}, distilled"]
     gains[size] = scratch["mean"] - distilled["mean"]
-    spread = max(scratch["spread"], distilled["spread"])
-    print(f"{size}: distillation gains {gains[size]:.3f} nats; spread of the seeds up to {spread:.3f}")
-    assert gains[size] > 4 * spread
+    std = max(scratch["spread"], distilled["spread"])
+    print(f"{size}: distillation gains {gains[size]:.3f} nats; spread of the seeds up to {std:.3f}")
+    assert gains[size] > 4 * std
     assert max(distilled["losses"]) < min(scratch["losses"])
 reported = {"200M": math.log(23 / 21), "400M": math.log(19 / 17), "1B": math.log(17 / 15)}
 assert gains["0.3 M"] - gains["0.6 M"] < 0.012
@@ -433,8 +436,8 @@ assert gains["0.6 M"] < gains["0.3 M"] < gains["1 M"] and list(reported.values()
 # From the command line:
 #
 # ```sh
-# gemma-np targets texts/ --teacher shakespeare-4m -o targets --top-k 32 --length 256
-# gemma-np distill --targets targets -o student --steps 5000 --rate 2e-3 --warmup 200
+# gemma-np cache-teacher texts/ --teacher shakespeare-4m -o targets --top-k 32 --seq-len 256
+# gemma-np distill --targets targets -o student --steps 5000 --learning-rate 2e-3 --warmup-steps 200
 # gemma-np distill texts/ --teacher shakespeare-4m --model student --on-policy --divergence jensen-shannon -o better
 # ```
 #

@@ -20,10 +20,10 @@ from support.exercises import quantization as exercises
 from support.plots import use_style
 
 import gemma_np
-from gemma_np.compression.awq import best_factors
+from gemma_np.compression.awq import best_scales
 from gemma_np.compression.benchmark import decoding_speed, measure, table
-from gemma_np.compression.calibration import INPUTS, Moments
-from gemma_np.compression.gptq import gptq, moment_error, round_in_turn
+from gemma_np.compression.calibration import INPUTS, InputGram
+from gemma_np.compression.gptq import gptq, output_error, round_in_turn
 from gemma_np.compression.quantization import Grid, Scheme, minmax_grid, mse_grid, quantize
 from gemma_np.compression.quantize_model import quantize_model
 from gemma_np.config import RELEASED
@@ -226,9 +226,9 @@ assert np.array_equal(unpack(pack(numbers)), numbers)
 
 # %%
 weight = np.array([[0.4, 0.4]], np.float32)
-moments = np.array([[1.0, 1.0], [1.0, 1.0]], np.float32)  # x_0 = x_1
+gram = np.array([[1.0, 1.0], [1.0, 1.0]], np.float32)  # x_0 = x_1
 grid = Grid(np.ones((1, 1, 1), np.float32), np.zeros((1, 1, 1), np.float32), -7, 7)
-nearest, in_turn = grid.nearest(weight[:, None])[0], round_in_turn(weight, moments, grid)[0]
+nearest, in_turn = grid.nearest(weight[:, None])[0], round_in_turn(weight, gram, grid)[0]
 for name, chosen in (("nearest", nearest), ("in turn", in_turn)):
     print(f"{name}: {chosen[0]}, sum {chosen.sum():.0f} where 0.8 is right")
 assert nearest.sum() == 0 and in_turn.sum() == 1
@@ -251,7 +251,7 @@ lines(round_in_turn, "rounded[c] =", "errors[c - start] =", "left[c + 1 : stop] 
 # of each channel's typical input $\sqrt{H_{cc}}$, the best of eleven exponents:
 
 # %%
-lines(best_factors, "for exponent", "s = typical**exponent")
+lines(best_scales, "for exponent", "s = typical**exponent")
 
 # %% [markdown]
 # ## A real layer with real inputs
@@ -259,7 +259,7 @@ lines(best_factors, "for exponent", "s = typical**exponent")
 # Which inputs are typical? Let the model read some texts, the *calibration*, and add up $X^\top X$ for each matrix:
 
 # %%
-lines(Moments.__call__, "rows = ", "self[name] =")
+lines(InputGram.__call__, "rows = ", "self[name] =")
 
 # %% [markdown]
 # No texts come with this package, so we let models write some: the bundled one those to calibrate with, and its teacher
@@ -287,10 +287,10 @@ for name in names:
     weight = model.weights[f"model.layers.0.{name}"]
     X, Y = (record[f"layers.0.{INPUTS[name]}"].reshape(-1, weight.shape[1]) for record in (seen, fresh))
     H = X.T @ X
-    f = best_factors([weight], H, scheme)
+    f = best_scales([weight], H, scheme)
     results = {
         "round": dequantize(quantize(weight, scheme)),
-        "clip": dequantize(quantize(weight, scheme, least_error=True)),
+        "clip": dequantize(quantize(weight, scheme, mse=True)),
         "gptq": dequantize(gptq(weight, H, scheme)),
         "awq": dequantize(quantize(weight * f, scheme)) / f,
     }
@@ -302,7 +302,7 @@ for name in names:
     largest_input[name] = typical.max() / np.median(typical)
     concentration[name] = energy[-10:].sum() / energy.sum()
     np.testing.assert_allclose(
-        moment_error(results["gptq"], weight, H).sum(), np.square(X @ (results["gptq"] - weight).T).sum(), rtol=1e-2
+        output_error(results["gptq"], weight, H).sum(), np.square(X @ (results["gptq"] - weight).T).sum(), rtol=1e-2
     )
 
 figure, axes = plt.subplots()

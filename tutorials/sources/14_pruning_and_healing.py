@@ -21,8 +21,8 @@ from support.exercises import pruning_and_healing as exercises
 from support.plots import use_style
 
 import gemma_np
-from gemma_np.compression.pruning import keep_sparsity, prune_weights, share_of_row, two_of_four
-from gemma_np.compression.pruning_plan import Plan, prune
+from gemma_np.compression.pruning import keep_fraction, keep_sparsity, prune_weights, two_of_four
+from gemma_np.compression.pruning_plan import PruningPlan, prune
 from gemma_np.compression.structured_pruning import (
     choose_layers,
     drop_layers,
@@ -40,7 +40,7 @@ from gemma_np.training.mpi import Ranks
 from gemma_np.training.optimizer import AdamW
 from gemma_np.training.task import Task
 from gemma_np.training.trainer import initial_weights, train_step
-from gemma_np.training.training_state import Recipe, State
+from gemma_np.training.training_state import State, TrainingConfig
 from gemma_np.weights.formats import stored_bytes
 
 use_style()
@@ -67,7 +67,7 @@ def measured(small):
     logits = small.logits(texts[:, :-1])
     losses, _ = cross_entropy(logits, texts[:, 1:])
     divergences, _ = forward_kl(logits, right)
-    return {"perplexity": float(np.exp(losses.mean())), "kl": float(divergences.mean())}
+    return {"perplexity": float(np.exp(losses.masked_mean())), "kl": float(divergences.mean())}
 
 
 original = measured(model)
@@ -89,7 +89,7 @@ lines(prune_weights, "scores = np.abs(weight)", 'if method == "wanda":', "scores
 # Of each row, the lowest share goes:
 
 # %%
-lines(share_of_row, "mask", "dropped")
+lines(keep_fraction, "mask", "dropped")
 
 # %% [markdown]
 # A planted example: two weights, and the channel of the smaller one carries inputs ten times as large.
@@ -98,7 +98,7 @@ lines(share_of_row, "mask", "dropped")
 W, X = np.array([[0.5, 0.2]]), np.array([[0.1, 1.0], [-0.1, -1.0]])
 magnitude, wanda = np.abs(W), np.abs(W) * np.linalg.norm(X, axis=0)
 for name, scores in (("magnitude", magnitude), ("Wanda", wanda)):
-    left = np.where(share_of_row(0.5)(scores), W, 0)
+    left = np.where(keep_fraction(0.5)(scores), W, 0)
     print(f"{name}: keeps {left[0]}, output off by {np.abs(X @ (left - W).T).max():.2f}")
 assert np.argmax(magnitude) == 0 and np.argmax(wanda) == 1
 
@@ -108,10 +108,10 @@ assert np.argmax(magnitude) == 0 and np.argmax(wanda) == 1
 # %%
 shares = (0.1, 0.25, 0.4, 0.5, 0.6, 0.7)
 single = {
-    method: [measured(prune(model, Plan(**{method: share}), calibration)) for share in shares]
+    method: [measured(prune(model, PruningPlan(**{method: share}), calibration)) for share in shares]
     for method in ("magnitude", "wanda")
 }
-pairs = {method: measured(prune(model, Plan(**{method: "2:4"}), calibration)) for method in single}
+pairs = {method: measured(prune(model, PruningPlan(**{method: "2:4"}), calibration)) for method in single}
 
 figure, axes = plt.subplots()
 for number, (method, found) in enumerate(single.items()):
@@ -154,7 +154,7 @@ lines(two_of_four, "fours = ", "np.put_along_axis")
 # three important weights has to lose one of them. And what it saves, in bytes of bfloat16:
 
 # %%
-sparse = prune(model, Plan(wanda="2:4"), calibration)
+sparse = prune(model, PruningPlan(wanda="2:4"), calibration)
 zeros = sum(int((weight == 0).sum()) for name, weight in sparse.weights.items() if "proj" in name)
 weights = sum(weight.size for name, weight in sparse.weights.items() if "proj" in name)
 total = sum(stored_bytes(weight) for weight in sparse.weights.values()) // 2
@@ -311,16 +311,26 @@ lines(keep_sparsity, "masks = ", "return")
 own_words = sample_continuations(
     np.full((160, 1), model.tokenizer.bos), 256, model.weights, config, np.random.default_rng(2)
 ).ravel()
-recipe = Recipe(steps=60, batch=8, length=128, rate=2e-3, warmup=5, weight_decay=0.01)
+training_config = TrainingConfig(
+    steps=60, batch_size=8, seq_len=128, learning_rate=2e-3, warmup_steps=5, weight_decay=0.01
+)
 
 
 def heal(small, seen):
     """The model after the training, and the KL of each step."""
-    task = Task(random_batches(own_words, recipe.batch, recipe.length), from_teacher(model, forward_kl), seen=seen)
+    task = Task(
+        random_batches(own_words, training_config.batch_size, training_config.seq_len),
+        from_teacher(model, forward_kl),
+        view_weights=seen,
+    )
     weights = {name: weight.copy() for name, weight in small.weights.items()}
-    state = State(weights, AdamW(weight_decay=recipe.weight_decay), np.random.default_rng(recipe.seed))
-    curve = [train_step(state, small.config, task, recipe, Ranks())["loss"] for _ in range(recipe.steps)]
-    return gemma_np.Gemma(small.config, task.seen(state.weights), model.tokenizer), curve
+    state = State(
+        weights, AdamW(weight_decay=training_config.weight_decay), np.random.default_rng(training_config.seed)
+    )
+    curve = [
+        train_step(state, small.config, task, training_config, Ranks())["loss"] for _ in range(training_config.steps)
+    ]
+    return gemma_np.Gemma(small.config, task.view_weights(state.weights), model.tokenizer), curve
 
 
 at_random = gemma_np.Gemma(smaller.config, initial_weights(smaller.config, np.random.default_rng(0)), model.tokenizer)
@@ -329,7 +339,9 @@ healed, curves = {}, {}
 for name, small in broken.items():
     seen = keep_sparsity(small.weights) if name == "2:4" else lambda weights: weights
     healed[name], curves[name] = heal(small, seen)
-print(f"{own_words.size:,} tokens of text, {recipe.steps * recipe.batch * recipe.length:,} read by each")
+print(
+    f"{own_words.size:,} tokens of text, {training_config.steps * training_config.batch_size * training_config.seq_len:,} read by each"
+)
 
 # %%
 figure, axes = plt.subplots()
@@ -339,7 +351,7 @@ labels = {
     "random": "random weights, half of the channels",
 }
 for name, curve in curves.items():
-    axes.plot(range(1, recipe.steps + 1), curve, label=labels[name])
+    axes.plot(range(1, training_config.steps + 1), curve, label=labels[name])
 axes.set(yscale="log", xlabel="training steps", ylabel="KL from the original\n(nats a token)")
 axes.set_title("Healing: each step reads 1,024 tokens")
 axes.set_yticks([0.2, 0.5, 1, 2, 4], [0.2, 0.5, 1, 2, 4])
@@ -355,7 +367,7 @@ for name in ("half of F", "2:4"):
     assert 0.1 < after[name]["kl"] < 0.55 * before[name]["kl"]
 assert after["random"]["kl"] > 4 * after["half of F"]["kl"]
 assert all((weight == 0).sum() >= weight.size // 2 for name, weight in healed["2:4"].weights.items() if "proj" in name)
-assert recipe.steps * recipe.batch * recipe.length == 1.5 * own_words.size
+assert training_config.steps * training_config.batch_size * training_config.seq_len == 1.5 * own_words.size
 
 # %% [markdown]
 # In 60 steps both pruned models win back about half of their distance from the original, or more, and the curves still
@@ -409,7 +421,7 @@ for found in results.values():
 # (`32 bits` is the original.) On the real model, looking at the inputs pays: a quarter of the weights chosen by Wanda
 # costs less than a third of what it costs chosen by size. Half of them chosen by size ruins it; even half of the
 # channels, chosen by what they do, costs less. Whole layers cost most. All in one command, with a table after each step:
-# `gemma-np compress texts/ --prune ffn=192 --distill 2000 --quantize int4 -o smaller`.
+# `gemma-np compress texts/ --prune intermediate-size=192 --distill 2000 --quantize int4 -o smaller`.
 #
 # ## Exercises
 #

@@ -47,7 +47,7 @@ print(f"{len(short)} and {len(speech)} tokens; the window of local layers is {mo
 # ## A port
 #
 # Here is all of Gemma 2 once more, written anew, with nothing taken from the package. It reads one text, keeps keys and
-# values from call to call, and keeps every intermediate by the name that `gemma-np trace --names` prints (other names are
+# values from call to call, and keeps every intermediate by the name that `gemma-np records` prints (other names are
 # fine, too: a small JSON file translates them). Two of its lines are wrong, in ways that people have really been wrong. Can
 # you see them?
 
@@ -111,8 +111,8 @@ class Port:
         scores = np.where(self.sees(back, self.config.window(n)), scores, -np.inf)
         odds = np.exp(scores - scores.max(axis=-1, keepdims=True))
         probs = keep("probs", odds / odds.sum(axis=-1, keepdims=True))
-        mixed = keep("mixed", (probs @ values).swapaxes(0, 1).reshape(len(x), -1))  # [T, H*h]
-        return keep("o", mixed @ w("self_attn.o_proj").T)
+        context = keep("context", (probs @ values).swapaxes(0, 1).reshape(len(x), -1))  # [T, H*h]
+        return keep("o", context @ w("self_attn.o_proj").T)
 
     def heads(self, x):
         return x.reshape(len(x), -1, self.config.head_dim).swapaxes(0, 1)

@@ -60,8 +60,8 @@ def _past(scores: np.ndarray) -> np.ndarray:
 
 
 def _mix(scores: np.ndarray, values: np.ndarray) -> np.ndarray:
-    mixed: np.ndarray = masked_softmax(scores, _past(scores)) @ values
-    return mixed
+    context: np.ndarray = masked_softmax(scores, _past(scores)) @ values
+    return context
 
 
 def _mask_after_softmax(scores: np.ndarray, values: np.ndarray) -> np.ndarray:
@@ -92,8 +92,8 @@ def _infinite_times_zero(scores: np.ndarray, values: np.ndarray) -> np.ndarray:
 
 
 def _weighted(weights: np.ndarray, values: np.ndarray) -> np.ndarray:
-    mixed: np.ndarray = weights / weights.sum(axis=-1, keepdims=True) @ values
-    return mixed
+    context: np.ndarray = weights / weights.sum(axis=-1, keepdims=True) @ values
+    return context
 
 
 MIX = Exercise(

@@ -93,28 +93,28 @@ def _shared_cases(generator: np.random.Generator) -> Cases:
     }
 
 
-def _by_head(probs: np.ndarray, dmixed: np.ndarray) -> np.ndarray:
+def _by_head(probs: np.ndarray, dcontext: np.ndarray) -> np.ndarray:
     """[H, T, S] and [H, T, h] -> [H, S, h]"""
-    return probs.swapaxes(-1, -2) @ dmixed
+    return probs.swapaxes(-1, -2) @ dcontext
 
 
-def _in_groups(probs: np.ndarray, dmixed: np.ndarray, kv_heads: int) -> np.ndarray:
+def _in_groups(probs: np.ndarray, dcontext: np.ndarray, kv_heads: int) -> np.ndarray:
     """[H, T, S] and [H, T, h] -> [K, G, S, h]"""
-    by_head = _by_head(probs, dmixed)
+    by_head = _by_head(probs, dcontext)
     return by_head.reshape(kv_heads, -1, *by_head.shape[1:])
 
 
-def _as_tiled(probs: np.ndarray, dmixed: np.ndarray, kv_heads: int) -> np.ndarray:
-    by_head = _by_head(probs, dmixed)
+def _as_tiled(probs: np.ndarray, dcontext: np.ndarray, kv_heads: int) -> np.ndarray:
+    by_head = _by_head(probs, dcontext)
     total: np.ndarray = by_head.reshape(-1, kv_heads, *by_head.shape[1:]).sum(axis=0)
     return total
 
 
-def _probs_of_all(probs: np.ndarray, dmixed: np.ndarray, kv_heads: int) -> np.ndarray:
+def _probs_of_all(probs: np.ndarray, dcontext: np.ndarray, kv_heads: int) -> np.ndarray:
     """The groups are added up on either side before the product."""
     shape = (kv_heads, -1)
     left = probs.reshape(*shape, *probs.shape[1:]).sum(axis=1)
-    right = dmixed.reshape(*shape, *dmixed.shape[1:]).sum(axis=1)
+    right = dcontext.reshape(*shape, *dcontext.shape[1:]).sum(axis=1)
     return _by_head(left, right)
 
 
@@ -123,17 +123,17 @@ SHARED = Exercise(
     cases=_shared_cases,
     mistakes={
         "the query heads of a group are averaged; each adds its own share: sum them": (
-            lambda probs, dmixed, kv_heads: _in_groups(probs, dmixed, kv_heads).mean(axis=1)
+            lambda probs, dcontext, kv_heads: _in_groups(probs, dcontext, kv_heads).mean(axis=1)
         ),
         "only the first query head of each group is heard; sum over all of them": (
-            lambda probs, dmixed, kv_heads: _in_groups(probs, dmixed, kv_heads)[:, 0]
+            lambda probs, dcontext, kv_heads: _in_groups(probs, dcontext, kv_heads)[:, 0]
         ),
         known("gqa-tile"): _as_tiled,
-        "probs and dmixed are summed over the group before they are multiplied; multiply head by head, then sum": (
+        "probs and dcontext are summed over the group before they are multiplied; multiply head by head, then sum": (
             _probs_of_all
         ),
         "there is one gradient for each query head; sum those of a group, so that K are left": (
-            lambda probs, dmixed, kv_heads: _by_head(probs, dmixed)
+            lambda probs, dcontext, kv_heads: _by_head(probs, dcontext)
         ),
     },
 )

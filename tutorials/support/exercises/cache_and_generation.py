@@ -11,10 +11,10 @@ from gemma_np.config import GemmaConfig
 from gemma_np.gemma import Gemma
 from gemma_np.model.embedding import embed
 from gemma_np.model.kv_cache import KVCache
+from gemma_np.model.log_probs import log_softmax
 from gemma_np.model.transformer import lm_head, transformer
 from gemma_np.text.generation import generate_ids
 from gemma_np.text.sampling import Sampling
-from gemma_np.training.losses import log_softmax
 from gemma_np.weights.formats import Weights
 from support.exercise import Answer, Cases, Exercise
 

@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from gemma_np.training.losses import TopK, distillation, forward_kl, log_softmax, reverse_kl, soft_cross_entropy_top_k
+from gemma_np.model.log_probs import log_softmax
+from gemma_np.training.losses import TopK, forward_kl, reverse_kl, soft_cross_entropy, soft_cross_entropy_top_k
 from support.exercise import Cases, Exercise
 
 Result = tuple[np.ndarray, np.ndarray]
@@ -20,16 +21,16 @@ def _distil_cases(generator: np.random.Generator) -> Cases:
 
 
 def _exchanged(logits: np.ndarray, teacher_logits: np.ndarray) -> Result:
-    return distillation(teacher_logits, logits)[0], distillation(logits, teacher_logits)[1]
+    return soft_cross_entropy(teacher_logits, logits)[0], soft_cross_entropy(logits, teacher_logits)[1]
 
 
 def _opposite_gradient(logits: np.ndarray, teacher_logits: np.ndarray) -> Result:
-    losses, dlogits = distillation(logits, teacher_logits)
+    losses, dlogits = soft_cross_entropy(logits, teacher_logits)
     return losses, -dlogits
 
 
 def _mean_over_tokens(logits: np.ndarray, teacher_logits: np.ndarray) -> Result:
-    losses, dlogits = distillation(logits, teacher_logits)
+    losses, dlogits = soft_cross_entropy(logits, teacher_logits)
     return losses / logits.dtype.type(logits.shape[-1]), dlogits
 
 
@@ -40,17 +41,17 @@ def _one_hot(logits: np.ndarray, teacher_logits: np.ndarray) -> Result:
 
 
 def _summed_over_positions(logits: np.ndarray, teacher_logits: np.ndarray) -> tuple[float, np.ndarray]:
-    losses, dlogits = distillation(logits, teacher_logits)
+    losses, dlogits = soft_cross_entropy(logits, teacher_logits)
     return float(losses.sum()), dlogits
 
 
 def _gradient_of_log_probs(logits: np.ndarray, teacher_logits: np.ndarray) -> Result:
-    losses, _ = distillation(logits, teacher_logits)
+    losses, _ = soft_cross_entropy(logits, teacher_logits)
     return losses, -np.exp(log_softmax(teacher_logits))
 
 
 def _opposite_loss(logits: np.ndarray, teacher_logits: np.ndarray) -> Result:
-    losses, dlogits = distillation(logits, teacher_logits)
+    losses, dlogits = soft_cross_entropy(logits, teacher_logits)
     return -losses, dlogits
 
 
@@ -76,19 +77,19 @@ DISTIL = Exercise(
         "the teacher's logits weigh in the loss, though not in the gradient; make probabilities of them first": (
             lambda logits, teacher_logits: (
                 -np.vecdot(teacher_logits, log_softmax(logits)),
-                distillation(logits, teacher_logits)[1],
+                soft_cross_entropy(logits, teacher_logits)[1],
             )
         ),
         "the loss and its gradient are divided by V; the loss is a sum over the vocabulary, not a mean": (
             lambda logits, teacher_logits: (
-                distillation(logits, teacher_logits)[0] / logits.dtype.type(logits.shape[-1]),
-                distillation(logits, teacher_logits)[1] / logits.dtype.type(logits.shape[-1]),
+                soft_cross_entropy(logits, teacher_logits)[0] / logits.dtype.type(logits.shape[-1]),
+                soft_cross_entropy(logits, teacher_logits)[1] / logits.dtype.type(logits.shape[-1]),
             )
         ),
         "the logarithms of the teacher's probabilities weigh; take the probabilities, np.exp of them": (
             lambda logits, teacher_logits: _teacher_weighs_by(log_softmax(teacher_logits), logits)
         ),
-        "the gradient comes first; return the losses, then dlogits": lambda logits, teacher_logits: distillation(
+        "the gradient comes first; return the losses, then dlogits": lambda logits, teacher_logits: soft_cross_entropy(
             logits, teacher_logits
         )[::-1],
         "only the teacher's likeliest token is learned; keep all of its distribution": _one_hot,
@@ -157,7 +158,7 @@ SOFTENED_KL = Exercise(
             )
         ),
         "the teacher's entropy is left in; subtract it (log P_T - log P_S)": lambda logits, teacher, temperature: (
-            distillation(logits, teacher, temperature)[0]
+            soft_cross_entropy(logits, teacher, temperature)[0]
         ),
     },
 )

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from gemma_np.compression.calibration import Moments
+from gemma_np.compression.calibration import InputGram
 from gemma_np.compression.pruning import two_of_four
 from gemma_np.compression.structured_pruning import keep_channels
 from gemma_np.gemma import Gemma, resolve_config
@@ -13,9 +13,9 @@ from support.exercise import Cases, Exercise
 
 def _input_energy(inputs: np.ndarray) -> np.ndarray:
     """The sum of squares of each channel, as the calibration adds it up: [N, in] -> [in]."""
-    moments = Moments()
-    moments("mlp.hidden", inputs)
-    return np.diagonal(moments["mlp.hidden"])
+    gram = InputGram()
+    gram("mlp.hidden", inputs)
+    return np.diagonal(gram["mlp.hidden"])
 
 
 def _wanda_cases(generator: np.random.Generator) -> Cases:

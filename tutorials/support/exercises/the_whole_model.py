@@ -159,17 +159,17 @@ PARAMETERS = Exercise(
 def _tape_cases(generator: np.random.Generator) -> Cases:
     value = generator.standard_normal((5, 12))  # T = 5, 4 heads of 3 channels
     return {
-        "the head's own record": ("layers.1.self_attn.mixed", value, 1, 2, 3),
-        "the first head": ("layers.1.self_attn.mixed", value, 1, 0, 3),
+        "the head's own record": ("layers.1.self_attn.context", value, 1, 2, 3),
+        "the first head": ("layers.1.self_attn.context", value, 1, 0, 3),
         "another record": ("layers.1.self_attn.o", value, 1, 2, 3),
-        "another layer": ("layers.0.self_attn.mixed", value, 1, 2, 3),
-        "layer 11": ("layers.11.self_attn.mixed", value, 1, 2, 3),
-        "a batch of texts": ("layers.1.self_attn.mixed", generator.standard_normal((2, 5, 12)), 1, 2, 3),
+        "another layer": ("layers.0.self_attn.context", value, 1, 2, 3),
+        "layer 11": ("layers.11.self_attn.context", value, 1, 2, 3),
+        "a batch of texts": ("layers.1.self_attn.context", generator.standard_normal((2, 5, 12)), 1, 2, 3),
     }
 
 
 def _without_head(name: str, value: np.ndarray, layer: int, head: int, head_dim: int) -> np.ndarray:
-    return _silenced(value, head, head_dim) if name == f"layers.{layer}.self_attn.mixed" else value
+    return _silenced(value, head, head_dim) if name == f"layers.{layer}.self_attn.context" else value
 
 
 def _silenced(value: np.ndarray, head: int, head_dim: int) -> np.ndarray:
@@ -180,12 +180,12 @@ def _silenced(value: np.ndarray, head: int, head_dim: int) -> np.ndarray:
 
 def _only_head(name: str, value: np.ndarray, layer: int, head: int, head_dim: int) -> np.ndarray:
     without = _without_head(name, value, layer, head, head_dim)
-    return value - without if name == f"layers.{layer}.self_attn.mixed" else value
+    return value - without if name == f"layers.{layer}.self_attn.context" else value
 
 
 def _zeroed(name: str, value: np.ndarray, layer: int, place: tuple[Any, ...]) -> np.ndarray:
-    """Zeros in one place of the record of mixed values."""
-    if name != f"layers.{layer}.self_attn.mixed":
+    """Zeros in one place of the record of the context vectors."""
+    if name != f"layers.{layer}.self_attn.context":
         return value
     value = value.copy()
     value[..., *place] = 0
@@ -201,13 +201,13 @@ WITHOUT_HEAD = Exercise(
         ),
         "it silences the head in every layer; the name has the number of the layer": (
             lambda name, value, layer, head, head_dim: (
-                _silenced(value, head, head_dim) if name.endswith("self_attn.mixed") else value
+                _silenced(value, head, head_dim) if name.endswith("self_attn.context") else value
             )
         ),
         "it silences the head in layers 10 to 19, too, whose names begin as that of layer 1": (
             lambda name, value, layer, head, head_dim: (
                 _silenced(value, head, head_dim)
-                if name.startswith(f"layers.{layer}") and name.endswith("self_attn.mixed")
+                if name.startswith(f"layers.{layer}") and name.endswith("self_attn.context")
                 else value
             )
         ),

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from gemma_np.training.losses import cross_entropy, mean
+from gemma_np.training.losses import cross_entropy, masked_mean
 from gemma_np.training.optimizer import AdamW, clip_by_global_norm
 from support.exercise import Cases, Exercise
 
@@ -18,8 +18,8 @@ def _loss_cases(generator: np.random.Generator) -> Cases:
     }
 
 
-def _masked_loss(logits: np.ndarray, targets: np.ndarray, counted: np.ndarray) -> float:
-    return mean(*cross_entropy(logits, targets), counted)[0]
+def _masked_loss(logits: np.ndarray, targets: np.ndarray, loss_mask: np.ndarray) -> float:
+    return masked_mean(*cross_entropy(logits, targets), loss_mask)[0]
 
 
 def _losses(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
@@ -31,24 +31,24 @@ MASKED_LOSS = Exercise(
     cases=_loss_cases,
     mistakes={
         "positions that do not count are left out of the sum, but not of the number it is divided by": (
-            lambda logits, targets, counted: float((_losses(logits, targets) * counted).mean())
+            lambda logits, targets, loss_mask: float((_losses(logits, targets) * loss_mask).mean())
         ),
-        "the losses are added up; divide by how many positions count": lambda logits, targets, counted: float(
-            _losses(logits, targets)[counted].sum()
+        "the losses are added up; divide by how many positions count": lambda logits, targets, loss_mask: float(
+            _losses(logits, targets)[loss_mask].sum()
         ),
-        "the mask is not used; positions where counted is False must not matter": lambda logits, targets, counted: (
+        "the mask is not used; positions where counted is False must not matter": lambda logits, targets, loss_mask: (
             float(_losses(logits, targets).mean())
         ),
         "each text's mean is taken first, then the mean of these; every position that counts weighs the same": (
-            lambda logits, targets, counted: float(
-                np.mean([_masked_loss(*text) for text in zip(logits, targets, counted, strict=True)])
+            lambda logits, targets, loss_mask: float(
+                np.mean([_masked_loss(*text) for text in zip(logits, targets, loss_mask, strict=True)])
             )
         ),
-        "the loss lacks its minus; it is -log of the target's probability": lambda logits, targets, counted: (
-            -_masked_loss(logits, targets, counted)
+        "the loss lacks its minus; it is -log of the target's probability": lambda logits, targets, loss_mask: (
+            -_masked_loss(logits, targets, loss_mask)
         ),
-        "the probabilities' logarithm is to base 2; the loss is in nats (np.log)": lambda logits, targets, counted: (
-            _masked_loss(logits, targets, counted) / np.log(2)
+        "the probabilities' logarithm is to base 2; the loss is in nats (np.log)": lambda logits, targets, loss_mask: (
+            _masked_loss(logits, targets, loss_mask) / np.log(2)
         ),
     },
 )
@@ -131,7 +131,7 @@ def _adamw(
     optimizer = AdamW(BETA1, BETA2, EPS, DECAY, step - 1, {"": first.copy()}, {"": second.copy()})
     weights = {"": weight.copy()}
     optimizer.step(weights, {"": gradient}, rate)
-    return weights[""], optimizer.first[""], optimizer.second[""]
+    return weights[""], optimizer.m[""], optimizer.v[""]
 
 
 def _means(gradient: np.ndarray, first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,4 +1,4 @@
-"""What a model does with one text, gathered for the eye: attention, residual stream, logit lens, next tokens.
+"""Collect what a model does with one text: attention, residual stream, logit lens, next tokens.
 
 Source: nostalgebraist, "interpreting GPT: the logit lens" (2020), for reading the residual stream through the head.
 """
@@ -11,63 +11,63 @@ import numpy as np
 
 from gemma_np.errors import GemmaError
 from gemma_np.gemma import Gemma
+from gemma_np.model.log_probs import log_softmax
 from gemma_np.model.rms_norm import rms_norm
 from gemma_np.model.transformer import lm_head, transformer
 from gemma_np.scope import Record
-from gemma_np.training.losses import log_softmax
 
 LONGEST = 256
-"""A text of more tokens is no picture any more: every layer and head has a map of T by T."""
+"""Tokens; every layer and head has a map of T by T, and larger ones cannot be read."""
 
 LENS_TOKENS, NEXT_TOKENS = 5, 10
 
 
-@dataclass(frozen=True)
-class Reading:
+@dataclass(frozen=True, kw_only=True)
+class Inspection:
     """One text through one model of L layers."""
 
     ids: list[int]  # T of them
     tokens: list[str]  # their pieces, with U+2581 for a space
-    attention: np.ndarray  # [L, H, T, T]: how much each query takes from each key
-    residual: np.ndarray  # [L + 1, T]: root mean square of the residual stream, first that of the embedding
-    lens_tokens: np.ndarray  # [L, T, 5], pieces: what each layer's stream would say if it were the last
+    attention: np.ndarray  # [L, H, T, T], probabilities
+    residual: np.ndarray  # [L + 1, T], root mean square of the residual stream, first that of the embedding
+    lens_tokens: np.ndarray  # [L, T, 5], pieces that each layer's residual stream would predict
     lens_probs: np.ndarray  # [L, T, 5]
-    next_tokens: np.ndarray  # [T, 10], pieces: the likeliest next tokens
+    next_tokens: np.ndarray  # [T, 10], pieces of the most likely next tokens
     next_logits: np.ndarray  # [T, 10], before the final cap
-    next_uncapped: np.ndarray  # [T, 10], probabilities as they would be without the cap
-    next_probs: np.ndarray  # [T, 10], probabilities as they are
-    entropy: np.ndarray  # [T], bits: how undecided the model is about the token to come
-    surprise: np.ndarray  # [T - 1], bits: how unexpected each token was, from the second on
+    next_uncapped: np.ndarray  # [T, 10], probabilities without the final cap
+    next_probs: np.ndarray  # [T, 10], probabilities
+    entropy: np.ndarray  # [T], bits, of the distribution of the next token
+    surprise: np.ndarray  # [T - 1], bits, -log2 P of each token from the second on
 
 
-class _Kept(Record):
-    """The tape that keeps what a page shows."""
+class _PageRecord(Record):
+    """A tape that keeps only what the page shows."""
 
     def __call__(self, name: str, value: np.ndarray) -> np.ndarray:
         return super().__call__(name, value) if name.endswith(("embedding", "probs", "resid_post")) else value
 
 
-def read(model: Gemma, text: str, shown: Callable[[list], Iterable] = list) -> Reading:
-    """Read a text once and keep what there is to look at; `shown` may show how many layers' lenses are done.
+def inspect_text(model: Gemma, text: str, progress: Callable[[list], Iterable] = list) -> Inspection:
+    """Read a text and collect what the page shows; progress: wraps the layers of the logit lens, such as tqdm.
 
     Raises GemmaError for an empty text, one of more than 256 tokens, and a model without a tokenizer.
     """
-    tokenizer, layers = model.needed_tokenizer(), range(model.config.num_hidden_layers)
+    tokenizer, layers = model.require_tokenizer(), range(model.config.num_hidden_layers)
     if not text:
-        raise GemmaError("text: empty, expected something to look at")
+        raise GemmaError("text: empty, expected some text")
     ids = tokenizer.encode(text)
     if len(ids) > LONGEST:
-        raise GemmaError(f"text: {len(ids)} tokens, expected at most {LONGEST} to look at")
+        raise GemmaError(f"text: {len(ids)} tokens, expected at most {LONGEST}")
 
-    record = _Kept()
+    record = _PageRecord()
     transformer(ids, model.weights, model.config, tape=record)
     streams = [record["embedding"], *(record[f"layers.{layer}.resid_post"] for layer in layers)]  # each [T, D]
     logits, log_probs = _output(model, streams[-1])  # [T, V] each
     next_ids, next_probs = _likeliest(log_probs, NEXT_TOKENS)
-    lenses = [_likeliest(_output(model, x)[1], LENS_TOKENS) for x in shown(streams[1:-1])]
+    lenses = [_likeliest(_output(model, x)[1], LENS_TOKENS) for x in progress(streams[1:-1])]
     lenses.append((next_ids[:, :LENS_TOKENS], next_probs[:, :LENS_TOKENS]))
     pieces = np.vectorize(tokenizer.piece, otypes=[object])
-    return Reading(
+    return Inspection(
         ids=ids,
         tokens=[tokenizer.piece(id) for id in ids],
         attention=np.stack([record[f"layers.{layer}.self_attn.probs"] for layer in layers]),
@@ -84,8 +84,8 @@ def read(model: Gemma, text: str, shown: Callable[[list], Iterable] = list) -> R
 
 
 def _output(model: Gemma, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The stream read as if it were the last layer's: x [T, D] -> logits [T, V] before the final cap, and the logs of
-    the probabilities after it [T, V]."""
+    """Apply the final norm and the head to a residual stream: x [T, D] -> logits [T, V] before the final cap, and
+    log-probabilities after it [T, V]."""
     record = Record()
     normed = rms_norm(x, model.weights["model.norm.weight"], model.config.rms_norm_eps)
     after = lm_head(normed, model.weights, model.config, record)
@@ -93,7 +93,7 @@ def _output(model: Gemma, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _likeliest(log_probs: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The k likeliest tokens of each row and their probabilities: log_probs [T, V] -> [T, k], [T, k]."""
+    """Return the k most likely tokens of each row and their probabilities: log_probs [T, V] -> [T, k], [T, k]."""
     ids = np.argpartition(log_probs, -k, axis=-1)[:, -k:]
     order = np.argsort(-np.take_along_axis(log_probs, ids, axis=-1), axis=-1)
     ids = np.take_along_axis(ids, order, axis=-1)

@@ -4,8 +4,8 @@ import pytest
 import gemma_np
 from gemma_np.compression.structured_pruning import keep_layers
 from gemma_np.errors import GemmaError
-from gemma_np.inspection.reading import LONGEST, read
-from gemma_np.training.losses import log_softmax
+from gemma_np.inspection.inspect_text import LONGEST, read
+from gemma_np.model.log_probs import log_softmax
 from tests.support.tolerances import assert_close
 
 TEXT = "To be, or not to be, that is the question."

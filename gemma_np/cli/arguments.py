@@ -1,0 +1,104 @@
+"""Command-line arguments that several commands share."""
+
+import argparse
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from gemma_np.compression.calibration import calibration_ids
+from gemma_np.compression.quantization import QUANTIZE_FORMATS, Scheme
+from gemma_np.compression.quantize_model import QUANTIZATION_METHODS
+from gemma_np.errors import GemmaError
+from gemma_np.gemma import DEFAULT, DTYPES, Gemma
+from gemma_np.training.data import read_text, text_files
+from gemma_np.weights.formats import FORMATS
+
+MODEL_HELP = "a checkpoint folder, a .gguf file, a hub id such as google/gemma-2-2b-it, or the name of a bundled model"
+
+TEXT_HELP = "a text file, or a folder of .txt files; one file is one document"
+
+
+class Run(Protocol):
+    """A command: takes the parsed arguments, returns an exit status other than 0 if there is one."""
+
+    __name__: str
+
+    def __call__(self, options: argparse.Namespace) -> int | None:
+        """Run the command."""
+
+
+class Command(Protocol):
+    """Registers a command and returns its parser, to which arguments are added."""
+
+    def __call__(self, run: Run, *examples: str, name: str | None = None) -> argparse.ArgumentParser:
+        """Register `run` under its name; its docstring is the help, followed by the examples."""
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """Add --model."""
+    parser.add_argument("--model", metavar="M", default=DEFAULT, help=f"{MODEL_HELP} (default: {DEFAULT})")
+
+
+def add_dtype(parser: argparse.ArgumentParser) -> None:
+    """Add --dtype."""
+    meaning = "stored: leave bfloat16 matrices in their file, at half the memory and two thirds of the speed"
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help=f"of the computation (float32; {meaning})")
+
+
+def add_scheme(parser: argparse.ArgumentParser, flag: str, *, required: bool = False) -> None:
+    """Add the arguments of quantization; `flag` sets the format."""
+    parser.add_argument(flag, dest="format", choices=QUANTIZE_FORMATS, required=required, help="format of the matrices")
+    add_group_size(parser)
+    parser.add_argument("--zero-points", action="store_true", help="int4: use asymmetric grids with zero points")
+    methods = "; ".join(f"{name}: {meaning}" for name, meaning in QUANTIZATION_METHODS.items())
+    choices = list(QUANTIZATION_METHODS)
+    parser.add_argument("--method", choices=choices, default="clip", help=f"rounding method (clip; {methods})")
+    formats = ("bfloat16", "int8", "float8")
+    parser.add_argument("--embedding-format", choices=formats, help="embedding format (default: as --format)")
+
+
+def add_group_size(parser: argparse._ActionsContainer) -> None:
+    """Add --group-size."""
+    size = FORMATS["int4"].group_size
+    parser.add_argument(
+        "--group-size", metavar="N", type=int, default=size, help=f"int4: channels that share a scale ({size})"
+    )
+
+
+def read_schemes(options: argparse.Namespace) -> tuple[Scheme, Scheme | None]:
+    """Return the scheme of the matrices, and that of the embedding if it has its own."""
+    group_size = options.group_size if options.format == "int4" else None
+    scheme = Scheme(options.format, group_size, options.zero_points)
+    return scheme, Scheme(options.embedding_format) if options.embedding_format else None
+
+
+def add_calibration(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of calibration."""
+    parser.add_argument("--calibration-text", metavar="TEXT", help=f"calibration text: {TEXT_HELP}")
+    parser.add_argument("--calibration-samples", metavar="N", type=int, default=16, help="samples to read (16)")
+    parser.add_argument("--calibration-length", metavar="N", type=int, default=512, help="tokens of each (512)")
+
+
+def read_calibration(options: argparse.Namespace, model: Gemma) -> np.ndarray:
+    """Return the calibration ids that the arguments name, [samples, length]."""
+    if options.calibration_text is None:
+        raise GemmaError("--calibration-text: missing, expected a text file or a folder of .txt files")
+    text = "\n".join(read_text(file) for file in text_files(Path(options.calibration_text)))
+    return calibration_ids(model, text, options.calibration_samples, options.calibration_length)
+
+
+def read_ids(text: str) -> list[int]:
+    """Return the token ids of a comma-separated list. Raises GemmaError when it is not one."""
+    try:
+        return [int(number) for number in text.split(",")]
+    except ValueError:
+        raise GemmaError(f"--ids: {text!r}, expected whole numbers separated by commas") from None
+
+
+def new_folder(name: str) -> Path:
+    """Return the path of a new folder. Raises GemmaError when it exists."""
+    folder = Path(name)
+    if folder.exists():
+        raise GemmaError(f"{folder}: exists, expected a new folder")
+    return folder
