@@ -17,9 +17,9 @@ from gemma_np.model.transformer import transformer
 from gemma_np.weights.formats import Int8, dequantize
 from gemma_np.weights.linear import integer_product, integer_sums, linear, on_all_cores, round_to_int8
 from tests.support import naive, tiny
+from tests.support.stored_weights import KINDS, random_weight
 from tests.support.strategies import batches, normal, random_ids, seeds, sizes
 from tests.support.tolerances import assert_close
-from tests.weights.test_formats import KINDS, random_weight
 
 WIDENED = [kind for kind in KINDS if kind != "w8a8"]
 

@@ -1,0 +1,27 @@
+"""Random weights in every format in which they can be stored."""
+
+import ml_dtypes
+import numpy as np
+
+from gemma_np.weights.formats import W8A8, BFloat16, Float8, Int4, Int8
+
+KINDS = ("bfloat16", "int8", "int8 in groups", "w8a8", "int4", "int4 with zeros", "float8")
+
+
+def random_weight(kind, rows, groups, size, seed):
+    """Return a stored weight of random numbers; each row has `groups` groups of `size` channels, an even number."""
+    generator = np.random.default_rng(seed)
+    columns = groups * size
+    whole = generator.integers(-127, 128, (rows, columns)).astype(np.int8)
+    packed = generator.integers(0, 256, (rows, columns // 2)).astype(np.uint8)
+    scales, of_groups = (generator.random((rows, n), np.float32) + 0.1 for n in (1, groups))
+    floats = generator.standard_normal((rows, columns), np.float32)
+    return {
+        "bfloat16": lambda: BFloat16(floats.astype(ml_dtypes.bfloat16)),
+        "int8": lambda: Int8(whole, scales),
+        "int8 in groups": lambda: Int8(whole, of_groups.astype(np.float16)),
+        "w8a8": lambda: W8A8(whole, scales),
+        "int4": lambda: Int4(packed, of_groups),
+        "int4 with zeros": lambda: Int4(packed, of_groups, generator.integers(0, 16, of_groups.shape).astype(np.uint8)),
+        "float8": lambda: Float8((80 * floats).astype(ml_dtypes.float8_e4m3fn), scales),
+    }[kind]()
