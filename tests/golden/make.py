@@ -1,12 +1,12 @@
-"""Write the golden files: what the framework makes of tiny random models, every intermediate of it.
+"""Write the golden files: every intermediate and gradient of tiny random models, as the framework computes them.
 
     pip install -e '.[framework]'
     python -m tests.golden.make
 
-One safetensors file a model type. Its metadata holds the config, as the fields of GemmaConfig, and the versions of the
-packages that computed it; its tensors are `weights/<name>`, `<case>/ids`, `<case>/<number of chunk>/<record>`, and
-`gradients/<name>`, those of the mean next-token loss of `past-window/ids`.
-Layer kinds, sizes and constants are chosen so that each of them matters (tests/strategies.py says how).
+There is one safetensors file for each model type. Its metadata holds the fields of GemmaConfig and the versions of the
+packages that computed it. Its tensors are `weights/<name>`, `<case>/ids`, `<case>/<number of chunk>/<record>`, and
+`gradients/<name>`, the gradients of the mean next-token loss of `past-window/ids`.
+Layer kinds, sizes and constants are chosen so that each of them matters; tests/support/strategies.py says how.
 """
 
 import dataclasses
@@ -79,7 +79,7 @@ def main():
         tensors |= {f"gradients/{name}": gradient for name, gradient in gradients.items()}
         metadata = {"config": json.dumps(dataclasses.asdict(config))}
         metadata |= {package: version(package) for package in ("torch", "transformers", "numpy")}
-        # Only contiguous arrays are written as they look.
+        # safetensors writes the memory of an array as it lies, so a view must be made contiguous first.
         contiguous = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
         save_file(contiguous, FOLDER / f"{config.model_type}.safetensors", metadata)
 

@@ -1,4 +1,4 @@
-"""Python files that are no part of a package: the scripts and solutions of the tutorials."""
+"""Import Python files that belong to no package: the scripts and solutions of the tutorials."""
 
 import importlib.util
 from pathlib import Path
@@ -6,7 +6,7 @@ from types import ModuleType
 
 
 def module_at(path: Path) -> ModuleType:
-    """The file as a module."""
+    """Return the file as a module."""
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

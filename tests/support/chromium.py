@@ -1,4 +1,4 @@
-"""A headless Chromium for the tests that look at pages."""
+"""A headless Chromium for the tests of web pages."""
 
 import shutil
 from collections.abc import Iterator
@@ -6,13 +6,13 @@ from contextlib import contextmanager
 
 QUIET = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 
-# None: the one that playwright has installed
+# None means the Chromium that playwright installed.
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
 @contextmanager
 def opened(address: str, width: int = 1280) -> Iterator:
-    """A page in a window of that width; afterwards nothing may have been written to its console."""
+    """Open a page in a window of that width; fail if it writes to the console, raises an error or requests a file."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:

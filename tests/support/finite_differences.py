@@ -1,13 +1,13 @@
-"""What a gradient has to equal: how much a function changes along a direction, in float64."""
+"""Compare gradients with finite differences in float64."""
 
 import numpy as np
 
 
 def assert_gradient(function, arguments, gradients, name="gradient", step=1e-5, tolerance=1e-7):
-    """Fail unless the gradients of function(*arguments) -> number tell how it changes along a random direction.
+    """Fail unless the gradients of function(*arguments) -> number give its change along a random direction.
 
-    The change is taken by central differences at two step widths and extrapolated to none, so that its own error is of
-    order step^4. It is compared relative to the largest that the direction could have given.
+    The change is measured by central differences at two step widths, extrapolated to a width of zero, so that its own
+    error is of order step^4. The tolerance is relative to the norm of the gradients.
     """
     generator = np.random.default_rng(0)
     directions = [generator.standard_normal(argument.shape) for argument in arguments]

@@ -1,5 +1,7 @@
-"""The framework's Gemma (transformers, eager attention, float32), built from our config and weights. Imported by marked
-tests and by golden/make.py alone: it needs torch and transformers."""
+"""The framework's Gemma (transformers, eager attention, float32), built from our config and weights.
+
+It needs torch and transformers, so only marked tests and golden/make.py import it.
+"""
 
 import numpy as np
 import torch
@@ -10,7 +12,7 @@ from gemma_np.integrations.transformers import capture_transformers
 
 
 def framework_model(config, weights):
-    """The framework's model of the same config and weights."""
+    """Return the framework's model with the same config and weights."""
     names = (
         *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim"),
         *("intermediate_size", "max_position_embeddings", "rms_norm_eps"),
@@ -36,13 +38,13 @@ def framework_model(config, weights):
     model = model_class(theirs).eval()
     tensors = {name: torch.tensor(np.asarray(weight)) for name, weight in weights.items()}
     tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
-    model.load_state_dict(tensors)  # strict: a name too many or too few raises
+    model.load_state_dict(tensors)  # strict: a missing or unexpected name raises
     return model
 
 
 @torch.no_grad()
 def framework_logits(model, ids, chunks=None):
-    """ids [B, T] -> logits [B, T, V]; with chunks, read piece by piece with the framework's own cache."""
+    """Return the logits [B, T, V] of ids [B, T]; chunks are the sizes of passes that use the framework's own cache."""
     cache, logits, start = None, [], 0
     for size in chunks or [ids.shape[1]]:
         piece = torch.tensor(ids[:, start : start + size])
@@ -53,15 +55,15 @@ def framework_logits(model, ids, chunks=None):
 
 
 def framework_gradients(config, weights, ids):
-    """The gradient of the mean next-token loss of ids [B, T + 1] with respect to every weight."""
+    """Return {name: gradient} of every weight, for the mean next-token loss of ids [B, T + 1]."""
     model = framework_model(config, weights)
-    model.model.embed_tokens.padding_idx = None  # the framework gives the padding token's row no gradient
+    model.model.embed_tokens.padding_idx = None  # or the row of the padding token would get no gradient
     model(torch.tensor(ids), labels=torch.tensor(ids)).loss.backward()
     return {name: model.get_parameter(name).grad.numpy() for name in weights}
 
 
 def framework_records(config, weights, ids, chunks):
-    """Every intermediate of every chunk under the name of our record: a list of {name: [B, ...]}, one a chunk."""
+    """Return every intermediate under the name of our record: a list with one {name: [B, ...]} for each chunk."""
     model = framework_model(config, weights)
     texts = [capture_transformers(model, text, chunks) for text in ids]
     records = []

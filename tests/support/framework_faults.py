@@ -1,4 +1,4 @@
-"""The catalogue's mistakes, planted into the framework's model: what a wrong implementation would dump."""
+"""The mistakes of the oracle's catalogue, made in the framework's model: the dumps of wrong implementations."""
 
 import sys
 from contextlib import contextmanager
@@ -7,12 +7,12 @@ from unittest import mock
 import torch
 
 SOME_PASSES = ("decode-mask-index", "ring-positions", "decode-positions")
-"""Mistakes that only several passes show."""
+"""Mistakes that show only in several passes."""
 
 
 @contextmanager
 def planted_in_framework(name, model, config):
-    """The framework's model of this config with the mistake in it, for a while."""
+    """Make the named mistake in the framework's model of this config; undo it on leaving the `with` block."""
     plant = FAULTS[name]
     with mock.patch.dict(model.__dict__):
         undo = plant(model, config, sys.modules[type(model).__module__])
@@ -24,7 +24,7 @@ def planted_in_framework(name, model, config):
 
 
 def replace(owner, name, value):
-    """Set an attribute; returns what undoes it."""
+    """Set an attribute; return a function that restores it."""
     missing = object()
     before = owner.__dict__.get(name, missing) if not isinstance(owner, type(sys)) else getattr(owner, name)
     setattr(owner, name, value)
@@ -32,7 +32,7 @@ def replace(owner, name, value):
 
 
 def hook(part, function):
-    """Make a module return function(module, input, output)."""
+    """Make a module return function(module, input, output); return a function that undoes this."""
     handle = part.register_forward_hook(lambda module, inputs, output: function(module, inputs[0], output))
     return handle.remove
 
@@ -65,7 +65,7 @@ def other_norm(function):
 
 
 def other_rotation(function):
-    """function(q, k, cos, sin, right) -> q, k, where right is the framework's own."""
+    """Rotate with function(q, k, cos, sin, right) -> q, k, where right is the framework's own function."""
 
     def plant(model, config, module):
         right = module.apply_rotary_pos_emb
@@ -94,7 +94,7 @@ def in_bfloat16(q, k, cos, sin, right):
 
 
 def scaled_frequencies(kind, factor):
-    """Multiply the frequencies of one kind of layers."""
+    """Multiply the rotation frequencies of one kind of layer by factor(config, frequencies)."""
 
     def plant(model, config, module):
         rotary = model.model.rotary_emb
@@ -149,7 +149,7 @@ def other_cap_formula(model, config, module):
 
 
 def other_mask(mask_of, after_cap=False):
-    """Attention whose mask is computed anew: mask_of(config, layer, query positions, key positions) -> visible."""
+    """Replace the attention mask with mask_of(config, layer, query positions, key positions) -> visible [T, S]."""
 
     def plant(model, config, module):
         def eager(part, query, key, value, attention_mask, scaling, softcap=None, **rest):
@@ -168,7 +168,7 @@ def other_mask(mask_of, after_cap=False):
             return (probs @ module.repeat_kv(value, groups)).transpose(1, 2).contiguous(), probs
 
         undo = [replace(module, "eager_attention_forward", eager)]
-        # A sliding cache hands over its last keys: where they end, the rotation's positions tell.
+        # A sliding cache returns only its last keys. The positions given to the rotation tell where they end.
         rotary = model.model.rotary_emb
         right = rotary.forward
 

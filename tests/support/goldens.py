@@ -1,4 +1,4 @@
-"""The golden files (golden/make.py writes them), and what it means to agree with one."""
+"""Read the golden files, which golden/make.py writes, and compare the model with them."""
 
 import json
 from functools import cache
@@ -20,7 +20,7 @@ CASES = [(model_type, case) for model_type in MODEL_TYPES for case in ("short", 
 
 @cache
 def load(model_type):
-    """Config, weights, and the other tensors of a golden file."""
+    """Return the config, the weights and all tensors of a golden file."""
     with safe_open(FOLDER / f"{model_type}.safetensors", "numpy") as file:
         fields = json.loads(file.metadata()["config"])
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (the file is not iterable)
@@ -30,7 +30,7 @@ def load(model_type):
 
 
 def expected_records(model_type, case):
-    """The framework's intermediates of a case: a list of {name: array}, one a chunk."""
+    """Return the framework's intermediates of a case: a list with one {name: array} for each chunk."""
     _, _, tensors = load(model_type)
     chunks = {}
     for key in tensors:
@@ -41,7 +41,7 @@ def expected_records(model_type, case):
 
 
 def check_golden(model_type, case):
-    """Run the case and compare every intermediate, in the order of execution, with the framework's."""
+    """Run a case and compare every intermediate with the framework's, in the order of execution."""
     config, weights, tensors = load(model_type)
     ids, chunks = tensors[f"{case}/ids"], expected_records(model_type, case)
     kv_cache = KVCache(config, batch=ids.shape[:1]) if len(chunks) > 1 else None
@@ -58,11 +58,11 @@ def check_golden(model_type, case):
 
 
 def in_order_of_position(value, end):
-    """[..., T, S] of S keys in the order of the cache -> the same, the oldest key first.
+    """Sort the keys of value [..., T, S], which ends before position `end`, from the oldest to the newest.
 
-    On a local layer the framework keeps its keys in the order of their positions. Ours lie in a ring, position p in
-    slot p modulo S, and one new token sees them as they lie. Several tokens are given the old keys and then the new
-    ones, which may be one old key more than the framework gives: the oldest, which none of them can see.
+    The framework keeps the keys of a local layer in the order of their positions. Ours are in a ring, position p in
+    slot p modulo S, and a single new token sees them in that order. Several new tokens see the old keys and then the
+    new ones. These may be one old key more than the framework has: the oldest, which no new token can see.
     """
     new, slots = value.shape[-2:]
     return np.roll(value, -(end % slots), axis=-1) if new == 1 else value

@@ -1,6 +1,6 @@
-"""Gemma in loops: each operation as one would write it down from the papers, a number at a time, without NumPy.
+"""Gemma in plain loops: each operation written from the papers, one number at a time, without NumPy.
 
-Vectors are lists of floats, so that Python's own float64 does all the arithmetic. Slow, and meant to be beyond doubt.
+Vectors are lists of floats, so that all arithmetic is Python's own float64. It is slow, and easy to check by reading.
 """
 
 import cmath
@@ -30,7 +30,7 @@ def rms_norm(x, weight, eps):
 
 
 def rope(x, position, base, divisor):
-    """Channels i and i + h/2 are the real and the imaginary part of a number that is turned."""
+    """Rotate the complex numbers whose real and imaginary parts are channels i and i + h/2."""
     half = len(x) // 2
     turned = [0.0] * len(x)
     for i in range(half):
@@ -61,7 +61,7 @@ def gelu(x):
 
 
 def feed_forward(x, weights):
-    """weights: the layer's, as `mlp.gate_proj.weight` and so on."""
+    """Compute GeGLU with the weights of one layer, named `mlp.gate_proj.weight` and so on."""
     gate = linear(x, weights["mlp.gate_proj.weight"])
     up = linear(x, weights["mlp.up_proj.weight"])
     hidden = [gelu(g) * u for g, u in zip(gate, up, strict=True)]
@@ -73,7 +73,7 @@ def head(x, index, size):
 
 
 def attention(xs, weights, config, layer):
-    """xs: one vector a token; weights: the layer's, as `self_attn.q_proj.weight` and so on."""
+    """Compute attention over xs, one vector for each token; weights are named `self_attn.q_proj.weight` and so on."""
     h, G = config.head_dim, config.num_attention_heads // config.num_key_value_heads
     base, divisor = config.rope(layer)
 
@@ -104,7 +104,7 @@ def attention(xs, weights, config, layer):
 
 
 def block(xs, weights, config, layer):
-    """weights: the layer's."""
+    """Compute one layer, with the weights of that layer."""
 
     def norm(name, ys):
         return [rms_norm(y, weights[f"{name}.weight"], config.rms_norm_eps) for y in ys]
@@ -121,7 +121,7 @@ def block(xs, weights, config, layer):
 
 
 def logits(ids, weights, config):
-    """The score of every token to come next, after each of the ids; weights by their published names."""
+    """Return the logits of the next token after each of the ids; weights have their published names."""
     weights = {name: weight.tolist() for name, weight in weights.items()}
     embedding = weights["model.embed_tokens.weight"]
     xs = [embed(token, embedding) for token in ids]

@@ -1,8 +1,8 @@
-"""What hypothesis draws: configs whose every constant matters, weights for them, token ids, arrays.
+"""Strategies for hypothesis: configs in which every constant matters, weights for them, token ids, arrays.
 
-With the released constants a tiny random model would not notice a missing cap or window. Here caps are 2 to 3,
-windows 2 to 4, key-value heads are shared, no two sizes are equal that only seem to be, and there are several layers
-of each kind.
+With the released constants the output of a tiny random model hardly depends on caps and windows. Here caps are 2 to 3,
+windows are 2 to 4, key-value heads are shared, sizes that mean different things differ, and there are several layers of
+each kind.
 """
 
 import numpy as np
@@ -14,20 +14,23 @@ from gemma_np.config import GLOBAL, LOCAL
 MODEL_TYPES = ("gemma", "gemma2", "gemma3_text")
 
 seeds = st.integers(0, 2**32 - 1)
-lengths = st.integers(1, 9)  # of texts; the windows below are 2 to 4
-sizes = st.integers(2, 6)  # of vectors; a lone number may cancel to nearly nothing, and then has no digits to compare
+lengths = st.integers(1, 9)  # in tokens; the windows below are 2 to 4
+sizes = st.integers(2, 6)  # of vectors; with a single number, cancellation could leave no digits to compare
 batches = st.lists(st.integers(1, 3), max_size=2).map(tuple)
 
 
 def normal(seed, *shape, dtype=np.float64):
-    """Standard normal numbers; two seeds give two arrays."""
+    """Return an array of that shape of standard normal numbers."""
     return np.random.default_rng(seed).standard_normal(shape).astype(dtype)
 
 
 @st.composite
 def configs(draw, model_type=None):
-    """A small model of the given type, or of any. The framework has to be able to build it, too: D is a multiple of
-    H, Gemma 1 scales its scores by the head dimension, Gemma 1 and 2 have one RoPE base."""
+    """Draw the config of a small model, of the given type or of any.
+
+    The framework must be able to build it, too: D is a multiple of H, Gemma 1 scales its scores by the head dimension,
+    and Gemma 1 and 2 have one RoPE base.
+    """
     model_type = model_type or draw(st.sampled_from(MODEL_TYPES))
     K, G, h = draw(st.integers(1, 3)), draw(st.integers(2, 3)), draw(st.sampled_from([4, 6, 8]))
     H = K * G
@@ -65,11 +68,11 @@ def configs(draw, model_type=None):
 
 
 def random_weights(config, seed, dtype=np.float32):
-    """Weights whose scores and logits reach the caps and whose norms differ from channel to channel. Read-only, as
-    those of a mapped file are: a forward pass that writes to them fails.
+    """Return weights with which scores and logits reach the caps; norm weights differ from channel to channel.
 
+    They are read-only, like those of a memory-mapped file, so that a forward pass that writes to them fails.
     The embedding is larger than what the layers add to it. Otherwise some models amplify rounding a hundredfold from
-    layer to layer, and a comparison says more about them than about the code.
+    layer to layer, and a comparison would measure the model and not the code.
     """
     generator = np.random.default_rng(seed)
     weights = {}
@@ -82,12 +85,12 @@ def random_weights(config, seed, dtype=np.float32):
 
 
 def random_ids(config, seed, *shape):
-    """Token ids of the given shape."""
+    """Return random token ids of the given shape."""
     return np.random.default_rng(seed).integers(0, config.vocab_size, shape)
 
 
 @st.composite
 def splits(draw, total):
-    """A list of chunk sizes that sum to the total."""
+    """Draw a list of chunk sizes whose sum is the total."""
     cuts = sorted(draw(st.sets(st.integers(1, total - 1)))) if total > 1 else []
     return list(np.diff([0, *cuts, total]))

@@ -1,4 +1,4 @@
-"""A checkpoint small enough for tests and whole in every part: config, weights that bite, and a real tokenizer."""
+"""A complete model that is small enough for tests: config, weights, and a real tokenizer."""
 
 import dataclasses
 import io
@@ -36,7 +36,7 @@ KINDS = (LOCAL, GLOBAL, LOCAL, GLOBAL)
 
 @cache
 def vocabulary():
-    """A sentencepiece model file, trained on TEXT with the settings of Gemma's own."""
+    """Return the bytes of a sentencepiece model, trained on TEXT with the settings of Gemma's tokenizer."""
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(TEXT.splitlines()),
@@ -67,7 +67,7 @@ def tokenizer():
 
 
 def config(model_type="gemma2"):
-    """The model whose embedding has a row for each piece of the tokenizer."""
+    """Return a config whose vocabulary is that of the tokenizer."""
     special = {
         "gemma": {"layer_types": (GLOBAL,) * 4},
         "gemma2": {"layer_types": KINDS, "sliding_window": 3, "attn_logit_softcapping": 2.0},
@@ -81,6 +81,6 @@ def config(model_type="gemma2"):
 
 
 def gemma(model_type="gemma2", **changes):
-    """The whole model in memory."""
+    """Return the whole model; changes replace fields of its config."""
     tiny = dataclasses.replace(config(model_type), **changes)
     return Gemma(tiny, random_weights(tiny, 0), tokenizer())
