@@ -60,9 +60,9 @@ def bindings(node: ast.AST, file: str) -> Iterator[tuple[str, str]]:
 def imports(file: str, sources: dict[str, str]) -> Iterator[tuple[int, str]]:
     """Yield (line, imported file) for all imports of the package's own files, also in functions and conditions."""
     for node in ast.walk(ast.parse(sources[file])):
-        for _, name in bindings(node, file):
-            if imported := file_of(name, sources) or file_of(name.rpartition(".")[0], sources):
-                yield node.lineno, imported
+        names = [name for _, name in bindings(node, file)]
+        found = {file_of(name, sources) or file_of(name.rpartition(".")[0], sources) for name in names}
+        yield from ((node.lineno, imported) for imported in sorted(found - {None}))
 
 
 def imports_down(files: list[str], sources: dict[str, str]) -> list[str]:
