@@ -25,7 +25,20 @@ COLUMNS = (
     *("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim"),
     *("intermediate_size", "sliding_window", "query_pre_attn_scalar", "max_position_embeddings", "vocab_size"),
 )
-SMALL = GemmaConfig("gemma2", 11, 12, 2, 4, 2, 6, 7, 32, 5, (LOCAL, GLOBAL), sliding_window=3)
+SMALL = GemmaConfig(
+    model_type="gemma2",
+    vocab_size=11,
+    hidden_size=12,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=6,
+    intermediate_size=7,
+    max_position_embeddings=32,
+    query_pre_attn_scalar=5,
+    layer_types=(LOCAL, GLOBAL),
+    sliding_window=3,
+)
 
 
 def generation(name):
@@ -167,7 +180,7 @@ def test_a_window_may_be_absent_when_no_layer_is_local():
             {"num_key_value_heads": 3},
             "num_attention_heads: 4, expected a multiple of num_key_value_heads=3",
         ),
-        ({"head_dim": 5}, "head_dim: 5, expected an even number (RoPE turns pairs)"),
+        ({"head_dim": 5}, "head_dim: 5, expected an even number (RoPE rotates pairs)"),
         ({"layer_types": (LOCAL,)}, "layer_types: 1 entries, expected num_hidden_layers=2"),
         (
             {"layer_types": (LOCAL, "linear_attention")},

@@ -156,7 +156,9 @@ def test_attention(torch, config, layer, T, seed):
 
     record, gradients = Record(), {}
     attention.attention(x, Scope(named), config, layer, tape=record)
-    dx = attention.attention_backward(dy, x, Scope(named), config, layer, Scope(record), Scope(gradients))
+    dx = attention.attention_backward(
+        dy, x, Scope(named), config, layer, record=Scope(record), gradients=Scope(gradients)
+    )
     check([dx, *(gradients[name] for name in named)], autograd(torch, theirs, dy, x, *named.values()))
 
 

@@ -64,6 +64,14 @@ class Scheme:
             raise GemmaError(f"{name}: {shape[1]} channels, expected an even number for int4")
 
 
+GGUF_SCHEMES = {
+    name: Scheme("int8" if row.stored_as is Int8 else "int4", row.group_size, scale_dtype=row.scale_dtype)
+    for name, row in FORMATS.items()
+    if row.gguf
+}
+"""The schemes of the formats that GGUF has names for."""
+
+
 class Grid(NamedTuple):
     """The values that the weights of each group can take: scale * (number - zero), lowest <= number <= highest."""
 

@@ -5,16 +5,16 @@ from pathlib import Path
 
 import numpy as np
 
-from gemma_np.checkpoints.gguf_blocks import GGUF_FORMATS, is_stored_as
+from gemma_np.checkpoints.gguf_blocks import is_stored_as
 from gemma_np.checkpoints.gguf_export import write_gguf
 from gemma_np.checkpoints.quantized_tensors import quantized_format
 from gemma_np.compression.awq import awq_scale
 from gemma_np.compression.calibration import INPUTS, InputGram, map_layers
 from gemma_np.compression.gptq import gptq
-from gemma_np.compression.quantization import Scheme, quantize
+from gemma_np.compression.quantization import GGUF_SCHEMES, Scheme, quantize
 from gemma_np.errors import GemmaError
 from gemma_np.gemma import Gemma
-from gemma_np.weights.formats import FORMATS, Weight
+from gemma_np.weights.formats import Weight
 
 QUANTIZATION_METHODS = {
     "round": "to the nearest value of the min-max grid",
@@ -85,10 +85,9 @@ def export_gguf(model: Gemma, format: str, path: Path) -> None:
     Raises GemmaError when there is no tokenizer, when the number of channels is not a multiple of 32, and when GGUF
     cannot describe the config.
     """
-    if format not in GGUF_FORMATS:
-        raise GemmaError(f"format: {format!r}, expected one of {', '.join(GGUF_FORMATS)}")
-    row = FORMATS[format]
-    scheme = Scheme("int8" if row.bits == 8 else "int4", row.group_size, scale_dtype=row.scale_dtype)
+    if format not in GGUF_SCHEMES:
+        raise GemmaError(f"format: {format!r}, expected one of {', '.join(GGUF_SCHEMES)}")
+    scheme = GGUF_SCHEMES[format]
     for name, shape in model.config.weight_shapes():
         if len(shape) == 2:
             scheme.check(name, shape)

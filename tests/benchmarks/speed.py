@@ -22,7 +22,18 @@ from gemma_np.config import gemma2_config
 from gemma_np.model.kv_cache import KVCache
 from gemma_np.model.transformer import lm_head, transformer
 
-TINY = gemma2_config(2048, 128, 4, 4, 2, 32, 512, 2048, 32, 256)
+TINY = gemma2_config(
+    vocab_size=2048,
+    hidden_size=128,
+    num_hidden_layers=4,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=32,
+    intermediate_size=512,
+    max_position_embeddings=2048,
+    query_pre_attn_scalar=32,
+    sliding_window=256,
+)
 SHAPES = {"tiny": TINY, "270m": RELEASED["gemma-3-270m"], "2b": RELEASED["gemma-2-2b"]}
 PREFILL = {"tiny": 1024, "270m": 512, "2b": 512}
 DECODE_AFTER = 64  # tokens of prompt

@@ -113,7 +113,7 @@ def token_type(library, id):
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
 def test_config_weights_and_vocabulary(model_type, tmp_path):
     model = model_of(model_type)
-    config, weights, vocabulary = load_gguf(write(tmp_path / "model.gguf", model), np.float32)
+    config, weights, vocabulary = load_gguf(write(tmp_path / "model.gguf", model), "float32")
     assert config == model.config
     for name, weight in weights.items():
         expected = (model.weights[name] + 1) - 1 if weight.ndim == 1 else model.weights[name]
@@ -129,7 +129,7 @@ def test_config_weights_and_vocabulary(model_type, tmp_path):
 )
 def test_every_type_is_widened_as_the_library_does(kind, tmp_path):
     model = model_of("gemma2")
-    _, weights, _ = load_gguf(write(tmp_path / "model.gguf", model, kind), np.float32)
+    _, weights, _ = load_gguf(write(tmp_path / "model.gguf", model, kind), "float32")
     for name, weight in model.weights.items():
         if weight.ndim > 1:
             assert (dequantize(weights[name]) == gguf.dequantize(gguf.quantize(weight, kind), kind)).all(), name
@@ -141,7 +141,7 @@ def test_eight_and_four_bits_stay_what_they_are(kind, tmp_path, monkeypatch):
     monkeypatch.setattr(gguf_blocks, "_ROWS", 7)
     model = model_of("gemma2")
     path = write(tmp_path / "model.gguf", model, kind)
-    _, weights, _ = load_gguf(path, np.float32)
+    _, weights, _ = load_gguf(path, "float32")
     stored = {tensor.name: tensor.data for tensor in gguf.GGUFReader(path).tensors}
     for name, weight in model.weights.items():
         if weight.ndim > 1:
@@ -161,7 +161,7 @@ def test_a_scale_that_is_not_finite(bad, kind, tmp_path):
         file.seek(int(tensor.data_offset))
         file.write(np.float16(bad).tobytes())
     with pytest.raises(GemmaError, match=r"model.layers.1.mlp.up_proj.weight.*: .*NaN or infinity"):
-        load_gguf(path, np.float32)
+        load_gguf(path, "float32")
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -213,7 +213,7 @@ def test_a_missing_and_an_extra_tensor_are_named(tmp_path):
         **{"output.weight": np.zeros((2, 2), np.float32)},
     )
     with pytest.raises(GemmaError) as error:
-        load_gguf(path, np.float32)
+        load_gguf(path, "float32")
     assert "model.layers.1.mlp.up_proj.weight: missing" in str(error.value)
     assert "output.weight: extra" in str(error.value)
 
@@ -225,7 +225,7 @@ def test_another_architecture(tmp_path):
     writer.write_tensors_to_file()
     writer.close()
     with pytest.raises(GemmaError, match="expected 'gemma', 'gemma2' or 'gemma3'"):
-        load_gguf(tmp_path / "llama.gguf", np.float32)
+        load_gguf(tmp_path / "llama.gguf", "float32")
 
 
 @pytest.mark.parametrize("share", [0, 0.00001, 0.0001, 0.001, 0.01, 0.03, 0.1, 0.3, 0.5, 0.9, 0.999])
@@ -233,14 +233,14 @@ def test_a_file_cut_short_is_damaged(share, tmp_path):
     path = write(tmp_path / "model.gguf", model_of("gemma2"))
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
     with pytest.raises(GemmaError, match=r"model\.gguf: ") as error:
-        load_gguf(path, np.float32)
+        load_gguf(path, "float32")
     assert "\n" not in str(error.value)
 
 
 def test_no_gguf_at_all(tmp_path):
     (tmp_path / "model.gguf").write_bytes(b"GGML and some more bytes that say nothing" * 10)
     with pytest.raises(GemmaError, match=r"damaged \(.*expected a whole GGUF file"):
-        load_gguf(tmp_path / "model.gguf", np.float32)
+        load_gguf(tmp_path / "model.gguf", "float32")
 
 
 def test_a_length_that_lies_does_not_hang(tmp_path):
@@ -249,7 +249,7 @@ def test_a_length_that_lies_does_not_hang(tmp_path):
     length = len(tiny.tokenizer()).to_bytes(8, "little")
     path.write_bytes(data.replace(length, (2**60).to_bytes(8, "little")))
     with pytest.raises(GemmaError, match="damaged"):
-        load_gguf(path, np.float32)
+        load_gguf(path, "float32")
 
 
 def test_an_absurd_number_of_layers_fills_no_memory():

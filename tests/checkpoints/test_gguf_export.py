@@ -6,8 +6,8 @@ import pytest
 
 import gemma_np
 from gemma_np import GemmaError
-from gemma_np.compression.quantization import quantize
-from gemma_np.compression.quantize_model import GGUF_SCHEMES, export_gguf
+from gemma_np.compression.quantization import GGUF_SCHEMES, quantize
+from gemma_np.compression.quantize_model import export_gguf
 from gemma_np.compression.structured_pruning import keep_layers
 from gemma_np.weights.formats import Int4, Int8, dequantize
 from tests.support import tiny
@@ -54,13 +54,13 @@ def test_the_model_comes_back_and_keeps_its_integers_from_then_on(model_type, ki
 
 
 def test_a_pattern_that_the_format_cannot_say(tmp_path):
-    with pytest.raises(GemmaError, match=r"layer_types: .*, which GGUF cannot say"):
+    with pytest.raises(GemmaError, match=r"layer_types: .*, which GGUF cannot store"):
         export_gguf(keep_layers(model_of("gemma2"), [0, 2]), "Q8_0", tmp_path / "model.gguf")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_width_that_is_no_multiple_of_32(tmp_path):
-    with pytest.raises(GemmaError, match=r"embed_tokens.weight: 12 channels, expected a multiple of the group of 32"):
+    with pytest.raises(GemmaError, match=r"embed_tokens.weight: 12 channels, expected a multiple of group_size=32"):
         export_gguf(tiny.gemma(), "Q8_0", tmp_path / "model.gguf")
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from gemma_np import GemmaError
+from gemma_np import GemmaError, memory
 from gemma_np.checkpoints import loading, saving
 from gemma_np.checkpoints.huggingface import load_folder
 from gemma_np.checkpoints.saving import save_folder
@@ -39,7 +39,7 @@ def test_there_and_back(model_type, shard_bytes, tmp_path):
     model = tiny.gemma(model_type)
     save_folder(tmp_path / "model", model.config, model.weights.items(), tiny.vocabulary(), shard_bytes)
     assert (tmp_path / "model" / "model.safetensors.index.json").exists() == (shard_bytes == 5000)
-    config, weights, vocabulary = load_folder(tmp_path / "model", np.float32)
+    config, weights, vocabulary = load_folder(tmp_path / "model", "float32")
     assert config == model.config
     assert vocabulary == tiny.vocabulary()
     assert list(weights) == [name for name, _ in config.weight_shapes()]
@@ -61,12 +61,12 @@ def test_large_tensors_are_converted_block_by_block(tmp_path, monkeypatch):
     monkeypatch.setattr(loading, "_BLOCK_BYTES", 100)
     written = {name: weight.astype(ml_dtypes.bfloat16) for name, weight in WEIGHTS.items()}
     save_folder(tmp_path / "model", CONFIG, written.items(), None)
-    _, weights, _ = load_folder(tmp_path / "model", np.float32)
+    _, weights, _ = load_folder(tmp_path / "model", "float32")
     assert all((weights[name] == written[name].astype(np.float32)).all() for name in weights)
 
 
 def test_what_is_stored_as_asked_for_stays_in_the_file(folder):
-    _, weights, _ = load_folder(folder, np.float32)
+    _, weights, _ = load_folder(folder, "float32")
     for weight in weights.values():
         assert isinstance(weight, np.memmap)
         assert not weight.flags.writeable
@@ -80,7 +80,7 @@ def test_a_multimodal_checkpoint_gives_its_text_model(tmp_path):
         renamed = {prefix + name.removeprefix("model."): w for name, w in model.weights.items()}
         renamed["vision_tower.x" if number == 0 else "model.vision_tower.x"] = np.zeros(3, np.float32)
         save_file(renamed, folder / "model.safetensors")
-        _, weights, _ = load_folder(folder, np.float32)
+        _, weights, _ = load_folder(folder, "float32")
         assert all((weights[name] == model.weights[name]).all() for name in model.weights)
 
 
@@ -95,7 +95,7 @@ def test_every_missing_extra_and_misshapen_tensor_is_named(folder):
 
     map_layers(folder, change)
     with pytest.raises(GemmaError) as error:
-        load_folder(folder, np.float32)
+        load_folder(folder, "float32")
     message = str(error.value)
     assert "model.norm.weight: missing" in message
     assert "lm_head.weight: extra" in message
@@ -109,7 +109,7 @@ def test_a_wrong_shape_is_explained_for_every_kind_of_tensor(name, tmp_path):
     weights = dict(model.weights) | {name: np.zeros((3, 3), np.float32)}
     save_folder(tmp_path / "model", model.config, weights.items(), None)
     with pytest.raises(GemmaError, match=r"shape \(3, 3\), expected \(.*\) from .*="):
-        load_folder(tmp_path / "model", np.float32)
+        load_folder(tmp_path / "model", "float32")
 
 
 # Files that lie
@@ -173,20 +173,20 @@ DAMAGE = {
 def test_a_damaged_file_is_told_by_its_name(damage, folder):
     damage(folder / "model.safetensors")
     with pytest.raises(GemmaError, match=r"model\.safetensors: damaged \(") as error:
-        load_folder(folder, np.float32)
+        load_folder(folder, "float32")
     assert "\n" not in str(error.value)
 
 
 def test_integers_are_no_weights(folder):
     map_layers(folder, lambda weights: weights.update({NAME: np.zeros((8, 12), np.int8)}))
     with pytest.raises(GemmaError, match=f"{NAME}: dtype int8, expected one of F64, F32, F16, BF16"):
-        load_folder(folder, np.float32)
+        load_folder(folder, "float32")
 
 
 def test_an_empty_tensor_is_no_weight(folder):
     map_layers(folder, lambda weights: weights.update({NAME: np.zeros((0, 12), np.float32)}))
     with pytest.raises(GemmaError, match=rf"{NAME}: shape \(0, 12\), expected a tensor that is not empty"):
-        load_folder(folder, np.float32)
+        load_folder(folder, "float32")
 
 
 @pytest.mark.parametrize(
@@ -206,14 +206,14 @@ def test_an_index_that_lies(content, message, folder):
     (folder / "model.safetensors").unlink()
     (folder / "model.safetensors.index.json").write_text(content)
     with pytest.raises(GemmaError) as error:
-        load_folder(folder, np.float32)
+        load_folder(folder, "float32")
     assert message in str(error.value)
 
 
 def test_no_weights_at_all(folder):
     (folder / "model.safetensors").unlink()
     with pytest.raises(GemmaError, match=r"no weights, expected model\.safetensors"):
-        load_folder(folder, np.float32)
+        load_folder(folder, "float32")
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
@@ -225,20 +225,20 @@ def test_numbers_that_are_none_are_warned_of_by_name(bad, dtype, folder):
 
 
 def test_too_little_memory_is_said_before_anything_is_read(folder, monkeypatch):
-    monkeypatch.setattr(loading, "available_memory", lambda: 1000)
+    monkeypatch.setattr(memory, "available_memory", lambda: 1000)
     monkeypatch.setattr(loading, "load_tensor", lambda *_: pytest.fail("something was read"))
     needed = sum(weight.nbytes for weight in WEIGHTS.values()) * 2
     with pytest.raises(GemmaError, match=f"memory: 0.0 GB available, expected {needed / 1e9:.1f} GB .* in float64"):
-        load_folder(folder, np.float64)
+        load_folder(folder, "float64")
 
 
 def test_mapped_weights_need_no_memory(folder, monkeypatch):
-    monkeypatch.setattr(loading, "available_memory", lambda: 1000)
-    assert load_folder(folder, np.float32)
+    monkeypatch.setattr(memory, "available_memory", lambda: 1000)
+    assert load_folder(folder, "float32")
 
 
 def test_available_memory_is_a_sensible_number():
-    assert 2**20 < loading.available_memory() < 2**50
+    assert 2**20 < memory.available_memory() < 2**50
 
 
 # Saving
@@ -285,7 +285,7 @@ def test_what_the_framework_saved_is_loaded(model_type, tmp_path):
 
     model = tiny.gemma(model_type)
     framework_model(model.config, model.weights).to(torch.bfloat16).save_pretrained(tmp_path / "theirs")
-    config, weights, _ = load_folder(tmp_path / "theirs", np.float32)
+    config, weights, _ = load_folder(tmp_path / "theirs", "float32")
     assert config == model.config
     for name, weight in weights.items():
         assert (weight == model.weights[name].astype(ml_dtypes.bfloat16).astype(np.float32)).all()

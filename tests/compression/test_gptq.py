@@ -53,17 +53,17 @@ def test_the_numbers_are_those_of_the_plain_loop(scheme, columns, samples):
 def test_on_real_inputs_no_row_is_further_off_than_with_rounding(scheme, rows, groups, samples, seed):
     weight, gram = case(seed, rows, 4 * groups, samples)
     found = output_error(dequantize(gptq(weight, gram, scheme)), weight, gram)
-    for least_error in (False, True):
-        rounded = output_error(dequantize(quantize(weight, scheme, least_error)), weight, gram)
+    for mse in (False, True):
+        rounded = output_error(dequantize(quantize(weight, scheme, mse=mse)), weight, gram)
         assert (found <= rounded * (1 + 1e-3) + 1e-6 * np.abs(gram).max()).all()
 
 
-@pytest.mark.parametrize("least_error", [False, True])
-def test_nor_where_there_is_little_to_make_up_for(least_error):
+@pytest.mark.parametrize("mse", [False, True])
+def test_nor_where_there_is_little_to_make_up_for(mse):
     """With inputs that hardly go together each of the three ways is the best one for some rows."""
     weight, x = normal(0, 500, 16, dtype=np.float32), normal(1, 400, 16, dtype=np.float32)
     gram, scheme = x.T @ x, Scheme("int4", 4)
-    found, rounded = gptq(weight, gram, scheme), quantize(weight, scheme, least_error)
+    found, rounded = gptq(weight, gram, scheme), quantize(weight, scheme, mse=mse)
     errors = [output_error(dequantize(each), weight, gram) for each in (found, rounded)]
     assert (errors[0] <= errors[1] * (1 + 1e-5)).all()
 

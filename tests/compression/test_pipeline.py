@@ -12,6 +12,7 @@ from gemma_np.compression.benchmark import decoding_speed, greedy_agreement, mea
 from gemma_np.compression.pipeline import CompressionConfig, compress
 from gemma_np.compression.pruning_plan import read_plan
 from gemma_np.compression.quantization import Scheme
+from gemma_np.training.data import Split
 from gemma_np.training.training_state import TrainingConfig
 from gemma_np.weights.formats import Int8
 from tests.support import tiny
@@ -21,13 +22,17 @@ from tests.support.tolerances import assert_close
 MODEL = tiny.gemma()
 TOKENS = random_ids(MODEL.config, 0, 900).astype(np.uint16)
 TRAINING = TrainingConfig(steps=4, batch_size=2, seq_len=9, warmup_steps=1, save_every=2)
-STEPS = CompressionConfig(
-    read_plan("intermediate-size=4"), TRAINING, Scheme("int8"), calibration=(4, 9), measured=(3, 9)
+CONFIG = CompressionConfig(
+    prune=read_plan("intermediate-size=4"),
+    heal=TRAINING,
+    quantize=Scheme("int8"),
+    calibration=(4, 9),
+    evaluation=(3, 9),
 )
 
 
-def run(out, steps=STEPS, model=MODEL):
-    return list(compress(model, steps, TOKENS, TOKENS[:100], out))
+def run(out, config=CONFIG, model=MODEL):
+    return list(compress(model, config, Split(TOKENS, TOKENS[:100]), out))
 
 
 def test_each_step_leaves_a_checkpoint_and_a_row(tmp_path):
@@ -47,17 +52,16 @@ def test_healing_brings_the_student_nearer_to_the_original(tmp_path):
     rows = run(
         tmp_path / "out",
         CompressionConfig(
-            read_plan("intermediate-size=4"),
-            TrainingConfig(steps=60, batch_size=4, seq_len=9, warmup_steps=1),
-            None,
+            prune=read_plan("intermediate-size=4"),
+            heal=TrainingConfig(steps=60, batch_size=4, seq_len=9, warmup_steps=1),
             calibration=(4, 9),
-            measured=(8, 9),
+            evaluation=(8, 9),
         ),
     )
     assert rows[2].kl < rows[1].kl
 
 
-@pytest.mark.parametrize("broken", ["prune", "train", "save_folder"])
+@pytest.mark.parametrize("broken", ["prune", "run_task", "save_folder"])
 def test_what_was_interrupted_goes_on(broken, tmp_path, monkeypatch):
     whole = run(tmp_path / "whole")
 
@@ -80,24 +84,28 @@ def test_what_is_done_is_not_done_again(tmp_path, monkeypatch):
     assert run(tmp_path / "out") == rows
 
 
-def test_other_steps_need_another_folder(tmp_path):
+def test_another_config_needs_another_folder(tmp_path):
     run(
         tmp_path / "out",
-        CompressionConfig(read_plan("intermediate-size=4"), None, None, calibration=(4, 9), measured=(2, 9)),
+        CompressionConfig(prune=read_plan("intermediate-size=4"), calibration=(4, 9), evaluation=(2, 9)),
     )
-    with pytest.raises(GemmaError, match="begun with other steps or another model, expected another folder"):
+    with pytest.raises(GemmaError, match="started with another config or model, expected another folder"):
         run(
             tmp_path / "out",
-            CompressionConfig(read_plan("intermediate-size=5"), None, None, calibration=(4, 9), measured=(2, 9)),
+            CompressionConfig(prune=read_plan("intermediate-size=5"), calibration=(4, 9), evaluation=(2, 9)),
         )
 
 
 def test_what_cannot_be_quantized_is_not_healed_first(tmp_path):
-    with pytest.raises(GemmaError, match="expected a multiple of the group of 8"):
+    with pytest.raises(GemmaError, match="expected a multiple of group_size=8"):
         run(
             tmp_path / "out",
             CompressionConfig(
-                read_plan("intermediate-size=4"), TRAINING, Scheme("int4", 8), calibration=(4, 9), measured=(2, 9)
+                prune=read_plan("intermediate-size=4"),
+                heal=TRAINING,
+                quantize=Scheme("int4", 8),
+                calibration=(4, 9),
+                evaluation=(2, 9),
             ),
         )
     assert not (tmp_path / "out" / "healed").exists()
@@ -106,7 +114,7 @@ def test_what_cannot_be_quantized_is_not_healed_first(tmp_path):
 def test_zeros_survive_healing(tmp_path):
     run(
         tmp_path / "out",
-        CompressionConfig(read_plan("magnitude=0.5"), TRAINING, None, calibration=(4, 9), measured=(2, 9)),
+        CompressionConfig(prune=read_plan("magnitude=0.5"), heal=TRAINING, calibration=(4, 9), evaluation=(2, 9)),
     )
     pruned, healed = (gemma_np.load(tmp_path / "out" / step).weights for step in ("pruned", "healed"))
     name = "model.layers.1.mlp.up_proj.weight"

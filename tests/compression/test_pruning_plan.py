@@ -1,4 +1,4 @@
-"""What is to be pruned, in one line."""
+"""The pruning plan in one line."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,9 @@ from tests.support.strategies import random_ids
 
 
 def test_a_plan_is_read():
-    assert read_plan("layers=20, intermediate-size=6912,kv-heads=2") == PruningPlan(layers=20, intermediate-size=6912, kv_heads=2)
+    assert read_plan("layers=20, intermediate-size=6912,kv-heads=2") == PruningPlan(
+        layers=20, intermediate_size=6912, kv_heads=2
+    )
     assert read_plan("drop-layers=3+7,wanda=2:4") == PruningPlan(drop_layers=(3, 7), wanda="2:4")
     assert read_plan("magnitude=0.5") == PruningPlan(magnitude=0.5)
 
@@ -18,7 +20,7 @@ def test_a_plan_is_read():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("heads=2", "'heads=2': expected NAME=VALUE with one of layers, drop-layers, ffn"),
+        ("heads=2", "'heads=2': expected NAME=VALUE with one of layers, drop-layers, intermediate-size"),
         ("layers", "'layers': expected NAME=VALUE"),
         ("layers=few", "layers: 'few', expected a number"),
         ("magnitude=3:4", "magnitude: '3:4', expected a number"),
@@ -60,7 +62,7 @@ def test_a_share_beyond_all():
 
 
 def test_importance_needs_a_text():
-    with pytest.raises(GemmaError, match="expected a text to tell what is important"):
+    with pytest.raises(GemmaError, match="this plan needs calibration text"):
         prune(tiny.gemma(), read_plan("layers=2"), None)
 
 

@@ -1,4 +1,4 @@
-"""Training with quantized weights in sight."""
+"""Quantization-aware training."""
 
 import numpy as np
 
@@ -9,7 +9,7 @@ from gemma_np.compression.quantize_model import quantize_model
 from gemma_np.training.mpi import Ranks
 from gemma_np.training.optimizer import AdamW
 from gemma_np.training.task import Batch, Task, next_token
-from gemma_np.training.trainer import loss_and_gradients, train_step
+from gemma_np.training.trainer import loss_and_gradients, run_task, train_step
 from gemma_np.training.training_state import State, TrainingConfig
 from gemma_np.weights.formats import dequantize
 from tests.support import tiny
@@ -22,7 +22,7 @@ TRAINING = TrainingConfig(steps=40, batch_size=4, seq_len=9, warmup_steps=1, lea
 TEXTS = random_ids(MODEL.config, 0, 8, 10)
 
 
-def draw(state):
+def next_batch(state):
     return Batch(TEXTS[state.generator.integers(0, len(TEXTS), 4)])
 
 
@@ -43,14 +43,14 @@ def test_the_gradient_goes_straight_through():
 
 
 def test_the_checkpoint_is_what_the_model_saw_and_the_run_goes_on_from_floats(tmp_path):
-    task = Task(draw, view_weights=FakeQuantize(SCHEME))
-    trained = train(MODEL, task, TRAINING, tmp_path / "run")
+    task = Task(next_batch, view_weights=FakeQuantize(SCHEME))
+    trained = run_task(MODEL, task, TRAINING, tmp_path / "run")
     loaded = gemma_np.load(tmp_path / "run")
     for name, weight in loaded.weights.items():
         assert (weight == trained.weights[name]).all()
         if weight.ndim == 2:
             assert_close(dequantize(quantize(weight, SCHEME)), weight, "precision", name)
-    again = train(MODEL, task, TRAINING, tmp_path / "run", resume=True)
+    again = run_task(MODEL, task, TRAINING, tmp_path / "run", resume=True)
     assert all((again.weights[name] == weight).all() for name, weight in trained.weights.items())
 
 
@@ -59,6 +59,6 @@ def test_a_model_trained_so_loses_less_when_it_is_quantized(tmp_path):
         weights = {name: dequantize(weight) for name, weight in quantize_model(model, SCHEME, "round")}
         return loss_and_gradients(weights, model.config, Batch(TEXTS), next_token)[0]
 
-    plain = train(MODEL, Task(draw), TRAINING, tmp_path / "plain")
-    aware = train(MODEL, Task(draw, view_weights=FakeQuantize(SCHEME)), TRAINING, tmp_path / "aware")
+    plain = run_task(MODEL, Task(next_batch), TRAINING, tmp_path / "plain")
+    aware = run_task(MODEL, Task(next_batch, view_weights=FakeQuantize(SCHEME)), TRAINING, tmp_path / "aware")
     assert loss_when_quantized(aware) < loss_when_quantized(plain)

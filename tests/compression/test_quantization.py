@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from gemma_np import GemmaError
 from gemma_np.compression import quantization
-from gemma_np.compression.quantization import Q4_0, Q8_0, Scheme, in_groups, minmax_grid, quantize
-from gemma_np.weights.formats import W8A8, BFloat16, Float8, Int4, Int8, dequantize, unpack
+from gemma_np.compression.quantization import GGUF_SCHEMES, Scheme, in_groups, minmax_grid, quantize
+from gemma_np.weights.formats import BFloat16, Float8, Int4, Int8, dequantize, unpack
 from tests.support.strategies import normal, seeds
 
 SCHEMES = [
@@ -21,7 +21,7 @@ SCHEMES = [
     Scheme("int4"),
     Scheme("int4", 4, scale_dtype=np.float16),
 ]
-KINDS = {"bfloat16": BFloat16, "int8": Int8, "w8a8": W8A8, "int4": Int4, "float8": Float8}
+KINDS = {"bfloat16": BFloat16, "int8": Int8, "w8a8": Int8, "int4": Int4, "float8": Float8}
 SCALE = st.sampled_from([1e-3, 1.0, 50.0])
 
 schemes = st.sampled_from(SCHEMES)
@@ -73,7 +73,7 @@ def test_rounding_what_is_rounded_changes_nothing(scheme, rows, groups, std, see
     once = quantize(matrix(seed, rows, 4 * groups, std), scheme)
     again = quantize(dequantize(once), scheme)
     if scheme.zero_points:  # a group that did not use its last number gets a finer grid
-        used = unpack(once.packed).reshape(rows, -1, 4) if scheme.group else None
+        used = unpack(once.packed).reshape(rows, -1, 4) if scheme.group_size else None
         whole = (used.max(-1) == 15) & (used.min(-1) == 0)
         same = (unpack(again.packed) == unpack(once.packed)).reshape(rows, -1, 4).all(-1)
         assert same[whole].all()
@@ -83,11 +83,11 @@ def test_rounding_what_is_rounded_changes_nothing(scheme, rows, groups, std, see
 
 
 @given(schemes, st.integers(1, 5), st.integers(1, 4), SCALE, seeds)
-def test_the_grid_of_least_error_has_no_more_error_than_the_full_one(scheme, rows, groups, std, seed):
+def test_the_grid_of_mse_has_no_more_error_than_the_full_one(scheme, rows, groups, std, seed):
     weight = matrix(seed, rows, 4 * groups, std).astype(np.float64)
     errors = [
-        np.square(in_groups(dequantize(quantize(weight, scheme, least)) - weight, scheme)).sum(-1)
-        for least in (True, False)
+        np.square(in_groups(dequantize(quantize(weight, scheme, mse=mse)) - weight, scheme)).sum(-1)
+        for mse in (True, False)
     ]
     assert (errors[0] <= errors[1] * (1 + 1e-4) + 1e-12 * np.square(weight).max()).all()
 
@@ -96,19 +96,19 @@ def test_the_grid_of_least_error_has_no_more_error_than_the_full_one(scheme, row
 def test_what_lies_beyond_the_grid_gets_its_last_number(scheme):
     weight = np.array([[-8, -1, 1, 8]], np.float32)
     found = minmax_grid(weight, scheme, 0.5).nearest(in_groups(weight, scheme)).ravel()
-    lowest, highest = {"int8": (-127, 127), "w8a8": (-127, 127), "int4": (0, 15)}[scheme.kind]
+    lowest, highest = {"int8": (-127, 127), "w8a8": (-127, 127), "int4": (0, 15)}[scheme.format]
     assert (found[0], found[3]) == (lowest, highest)
     assert lowest < found[1] < found[2] < highest
 
 
 @pytest.mark.parametrize("scheme", [*SCHEMES, Scheme("float8"), Scheme("bfloat16")])
-@pytest.mark.parametrize("least_error", [False, True])
-def test_rows_taken_in_any_number_at_once_are_the_same(scheme, least_error, monkeypatch):
+@pytest.mark.parametrize("mse", [False, True])
+def test_rows_taken_in_any_number_at_once_are_the_same(scheme, mse, monkeypatch):
     weight = matrix(0, 23, 8, 1.0)
-    whole = quantize(weight, scheme, least_error)
+    whole = quantize(weight, scheme, mse=mse)
     monkeypatch.setattr(quantization, "_BLOCK", 40)
-    parts = quantize(weight, scheme, least_error)
-    assert type(parts) is type(whole) is KINDS[scheme.kind]
+    parts = quantize(weight, scheme, mse=mse)
+    assert type(parts) is type(whole) is KINDS[scheme.format]
     assert (dequantize(parts) == dequantize(whole)).all()
 
 
@@ -131,23 +131,23 @@ def test_what_is_stored_can_be_quantized_anew():
     ).all()
 
 
-@pytest.mark.parametrize("scheme", [Q8_0, Q4_0])
+@pytest.mark.parametrize("scheme", [GGUF_SCHEMES["Q8_0"], GGUF_SCHEMES["Q4_0"]])
 def test_the_schemes_of_gguf_have_16_bit_scales_that_reach_as_far(scheme):
     weight = matrix(0, 50, 64, 1.0)
     found = quantize(weight, scheme)
     assert found.scales.dtype == np.float16
     largest = np.abs(weight.reshape(50, 2, 32)).max(-1)
-    assert (found.scales.astype(np.float32) * (127 if scheme is Q8_0 else 7) >= largest).all()
+    assert (found.scales.astype(np.float32) * (127 if scheme is GGUF_SCHEMES["Q8_0"] else 7) >= largest).all()
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Scheme("int3"), "kind: 'int3', expected one of bfloat16, int8, w8a8, int4, float8"),
-        (lambda: Scheme("int4", 3), "group: 3 for int4, expected an even number"),
-        (lambda: Scheme("float8", 32), "group: 32 for float8, expected an even number, for int8 or int4"),
+        (lambda: Scheme("int3"), "format: 'int3', expected one of bfloat16, int8, w8a8, int4, float8"),
+        (lambda: Scheme("int4", 3), "group_size: 3 for int4, expected an even number"),
+        (lambda: Scheme("float8", 32), "group_size: 32 for float8, expected an even number, for int8 or int4"),
         (lambda: Scheme("int8", zero_points=True), "zero_points: for int8, expected int4"),
-        (lambda: quantize(np.ones((2, 6)), Scheme("int4", 4)), "6 channels, expected a multiple of the group of 4"),
+        (lambda: quantize(np.ones((2, 6)), Scheme("int4", 4)), "6 channels, expected a multiple of group_size=4"),
         (lambda: quantize(np.ones((2, 5)), Scheme("int4")), "5 channels, expected an even number for int4"),
     ],
 )

@@ -9,7 +9,7 @@ from gemma_np.compression.awq import awq_scale
 from gemma_np.compression.calibration import INPUTS, InputGram, calibration_ids
 from gemma_np.compression.gptq import gptq
 from gemma_np.compression.quantization import Scheme, quantize
-from gemma_np.compression.quantize_model import CALIBRATED, METHODS, quantize_model
+from gemma_np.compression.quantize_model import CALIBRATED, QUANTIZATION_METHODS, quantize_model
 from gemma_np.model.attention import merge_heads
 from gemma_np.scope import Scope
 from gemma_np.weights.formats import Int4, Int8, dequantize
@@ -25,7 +25,7 @@ def model_of(model_type):
     return tiny.gemma(model_type, intermediate_size=8)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", QUANTIZATION_METHODS)
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
 def test_every_weight_comes_in_its_order_and_shape(model_type, method):
     model = model_of(model_type)
@@ -40,10 +40,10 @@ def test_every_weight_comes_in_its_order_and_shape(model_type, method):
 
 def test_rounding_is_rounding_each_weight():
     model = model_of("gemma2")
-    for method, least_error in (("round", False), ("clip", True)):
+    for method, mse in (("round", False), ("clip", True)):
         for name, weight in quantize_model(model, SCHEME, method):
             if len(weight.shape) == 2:
-                assert (dequantize(weight) == dequantize(quantize(model.weights[name], SCHEME, least_error))).all()
+                assert (dequantize(weight) == dequantize(quantize(model.weights[name], SCHEME, mse=mse))).all()
 
 
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
@@ -132,8 +132,8 @@ def test_gptq_is_clearly_better_than_rounding_in_four_bits(bundled):
     ("arguments", "message"),
     [
         ((SCHEME, "guess"), "method: 'guess', expected one of round, clip, gptq, awq"),
-        ((SCHEME, "gptq"), "method gptq: expected a text to calibrate with"),
-        ((Scheme("int4", 8),), r"model.embed_tokens.weight: 12 channels, expected a multiple of the group of 8"),
+        ((SCHEME, "gptq"), "method gptq: needs calibration text"),
+        ((Scheme("int4", 8),), r"model.embed_tokens.weight: 12 channels, expected a multiple of group_size=8"),
         ((SCHEME, "clip", None, Scheme("int8", 8)), r"model.embed_tokens.weight: 12 channels, expected a multiple of"),
         ((Scheme("int4", 8), "clip", None, Scheme("int8")), r"model.layers.0.self_attn.q_proj.weight: 12 channels"),
         ((Scheme("float8"), "awq", np.ones((1, 4), int)), "method awq: for float8, expected int8, w8a8 or int4"),
@@ -179,5 +179,5 @@ def test_calibration_texts_need_a_tokenizer():
 
 
 def test_a_calibration_text_that_is_too_short():
-    with pytest.raises(GemmaError, match=r"calibration text: \d+ tokens, expected 6300 for 100 texts of 64"):
+    with pytest.raises(GemmaError, match=r"calibration text: \d+ tokens, expected 6300 for 100 samples of 64"):
         calibration_ids(tiny.gemma(), tiny.TEXT, 100, 64)

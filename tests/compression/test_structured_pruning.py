@@ -163,7 +163,7 @@ def test_the_framework_without_some_layers(model_type, tmp_path):
     ("what", "message"),
     [
         (lambda m, i: keep_layers(m, [0, 9]), "layer 9: does not exist, expected 0 to 3"),
-        (lambda m, i: keep_channels(m, i.channels, 8), "ffn: 8 channels to keep, expected 1 to 7"),
+        (lambda m, i: keep_channels(m, i.channels, 8), "intermediate-size: 8 channels to keep, expected 1 to 7"),
         (lambda m, i: keep_groups(m, i.groups, 0), "kv-heads: 0 to keep, expected 1 to 2"),
         (lambda m, i: choose_layers(i.layers, m.config, 5), "layers: 5 to keep, expected 1 to 4"),
     ],

@@ -126,7 +126,9 @@ def test_attention(config, batch, T, seed, data):
     x, dy = normal(seed, *batch, T, config.hidden_size), normal(seed + 1, *batch, T, config.hidden_size)
     record, gradients = Record(), {}
     attention.attention(x, Scope(weights), config, layer, tape=record)
-    dx = attention.attention_backward(dy, x, Scope(weights), config, layer, Scope(record), Scope(gradients))
+    dx = attention.attention_backward(
+        dy, x, Scope(weights), config, layer, record=Scope(record), gradients=Scope(gradients)
+    )
 
     def function(x, *values):
         named = Scope(dict(zip(weights, values, strict=True)))
@@ -143,7 +145,7 @@ def test_block(config, batch, T, seed, data):
     x, dy = normal(seed, *batch, T, config.hidden_size), normal(seed + 1, *batch, T, config.hidden_size)
     record, gradients = Record(), {}
     block.block(x, Scope(weights), config, layer, tape=record)
-    dx = block.block_backward(dy, x, Scope(weights), config, layer, Scope(record), Scope(gradients))
+    dx = block.block_backward(dy, x, Scope(weights), config, layer, record=Scope(record), gradients=Scope(gradients))
 
     def function(x, *values):
         return (block.block(x, Scope(dict(zip(weights, values, strict=True))), config, layer) * dy).sum()

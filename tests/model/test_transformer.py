@@ -19,12 +19,31 @@ from tests.support.tolerances import assert_close
 
 dtypes = st.sampled_from([np.float32, np.float64])
 
-SIZES = (11, 12, 4, 4, 2, 4, 7, 24, 3)  # the fixed model of each type, for tests that need no other
-KINDS = (LOCAL, GLOBAL, LOCAL, GLOBAL)
+SIZES = {  # the fixed model of each type, for tests that need no other
+    "vocab_size": 11,
+    "hidden_size": 12,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 4,
+    "intermediate_size": 7,
+    "max_position_embeddings": 24,
+    "query_pre_attn_scalar": 3,
+}
+MIXED = {"layer_types": (LOCAL, GLOBAL, LOCAL, GLOBAL), "sliding_window": 3}
 MODELS = {
-    "gemma": GemmaConfig("gemma", *SIZES, (GLOBAL,) * 4),
-    "gemma2": GemmaConfig("gemma2", *SIZES, KINDS, 3, attn_logit_softcapping=2.0, final_logit_softcapping=3.0),
-    "gemma3_text": GemmaConfig("gemma3_text", *SIZES, KINDS, 3, 300.0, 10.0, 4.0),
+    "gemma": GemmaConfig(model_type="gemma", layer_types=(GLOBAL,) * 4, **SIZES),
+    "gemma2": GemmaConfig(
+        model_type="gemma2", attn_logit_softcapping=2.0, final_logit_softcapping=3.0, **SIZES, **MIXED
+    ),
+    "gemma3_text": GemmaConfig(
+        model_type="gemma3_text",
+        rope_theta=300.0,
+        rope_local_base_freq=10.0,
+        rope_scaling_factor=4.0,
+        **SIZES,
+        **MIXED,
+    ),
 }
 every_model = pytest.mark.parametrize("config", MODELS.values(), ids=MODELS)
 

@@ -3,7 +3,7 @@
 import ml_dtypes
 import numpy as np
 
-from gemma_np.weights.formats import W8A8, BFloat16, Float8, Int4, Int8
+from gemma_np.weights.formats import BFloat16, Float8, Int4, Int8
 
 KINDS = ("bfloat16", "int8", "int8 in groups", "w8a8", "int4", "int4 with zeros", "float8")
 
@@ -20,7 +20,7 @@ def random_weight(kind, rows, groups, size, seed):
         "bfloat16": lambda: BFloat16(floats.astype(ml_dtypes.bfloat16)),
         "int8": lambda: Int8(whole, scales),
         "int8 in groups": lambda: Int8(whole, of_groups.astype(np.float16)),
-        "w8a8": lambda: W8A8(whole, scales),
+        "w8a8": lambda: Int8(whole, scales, int8_activations=True),
         "int4": lambda: Int4(packed, of_groups),
         "int4 with zeros": lambda: Int4(packed, of_groups, generator.integers(0, 16, of_groups.shape).astype(np.uint8)),
         "float8": lambda: Float8((80 * floats).astype(ml_dtypes.float8_e4m3fn), scales),

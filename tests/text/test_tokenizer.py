@@ -89,7 +89,7 @@ def test_a_piece_that_is_not_there():
 
 
 def test_what_is_no_model():
-    with pytest.raises(GemmaError, match="5 bytes that are no sentencepiece model"):
+    with pytest.raises(GemmaError, match="5 bytes, expected a sentencepiece model"):
         Tokenizer(b"hello")
 
 

@@ -26,7 +26,18 @@ SHAPES = {  # D, layers, h, F, V, batch, length: each has its peak at another mo
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_the_prediction_is_within_a_tenth(shape):
     D, layers, h, F, V, B, T = shape
-    config = gemma2_config(V, D, layers, 4, 2, h, F, T, h, 64)
+    config = gemma2_config(
+        vocab_size=V,
+        hidden_size=D,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=h,
+        intermediate_size=F,
+        max_position_embeddings=T,
+        query_pre_attn_scalar=h,
+        sliding_window=64,
+    )
     tracemalloc.start()
     try:
         state = State(initial_weights(config, np.random.default_rng(0)), AdamW(), np.random.default_rng(0))

@@ -42,7 +42,7 @@ def test_a_stored_weight_multiplies_as_what_it_stands_for(kind, vectors, rows, t
     weight, x = random_weight(kind, rows, 3, 4, seed), normal(seed, vectors, 12, dtype=np.float32)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(gemma_np.weights.linear, "_TILE", tile)
-        patch.setattr(gemma_np.weights.linear, "_TILE_OF_MANY", 3 * tile)
+        patch.setattr(gemma_np.weights.linear, "_LARGE_TILE", 3 * tile)
         assert_close(linear(x, weight), x.astype(np.float64) @ dequantize(weight).T, "model")
 
 
