@@ -121,7 +121,9 @@ def test_numbers_that_say_nothing_break_nothing():
     assert diagnose(reference("gemma2"), records, "float32").wrong
 
 
-@pytest.mark.parametrize("pair", list(combinations(("norm-no-plus1", "silu", "window-ignored"), 2)))
+@pytest.mark.parametrize(
+    "pair", list(combinations(("norm-no-plus1", "silu", "window-ignored", "finalcap-50", "qscale-head-dim"), 2))
+)
 def test_planting_leaves_no_trace(pair):
     before = reference("gemma2").records()
     fields = dict(vars(GemmaConfig))

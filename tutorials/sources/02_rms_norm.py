@@ -20,7 +20,8 @@ from support.plots import matrix, pieces, use_style
 
 import gemma_np
 from gemma_np.model.rms_norm import rms_norm
-from gemma_np.oracle.mistakes import CATALOGUE, inject_mistakes
+from gemma_np.oracle.mistakes import inject_mistakes
+from gemma_np.oracle.mistakes.norms import norm_no_plus1
 
 use_style()
 model = gemma_np.load()
@@ -134,12 +135,11 @@ assert learned.min() > -1 and learned.max() < 1
 # puts it into the model while the `with` lasts; the length says how many tokens are read at once.
 
 # %%
-[mistake] = (mistake for mistake in CATALOGUE if mistake.id == "norm-no-plus1")
 text = "To be, or not to be, that is the question."
 right = model.perplexity(text)
-with inject_mistakes([mistake], model.config, [len(ids)]):
+with inject_mistakes([norm_no_plus1], model.config, [len(ids)]):
     wrong = model.perplexity(text)
-print(f"{mistake.instead}: perplexity {wrong:.0f}, where it is {right:.0f}")
+print(f"{norm_no_plus1.instead}: perplexity {wrong:.0f}, where it is {right:.0f}")
 assert wrong > model.config.vocab_size == 2048 and wrong > 5 * right
 
 # %% [markdown]

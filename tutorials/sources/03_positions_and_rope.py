@@ -24,8 +24,8 @@ from gemma_np.config import GLOBAL, RELEASED
 from gemma_np.gemma import Gemma
 from gemma_np.model.attention import attention
 from gemma_np.model.rope import rope, rope_cos_sin
-from gemma_np.oracle.faults import rope_interleaved
-from gemma_np.oracle.mistakes import CATALOGUE, inject_mistakes
+from gemma_np.oracle.mistakes import inject_mistakes
+from gemma_np.oracle.mistakes.rope import rope_interleaved
 
 use_style()
 model = gemma_np.load()
@@ -263,16 +263,15 @@ assert 8192 < slowest[0] < 131_072 < slowest[1]
 # 0 no angle is anything but 0, so a test with one token sees nothing either:
 
 # %%
-[interleaved] = (mistake for mistake in CATALOGUE if mistake.id == "rope-interleaved")
 right_one, right = model.logits(ids[:1]), model.perplexity(text)
-with inject_mistakes([interleaved], config, [1]):
+with inject_mistakes([rope_interleaved], config, [1]):
     wrong_one = model.logits(ids[:1])
-with inject_mistakes([interleaved], config, [len(ids)]):
+with inject_mistakes([rope_interleaved], config, [len(ids)]):
     wrong = model.perplexity(text)
 print(f"one token: logits equal: {np.array_equal(right_one, wrong_one)}")
 print(f"{len(ids)} tokens: perplexity {right:.0f}, with wrong pairs {wrong:.0f}")
 
-queries, keys = (rope_interleaved(np.tile(vector, (256, 1)), cos, sin) for vector in (query, key))
+queries, keys = (rope_interleaved.faulty(np.tile(vector, (256, 1)), cos, sin) for vector in (query, key))
 np.testing.assert_allclose(np.vecdot(queries[5:], keys[:-5]), queries[5] @ keys[0], rtol=1e-9)
 assert np.array_equal(right_one, wrong_one)
 assert 1.02 * right < wrong < 2 * right

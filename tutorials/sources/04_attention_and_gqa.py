@@ -26,7 +26,8 @@ from gemma_np.config import GLOBAL, LOCAL, RELEASED
 from gemma_np.memory import cache_bytes
 from gemma_np.model.attention import attention, grouped_matmul, split_heads
 from gemma_np.model.attention_mask import masked_softmax
-from gemma_np.oracle.mistakes import CATALOGUE, inject_mistakes
+from gemma_np.oracle.mistakes import inject_mistakes
+from gemma_np.oracle.mistakes.attention import gqa_tile
 
 use_style()
 model = gemma_np.load()
@@ -240,10 +241,9 @@ lines(grouped_matmul, "stacked")
 # (0 1 0 1). Both run, and both give arrays of the right shape:
 
 # %%
-[mistake] = (mistake for mistake in CATALOGUE if mistake.id == "gqa-tile")
-with inject_mistakes([mistake], model.config, [len(verse_ids)]):
+with inject_mistakes([gqa_tile], model.config, [len(verse_ids)]):
     wrong = model.perplexity(verse)
-print(f"{mistake.instead}: perplexity {wrong:.0f}, where it is {together:.0f}")
+print(f"{gqa_tile.instead}: perplexity {wrong:.0f}, where it is {together:.0f}")
 assert wrong > 2 * together
 
 # %% [markdown]

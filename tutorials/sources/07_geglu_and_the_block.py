@@ -23,8 +23,8 @@ from gemma_np.model.attention import attention
 from gemma_np.model.block import block, pre_feedforward_name
 from gemma_np.model.feed_forward import feed_forward, gelu
 from gemma_np.model.rms_norm import rms_norm
-from gemma_np.oracle.faults import gelu_exact, silu
 from gemma_np.oracle.mistakes import CATALOGUE, inject_mistakes
+from gemma_np.oracle.mistakes.feed_forward import gelu_exact, silu
 from gemma_np.scope import Scope
 from gemma_np.weights.linear import linear
 
@@ -113,12 +113,12 @@ lines(gelu)
 # %%
 line = np.linspace(-5, 5, 2001)
 gates = np.concatenate([record[f"layers.{layer}.mlp.gate"].ravel() for layer in layers])
-erf_error = np.abs(gelu_exact(line) - gelu(line))
-silu_error = np.abs(silu(line) - gelu(line))
+erf_error = np.abs(gelu_exact.faulty(line) - gelu(line))
+silu_error = np.abs(silu.faulty(line) - gelu(line))
 
 figure, (curves, errors) = plt.subplots(1, 2, figsize=(7, 3.4))
 curves.plot(line, gelu(line), label="gelu (tanh)")
-curves.plot(line, silu(line), "--", label="SiLU")
+curves.plot(line, silu.faulty(line), "--", label="SiLU")
 curves.hist(gates, bins=60, density=True, color="0.8", label="gates, share per unit")
 curves.set(xlabel="gate", ylabel="value", xlim=(-5, 4), ylim=(-0.4, 4), title="Two that look alike")
 curves.legend(loc="upper left")

@@ -9,7 +9,8 @@ from gemma_np.model.attention import attention
 from gemma_np.model.block import block
 from gemma_np.model.feed_forward import feed_forward, gelu
 from gemma_np.model.rms_norm import rms_norm
-from gemma_np.oracle import faults
+from gemma_np.oracle.mistakes.block import norm_names_crossed, postnorm_misplaced, postnorm_missing
+from gemma_np.oracle.mistakes.feed_forward import gelu_exact, silu
 from gemma_np.scope import Scope, no_tape
 from gemma_np.weights.linear import linear
 from support.exercise import Cases, Exercise, known
@@ -33,8 +34,8 @@ GELU = Exercise(
     reference=gelu,
     cases=_gelu_cases,
     mistakes={
-        known("gelu-exact"): faults.gelu_exact,
-        known("silu"): faults.silu,
+        known("gelu-exact"): gelu_exact.faulty,
+        known("silu"): silu.faulty,
         "x is not halved": lambda x: 2 * gelu(x),
         "it is the steep sigmoid x * sigmoid(1.702 x), another approximation; use tanh": lambda x: (
             x / (1 + np.exp(-1.702 * x))
@@ -72,8 +73,8 @@ FEED_FORWARD = Exercise(
     cases=_feed_forward_cases,
     mistakes={
         known("gate-up-swapped"): lambda x, gate, up, down: _feed_forward(x, up, gate, down),
-        known("silu"): lambda x, gate, up, down: linear(faults.silu(linear(x, gate)) * linear(x, up), down),
-        known("gelu-exact"): lambda x, gate, up, down: linear(faults.gelu_exact(linear(x, gate)) * linear(x, up), down),
+        known("silu"): lambda x, gate, up, down: linear(silu.faulty(linear(x, gate)) * linear(x, up), down),
+        known("gelu-exact"): lambda x, gate, up, down: linear(gelu_exact.faulty(linear(x, gate)) * linear(x, up), down),
         "both products go through GELU; up stays as it is": lambda x, gate, up, down: linear(
             gelu(linear(x, gate)) * gelu(linear(x, up)), down
         ),
@@ -141,22 +142,19 @@ def _feed_forward_half(x: np.ndarray, weights: Scope, config: GemmaConfig) -> np
     return _norm(y, weights, config, "post_feedforward_layernorm")
 
 
-def _crossed(x: np.ndarray, weights: Scope, config: GemmaConfig, layer: int) -> np.ndarray:
-    found: np.ndarray = faults.crossed_norms(block)(x, weights, config, layer)
-    return found
-
-
 BLOCK = Exercise(
     reference=block,
     cases=_block_cases,
     mistakes={
-        known("postnorm-missing"): lambda x, weights, config, layer: faults.block_without_post_norms(
+        known("postnorm-missing"): lambda x, weights, config, layer: postnorm_missing.faulty(
             x, weights, config, layer, None, no_tape
         ),
-        known("postnorm-misplaced"): lambda x, weights, config, layer: faults.block_with_post_norm_behind_the_sum(
+        known("postnorm-misplaced"): lambda x, weights, config, layer: postnorm_misplaced.faulty(
             x, weights, config, layer, None, no_tape
         ),
-        known("norm-names-crossed"): _crossed,
+        known("norm-names-crossed"): lambda x, weights, config, layer: norm_names_crossed.faulty(
+            x, weights, config, layer, original=block
+        ),
         "the feed-forward reads the stream from before attention; add what attention returns first": _parallel,
         "a half is added to the normalised stream; add it to the stream itself": _normalised_stream,
         "nothing is added to the stream: what each half returns takes its place": _without_residual,

@@ -3,7 +3,7 @@
 import numpy as np
 
 from gemma_np.model.rope import rope, rope_cos_sin
-from gemma_np.oracle.faults import rope_interleaved
+from gemma_np.oracle.mistakes.rope import rope_interleaved
 from support.exercise import Cases, Exercise, known
 
 CosSin = tuple[np.ndarray, np.ndarray]
@@ -99,7 +99,7 @@ ROPE = Exercise(
     reference=rope,
     cases=_rope_cases,
     mistakes={
-        known("rope-interleaved"): rope_interleaved,
+        known("rope-interleaved"): rope_interleaved.faulty,
         "the pairs are turned the other way; the minus belongs to the first half": lambda x, cos, sin: rope(
             x, cos, -sin
         ),

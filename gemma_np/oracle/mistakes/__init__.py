@@ -1,0 +1,64 @@
+"""The catalogue of mistakes that people really made when they implemented Gemma: one function each, a file for each
+part of the model.
+
+To add one, write the function that makes it in the file of its part, decorate it, and put it into `CATALOGUE`:
+
+    @mistake(
+        "silu",
+        "the gate is SiLU (SwiGLU)",
+        fix="use GELU in its tanh form",
+        right=gelu,
+        replaces="model.feed_forward.gelu",
+        shows="*.hidden",
+    )
+    def silu(x: np.ndarray) -> np.ndarray:
+        return x / (1 + np.exp(-x))
+
+`mistake` says what the arguments mean, and how the function gets what it replaces, the config or the lengths of the
+passes. A function that calls another part of the model looks it up in the module that it replaces, so that two mistakes
+add up.
+"""
+
+from gemma_np.oracle.mistakes import attention, attention_mask, block, embedding, feed_forward, head, norms, rope
+from gemma_np.oracle.mistakes.mistake import Mistake, inject_mistakes, mistake
+
+__all__ = ["CATALOGUE", "Mistake", "inject_mistakes", "mistake"]
+
+CATALOGUE = (
+    embedding.embed_scale_absent,
+    embedding.embed_scale_twice,
+    embedding.embed_scale_rounding,
+    norms.norm_no_plus1,
+    norms.norm_plus1_twice,
+    norms.norm_cast_early,
+    rope.rope_bf16,
+    rope.rope_interleaved,
+    rope.rope_theta_one,
+    rope.rope_scale_missing,
+    rope.rope_scale_everywhere,
+    attention.qk_norm_missing,
+    attention.qscale_hidden_over_heads,
+    attention.qscale_head_dim,
+    attention.attncap_missing,
+    attention.attncap_after_mask,
+    attention.cap_formula,
+    attention_mask.window_parity,
+    attention_mask.window_off_by_one,
+    attention_mask.window_ignored,
+    attention_mask.window_all_layers,
+    attention.gqa_tile,
+    attention_mask.decode_mask_index,
+    attention_mask.ring_positions,
+    rope.decode_positions,
+    block.postnorm_missing,
+    block.postnorm_misplaced,
+    block.norm_names_crossed,
+    feed_forward.gelu_exact,
+    feed_forward.silu,
+    feed_forward.gate_up_swapped,
+    head.finalcap_missing,
+    head.finalcap_50,
+    head.head_transposed,
+)
+"""In the order of the forward pass. A head with weights of its own ("untied") is not here: nobody can try weights that
+are not known, and the isolated error of `logits` points at it."""

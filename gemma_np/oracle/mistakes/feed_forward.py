@@ -1,0 +1,53 @@
+"""Mistakes in the feed-forward: its activation, and what that is applied to."""
+
+import math
+
+import numpy as np
+
+from gemma_np.model import feed_forward as model_feed_forward
+from gemma_np.model.feed_forward import feed_forward, gelu
+from gemma_np.oracle.mistakes.mistake import mistake
+from gemma_np.scope import Scope, Tape
+from gemma_np.weights.linear import linear
+
+
+@mistake(
+    "gelu-exact",
+    "GELU is computed with erf",
+    fix="use the tanh form",
+    right=gelu,
+    replaces="model.feed_forward.gelu",
+    shows="*.hidden",
+)
+def gelu_exact(x: np.ndarray) -> np.ndarray:
+    """Return x/2 * (1 + erf(x / sqrt(2))): x [...] -> [...]."""
+    return x * (1 + np.vectorize(math.erf, otypes=[x.dtype])(x / math.sqrt(2))) / 2
+
+
+@mistake(
+    "silu",
+    "the gate is SiLU (SwiGLU)",
+    fix="use GELU in its tanh form",
+    right=gelu,
+    replaces="model.feed_forward.gelu",
+    shows="*.hidden",
+)
+def silu(x: np.ndarray) -> np.ndarray:
+    """Return x * sigmoid(x): x [...] -> [...]."""
+    return x / (1 + np.exp(-x))
+
+
+@mistake(
+    "gate-up-swapped",
+    "GELU is applied to up_proj's result",
+    fix="apply it to gate_proj's: gelu(gate) * up",
+    right=feed_forward,
+    replaces="model.block.feed_forward",
+    shows="*.hidden",
+)
+def gate_up_swapped(x: np.ndarray, weights: Scope, tape: Tape) -> np.ndarray:
+    """Return down(gate(x) * gelu(up(x))): x [..., T, D] -> [..., T, D]."""
+    gate = tape("gate", linear(x, weights["gate_proj.weight"]))
+    up = tape("up", linear(x, weights["up_proj.weight"]))
+    hidden = tape("hidden", gate * model_feed_forward.gelu(up))  # another mistake may replace it there
+    return tape("down", linear(hidden, weights["down_proj.weight"]))

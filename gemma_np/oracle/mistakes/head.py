@@ -1,0 +1,49 @@
+"""Mistakes in the head: its matrix, and the cap of the logits."""
+
+import numpy as np
+
+from gemma_np.config import GemmaConfig
+from gemma_np.model.embedding import unembed
+from gemma_np.model.soft_cap import soft_cap
+from gemma_np.oracle.mistakes.mistake import mistake
+
+
+@mistake(
+    "finalcap-missing",
+    "the logits are not capped; greedy text is the same, probabilities are not",
+    fix="apply 30 * tanh(logits / 30)",
+    right=soft_cap,
+    replaces="model.transformer.soft_cap",
+    shows="logits_capped",
+    models=("gemma2",),
+)
+def finalcap_missing(x: np.ndarray, cap: float) -> np.ndarray:
+    """Return the logits as they are: x [...] -> [...]."""
+    return x
+
+
+@mistake(
+    "finalcap-50",
+    "the logits are capped with the cap of attention",
+    fix="cap them with final_logit_softcapping, 30",
+    right=soft_cap,
+    replaces="config.GemmaConfig.final_logit_softcapping",
+    shows="logits_capped",
+    models=("gemma2",),
+)
+def finalcap_50(config: GemmaConfig) -> float | None:
+    """Return the cap of attention."""
+    return config.attn_logit_softcapping
+
+
+@mistake(
+    "head-transposed",
+    "the head reads the embedding's numbers in the order of the transposed matrix",
+    fix="logits = x @ embedding.T, with the embedding stored [V, D]",
+    right=unembed,
+    replaces="model.transformer.unembed",
+    shows="logits",
+)
+def head_transposed(x: np.ndarray, embedding: np.ndarray) -> np.ndarray:
+    """Take [V, D] for [D, V]: x [..., T, D], embedding [V, D] -> [..., T, V]."""
+    return x @ embedding.reshape(embedding.shape[::-1])

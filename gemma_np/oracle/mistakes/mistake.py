@@ -1,0 +1,90 @@
+"""A mistake: a faulty function, what it replaces, which records show it, and how to fix it."""
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pkgutil import resolve_name
+from typing import Any, NamedTuple
+
+from gemma_np.config import GemmaConfig
+
+
+class Mistake(NamedTuple):
+    """One entry of the catalogue."""
+
+    id: str
+    instead: str  # what the mistaken code does
+    fix: str  # what to do
+    right: Callable[..., Any]  # the function of the model that has it right
+    faulty: Callable[..., Any]  # the function that makes the mistake
+    replaces: tuple[str, ...]  # what `faulty` takes the place of: paths below `gemma_np`
+    shows: tuple[str, ...]  # patterns of the records that come out wrong even from right inputs
+    models: tuple[str, ...]  # the model types in which it can be made
+
+
+def mistake(
+    id: str,
+    instead: str,
+    *,
+    fix: str,
+    right: Callable[..., Any],
+    replaces: str | tuple[str, ...],
+    shows: str | tuple[str, ...],
+    models: tuple[str, ...] = ("gemma", "gemma2", "gemma3_text"),
+) -> Callable[[Callable[..., Any]], Mistake]:
+    """Decorate a faulty function, and make a `Mistake` of it. The arguments are the fields of `Mistake`.
+
+    The faulty function takes the arguments of the function that it replaces; for a field of the config, the config
+    alone. `inject_mistakes` fills in its keyword-only parameters, of which there are three:
+
+        original: the function that it replaces
+        config: the config of the model
+        lengths: the number of tokens in each pass
+    """
+
+    def decorate(faulty: Callable[..., Any]) -> Mistake:
+        return Mistake(id, instead, fix, right, faulty, _tuple(replaces), _tuple(shows), models)
+
+    return decorate
+
+
+def _tuple(one_or_more: str | tuple[str, ...]) -> tuple[str, ...]:
+    return (one_or_more,) if isinstance(one_or_more, str) else one_or_more
+
+
+@contextmanager
+def inject_mistakes(mistakes: Sequence[Mistake], config: GemmaConfig, lengths: Sequence[int]) -> Iterator[None]:
+    """Put mistakes into the model for as long as the `with` lasts.
+
+    config: that of the model to run; lengths: the number of tokens in each pass. A later mistake calls an earlier one
+    where it calls the function that both replace.
+    """
+    with ExitStack() as stack:
+        for mistake in mistakes:
+            for path in mistake.replaces:
+                stack.enter_context(_replaced(path, mistake.faulty, config=config, lengths=lengths))
+        yield
+
+
+@contextmanager
+def _replaced(path: str, faulty: Callable[..., Any], **context: Any) -> Iterator[None]:
+    """Replace a function of a module, or a method or field of the config, by its path below `gemma_np`."""
+    owner_path, name = path.rsplit(".", 1)
+    owner = resolve_name(f"gemma_np.{owner_path}")
+    is_there = name in vars(owner)  # a field without a default is no attribute of its class
+    original = vars(owner).get(name)
+    context["original"] = original
+    filled_in = {parameter: context[parameter] for parameter in inspect.getfullargspec(faulty).kwonlyargs}
+
+    def replacement(*arguments: Any) -> Any:
+        return faulty(*arguments, **filled_in)
+
+    is_field = name in getattr(owner, "__dataclass_fields__", ())
+    setattr(owner, name, property(replacement) if is_field else replacement)
+    try:
+        yield
+    finally:
+        if is_there:
+            setattr(owner, name, original)
+        else:
+            delattr(owner, name)
