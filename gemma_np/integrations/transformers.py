@@ -1,13 +1,14 @@
-"""Capture the intermediates of a framework's model, under the names of our records.
+"""Capture the intermediates of a model of `transformers`, by the names of our records.
 
-For `transformers`: hooks on its modules give what goes in and out of them, and its registry of attention functions lets
-one stand between queries and probabilities. Another framework is captured the same way: find, for each name that
-`gemma-np records` prints, the line that computes it, and keep a copy in float32 or as it is; then write them with
-any safetensors library. What one cannot reach may be left out.
+Hooks on its modules give their inputs and outputs; the library's registry of attention functions lets one record what
+happens between queries and probabilities. Capture another framework in the same way: for each name that
+`gemma-np records` prints, find the line that computes it, and keep a copy in the dtype it has; then write the copies
+with any safetensors library. Leave out what you cannot reach.
 """
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
@@ -17,39 +18,44 @@ _ATTENTION = "gemma_np_recorded"
 
 
 def capture_transformers(
-    model: Any, ids: ArrayLike, passes: Sequence[int] | None = None, cache: Any = None
+    model: Any, ids: ArrayLike, *, lengths: Sequence[int] | None = None, cache: Any = None
 ) -> dict[str, np.ndarray]:
-    """Every record of a Gemma, Gemma2 or Gemma3 text model of transformers, by the names of `gemma_np.oracle.trace`.
+    """Return every record of a Gemma, Gemma2 or Gemma3 text model of transformers, by the names of a trace.
 
-    ids [T]; passes: the number of tokens of each, the later ones read with the cache (default: all at once);
-    cache: an empty one of the framework's (default: the one it makes itself, which drops what a window has passed).
-    Numbers of 16 bits stay so (bfloat16 as of ml_dtypes).
+    ids [T]; lengths: the number of tokens in each pass, of which all but the first read with the cache (default: one
+    pass over all ids); cache: an empty cache of the framework (default: the one that the model makes, which drops keys
+    that a window has passed). 16-bit records keep their dtype (bfloat16 as of ml_dtypes). The model is left as it was.
     """
     import torch
 
     _register_attention()
-    implementation = model.config._attn_implementation
-    model.config._attn_implementation = _ATTENTION
+    row = torch.as_tensor(np.asarray(ids))[None]
     captured: dict[str, np.ndarray] = {}
-    start, row = 0, torch.as_tensor(np.asarray(ids))[None]
-    try:
-        for number, size in enumerate(passes or [row.shape[1]]):
-            record: dict[str, Any] = {}
-            hooks = list(_hooks(model, record))
-            try:
-                with torch.no_grad():
-                    output = model(row[:, start : start + size], past_key_values=cache, use_cache=True)
-            finally:
-                for hook in hooks:
-                    hook.remove()
-            if getattr(model.config, "final_logit_softcapping", None):
-                record["logits_capped"] = output.logits
-            prefix = f"pass.{number}." if number else ""
-            captured |= {prefix + name: _as_numpy(value[0]) for name, value in record.items()}
-            cache, start = output.past_key_values, start + size
-    finally:
-        model.config._attn_implementation = implementation
+    start = 0
+    for number, length in enumerate(lengths or [row.shape[1]]):
+        record: dict[str, Any] = {}
+        output = _recorded_pass(model, row[:, start : start + length], cache, record)
+        prefix = f"pass.{number}." if number else ""
+        captured |= {prefix + name: _as_numpy(value[0]) for name, value in record.items()}
+        cache, start = output.past_key_values, start + length
     return captured
+
+
+def _recorded_pass(model: Any, ids: Any, cache: Any, record: dict[str, Any]) -> Any:
+    """Run the model on ids [1, T], and put its intermediates into the record."""
+    import torch
+
+    implementation = model.config._attn_implementation
+    with ExitStack() as stack:
+        stack.callback(setattr, model.config, "_attn_implementation", implementation)
+        model.config._attn_implementation = _ATTENTION
+        for hook in _hooks(model, record):
+            stack.callback(hook.remove)
+        with torch.no_grad():  # the record reaches the attention function as a keyword of the forward pass
+            output = model(ids, past_key_values=cache, use_cache=True, gemma_np_record=record)
+    if getattr(model.config, "final_logit_softcapping", None):
+        record["logits_capped"] = output.logits
+    return output
 
 
 def _as_numpy(tensor: Any) -> np.ndarray:
@@ -62,7 +68,7 @@ def _as_numpy(tensor: Any) -> np.ndarray:
 
 
 def _hooks(model: Any, record: dict[str, Any]) -> Iterator[Any]:
-    """Hooks that put what goes into or comes out of a part of the framework's model into the record."""
+    """Register hooks that put the inputs and outputs of the model's parts into the record, and yield them."""
 
     def out(part: Any, name: str, head_dim: int | None = None) -> Any:
         def keep(_module: Any, _inputs: Any, output: Any) -> None:
@@ -83,7 +89,6 @@ def _hooks(model: Any, record: dict[str, Any]) -> Iterator[Any]:
     yield out(model.lm_head, "logits")
     for number, layer in enumerate(model.model.layers):
         name, attention, mlp = f"layers.{number}", layer.self_attn, layer.mlp
-        attention.gemma_np_record = record
         yield out(layer.input_layernorm, f"{name}.input_layernorm")
         for part in "qkv":
             yield out(getattr(attention, f"{part}_proj"), f"{name}.self_attn.{part}", attention.head_dim)
@@ -107,7 +112,7 @@ def _hooks(model: Any, record: dict[str, Any]) -> Iterator[Any]:
 
 
 def _register_attention() -> None:
-    """Make known to transformers the attention function that records, and the mask that goes with it."""
+    """Register the attention function that records, and the mask that goes with it, with transformers."""
     import transformers
     from transformers.masking_utils import AttentionMaskInterface, eager_mask
 
@@ -116,14 +121,23 @@ def _register_attention() -> None:
 
 
 def _recorded_attention(
-    module: Any, query: Any, key: Any, value: Any, attention_mask: Any, scaling: float, softcap: Any = None, **rest: Any
+    module: Any,
+    query: Any,
+    key: Any,
+    value: Any,
+    attention_mask: Any,
+    *,
+    scaling: float,
+    gemma_np_record: dict[str, Any],
+    softcap: float | None = None,
+    **rest: Any,
 ) -> Any:
-    """The framework's own eager attention; on the way its inputs, scores and probabilities are kept."""
+    """Call the framework's eager attention, and record its inputs, scores and probabilities."""
     import torch
 
     eager: Callable[..., Any] = sys.modules[type(module).__module__].eager_attention_forward
     repeat: Callable[..., Any] = sys.modules[type(module).__module__].repeat_kv
-    record, name, new = module.gemma_np_record, f"layers.{module.layer_idx}.self_attn", query.shape[2]
+    record, name, new = gemma_np_record, f"layers.{module.layer_idx}.self_attn", query.shape[2]
     scores = query @ repeat(key, module.num_key_value_groups).transpose(2, 3) * scaling
     record[f"{name}.q_rope"] = query.clone()
     record[f"{name}.k_rope"] = key[:, :, -new:].clone()

@@ -54,7 +54,7 @@ def captured(theirs, reference):
 
     from gemma_np.integrations.transformers import capture_transformers
 
-    records = capture_transformers(theirs, reference.ids, reference.lengths, DynamicCache())
+    records = capture_transformers(theirs, reference.ids, lengths=reference.lengths, cache=DynamicCache())
     return align_dump(Dump("theirs", records, None, None, None), reference)
 
 
@@ -79,10 +79,54 @@ def test_the_frameworks_own_cache_drops_keys():
     model, theirs = pair_of(config, weights, "float32")
     ids = random_ids(config, 0, 9)
     reference = Reference(model, [ids[:7], ids[7:8], ids[8:]])
-    records = capture_transformers(theirs, ids, [7, 1, 1])
+    records = capture_transformers(theirs, ids, lengths=[7, 1, 1])
     assert records["pass.2.layers.0.self_attn.probs"].shape[-1] == config.sliding_window
     rows = compare(reference, align_dump(Dump("theirs", records, None, None, None), reference), "float32")
     assert {row.status for row in rows} == {"OK"}
+
+
+def state_of(model):
+    """Everything that its modules and its config hold, and whose objects these are."""
+    modules = {
+        name: {key: state_of_value(value) for key, value in vars(part).items()} for name, part in model.named_modules()
+    }
+    return modules, {key: state_of_value(value) for key, value in vars(model.config).items()}
+
+
+def state_of_value(value):
+    """Dictionaries, of hooks or submodules, by what is in them; everything else by its identity."""
+    return {key: id(part) for key, part in value.items()} if isinstance(value, dict) else id(value)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "implementation"), [("gemma", "sdpa"), ("gemma2", "eager"), ("gemma3_text", "sdpa")]
+)
+def test_the_model_is_left_as_it_was(model_type, implementation):
+    from gemma_np.integrations.transformers import capture_transformers
+
+    config, weights, _ = goldens.load(model_type)
+    _, theirs = pair_of(config, weights, "float32")
+    theirs.set_attn_implementation(implementation)
+    before = state_of(theirs)
+    capture_transformers(theirs, random_ids(config, 0, 5), lengths=[3, 1, 1])
+    assert state_of(theirs) == before
+
+
+@pytest.mark.parametrize("broken", ["hooks", "forward"])
+def test_a_model_that_raises_is_left_as_it_was(broken):
+    from gemma_np.integrations.transformers import capture_transformers
+
+    config, weights, _ = goldens.load("gemma2")
+    _, theirs = pair_of(config, weights, "float32")
+    last = theirs.model.layers[-1].mlp
+    if broken == "hooks":
+        del last.up_proj
+    else:
+        last.up_proj.forward = None
+    before = state_of(theirs)
+    with pytest.raises((AttributeError, TypeError)):
+        capture_transformers(theirs, random_ids(config, 0, 5))
+    assert state_of(theirs) == before
 
 
 def inject_mistakes(model_type, names, dtype):

@@ -65,7 +65,7 @@ def framework_gradients(config, weights, ids):
 def framework_records(config, weights, ids, chunks):
     """Return every intermediate under the name of our record: a list with one {name: [B, ...]} for each chunk."""
     model = framework_model(config, weights)
-    texts = [capture_transformers(model, text, chunks) for text in ids]
+    texts = [capture_transformers(model, text, lengths=chunks) for text in ids]
     records = []
     for number in range(len(chunks)):
         prefix = f"pass.{number}." if number else ""
