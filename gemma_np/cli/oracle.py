@@ -1,135 +1,116 @@
-"""The commands that hold other implementations against this one, one function each: trace, compare, diagnose.
+"""The commands that check other implementations: trace, records, compare, diagnose.
 
-Each raises GemmaError for what it cannot do, in the one line that `gemma-np` then prints.
+Each raises GemmaError for bad input, as one line that `gemma-np` prints.
 """
 
 import argparse
 import json
 import sys
-from pathlib import Path
 
+from gemma_np.cli.arguments import Command, add_model, read_ids
 from gemma_np.errors import GemmaError
-from gemma_np.gemma import Gemma, load
+from gemma_np.gemma import load
 from gemma_np.model.records import RECORDS
-from gemma_np.model.transformer import validate_token_ids
-from gemma_np.oracle.comparison import Row, compare
-from gemma_np.oracle.diagnosis import describe
-from gemma_np.oracle.diagnosis import diagnose as explain
-from gemma_np.oracle.dump import Dump, align_dump, read_dump
+from gemma_np.oracle.comparison import describe_comparison
+from gemma_np.oracle.diagnosis import describe_diagnosis
+from gemma_np.oracle.files import compare_files, diagnose_file, plan_passes
+from gemma_np.oracle.noise import SAFETY_FACTOR
 from gemma_np.oracle.plots import plot_comparison
-from gemma_np.oracle.trace import Passes, Reference, write_trace
+from gemma_np.oracle.trace import write_trace
 
-STATUSES = ("OK", "DIFF", "SHAPE", "MISSING", "EXTRA")
+
+def add_commands(command: Command) -> None:
+    """Register these commands and their arguments."""
+    parser = command(
+        trace,
+        'gemma-np trace --prompt "To be, or not to be" -o ref.safetensors',
+        "gemma-np trace --model google/gemma-2-2b --ids 2,651,6037 --decode 4 --dtype float64 -o ref.safetensors",
+    )
+    add_model(parser)
+    parser.add_argument("--prompt", metavar="TEXT", help="the text to read")
+    parser.add_argument("--ids", metavar="N,N,...", help="the token ids to read, in place of a text")
+    parser.add_argument("--chunk", metavar="N", type=int, help="read N tokens in each pass (default: all in one)")
+    parser.add_argument("--decode", metavar="N", type=int, default=0, help="then decode N tokens, one in each pass (0)")
+    parser.add_argument(
+        "--dtype", choices=("float32", "float64"), default="float32", help="of the computation (float32)"
+    )
+    parser.add_argument("--filter", metavar="PATTERN", default="*", help="records to write, such as 'layers.0.*' (all)")
+    parser.add_argument("-o", "--output", metavar="FILE", required=True, help="the safetensors file to write")
+
+    command(records, "gemma-np records")
+
+    parser = command(
+        compare,
+        "gemma-np compare ref.safetensors theirs.safetensors",
+        "gemma-np compare ref.safetensors theirs.safetensors --isolate --dtype bfloat16 --plot errors.png",
+    )
+    parser.add_argument("reference", metavar="REF", help="a file that gemma-np trace has written")
+    _add_dump(parser, "a safetensors file with records of the same token ids")
+    parser.add_argument("--model", metavar="M", help="the weights (default: those that REF names)")
+    parser.add_argument("--isolate", action="store_true", help="judge each operation on their own inputs to it")
+    parser.add_argument("--json", action="store_true", help="print the rows as JSON")
+    parser.add_argument("--plot", metavar="FILE", help="plot the errors to a png, svg or pdf file")
+
+    parser = command(
+        diagnose,
+        "gemma-np diagnose --model google/gemma-2-2b theirs.safetensors",
+        "gemma-np diagnose --model ./my-checkpoint --ids 2,651,6037 logits.safetensors",
+    )
+    _add_dump(parser, "a safetensors file with some records, or logits alone")
+    add_model(parser)
+    parser.add_argument("--ids", metavar="N,N,...", help="the token ids (default: `passes` in the file's metadata)")
+
+
+def _add_dump(parser: argparse.ArgumentParser, meaning: str) -> None:
+    parser.add_argument("dump", metavar="THEIRS", help=meaning)
+    parser.add_argument(
+        "--name-map", metavar="FILE", help="JSON from their names to ours, {layer} for a layer's number"
+    )
+    parser.add_argument("--dtype", choices=SAFETY_FACTOR, help="dtype of their computation (default: the file's)")
 
 
 def trace(options: argparse.Namespace) -> None:
     """Write every intermediate of a run to a safetensors file."""
-    if options.names:
-        for row in RECORDS:
-            note = f" (only with {row.needs})" if row.needs else ""
-            print(f"{row.name:40}{row.letters:10}{row.meaning}{note}")
-        return
-    if options.output is None:
-        raise GemmaError("-o: missing, expected the file to write")
+    if (options.prompt is None) == (options.ids is None):
+        raise GemmaError("expected --prompt TEXT or --ids 2,651,...")
+    prompt = options.prompt if options.ids is None else read_ids(options.ids)
     model = load(options.model, options.dtype)
-    prompt = _prompt(options, model)
-    chunk = options.chunk or len(prompt)
-    passes = [prompt[start : start + chunk] for start in range(0, len(prompt), chunk)]
-    validate_token_ids(prompt, model.config)
-    for _ in range(options.decode):
-        ids = [token for read in passes for token in read]
-        passes.append([int(model.logits(ids)[-1].argmax())])
-    count = write_trace(model, passes, Path(options.output), options.only, str(options.model))
-    if not count:
-        raise GemmaError(f"--filter: {options.only!r} matches no record, expected names as records lists them")
+    passes = plan_passes(model, prompt, chunk=options.chunk, decode=options.decode)
+    count = write_trace(model, passes, options.output, pattern=options.filter, source=str(options.model))
     print(f"{count} records of {sum(map(len, passes))} tokens in {options.output}", file=sys.stderr)
 
 
-def compare_dumps(options: argparse.Namespace) -> int:
-    """Hold a dump against a trace, record by record; exit status 1 when they differ."""
-    ours = read_dump(Path(options.reference))
-    theirs = read_dump(Path(options.dump), _path(options.names))
-    reference = _reference(options.model or ours.model, ours, theirs)
-    rows = compare(reference, align_dump(theirs, reference), options.dtype or theirs.dtype, options.isolate)
-    rows = [
-        row if row.key in ours.records else row._replace(status="EXTRA")
-        for row in rows
-        if row.key in ours.records or row.status != "MISSING"
-    ]
+def records(options: argparse.Namespace) -> None:
+    """List the records of a trace: name, shape and meaning."""
+    for row in RECORDS:
+        note = f" (only with {row.needs})" if row.needs else ""
+        print(f"{row.name:40}{row.letters:10}{row.meaning}{note}")
+
+
+def compare(options: argparse.Namespace) -> int:
+    """Compare a dump with a trace, record by record; exit status 1 when they differ."""
+    rows = compare_files(
+        options.reference,
+        options.dump,
+        model=options.model,
+        name_map=options.name_map,
+        dtype=options.dtype,
+        isolate=options.isolate,
+    )
     if options.plot:
-        plot_comparison(rows, Path(options.plot))
-    if options.json:
-        print(json.dumps([row._asdict() for row in rows]))
-    else:
-        _print_rows(rows)
-    return int(any(row.status in ("DIFF", "SHAPE") for row in rows))
+        plot_comparison(rows, options.plot)
+    print(json.dumps([row._asdict() for row in rows]) if options.json else "\n".join(describe_comparison(rows)))
+    return int(any(row.differs for row in rows))
 
 
 def diagnose(options: argparse.Namespace) -> int:
-    """Find the known mistake, or the two, that a dump is made of; exit status 1 when something is wrong."""
-    theirs = read_dump(Path(options.dump), _path(options.names))
-    passes = [read_ids(options.ids)] if options.ids else None
-    reference = _reference(options.model, theirs, theirs, passes)
-    found = explain(reference, align_dump(theirs, reference), options.dtype or theirs.dtype)
-    for line in describe(found):
-        print(line)
-    return int(bool(found.wrong))
-
-
-def _reference(name: str | None, ours: Dump, theirs: Dump, passes: Passes | None = None) -> Reference:
-    """The model in float64, and the passes of both dumps, which must be the same."""
-    if name is None:
-        raise GemmaError(f"{ours.path}: does not say which model it is of, expected --model")
-    model = load(name, "float64")
-    for dump in (ours, theirs):
-        if dump.config is not None and dump.config != model.config:
-            fields = vars(model.config)
-            field = next(field for field in fields if getattr(dump.config, field) != fields[field])
-            found = getattr(dump.config, field)
-            raise GemmaError(f"{dump.path}: is of a model with {field}={found}, expected {fields[field]} as in {name}")
-        if passes is not None and dump.passes is not None and dump.passes != [list(ids) for ids in passes]:
-            raise GemmaError(f"{dump.path}: is of token ids {dump.passes}, expected {[list(ids) for ids in passes]}")
-        passes = passes or dump.passes
-    if passes is None:
-        raise GemmaError(f"{theirs.path}: does not say which token ids it is of, expected --ids or metadata `passes`")
-    validate_token_ids([token for ids in passes for token in ids], model.config)
-    return Reference(model, passes)
-
-
-def _prompt(options: argparse.Namespace, model: Gemma) -> list[int]:
-    if (options.prompt is None) == (options.ids is None):
-        raise GemmaError("expected --prompt TEXT or --ids 2,651,...")
-    if options.ids is not None:
-        return read_ids(options.ids)
-    if model.tokenizer is None:
-        raise GemmaError("--prompt: the checkpoint has no tokenizer.model, expected --ids")
-    if not options.prompt:
-        raise GemmaError("--prompt: empty, expected some text")
-    return model.tokenizer.encode(options.prompt)
-
-
-def read_ids(text: str) -> list[int]:
-    """The token ids of a comma list."""
-    try:
-        return [int(number) for number in text.split(",")]
-    except ValueError:
-        raise GemmaError(f"--ids: {text!r}, expected whole numbers with commas between them") from None
-
-
-def _path(name: str | None) -> Path | None:
-    return Path(name) if name else None
-
-
-def _print_rows(rows: list[Row]) -> None:
-    width = max(len(row.key) for row in rows)
-    print(f"{'record':{width}}  status   error    passes   where it is largest")
-    for row in rows:
-        if row.where:
-            print(f"{row.key:{width}}  {row.status:7}{row.error:9.2e}{row.limit:9.2e}  {list(row.where)}")
-        else:
-            print(f"{row.key:{width}}  {row.status:7} {row.note}")
-    first = next((row for row in rows if row.status in ("DIFF", "SHAPE")), None)
-    counts = {status: sum(row.status == status for row in rows) for status in STATUSES}
-    print(", ".join(f"{count} {status}" for status, count in counts.items() if count))
-    if first:
-        print(f"the first that differs: {first.key}")
+    """Find the known mistake, or the two, that explain a dump; exit status 1 when something is wrong."""
+    diagnosis = diagnose_file(
+        options.dump,
+        model=options.model,
+        ids=read_ids(options.ids) if options.ids else None,
+        name_map=options.name_map,
+        dtype=options.dtype,
+    )
+    print("\n".join(describe_diagnosis(diagnosis)))
+    return int(bool(diagnosis.wrong))

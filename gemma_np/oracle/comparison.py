@@ -1,60 +1,84 @@
-"""Two dumps side by side, record by record, in the order of execution: what differs, where, and by how much more than
-rounding explains."""
+"""Compare a dump with a reference, record by record: which records differ, where, and by how much more than rounding
+explains."""
 
+from collections.abc import Sequence
 from itertools import permutations
 from typing import NamedTuple
 
 import numpy as np
 
 from gemma_np.oracle.isolation import isolated
-from gemma_np.oracle.noise import Records, exact, limits, relative_errors
+from gemma_np.oracle.noise import Records, exact, noise_thresholds, relative_errors
 from gemma_np.oracle.trace import Reference
+
+STATUSES = ("OK", "DIFF", "SHAPE", "MISSING", "EXTRA")
+"""The verdicts on a record: right, wrong, of another shape, missing from the dump, missing from the trace."""
 
 
 class Row(NamedTuple):
     """The verdict on one record."""
 
     key: str
-    status: str  # OK, DIFF, SHAPE or MISSING
+    status: str  # one of STATUSES
     error: float = 0.0  # largest difference / largest number expected
-    limit: float = 0.0  # what passes
-    where: tuple[int, ...] = ()  # the largest difference
+    threshold: float = 0.0  # the largest error that passes
+    where: tuple[int, ...] = ()  # the index of the largest difference
     note: str = ""
 
+    @property
+    def differs(self) -> bool:
+        """Whether the record is there, and wrong."""
+        return self.status in ("DIFF", "SHAPE")
 
-def compare(reference: Reference, theirs: Records, dtype: str, isolate: bool = False) -> list[Row]:
-    """A row for each record of a float64 reference, in the order of execution.
 
-    theirs: records as `gemma_np.oracle.dump.align_dump` returns them; dtype: what they were computed in. With `isolate`,
-    each is held against what the reference makes of *their* inputs to it, so that an inherited error does not count.
+def compare(reference: Reference, theirs: Records, dtype: str, *, isolate: bool = False) -> list[Row]:
+    """Return a row for each record of a float64 reference, in the order of execution.
+
+    theirs: records as `gemma_np.oracle.dump.align_dump` returns them; dtype: that of their computation. With `isolate`,
+    each is compared with what the reference computes from *their* inputs, so that an inherited error does not count.
     """
-    shaped = of_the_right_shape(reference, theirs)
+    comparable = of_the_right_shape(reference, theirs)
     expectation = isolated if isolate else exact
-    found = relative_errors(reference, shaped, expectation(reference, shaped))
-    allowed = limits(reference, shaped, dtype, expectation)
+    errors = relative_errors(reference, comparable, expectation(reference, comparable))
+    thresholds = noise_thresholds(reference, comparable, dtype, expectation)
     rows = []
-    for key, place in reference.slices.items():
-        if key in found:
-            error, where = found[key]
-            rows.append(Row(key, "OK" if error <= allowed[key] else "DIFF", error, allowed[key], where))
+    for key, record_slice in reference.slices.items():
+        if key in errors:
+            error, where = errors[key]
+            rows.append(Row(key, "OK" if error <= thresholds[key] else "DIFF", error, thresholds[key], where))
         elif key in theirs:
-            rows.append(Row(key, "SHAPE", note=_shape_note(theirs[key].shape, place.shape)))
+            rows.append(Row(key, "SHAPE", note=_shape_note(theirs[key].shape, record_slice.shape)))
         else:
             rows.append(Row(key, "MISSING"))
     return rows
 
 
 def of_the_right_shape(reference: Reference, theirs: Records) -> Records:
-    """Those of their records that can be compared."""
+    """Return those of their records that can be compared."""
     return {key: record for key, record in theirs.items() if record.shape == reference.slices[key].shape}
 
 
 def _shape_note(found: tuple[int, ...], expected: tuple[int, ...]) -> str:
-    """What is wrong with a shape, and whether another order of the axes would mend it."""
+    """Say how a shape is wrong, and whether another order of the axes fixes it."""
     note = f"shape {found}, expected {expected}"
     for order in permutations(range(len(expected))):
         if len(found) == len(expected) and tuple(found[axis] for axis in order) == expected:
-            return f"{note}: this is the transpose; transpose({', '.join(map(str, order))}) mends it"
+            return f"{note}: this is the transpose; transpose({', '.join(map(str, order))}) fixes it"
     if int(np.prod(found)) == int(np.prod(expected)):
         return f"{note}: as many numbers, in other axes"
     return note
+
+
+def describe_comparison(rows: Sequence[Row]) -> list[str]:
+    """Return the lines of a table of at least one row, with the number of records of each status below."""
+    width = max(len(row.key) for row in rows)
+    lines = [f"{'record':{width}}  status   error    passes   where it is largest"]
+    for row in rows:
+        if row.where:
+            lines.append(f"{row.key:{width}}  {row.status:7}{row.error:9.2e}{row.threshold:9.2e}  {list(row.where)}")
+        else:
+            lines.append(f"{row.key:{width}}  {row.status:7} {row.note}")
+    counts = {status: sum(row.status == status for row in rows) for status in STATUSES}
+    lines.append(", ".join(f"{count} {status}" for status, count in counts.items() if count))
+    first = next((row for row in rows if row.differs), None)
+    return [*lines, f"the first that differs: {first.key}"] if first else lines

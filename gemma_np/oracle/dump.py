@@ -1,6 +1,6 @@
-"""A dump: the intermediates that some implementation wrote down, in a safetensors file, under our names or its own.
+"""A dump: intermediates of some implementation in a safetensors file, under our names or its own.
 
-A file of names says which of its names is which of ours, `{layer}` standing for the number of the layer:
+A name map is a JSON file from their names to ours, where `{layer}` stands for the number of the layer:
 
     {"blk.{layer}.attn_q": "layers.{layer}.self_attn.q", "result_norm": "norm"}
 """
@@ -22,7 +22,7 @@ from gemma_np.oracle.trace import RecordSlice, Reference
 
 
 class Dump(NamedTuple):
-    """What a file holds. Config, passes and model are None where it does not say."""
+    """The content of a dump file. Config, passes and model are None where its metadata lacks them."""
 
     path: Path
     records: dict[str, np.ndarray]  # memory-mapped, by the names of `gemma_np.oracle.trace`
@@ -32,25 +32,24 @@ class Dump(NamedTuple):
 
     @property
     def dtype(self) -> str:
-        """The coarsest dtype among the records: that of what computed them, one hopes."""
-        order = ("float16", "bfloat16", "float32", "float64")
-        found = {record.dtype.name for record in self.records.values()}
-        return next(name for name in order if name in found)
+        """The coarsest dtype among the records, which should be that of the computation."""
+        coarsest_first = ("float16", "bfloat16", "float32", "float64")
+        stored = {record.dtype.name for record in self.records.values()}
+        return next(name for name in coarsest_first if name in stored)
 
 
-def read_dump(path: Path, names: Path | None = None) -> Dump:
+def read_dump(path: str | Path, name_map: str | Path | None = None) -> Dump:
     """Read a dump.
 
-    Raises GemmaError for a damaged file, and for one without records.
+    Raises GemmaError for a damaged file, a file without records, and a name map that is no JSON object.
     """
+    path = Path(path)
     if not path.is_file():
         raise GemmaError(f"{path}: no such file, expected a safetensors file")
-    translate = _translation(names)
-    records = {
-        translate(name): tensor.mapped for name, tensor in stored_tensors(path).items() if tensor.mapped is not None
-    }
+    translate = _translation(name_map)
+    records = {translate(name): tensor.mapped for name, tensor in stored_tensors(path).items() if tensor.mapped is not None}
     if not records:
-        raise GemmaError(f"{path}: no records, expected intermediates by the names of gemma-np records")
+        raise GemmaError(f"{path}: no records, expected intermediates by the names that gemma-np records prints")
     metadata = read_metadata(path)
     try:
         config = config_from_json(json.loads(metadata["config"])) if "config" in metadata else None
@@ -61,48 +60,49 @@ def read_dump(path: Path, names: Path | None = None) -> Dump:
 
 
 def align_dump(dump: Dump, reference: Reference) -> dict[str, np.ndarray]:
-    """The records in the order of execution, the axis of a batch of one dropped.
+    """Return the records in the order of execution, in the shapes of the reference where that takes no guess.
 
-    Raises GemmaError for names that no record has (the nearest that one has are suggested), and for NaN and infinity.
+    A batch axis of length 1 is dropped, and keys that a ring has dropped are filled in with zeros.
+
+    Raises GemmaError for names that no record has (with the nearest that one has), and for NaN and infinity.
     """
     known = reference.slices
     for name in dump.records:
         if name not in known:
             near = difflib.get_close_matches(name, known, 3, 0.5)
             hint = f"nearest: {', '.join(near)}" if near else "gemma-np records lists them"
-            raise GemmaError(
-                f"{dump.path}: {name}: no record has this name ({hint}); --name-map maps names of your own"
-            )
+            raise GemmaError(f"{dump.path}: {name}: no record has this name ({hint}); --name-map maps other names")
     records = {}
-    for key, place in known.items():
+    for key, record_slice in known.items():
         if key in dump.records:
-            records[key] = record = _fit(dump.records[key], place)
-            # A score that is hidden may be -inf: a mask was added to it.
-            if place.masked is None and not np.isfinite(np.asarray(record, np.float32)).all():
+            records[key] = record = _align(dump.records[key], record_slice)
+            # Masked scores may be -inf, where a mask was added to them.
+            if record_slice.masked is None and not np.isfinite(np.asarray(record, np.float32)).all():
                 raise GemmaError(f"{dump.path}: {key}: has NaN or infinity, the first record that does")
     return records
 
 
-def _fit(record: np.ndarray, place: RecordSlice) -> np.ndarray:
-    """The record without the axis of a batch of one, and with the keys that a ring has dropped: hidden scores, and
-    probabilities of zero."""
-    if record.ndim == len(place.shape) + 1 and record.shape[0] == 1:
+def _align(record: np.ndarray, record_slice: RecordSlice) -> np.ndarray:
+    """Drop a batch axis of length 1, and fill in the keys that a ring has dropped: they are masked, and their
+    probabilities zero."""
+    shape = record_slice.shape
+    if record.ndim == len(shape) + 1 and record.shape[0] == 1:
         record = record[0]
-    if place.columns is not None and record.shape[:-1] == place.shape[:-1] and record.shape[-1] < place.shape[-1]:
-        dropped = place.shape[-1] - record.shape[-1]
-        record = np.concatenate([np.zeros((*record.shape[:-1], dropped), record.dtype), record], axis=-1)
+    if record_slice.columns is not None and record.shape[:-1] == shape[:-1] and record.shape[-1] < shape[-1]:
+        dropped = np.zeros((*shape[:-1], shape[-1] - record.shape[-1]), record.dtype)
+        record = np.concatenate([dropped, record], axis=-1)
     return record
 
 
-def _translation(names: Path | None) -> Callable[[str], str]:
-    """A function from their names to ours."""
-    if names is None:
+def _translation(name_map: str | Path | None) -> Callable[[str], str]:
+    """Make a function from their names to ours."""
+    if name_map is None:
         return lambda name: name
     try:
-        table = json.loads(names.read_text(encoding="utf-8"))
+        table = json.loads(Path(name_map).read_text(encoding="utf-8"))
         rules = [(_pattern(theirs), ours) for theirs, ours in table.items()]
     except (OSError, ValueError, AttributeError) as error:
-        raise GemmaError(f"{names}: {error}, expected a JSON object from their names to ours") from None
+        raise GemmaError(f"{name_map}: {error}, expected a JSON object from their names to ours") from None
 
     def translate(name: str) -> str:
         for pattern, ours in rules:

@@ -1,7 +1,7 @@
-"""Each operation on its own inputs: the reference recomputes every record from *their* records before it.
+"""Judge each operation on its own inputs: the reference recomputes every record from *their* records before it.
 
-The tape replaces each value by theirs, once it has kept what the reference made of their inputs. So an operation that
-is wrong stands out, all of them do, and those that merely inherit an error are cleared.
+A tape keeps each value that the reference computes, then puts theirs in its place. So an operation that is wrong stands
+out, and one that only inherits an error does not; when several are wrong, all of them show.
 """
 
 from collections.abc import Mapping
@@ -12,22 +12,23 @@ from gemma_np.oracle.trace import RecordSlice, Reference
 
 
 def isolated(reference: Reference, theirs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """What a float64 reference makes of their inputs, for each of their records, by the same names.
+    """Return what a float64 reference computes from their inputs, for each of their records, by the same names.
 
-    What they lack is recomputed on the way.
+    A record that they lack is recomputed on the way.
     """
     by_name: dict[str, list[RecordSlice]] = {}
     for key in theirs:
         by_name.setdefault(reference.slices[key].name, []).append(reference.slices[key])
-    found = {}
+    expected = {}
 
     def tape(name: str, value: np.ndarray) -> np.ndarray:
         replaced = value.copy()
-        for place in by_name.get(name, ()):
-            found[place.key] = place.of(value)
-            seen = True if place.masked is None else ~place.masked
-            np.copyto(place.of(replaced), np.asarray(theirs[place.key], np.float64), where=seen)
+        for record_slice in by_name.get(name, ()):
+            key, masked = record_slice.key, record_slice.masked
+            expected[key] = record_slice.select(value)
+            visible = True if masked is None else ~masked
+            np.copyto(record_slice.select(replaced), np.asarray(theirs[key], np.float64), where=visible)
         return replaced
 
     reference.run(tape)
-    return found
+    return expected

@@ -1,4 +1,4 @@
-"""A picture of a comparison: every record's error, in the order of execution, against what passes."""
+"""Plot a comparison: every record's error in the order of execution, with the error that passes."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,10 +7,10 @@ from gemma_np.errors import GemmaError
 from gemma_np.oracle.comparison import Row
 
 
-def plot_comparison(rows: Sequence[Row], output: Path) -> None:
-    """Draw the errors of the rows over the layers, as the output's suffix says (png, svg, pdf).
+def plot_comparison(rows: Sequence[Row], output: str | Path) -> None:
+    """Draw the errors of the rows over the layers, in the format of the output's suffix (png, svg, pdf).
 
-    Raises GemmaError when matplotlib is missing, or the suffix is none it knows.
+    Raises GemmaError when matplotlib is missing, or does not know the suffix.
     """
     try:
         from matplotlib.figure import Figure
@@ -20,14 +20,14 @@ def plot_comparison(rows: Sequence[Row], output: Path) -> None:
     judged = [row for row in rows if row.status in ("OK", "DIFF")]
     figure = Figure(figsize=(10, 4.5), layout="constrained")
     axes = figure.subplots()
-    axes.plot([row.limit for row in judged], color="0.6", linewidth=1, drawstyle="steps-mid", label="passes below")
+    axes.plot([row.threshold for row in judged], color="0.6", linewidth=1, drawstyle="steps-mid", label="passes below")
     for status, colour in (("OK", "C0"), ("DIFF", "C3")):
-        chosen = [(place, max(row.error, row.limit / 1e4)) for place, row in enumerate(judged) if row.status == status]
-        if chosen:
-            axes.plot(*zip(*chosen, strict=True), ".", color=colour, label=status)
-    starts = [place for place, row in enumerate(judged) if row.key.endswith(".input_layernorm")]
-    axes.set_xticks(starts, [judged[place].key.rsplit(".", 1)[0] for place in starts], rotation=45, ha="right")
-    first = next((place for place, row in enumerate(judged) if row.status == "DIFF"), None)
+        points = [(x, max(row.error, row.threshold / 1e4)) for x, row in enumerate(judged) if row.status == status]
+        if points:
+            axes.plot(*zip(*points, strict=True), ".", color=colour, label=status)
+    starts = [x for x, row in enumerate(judged) if row.key.endswith(".input_layernorm")]
+    axes.set_xticks(starts, [judged[x].key.rsplit(".", 1)[0] for x in starts], rotation=45, ha="right")
+    first = next((x for x, row in enumerate(judged) if row.status == "DIFF"), None)
     if first is not None:
         axes.annotate(
             f"first: {judged[first].key}",

@@ -1,12 +1,12 @@
-"""A trace: every named intermediate of a run, streamed to a safetensors file as it is computed.
+"""Trace a run: write every named intermediate to a safetensors file as it is computed.
 
-A run is one pass over a prompt, or several: chunks of the prompt, then cached decoding, a token a pass. The records of
-the first pass have their plain names (`gemma_np.model.records` is the table), those of pass n the prefix `pass.n.`; the
-rows of a record are the pass's tokens. All passes are rows of one uncached pass over all ids, which is what a correct
-cache gives; so that is what the reference computes.
+A run is one pass over a prompt, or several: chunks of the prompt, then cached decoding, one token in each pass. The
+records of the first pass have their plain names (`gemma_np.model.records` is the table), those of pass n the prefix
+`pass.n.`; the rows of a record are the tokens of its pass. Since a correct cache changes nothing, the reference reads
+all ids in one uncached pass, and cuts the records of each pass from its rows.
 
-Keys (the last axis of scores and probabilities) are all so far, in the order of their positions. Others may leave out
-those at the front that no token of the pass can see, as a ring drops them.
+Keys (the last axis of scores and probabilities) are all keys so far, in the order of their positions. A dump may leave
+out those at the front that no token of the pass can see, as a ring drops them.
 """
 
 import json
@@ -23,6 +23,7 @@ from gemma_np.checkpoints.atomic_write import atomic_write
 from gemma_np.checkpoints.config_json import config_to_json
 from gemma_np.checkpoints.safetensors_file import file_header
 from gemma_np.config import GemmaConfig
+from gemma_np.errors import GemmaError
 from gemma_np.gemma import Gemma
 from gemma_np.model.attention_mask import attention_mask
 from gemma_np.model.records import record_shapes
@@ -36,23 +37,25 @@ Passes = Sequence[Sequence[int]]
 
 
 class RecordSlice(NamedTuple):
-    """Where a record of one pass lies in the record of the same name of the pass over all ids."""
+    """Where the record of one pass lies in the record of the same name of the pass over all ids."""
 
     key: str  # its name in a file
     name: str
     shape: tuple[int, ...]
     rows: slice
-    columns: slice | None  # of keys; None where the last axis is none of keys
+    columns: slice | None  # of keys; None where the last axis is another
     window: int | None  # of its layer, where the last axis is of keys
 
-    def of(self, value: np.ndarray) -> np.ndarray:
-        """This pass's part of the record of all N ids, as a view: [..., N, n] -> [..., T, n], of keys [..., T, S]."""
+    def select(self, value: np.ndarray) -> np.ndarray:
+        """Return this pass's part of the record of all N ids, as a view: [..., N, n] -> [..., T, n], of keys
+        [..., T, S]."""
         part = value[..., self.rows, :]
         return part if self.columns is None else part[..., self.columns]
 
     @property
     def masked(self) -> np.ndarray | None:
-        """Of scores, True where they say nothing since the key is not visible: bool [T, S]. None for other records."""
+        """True for scores whose key the query may not see, which may be anything: bool [T, S]. None for other
+        records."""
         if self.columns is None or self.name.endswith("probs"):
             return None
         rows = range(self.rows.start, self.rows.stop)
@@ -60,7 +63,7 @@ class RecordSlice(NamedTuple):
 
 
 def record_slices(config: GemmaConfig, lengths: Sequence[int]) -> Iterator[RecordSlice]:
-    """Every record of passes of these lengths, in the order of execution."""
+    """Yield every record of passes of these lengths, in the order of execution."""
     end = 0
     for number, T in enumerate(lengths):
         start, end = end, end + T
@@ -74,13 +77,13 @@ def record_slices(config: GemmaConfig, lengths: Sequence[int]) -> Iterator[Recor
 
 
 class Reference:
-    """A model and the passes that it reads: what others are held against."""
+    """A model and the token ids of each pass: what a dump is compared with."""
 
     def __init__(self, model: Gemma, passes: Passes) -> None:
         self.model, self.config, self.passes = model, model.config, passes
         self.ids = [int(token) for ids in passes for token in ids]
         self.lengths = [len(ids) for ids in passes]
-        self.slices = {place.key: place for place in record_slices(model.config, self.lengths)}
+        self.slices = {record_slice.key: record_slice for record_slice in record_slices(model.config, self.lengths)}
 
     def run(self, tape: Tape) -> None:
         """Send every record of the pass over all ids through the tape."""
@@ -88,21 +91,28 @@ class Reference:
         lm_head(x, self.model.weights, self.config, tape)
 
     def records(self, tape: Tape | None = None) -> dict[str, np.ndarray]:
-        """Every record of the run by its name in a file, in the order of execution; each goes through the tape."""
+        """Return every record of the run by its name in a file, in the order of execution; each goes through the
+        tape."""
         record = Record()
         self.run(lambda name, value: record(name, tape(name, value) if tape else value))
-        return {key: place.of(record[place.name]) for key, place in self.slices.items()}
+        return {key: record_slice.select(record[record_slice.name]) for key, record_slice in self.slices.items()}
 
 
-def write_trace(model: Gemma, passes: Passes, path: Path, only: str = "*", source: str = "") -> int:
-    """Stream the records whose names in the file match `only`, a pattern as of file names, to a safetensors file, in
-    the dtype of the weights. Returns how many they are.
+def write_trace(model: Gemma, passes: Passes, path: str | Path, *, pattern: str = "*", source: str = "") -> int:
+    """Write the records whose names match the pattern (`layers.0.*`) to a safetensors file, and return their number.
 
-    Its metadata holds `config` (as of config.json), `passes` (the token ids), `model` (`source`, for `gemma-np compare`
-    to find the weights again), `gemma_np` (the version). No record is kept in memory.
+    They have the dtype of the weights, and none is kept in memory. The metadata holds `config` (as of config.json),
+    `passes` (the token ids), `model` (`source`, where `gemma-np compare` loads the weights from) and `gemma_np` (the
+    version).
+
+    Raises GemmaError when the pattern matches no record.
     """
     reference = Reference(model, passes)
-    chosen = [place for place in reference.slices.values() if fnmatchcase(place.key, only)]
+    chosen = [record_slice for key, record_slice in reference.slices.items() if fnmatchcase(key, pattern)]
+    if not chosen:
+        raise GemmaError(
+            f"filter: {pattern!r} matches no record, expected a pattern of names that gemma-np records lists"
+        )
     metadata = {
         "config": json.dumps(config_to_json(model.config)),
         "passes": json.dumps([[int(token) for token in ids] for ids in passes]),
@@ -112,21 +122,22 @@ def write_trace(model: Gemma, passes: Passes, path: Path, only: str = "*", sourc
     dtype = model.weights["model.norm.weight"].dtype
 
     def write(partial: Path) -> None:
-        header, offsets = file_header({place.key: (dtype, place.shape) for place in chosen}, metadata)
+        shapes = {record_slice.key: (dtype, record_slice.shape) for record_slice in chosen}
+        header, offsets = file_header(shapes, metadata)
         by_name: dict[str, list[RecordSlice]] = {}
-        for place in chosen:
-            by_name.setdefault(place.name, []).append(place)
+        for record_slice in chosen:
+            by_name.setdefault(record_slice.name, []).append(record_slice)
         with ExitStack() as stack:
             file = stack.enter_context(partial.open("wb"))
             file.write(header)
 
             def tape(name: str, value: np.ndarray) -> np.ndarray:
-                for place in by_name.get(name, ()):
-                    file.seek(len(header) + offsets[place.key])
-                    file.write(np.ascontiguousarray(place.of(value)).data)
+                for record_slice in by_name.get(name, ()):
+                    file.seek(len(header) + offsets[record_slice.key])
+                    file.write(np.ascontiguousarray(record_slice.select(value)).data)
                 return value
 
             reference.run(tape)
 
-    atomic_write(path, write)
+    atomic_write(Path(path), write)
     return len(chosen)

@@ -79,7 +79,7 @@ def diagnosis() -> None:
         start = time.perf_counter()
         found = diagnose(Reference(exact, [ids]), records, "float32")
         seconds = time.perf_counter() - start
-        print(f"diagnose, tiny, {' and '.join(names)}: {seconds:.1f} s, found {[m.id for m in found.found]}")
+        print(f"diagnose, tiny, {' and '.join(names)}: {seconds:.1f} s, found {[m.id for m in found.mistakes]}")
 
 
 if __name__ == "__main__":

@@ -123,7 +123,7 @@ def test_help_has_an_example(command, capsys):
         (["generate", "--model", "BINARY", "a"], "expected a .gguf file, a checkpoint folder or a hub id"),
         (["generate", "--model", "gemma-2-2b", "a"], "(gemma-np models lists the hub id of gemma-2-2b)"),
         (["perplexity", "--model", "FOLDER", "no-such-file"], "no-such-file: No such file or directory, expected"),
-        (["trace", "--model", "FOLDER", "--prompt", "", "-o", "EMPTY"], "--prompt: empty"),
+        (["trace", "--model", "FOLDER", "--prompt", "", "-o", "EMPTY"], "prompt: empty"),
         (["inspect", "--model", "FOLDER", "a", "-o", ""], "a folder, expected a file to write"),
         (["inspect", "--model", "FOLDER", "a", "-o", "FOLDER"], "a folder, expected a file to write"),
         (["inspect", "--model", "FOLDER", "a", "-o", "nowhere/page.html"], "there is no folder nowhere to write it to"),

@@ -68,7 +68,7 @@ def test_right_models_pass(dtype, data, config, T, seed):
     records = captured(theirs, reference)
     assert set(records) == set(reference.slices)
     for isolate in (False, True):
-        rows = compare(reference, records, dtype, isolate)
+        rows = compare(reference, records, dtype, isolate=isolate)
         assert [row for row in rows if row.status != "OK"] == []
 
 
@@ -145,15 +145,15 @@ def inject_mistakes(model_type, names, dtype):
 @pytest.mark.parametrize(("model_type", "name"), CASES)
 def test_a_mistake_in_the_frameworks_code_is_named(model_type, name):
     reference, records = inject_mistakes(model_type, [name], "float32")
-    assert [mistake.id for mistake in diagnose(reference, records, "float32").found] == [name]
+    assert [mistake.id for mistake in diagnose(reference, records, "float32").mistakes] == [name]
     few = {key: record for key, record in records.items() if "logits" in key}
-    assert [mistake.id for mistake in diagnose(reference, few, "float32").found] == [name]
+    assert [mistake.id for mistake in diagnose(reference, few, "float32").mistakes] == [name]
 
 
 @pytest.mark.parametrize(("model_type", "name"), [case for case in CASES if case[1] not in HIDDEN_BY_BFLOAT16])
 def test_a_mistake_in_bfloat16_is_named(model_type, name):
     reference, records = inject_mistakes(model_type, [name], "bfloat16")
-    assert [mistake.id for mistake in diagnose(reference, records, "bfloat16").found] == [name]
+    assert [mistake.id for mistake in diagnose(reference, records, "bfloat16").mistakes] == [name]
 
 
 def test_two_mistakes_are_named_nine_times_of_ten():
@@ -163,7 +163,7 @@ def test_two_mistakes_are_named_nine_times_of_ten():
     chosen = Random(0).sample(pairs, 60)
     for model_type, *pair in chosen:
         reference, records = inject_mistakes(model_type, pair, "float32")
-        found = {mistake.id for mistake in diagnose(reference, records, "float32").found}
+        found = {mistake.id for mistake in diagnose(reference, records, "float32").mistakes}
         if not found or not found <= set(pair):
             missed.append((model_type, *pair, found))
     assert len(missed) <= len(chosen) / 10, missed

@@ -52,7 +52,7 @@ def dump(folder, records, **metadata):
 def test_float32_passes(config, T, seed, isolate):
     model = Gemma(config, random_weights(config, seed), None)
     ids = random_ids(config, seed, T)
-    rows = compare(Reference(in_float64(model), [ids]), Reference(model, [ids]).records(), "float32", isolate)
+    rows = compare(Reference(in_float64(model), [ids]), Reference(model, [ids]).records(), "float32", isolate=isolate)
     assert {row.status for row in rows} == {"OK"}
 
 
@@ -69,7 +69,7 @@ def test_the_first_that_differs_is_where_the_mistake_is():
     rows = compare(Reference(in_float64(tiny.gemma()), [IDS]), mistaken("gelu-exact"), "float32")
     first = next(row for row in rows if row.status == "DIFF")
     assert first.key == "layers.0.mlp.hidden"
-    assert first.error > 10 * first.limit
+    assert first.error > 10 * first.threshold
     assert rows[-1].status == "DIFF"  # what comes after inherits it
 
 
@@ -97,7 +97,7 @@ def test_missing_extra_and_misshapen_records(folder, capsys):
     assert main(dump(folder, records)) == 1
     lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
     assert "MISSING" in lines["layers.1.mlp.up"]
-    assert "this is the transpose; transpose(1, 0, 2) mends it" in lines["layers.0.self_attn.q"]
+    assert "this is the transpose; transpose(1, 0, 2) fixes it" in lines["layers.0.self_attn.q"]
     assert "as many numbers, in other axes" in lines["layers.0.self_attn.k"]
     assert lines["layers.0.mlp.gate"].endswith("shape (3, 7), expected (6, 7)")
     save_file({"norm": np.ascontiguousarray(records["norm"])}, folder / "few.safetensors", metadata_of(folder))

@@ -12,7 +12,7 @@ import gemma_np
 from gemma_np import Gemma
 from gemma_np.cli import main
 from gemma_np.config import GemmaConfig
-from gemma_np.oracle.diagnosis import describe, diagnose, place_of
+from gemma_np.oracle.diagnosis import describe_diagnosis, diagnose, source_of_right
 from gemma_np.oracle.mistakes import CATALOGUE, inject_mistakes
 from gemma_np.oracle.trace import Reference
 from tests.support import goldens, tiny
@@ -49,18 +49,18 @@ def test_every_mistake_is_named(model_type, name):
     """From a full dump, from the residual stream, and from the logits alone."""
     records = mistaken(model_type, name)
     found = diagnose(reference(model_type), records, "float32")
-    assert [mistake.id for mistake in found.found] == [name]
+    assert [mistake.id for mistake in found.mistakes] == [name]
     for kept in (("resid_post", "logits", "logits_capped"), ("logits", "logits_capped")):
         few = {key: record for key, record in records.items() if key.endswith(kept)}
-        assert name in [mistake.id for mistake in diagnose(reference(model_type), few, "float32").found]
+        assert name in [mistake.id for mistake in diagnose(reference(model_type), few, "float32").mistakes]
 
 
 @pytest.mark.parametrize("model_type", ["gemma", "gemma2", "gemma3_text"])
 def test_nothing_is_wrong_with_a_right_one(model_type):
     found = diagnose(reference(model_type), mistaken(model_type), "float32")
     assert not found.wrong
-    assert not found.found
-    assert describe(found)[0].startswith("Nothing is wrong")
+    assert not found.mistakes
+    assert describe_diagnosis(found)[0].startswith("Nothing is wrong")
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_nothing_is_wrong_with_a_right_one(model_type):
 )
 def test_two_mistakes_are_named(pair):
     found = diagnose(reference("gemma2"), mistaken("gemma2", *pair), "float32")
-    assert {mistake.id for mistake in found.found} == set(pair)
+    assert {mistake.id for mistake in found.mistakes} == set(pair)
 
 
 def test_a_mistake_that_nobody_knows_is_placed():
@@ -86,10 +86,10 @@ def test_a_mistake_that_nobody_knows_is_placed():
     theirs = reference("gemma2", np.float32)
     records = theirs.records(lambda name, value: 2 * value if name == "layers.1.mlp.up" else value)
     found = diagnose(reference("gemma2"), records, "float32")
-    assert not found.found
+    assert not found.mistakes
     assert set(found.wrong) == {key for key in records if key.endswith("layers.1.mlp.up")}
-    assert "None of the known mistakes" in describe(found)[-1]
-    assert "layers.1.mlp.up" in describe(found)[-1]
+    assert "None of the known mistakes" in describe_diagnosis(found)[-1]
+    assert "layers.1.mlp.up" in describe_diagnosis(found)[-1]
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ def test_planting_leaves_no_trace(pair):
 
 @pytest.mark.parametrize("mistake", CATALOGUE, ids=BY_ID)
 def test_the_right_line_is_there(mistake):
-    file, line = place_of(mistake).split(" ")[0].rsplit(":", 1)
+    file, line = source_of_right(mistake).split(" ")[0].rsplit(":", 1)
     lines = (Path(gemma_np.__file__).parent.parent / file).read_text(encoding="utf-8").splitlines()
     here = lines[int(line) - 1 : int(line) + 1]  # the second, where a decorator is the first
     assert any(f"def {mistake.right.__name__}(" in text for text in here)
@@ -153,7 +153,7 @@ def test_from_the_command_line(tmp_path, capsys):
     out = capsys.readouterr().out
     assert "silu: the gate is SiLU" in out
     assert "gemma_np/model/feed_forward.py:" in out
-    assert "to mend it: use GELU in its tanh form" in out
+    assert "fix: use GELU in its tanh form" in out
     save_file({"logits_capped": records["logits_capped"]}, tmp_path / "dump.safetensors")
     assert main(words) == 2
     assert "does not say which token ids it is of" in capsys.readouterr().err

@@ -103,7 +103,7 @@ def test_chunks_and_decoding(tmp_path):
 
 
 def test_the_names(capsys):
-    assert main(["trace", "--name-map"]) == 0
+    assert main(["records"]) == 0
     out = capsys.readouterr().out
     assert "layers.*.self_attn.probs" in out
     assert "only with has_qk_norm" in out

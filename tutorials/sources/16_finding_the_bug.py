@@ -24,10 +24,10 @@ import gemma_np
 from gemma_np.cli import main
 from gemma_np.model.attention_mask import attention_mask
 from gemma_np.oracle.comparison import compare
-from gemma_np.oracle.diagnosis import describe, diagnose
+from gemma_np.oracle.diagnosis import describe_diagnosis, diagnose
 from gemma_np.oracle.dump import align_dump, read_dump
 from gemma_np.oracle.isolation import isolated
-from gemma_np.oracle.noise import limits
+from gemma_np.oracle.noise import noise_thresholds
 from gemma_np.oracle.trace import Reference, write_trace
 
 use_style()
@@ -214,13 +214,15 @@ truth = gemma_np.load("shakespeare-1m", "float64")
 def judged(path, passes, isolate=False):
     """A row for each record of the file."""
     reference = Reference(truth, passes)
-    return compare(reference, align_dump(read_dump(path), reference), "float32", isolate)
+    return compare(reference, align_dump(read_dump(path), reference), "float32", isolate=isolate)
 
 
 rows = judged(port_file, [short])
 first = next(number for number, row in enumerate(rows) if row.status == "DIFF")
 for row in rows[first - 2 : first + 3]:
-    print(f"{row.status:4} {row.key:38} error {row.error:.1e}, passes {row.limit:.1e}, largest at {list(row.where)}")
+    print(
+        f"{row.status:4} {row.key:38} error {row.error:.1e}, passes {row.threshold:.1e}, largest at {list(row.where)}"
+    )
 
 wrong = [row for row in rows if row.status == "DIFF"]
 print(f"{len(wrong)} of {len(rows)} records differ; the first: {wrong[0].key}")
@@ -237,7 +239,7 @@ assert all(row.status == "OK" for row in rows[:first])
 # random, and takes a multiple of the largest error that it sees, record by record:
 
 # %%
-lines(limits, "for trial", "rounded = ", "found = ", "for key, (error", "largest[key] = max", "return")
+lines(noise_thresholds, "for trial", "all_rounded = ", "rounded = ", "for key, (error", "noise[key] = max", "return")
 
 # %% [markdown]
 # ## What is wrong, and what only inherits it
@@ -248,7 +250,14 @@ lines(limits, "for trial", "rounded = ", "found = ", "for key, (error", "largest
 
 # %%
 lines(
-    isolated, "def tape", "replaced = ", "for place in", "found[place.key]", "seen = ", "np.copyto", "return replaced"
+    isolated,
+    "def tape",
+    "replaced = ",
+    "for record_slice in",
+    "expected[key]",
+    "visible = ",
+    "np.copyto",
+    "return replaced",
 )
 
 # %%
@@ -261,7 +270,7 @@ def draw(axes, rows, title):
     errors = np.array([row.error for row in rows])
     differs = np.array([row.status == "DIFF" for row in rows])
     errors = np.maximum(errors, 1e-9)  # a zero has no place on a logarithmic axis
-    axes.semilogy(place, [row.limit for row in rows], color="0.5", linewidth=1, label="passes below")
+    axes.semilogy(place, [row.threshold for row in rows], color="0.5", linewidth=1, label="passes below")
     axes.semilogy(place[~differs], errors[~differs], ".", color="C0", label="right")
     axes.semilogy(place[differs], errors[differs], "x", color="C5", markersize=5, label="differs")
     starts = [n for n, row in enumerate(rows) if row.key.endswith(".input_layernorm")]
@@ -295,7 +304,7 @@ assert culprits == [f"layers.{layer}.mlp.hidden" for layer in range(4)]
 # %%
 status = main(["diagnose", "--model", "shakespeare-1m", str(port_file)])
 assert status == 1  # something is wrong
-assert max(row.error / row.limit for row in isolated) > 1e4
+assert max(row.error / row.threshold for row in isolated) > 1e4
 
 # %% [markdown]
 # The last line is the proof. Before, the worst record was tens of thousands of times further off than rounding explains; with
@@ -334,7 +343,7 @@ long_file = capture(PortWithGelu(model.weights, model.config), passes, folder / 
 long_rows = judged(long_file, passes)
 long_isolated = [row for row in judged(long_file, passes, isolate=True) if row.status == "DIFF"]
 for row in long_isolated:
-    print(f"{row.key:33} error {row.error:.1e}, passes {row.limit:.1e}, largest at {list(row.where)}")
+    print(f"{row.key:33} error {row.error:.1e}, passes {row.threshold:.1e}, largest at {list(row.where)}")
 
 assert {row.key.split(".")[-1] for row in long_isolated} == {"probs"} and len(long_isolated) == 6
 assert all(f"layers.{layer}" in " ".join(row.key for row in long_isolated) for layer in (0, 2))
@@ -347,8 +356,8 @@ assert long_isolated[0].where[1] >= model.config.sliding_window  # [head, query,
 # %%
 reference = Reference(truth, passes)
 long_diagnosis = diagnose(reference, align_dump(read_dump(long_file), reference), "float32")
-print(*describe(long_diagnosis), sep="\n")
-assert [mistake.id for mistake in long_diagnosis.found] == ["window-off-by-one"]
+print(*describe_diagnosis(long_diagnosis), sep="\n")
+assert [mistake.id for mistake in long_diagnosis.mistakes] == ["window-off-by-one"]
 assert "up to 65 keys" in long_diagnosis.signatures[0]
 
 # %% [markdown]
@@ -461,7 +470,7 @@ check(which_mistake, exercises.WHICH_MISTAKE)
 # - [Hold your own implementation against this one](capture_another_framework.md): for ports in other languages, and for
 #   single functions in your tests.
 # - [gemma_np/oracle](../gemma_np/oracle): [noise.py](../gemma_np/oracle/noise.py) and
-#   [isolation.py](../gemma_np/oracle/isolation.py) first; [mistakes.py](../gemma_np/oracle/mistakes.py) is the catalogue.
+#   [isolation.py](../gemma_np/oracle/isolation.py) first; [mistakes/](../gemma_np/oracle/mistakes) is the catalogue.
 # - [gemma_np/model](../gemma_np/model), top to bottom: by now, you know every line.
 #
 # This was the last tutorial. Back to the first: [1. Tokens and the embedding](01_tokens_and_embedding.ipynb).
