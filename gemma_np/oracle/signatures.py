@@ -8,6 +8,8 @@ import numpy as np
 from gemma_np.oracle.noise import Records
 from gemma_np.oracle.trace import Reference
 
+_KEYS = ("q", "k", "q_norm", "q_rope", "k_rope", "scores", "probs")
+
 _TOLERANCE = 0.02  # relative; coarse enough for bfloat16
 
 
@@ -19,9 +21,6 @@ def signatures(reference: Reference, theirs: Records) -> list[str]:
         records = {key: np.asarray(theirs[f"{name}.{key}"], np.float64) for key in _KEYS if f"{name}.{key}" in theirs}
         lines += [f"{name}: {line}" for line in _of_layer(reference, layer, records)]
     return lines
-
-
-_KEYS = ("q", "k", "q_norm", "q_rope", "k_rope", "scores", "probs")
 
 
 def _of_layer(reference: Reference, layer: int, records: Records) -> Iterator[str]:

@@ -129,7 +129,7 @@ def test_a_model_that_raises_is_left_as_it_was(broken):
     assert state_of(theirs) == before
 
 
-def inject_mistakes(model_type, names, dtype):
+def mistaken_capture(model_type, names, dtype):
     from tests.support.framework_faults import SOME_PASSES, planted_in_framework
 
     config, weights, _ = goldens.load(model_type)
@@ -144,7 +144,7 @@ def inject_mistakes(model_type, names, dtype):
 
 @pytest.mark.parametrize(("model_type", "name"), CASES)
 def test_a_mistake_in_the_frameworks_code_is_named(model_type, name):
-    reference, records = inject_mistakes(model_type, [name], "float32")
+    reference, records = mistaken_capture(model_type, [name], "float32")
     assert [mistake.id for mistake in diagnose(reference, records, "float32").mistakes] == [name]
     few = {key: record for key, record in records.items() if "logits" in key}
     assert [mistake.id for mistake in diagnose(reference, few, "float32").mistakes] == [name]
@@ -152,7 +152,7 @@ def test_a_mistake_in_the_frameworks_code_is_named(model_type, name):
 
 @pytest.mark.parametrize(("model_type", "name"), [case for case in CASES if case[1] not in HIDDEN_BY_BFLOAT16])
 def test_a_mistake_in_bfloat16_is_named(model_type, name):
-    reference, records = inject_mistakes(model_type, [name], "bfloat16")
+    reference, records = mistaken_capture(model_type, [name], "bfloat16")
     assert [mistake.id for mistake in diagnose(reference, records, "bfloat16").mistakes] == [name]
 
 
@@ -162,7 +162,7 @@ def test_two_mistakes_are_named_nine_times_of_ten():
     missed = []
     chosen = Random(0).sample(pairs, 60)
     for model_type, *pair in chosen:
-        reference, records = inject_mistakes(model_type, pair, "float32")
+        reference, records = mistaken_capture(model_type, pair, "float32")
         found = {mistake.id for mistake in diagnose(reference, records, "float32").mistakes}
         if not found or not found <= set(pair):
             missed.append((model_type, *pair, found))
