@@ -40,7 +40,9 @@ PLUMBING = {  # modules in these packages that compute nothing that stands in a 
     "model/records",
     "training/data",
     "training/mpi",
+    "training/__init__",
     "training/run_log",
+    "training/runs",
     "training/training_state",
     "training/task",
     "training/trainer",
@@ -250,7 +252,7 @@ def test_the_glossary_has_the_sizes_of_gemma_2_2b():
     assert [(name, getattr(RELEASED["gemma-2-2b"], name)) for name, _ in sizes] == [(n, int(size)) for n, size in sizes]
 
 
-@pytest.mark.parametrize("page", ["tutorials/glossary.md", ".github/CONTRIBUTING.md"])
+@pytest.mark.parametrize("page", ["tutorials/glossary.md", ".github/CONTRIBUTING.md", "tests/README.md"])
 def test_pages_link_to_what_is_there(page):
     places = re.findall(r"\]\((?!http)([^)#]+)\)", (ROOT / page).read_text(encoding="utf-8"))
     assert len(places) > 10

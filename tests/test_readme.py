@@ -1,23 +1,54 @@
-"""The README tells the truth: its Python runs, and what it links to is there."""
+"""The README and the pages in docs/ tell the truth: their Python runs, and what they link to exists."""
 
 import re
 from pathlib import Path
 
 import numpy as np
+import pytest
 
-README = Path(__file__).parent.parent / "README.md"
+ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
+PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
 
 
-def test_the_examples_run(capsys):
-    names = {}
-    for block in re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL):
+def run(page, names):
+    """Run the Python of a page; later blocks use the names of earlier ones."""
+    for block in re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL):
         exec(block, names)
+    return names
+
+
+def test_the_readme_is_short():
+    assert len(README.read_text(encoding="utf-8").splitlines()) < 150
+
+
+def test_the_example_of_the_readme_decodes():
+    names = run(README, {})
+    model, ids = names["model"], [*names["ids"], int(names["next_id"])]
+    np.testing.assert_allclose(names["x"][-1], model.trace(ids)["norm"][-1], atol=1e-4)
+
+
+def test_the_examples_of_the_pages_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    names = run(ROOT / "docs" / "python.md", {})
     assert "logits_capped" in capsys.readouterr().out
     np.testing.assert_allclose(names["rms_norm"](np.array([3.0, 4.0]), np.zeros(2), 1e-6), [0.8485, 1.1314], atol=1e-4)
     assert names["gradients"].keys() == names["model"].weights.keys()
 
+    model = names["model"]
+    run(ROOT / "docs" / "compression.md", names)
+    assert names["small"].perplexity("To be") == pytest.approx(model.perplexity("To be"), rel=0.5)
+    names["ids"] = np.array(model.tokenizer.encode("To be, or not to be, that is the question. " * 60))
+    run(ROOT / "docs" / "training.md", names)
+    assert len(names["run"].log) == 3
 
-def test_what_it_links_to_is_there():
-    places = re.findall(r"\]\((?!http)([^)#]+)\)", README.read_text(encoding="utf-8"))
-    assert len(places) > 30
-    assert [place for place in places if not (README.parent / place).exists()] == []
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_what_it_links_to_is_there(page):
+    places = re.findall(r"\]\((?!http)([^)#]+)", page.read_text(encoding="utf-8"))
+    assert [place for place in places if not (page.parent / place).exists()] == []
+
+
+def test_the_readme_links_to_every_page():
+    links = set(re.findall(r"\]\((docs/[^)#]+)", README.read_text(encoding="utf-8")))
+    assert links == {f"docs/{page.name}" for page in PAGES[1:]}

@@ -81,7 +81,7 @@ def add_calibration(parser: argparse.ArgumentParser) -> None:
 
 
 def read_calibration(options: argparse.Namespace, model: Gemma) -> np.ndarray:
-    """Return the calibration ids that the arguments name, [samples, length]."""
+    """Return the calibration ids that the arguments name, [N, T]. Raises GemmaError when there is no text."""
     if options.calibration_text is None:
         raise GemmaError("--calibration-text: missing, expected a text file or a folder of .txt files")
     text = "\n".join(read_text(file) for file in text_files(Path(options.calibration_text)))

@@ -1,4 +1,7 @@
-"""The commands that compress: quantize, prune, compress, export-gguf; and init-checkpoint."""
+"""The commands that compress: quantize, prune, compress, export-gguf; and init-checkpoint.
+
+Each raises GemmaError for bad input, as one line that `gemma-np` prints.
+"""
 
 import argparse
 from collections.abc import Iterable

@@ -1,4 +1,7 @@
-"""The commands that evaluate: evaluate, lm-eval."""
+"""The commands that evaluate: evaluate, lm-eval.
+
+Each raises GemmaError for bad input, as one line that `gemma-np` prints.
+"""
 
 import argparse
 import json

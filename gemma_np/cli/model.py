@@ -1,4 +1,7 @@
-"""The commands that run a model: generate, chat, perplexity, inspect, info, models."""
+"""The commands that run a model: generate, chat, perplexity, inspect, info, models.
+
+Each raises GemmaError for bad input, as one line that `gemma-np` prints.
+"""
 
 import argparse
 import sys

@@ -1,4 +1,7 @@
-"""The commands that train: tokenizer, train, distill, cache-teacher, merge, plot-log."""
+"""The commands that train: tokenizer, train, distill, cache-teacher, merge, plot-log.
+
+Each raises GemmaError for bad input, as one line that `gemma-np` prints.
+"""
 
 import argparse
 from collections.abc import Sequence

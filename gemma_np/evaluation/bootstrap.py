@@ -18,7 +18,7 @@ class Difference(NamedTuple):
     low: float  # 95 % confidence interval
     high: float
     p: float  # two-sided p-value: how often chance alone gives a difference at least as large
-    resampled: np.ndarray  # means of the resamples, [RESAMPLES]
+    resampled: np.ndarray  # means of the resamples, [n]
 
     @property
     def is_significant(self) -> bool:

@@ -47,7 +47,9 @@ def read_dump(path: str | Path, name_map: str | Path | None = None) -> Dump:
     if not path.is_file():
         raise GemmaError(f"{path}: no such file, expected a safetensors file")
     translate = _translation(name_map)
-    records = {translate(name): tensor.mapped for name, tensor in stored_tensors(path).items() if tensor.mapped is not None}
+    records = {
+        translate(name): tensor.mapped for name, tensor in stored_tensors(path).items() if tensor.mapped is not None
+    }
     if not records:
         raise GemmaError(f"{path}: no records, expected intermediates by the names that gemma-np records prints")
     metadata = read_metadata(path)

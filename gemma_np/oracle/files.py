@@ -30,7 +30,7 @@ def plan_passes(
     if isinstance(prompt, str):
         if not prompt:
             raise GemmaError("prompt: empty, expected some text")
-        prompt = model.needed_tokenizer().encode(prompt)
+        prompt = model.require_tokenizer().encode(prompt)
     validate_token_ids(prompt, model.config)
     ids, size = [int(token) for token in prompt], chunk or len(prompt)
     passes = [ids[start : start + size] for start in range(0, len(ids), size)]

@@ -162,10 +162,10 @@ def open_tokens(path: Path) -> np.ndarray:
     return tokens
 
 
-def check_tokens(tokens: np.ndarray, seq_len: int) -> np.ndarray:
+def check_tokens(tokens: np.ndarray, seq_len: int, what: str = "training texts") -> np.ndarray:
     """Return tokens [N] that are long enough for one text. Raises GemmaError when they are not."""
     if len(tokens) <= seq_len:
-        raise GemmaError(f"texts: {len(tokens)} tokens, expected more than seq_len={seq_len}")
+        raise GemmaError(f"{what}: {len(tokens)} tokens, expected more than seq_len={seq_len}")
     return tokens
 
 
@@ -189,6 +189,6 @@ def consecutive_batches(tokens: np.ndarray, batch_size: int, seq_len: int, limit
 
     Raises GemmaError when the file is too short.
     """
-    starts = range(0, len(check_tokens(tokens, seq_len)) - seq_len, seq_len)
+    starts = range(0, len(check_tokens(tokens, seq_len, "validation texts")) - seq_len, seq_len)
     texts = [tokens[start : start + seq_len + 1].astype(np.int64) for start in starts[: batch_size * limit]]
     return [Batch(np.stack(texts[first : first + batch_size])) for first in range(0, len(texts), batch_size)]
