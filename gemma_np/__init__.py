@@ -1,4 +1,4 @@
-"""gemma_np: Google's Gemma 2, whole, in pure NumPy that a person can read."""
+"""gemma_np: Google's Gemma 2 in pure NumPy."""
 
 from gemma_np.config import RELEASED, GemmaConfig
 from gemma_np.errors import GemmaError

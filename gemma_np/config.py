@@ -162,35 +162,18 @@ def layer_pattern(layers: int, local_per_global: int) -> tuple[str, ...]:
     return tuple(GLOBAL if (i + 1) % (local_per_global + 1) == 0 else LOCAL for i in range(layers))
 
 
-def gemma2_config(
-    *,
-    vocab_size: int,
-    hidden_size: int,
-    num_hidden_layers: int,
-    num_attention_heads: int,
-    num_key_value_heads: int,
-    head_dim: int,
-    intermediate_size: int,
-    max_position_embeddings: int,
-    query_pre_attn_scalar: float,
-    sliding_window: int,
-) -> GemmaConfig:
-    """Return a Gemma 2 of any size: local and global layers in turn, caps of 50 and 30."""
+def gemma2_config(num_hidden_layers: int, **shape: Any) -> GemmaConfig:
+    """Return a Gemma 2 of any size: local and global layers in turn, caps of 50 and 30.
+
+    shape: the sizes of `GemmaConfig`, by name.
+    """
     return GemmaConfig(
         model_type="gemma2",
-        vocab_size=vocab_size,
-        hidden_size=hidden_size,
         num_hidden_layers=num_hidden_layers,
-        num_attention_heads=num_attention_heads,
-        num_key_value_heads=num_key_value_heads,
-        head_dim=head_dim,
-        intermediate_size=intermediate_size,
-        max_position_embeddings=max_position_embeddings,
-        query_pre_attn_scalar=query_pre_attn_scalar,
         layer_types=layer_pattern(num_hidden_layers, local_per_global=1),
-        sliding_window=sliding_window,
         attn_logit_softcapping=50.0,
         final_logit_softcapping=30.0,
+        **shape,
     )
 
 

@@ -2,4 +2,4 @@
 
 
 class GemmaError(ValueError):
-    """Bad input, told in one line: the thing, what was found, what was expected."""
+    """Bad input, in one line: the thing, what was found, what was expected."""

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypedDict, Unpack
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -85,16 +85,6 @@ def resolve_config(name_or_path: str | Path) -> GemmaConfig:
     return config_from_metadata(open_gguf(path)[1]) if path.is_file() else read_config(path / "config.json")
 
 
-class GenerationOptions(TypedDict, total=False):
-    """Keyword arguments of everything that generates; see `Sampling` for the first three."""
-
-    temperature: float
-    top_k: int | None
-    top_p: float | None
-    seed: int | None  # the same seed gives the same tokens
-    int8_cache: bool  # keep keys and values in 8 bits
-
-
 @dataclass
 class Gemma:
     """A model in memory. `tokenizer` is None when the checkpoint has none; then it takes token ids only."""
@@ -120,18 +110,14 @@ class Gemma:
         lm_head(x, self.weights, self.config, record)
         return record
 
-    def generate(
-        self, prompt: str | Sequence[int], max_new_tokens: int = 128, **options: Unpack[GenerationOptions]
-    ) -> str:
+    def generate(self, prompt: str | Sequence[int], max_new_tokens: int = 128, **options: Any) -> str:
         """Return the text that the model writes after a prompt: a text, or token ids.
 
         The options are those of `stream_ids`. Raises GemmaError for an empty prompt, and when there is no tokenizer.
         """
         return "".join(self.stream(prompt, max_new_tokens, **options))
 
-    def stream(
-        self, prompt: str | Sequence[int], max_new_tokens: int = 128, **options: Unpack[GenerationOptions]
-    ) -> Iterator[str]:
+    def stream(self, prompt: str | Sequence[int], max_new_tokens: int = 128, **options: Any) -> Iterator[str]:
         """Return the same text as `generate`, piece by piece as it is written. Raises GemmaError as `generate` does."""
         tokenizer = self.require_tokenizer()
         if isinstance(prompt, str):
@@ -171,7 +157,7 @@ class Gemma:
         self,
         messages: Sequence[Mapping[str, str]],
         max_new_tokens: int | None = None,
-        **options: Unpack[GenerationOptions],
+        **options: Any,
     ) -> str:
         """Return the model's answer to a conversation: [{"role": "user", "content": "Hello"}, ...].
 
@@ -184,7 +170,7 @@ class Gemma:
         self,
         messages: Sequence[Mapping[str, str]],
         max_new_tokens: int | None = None,
-        **options: Unpack[GenerationOptions],
+        **options: Any,
     ) -> Iterator[str]:
         """Return the same answer as `chat`, piece by piece as it is written."""
         ids = chat_ids(messages, self.require_tokenizer())

@@ -1,4 +1,4 @@
-"""A repository on the Hugging Face hub, such as google/gemma-2-2b-it, fetched once and kept by `huggingface_hub`."""
+"""Download a checkpoint from the Hugging Face hub, such as google/gemma-2-2b-it, into the cache of its library."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ _FILES = ["config.json", "tokenizer.model", "*.safetensors", "model.safetensors.
 
 
 def download(repo: str) -> Path:
-    """The local folder of a hub repository; what is missing is downloaded, with the library's progress bar.
+    """Download the missing files of a hub repository, with a progress bar; return its local folder.
 
     Raises GemmaError that says what to do when the library, the licence, the login or the network is missing.
     """
@@ -30,6 +30,6 @@ def download(repo: str) -> Path:
         ) from None
     except errors.HFValidationError as error:
         raise GemmaError(f"{repo}: neither a folder, nor a file, nor a hub id ({error})") from None
-    except Exception as error:  # the library hands on whatever its HTTP client raises
+    except Exception as error:  # the library passes on whatever its HTTP client raises
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise GemmaError(f"{repo}: not downloaded before, and the hub cannot be reached ({reason})") from None

@@ -1,4 +1,4 @@
-"""Quantized weights in safetensors files: the numbers under the weight's name, their scales and zero points beside it.
+"""Quantized weights in safetensors files: numbers under the name of the weight, scales and zero points beside it.
 
     model.layers.0.mlp.up_proj.weight          I8 [out, in], U8 [out, in / 2] or F8_E4M3 [out, in]
     model.layers.0.mlp.up_proj.weight.scales   F32 or F16 [out, groups]

@@ -72,8 +72,6 @@ def add_commands(command: Command) -> None:
     add_scheme(sub, "--quantize")
     sub.add_argument("-o", "--output", metavar="OUT", required=True, help="the folder of all steps")
     sub.add_argument("--resume", action="store_true", help="continue what OUT holds")
-    meaning = "fraction of documents held out (0.05)"
-    sub.add_argument("--val-fraction", metavar="P", type=float, default=0.05, help=meaning)
     add_training_config(sub, "distillation", without=("steps",))
 
     sub = command(export_gguf, "gemma-np export-gguf --model ./gemma-2-2b --format Q4_0 -o gemma-2-2b.gguf")

@@ -22,15 +22,15 @@ from gemma_np.training.run_log import plot_logs
 from gemma_np.training.tokenizer_training import train_tokenizer
 from gemma_np.training.training_state import TrainingConfig
 
-SHAPE = {  # option: name in the config, default, meaning
-    "hidden-size": ("hidden_size", 128, "D"),
-    "layers": ("num_hidden_layers", 4, "layers, local and global in turn"),
-    "heads": ("num_attention_heads", 4, "query heads"),
-    "kv-heads": ("num_key_value_heads", 2, "key-value heads"),
-    "head-dim": ("head_dim", 32, "channels of a head"),
-    "intermediate-size": ("intermediate_size", 512, "channels of the feed-forward"),
-    "sliding-window": ("sliding_window", 64, "keys that a local layer sees"),
-    "context": ("max_position_embeddings", 256, "longest text that the model can read, in tokens"),
+SHAPE = {  # name in the config: option, meaning
+    "hidden_size": ("hidden-size", "D"),
+    "num_hidden_layers": ("layers", "layers, local and global in turn"),
+    "num_attention_heads": ("heads", "query heads"),
+    "num_key_value_heads": ("kv-heads", "key-value heads"),
+    "head_dim": ("head-dim", "channels of a head"),
+    "intermediate_size": ("intermediate-size", "channels of the feed-forward"),
+    "sliding_window": ("sliding-window", "keys that a local layer sees"),
+    "max_position_embeddings": ("context", "longest text that the model can read, in tokens"),
 }
 
 TRAINING = {
@@ -43,6 +43,7 @@ TRAINING = {
     "weight_decay": "weight decay of matrices",
     "grad_accum_steps": "batches accumulated into one step",
     "seed": "seed of the weights, the data and the split",
+    "val_fraction": "fraction of documents held out",
     "save_every": "steps between checkpoints",
     "eval_every": "steps between evaluations",
 }
@@ -89,7 +90,8 @@ def add_commands(command: Command) -> None:
     sub.add_argument("-o", "--output", metavar="FOLDER", required=True, help="output folder; existing files are kept")
     sub.add_argument("--top-k", metavar="K", type=int, default=32, help="most likely tokens to store per position (32)")
     sub.add_argument("--seq-len", metavar="N", type=int, default=128, help="tokens in a text (128)")
-    _add_val_fraction(sub)
+    meaning = "fraction of documents held out (0.05)"
+    sub.add_argument("--val-fraction", metavar="P", type=float, default=0.05, help=meaning)
     sub.add_argument("--seed", metavar="S", type=int, default=0, help="seed of the split (0)")
 
     sub = command(merge, "gemma-np merge run-1 run-2 run-3 -o merged", "gemma-np merge run --dtype bfloat16 -o small")
@@ -121,7 +123,6 @@ def train(options: argparse.Namespace) -> None:
             options.text,
             options.output,
             config=training_config(options),
-            val_fraction=options.val_fraction,
             view_weights=_fake_quantize(options),
             resume=options.resume,
             ranks=ranks,
@@ -133,7 +134,7 @@ def distill(options: argparse.Namespace) -> None:
     if bool(options.targets) == bool(options.teacher):
         raise GemmaError("expected --teacher and TEXT for a live teacher, or --targets for precomputed targets")
     with mpi_ranks() as ranks:
-        common = {
+        common: runs.RunOptions = {
             "config": training_config(options),
             "view_weights": _fake_quantize(options),
             "resume": options.resume,
@@ -159,7 +160,6 @@ def distill(options: argparse.Namespace) -> None:
             temperature=options.temperature,
             beta=options.beta,
             prompt_tokens=options.prompt_tokens if options.on_policy else None,
-            val_fraction=options.val_fraction,
             **common,
         )
 
@@ -210,12 +210,11 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", metavar="OUT", required=True, help="the run folder, which is a checkpoint")
     parser.add_argument("--resume", action="store_true", help="continue the run in OUT")
     parser.add_argument("--model", metavar="M", help=f"continue from a checkpoint: {MODEL_HELP}")
-    _add_val_fraction(parser)
     shape = parser.add_argument_group("shape of a model from scratch")
-    for option, (name, default, meaning) in SHAPE.items():
-        shape.add_argument(
-            f"--{option}", dest=name, metavar="N", type=int, default=default, help=f"{meaning} ({default})"
-        )
+    for name, (option, meaning) in SHAPE.items():
+        default = runs.SMALL_SHAPE[name]
+        text = f"{meaning} ({default})"
+        shape.add_argument(f"--{option}", dest=name, metavar="N", type=int, default=default, help=text)
     add_training_config(parser, "training")
     aware = parser.add_argument_group("quantization-aware training")
     meaning = "simulate this quantization while training"
@@ -223,14 +222,8 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     add_group_size(aware)
 
 
-def _add_val_fraction(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--val-fraction", metavar="P", type=float, default=0.05, help="fraction of documents held out (0.05)"
-    )
-
-
 def _new_model(options: argparse.Namespace, tokenizer: Tokenizer, vocab_size: int | None = None) -> Gemma:
-    shape = {name: getattr(options, name) for name, _, _ in SHAPE.values()}
+    shape = {name: getattr(options, name) for name in SHAPE}
     return runs.new_model(tokenizer, vocab_size=vocab_size, seed=options.seed, **shape)
 
 

@@ -27,7 +27,7 @@ class Row(NamedTuple):
 
     @property
     def differs(self) -> bool:
-        """Whether the record is there, and wrong."""
+        """Return whether the record is present and differs."""
         return self.status in ("DIFF", "SHAPE")
 
 

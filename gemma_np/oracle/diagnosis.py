@@ -35,7 +35,7 @@ class Explanation(NamedTuple):
 
     @property
     def explains(self) -> bool:
-        """Whether no record is wrong any more."""
+        """Return whether no record is wrong any more."""
         return self.num_wrong == 0
 
 
@@ -48,7 +48,7 @@ class Diagnosis(NamedTuple):
 
     @property
     def mistakes(self) -> tuple[Mistake, ...]:
-        """The mistakes that explain the dump; empty when none of the known ones do."""
+        """Return the mistakes that explain the dump; empty when no known one does."""
         return self.explanations[0].mistakes if self.explanations and self.explanations[0].explains else ()
 
 
@@ -89,7 +89,7 @@ def _excesses(reference: Reference, theirs: Records, thresholds: Mapping[str, fl
 
 
 def _can_explain(mistake: Mistake, reference: Reference, wrong: Mapping[str, float], theirs: Records) -> bool:
-    """Whether the mistake exists in such a model, and shows in a record that is wrong, or in none that is there."""
+    """Return whether the mistake exists in such a model, and shows in a record that is wrong, or in none that is there."""
     if reference.config.model_type not in mistake.models:
         return False
     if any(fnmatchcase(key, pattern) for key in wrong for pattern in mistake.shows):

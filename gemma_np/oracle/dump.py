@@ -32,7 +32,7 @@ class Dump(NamedTuple):
 
     @property
     def dtype(self) -> str:
-        """The coarsest dtype among the records, which should be that of the computation."""
+        """Return the coarsest dtype among the records, which should be that of the computation."""
         coarsest_first = ("float16", "bfloat16", "float32", "float64")
         stored = {record.dtype.name for record in self.records.values()}
         return next(name for name in coarsest_first if name in stored)

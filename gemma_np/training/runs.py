@@ -11,9 +11,9 @@ Every call writes a run folder, which is also a checkpoint, and can be resumed. 
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypedDict, Unpack
 
 import numpy as np
 
@@ -42,7 +42,16 @@ from gemma_np.training.training_state import TrainingConfig, check_folder
 Model = Gemma | str | Path
 """A model, or what `gemma_np.load` takes."""
 
-DEFAULT_CONFIG = TrainingConfig()
+SMALL_SHAPE = {
+    "hidden_size": 128,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+    "intermediate_size": 512,
+    "sliding_window": 64,
+    "max_position_embeddings": 256,
+}
 
 
 class TrainingRun(NamedTuple):
@@ -52,95 +61,65 @@ class TrainingRun(NamedTuple):
     log: list[dict[str, float]]  # one entry per step: step, loss, grad_norm, learning_rate, tokens_per_second, val_loss
 
 
-def new_model(
-    tokenizer: Tokenizer | str | Path,
-    *,
-    vocab_size: int | None = None,
-    hidden_size: int = 128,
-    num_hidden_layers: int = 4,
-    num_attention_heads: int = 4,
-    num_key_value_heads: int = 2,
-    head_dim: int = 32,
-    intermediate_size: int = 512,
-    sliding_window: int = 64,
-    max_position_embeddings: int = 256,
-    seed: int = 0,
-) -> Gemma:
-    """Return a Gemma 2 of any size with random weights; vocab_size: by default that of the tokenizer.
+class RunOptions(TypedDict, total=False):
+    """Keyword arguments of every call that trains."""
 
-    Raises GemmaError for a shape that is no Gemma 2, and when training it would not fit in memory.
+    config: TrainingConfig
+    view_weights: WeightView | None  # what the forward pass sees in place of the weights, such as `FakeQuantize`
+    resume: bool  # continue the run in the output folder
+    ranks: Ranks
+
+
+def new_model(
+    tokenizer: Tokenizer | str | Path, *, seed: int = 0, vocab_size: int | None = None, **shape: int
+) -> Gemma:
+    """Return a Gemma 2 with random weights; shape: sizes of `GemmaConfig` that differ from `SMALL_SHAPE`.
+
+    vocab_size: by default that of the tokenizer. Raises GemmaError for a shape that is no Gemma 2, and when training it
+    would not fit in memory.
     """
     tokenizer = tokenizer if isinstance(tokenizer, Tokenizer) else read_tokenizer(tokenizer)
-    config = gemma2_config(
-        vocab_size=vocab_size or len(tokenizer),
-        hidden_size=hidden_size,
-        num_hidden_layers=num_hidden_layers,
-        num_attention_heads=num_attention_heads,
-        num_key_value_heads=num_key_value_heads,
-        head_dim=head_dim,
-        intermediate_size=intermediate_size,
-        max_position_embeddings=max_position_embeddings,
-        query_pre_attn_scalar=head_dim,
-        sliding_window=sliding_window,
-    )
+    sizes: dict[str, Any] = SMALL_SHAPE | shape
+    sizes["query_pre_attn_scalar"] = sizes["head_dim"]
+    config = gemma2_config(vocab_size=vocab_size or len(tokenizer), **sizes)
     # Weights, gradients and two moments, in float32.
     check_memory(4 * 4 * sum(config.parameter_count().values()), np.dtype(np.float32))
     return Gemma(config, initial_weights(config, np.random.default_rng(seed)), tokenizer)
 
 
-def train(
-    model: Model,
-    texts: Texts,
-    output: str | Path,
-    *,
-    config: TrainingConfig = DEFAULT_CONFIG,
-    val_fraction: float = 0.05,
-    view_weights: WeightView | None = None,
-    resume: bool = False,
-    ranks: Ranks | None = None,
-) -> TrainingRun:
+def train(model: Model, texts: Texts, output: str | Path, **options: Unpack[RunOptions]) -> TrainingRun:
     """Train a model to predict the next token of texts: a file, a folder of .txt files, or token ids [N].
-
-    view_weights: what the forward pass sees in place of the weights, such as `FakeQuantize`.
 
     Raises GemmaError for input that is missing or wrong, and when the output folder cannot be used.
     """
-    check_folder(Path(output), resume=resume)
-    student = _trainable(model, config)
-    task = _text_task(student, texts, Path(output), config, val_fraction, resume, ranks)
-    return _run(student, task, output, config, view_weights, resume, ranks)
+    run = _Run(model, output, **options)
+    return run.train(run.text_task(texts))
 
 
 def fine_tune(
     model: Model,
     conversations: str | Path | Sequence[list[dict[str, str]]],
     output: str | Path,
-    *,
-    config: TrainingConfig = DEFAULT_CONFIG,
-    val_fraction: float = 0.05,
-    view_weights: WeightView | None = None,
-    resume: bool = False,
-    ranks: Ranks | None = None,
+    **options: Unpack[RunOptions],
 ) -> TrainingRun:
     """Fine-tune a model on conversations: a .jsonl file, or lists of messages. The loss counts on the model's turns.
 
     Raises GemmaError for input that is missing or wrong, and when the output folder cannot be used.
     """
-    check_folder(Path(output), resume=resume)
-    student = _trainable(model, config)
+    run = _Run(model, output, **options)
+    config = run.config
     rows = tokenize_conversations(
         conversations,
-        student.require_tokenizer(),
-        Path(output) / "data",
+        run.model.require_tokenizer(),
+        run.data,
         config.seq_len,
-        val_fraction=val_fraction,
+        val_fraction=config.val_fraction,
         seed=config.seed,
-        keep=resume,
-        ranks=ranks,
+        keep=run.resume,
+        ranks=run.ranks,
     )
     validation = all_conversations(rows.validation, config.batch_size)
-    task = Task(random_conversations(rows.train, config.batch_size), validation=validation)
-    return _run(student, task, output, config, view_weights, resume, ranks)
+    return run.train(Task(random_conversations(rows.train, config.batch_size), validation=validation))
 
 
 def distill(
@@ -153,11 +132,7 @@ def distill(
     temperature: float = 1.0,
     beta: float = 0.5,
     prompt_tokens: int | None = None,
-    config: TrainingConfig = DEFAULT_CONFIG,
-    val_fraction: float = 0.05,
-    view_weights: WeightView | None = None,
-    resume: bool = False,
-    ranks: Ranks | None = None,
+    **options: Unpack[RunOptions],
 ) -> TrainingRun:
     """Train a student to match the distribution of a live teacher.
 
@@ -167,15 +142,13 @@ def distill(
     Raises GemmaError for input that is missing or wrong, when teacher and student have other vocabularies, and when the
     output folder cannot be used.
     """
-    check_folder(Path(output), resume=resume)
     loss = choose_divergence(divergence, temperature=temperature, beta=beta)
-    teacher = _loaded(teacher)
-    student = _trainable(student, config)
-    check_same_vocabulary(teacher, student)
-    task = _text_task(student, texts, Path(output), config, val_fraction, resume, ranks)
+    run, teacher = _Run(student, output, **options), _loaded(teacher)
+    check_same_vocabulary(teacher, run.model)
+    task = run.text_task(texts)
     if prompt_tokens is not None:
-        tokens = open_tokens(Path(output) / "data" / "train.npy")
-        task = replace(task, next_batch=on_policy(tokens, student.config, config, prompt_tokens))
+        tokens = open_tokens(run.data / "train.npy")
+        task = replace(task, next_batch=on_policy(tokens, run.model.config, run.config, prompt_tokens))
     identity = {
         "divergence": divergence,
         "temperature": temperature,
@@ -183,8 +156,7 @@ def distill(
         "prompt_tokens": prompt_tokens,
         "teacher": weights_digest(teacher),
     }
-    task = replace(task, loss=from_teacher(teacher, loss), identity=identity)
-    return _run(student, task, output, config, view_weights, resume, ranks)
+    return run.train(replace(task, loss=from_teacher(teacher, loss), identity=identity))
 
 
 def cache_teacher(
@@ -214,33 +186,21 @@ def cache_teacher(
 
 
 def distill_from_cache(
-    student: Model,
-    targets: str | Path,
-    output: str | Path,
-    *,
-    config: TrainingConfig = DEFAULT_CONFIG,
-    view_weights: WeightView | None = None,
-    resume: bool = False,
-    ranks: Ranks | None = None,
+    student: Model, targets: str | Path, output: str | Path, **options: Unpack[RunOptions]
 ) -> TrainingRun:
     """Train a student to match the cached targets of a teacher: a folder of `cache_teacher`, which sets `seq_len`.
 
     Raises GemmaError for input that is missing or wrong, and when the output folder cannot be used.
     """
-    check_folder(Path(output), resume=resume)
     folder = Path(targets)
     settings = read_settings(folder)
-    config = replace(config, seq_len=settings["seq_len"])
-    student = _trainable(student, config)
-    if student.require_tokenizer().model != read_tokenizer(folder / "tokenizer.model").model:
+    options["config"] = replace(options.get("config", TrainingConfig()), seq_len=settings["seq_len"])
+    run = _Run(student, output, **options)
+    if run.model.tokenizer_model != read_tokenizer(folder / "tokenizer.model").model:
         raise GemmaError(f"{folder}: its tokenizer.model is not the student's, expected the same vocabulary")
-    task = Task(
-        random_targets(folder, config.batch_size),
-        from_targets,
-        _validation(open_tokens(folder / "data" / "validation.npy"), config),
-        identity={"targets": settings},
-    )
-    return _run(student, task, output, config, view_weights, resume, ranks)
+    validation = run.validation(open_tokens(folder / "data" / "validation.npy"))
+    next_batch = random_targets(folder, run.config.batch_size)
+    return run.train(Task(next_batch, from_targets, validation, identity={"targets": settings}))
 
 
 def read_tokenizer(path: str | Path) -> Tokenizer:
@@ -255,55 +215,49 @@ def _loaded(model: Model) -> Gemma:
     return model if isinstance(model, Gemma) else load(model)
 
 
-def _trainable(model: Model, config: TrainingConfig) -> Gemma:
-    """Return a model with plain weights and a tokenizer, that can read texts of this length."""
-    model = model if isinstance(model, Gemma) else load(model).dequantized()
-    model.require_tokenizer()
-    context = model.config.max_position_embeddings
-    if config.seq_len > context:
-        raise GemmaError(f"seq_len: {config.seq_len}, expected at most the model's context of {context}")
-    return model
+@dataclass
+class _Run:
+    """A model to train, and where and how."""
 
+    source: Model
+    output: str | Path
+    config: TrainingConfig = field(default_factory=TrainingConfig)
+    view_weights: WeightView | None = None
+    resume: bool = False
+    ranks: Ranks = field(default_factory=Ranks)
 
-def _text_task(
-    model: Gemma,
-    texts: Texts,
-    output: Path,
-    config: TrainingConfig,
-    val_fraction: float,
-    resume: bool,
-    ranks: Ranks | None,
-) -> Task:
-    """Return the task of predicting the next token of texts."""
-    split = tokenize_texts(
-        texts,
-        model.require_tokenizer(),
-        output / "data",
-        val_fraction=val_fraction,
-        seed=config.seed,
-        keep=resume,
-        ranks=ranks,
-    )
-    next_batch = random_batches(split.train, config.batch_size, config.seq_len)
-    return Task(next_batch, validation=_validation(split.validation, config))
+    def __post_init__(self) -> None:
+        self.folder = Path(self.output)
+        self.data = self.folder / "data"
+        check_folder(self.folder, resume=self.resume)
+        self.model = self.source if isinstance(self.source, Gemma) else load(self.source).dequantized()
+        self.model.require_tokenizer()
+        context = self.model.config.max_position_embeddings
+        if self.config.seq_len > context:
+            raise GemmaError(f"seq_len: {self.config.seq_len}, expected at most the model's context of {context}")
 
+    def text_task(self, texts: Texts) -> Task:
+        """Return the task of predicting the next token of texts."""
+        split = tokenize_texts(
+            texts,
+            self.model.require_tokenizer(),
+            self.data,
+            val_fraction=self.config.val_fraction,
+            seed=self.config.seed,
+            keep=self.resume,
+            ranks=self.ranks,
+        )
+        next_batch = random_batches(split.train, self.config.batch_size, self.config.seq_len)
+        return Task(next_batch, validation=self.validation(split.validation))
 
-def _validation(tokens: np.ndarray, config: TrainingConfig) -> Sequence[Batch]:
-    return consecutive_batches(tokens, config.batch_size, config.seq_len) if len(tokens) else []
+    def validation(self, tokens: np.ndarray) -> Sequence[Batch]:
+        """Return the batches to evaluate on: tokens [N], which may be empty."""
+        return consecutive_batches(tokens, self.config.batch_size, self.config.seq_len) if len(tokens) else []
 
-
-def _run(
-    model: Gemma,
-    task: Task,
-    output: str | Path,
-    config: TrainingConfig,
-    view_weights: WeightView | None,
-    resume: bool,
-    ranks: Ranks | None,
-) -> TrainingRun:
-    """Run a task, with the weights seen through `view_weights` if there is one."""
-    if view_weights is not None:
-        identity = {**task.identity, "view_weights": repr(view_weights)}
-        task = replace(task, view_weights=view_weights, identity=identity)
-    trained = run_task(model, task, config, Path(output), resume=resume, ranks=ranks)
-    return TrainingRun(trained, read_log(Path(output)))
+    def train(self, task: Task) -> TrainingRun:
+        """Train the model on a task, with the weights seen through `view_weights` if there is one."""
+        if self.view_weights is not None:
+            identity = {**task.identity, "view_weights": repr(self.view_weights)}
+            task = replace(task, view_weights=self.view_weights, identity=identity)
+        trained = run_task(self.model, task, self.config, self.folder, resume=self.resume, ranks=self.ranks)
+        return TrainingRun(trained, read_log(self.folder))

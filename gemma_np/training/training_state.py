@@ -37,12 +37,14 @@ class TrainingConfig:
     weight_decay: float = 0.1  # of matrices
     grad_accum_steps: int = 1  # batches per step
     seed: int = 0
+    val_fraction: float = 0.05  # of the documents, held out
     save_every: int = 100  # steps
     eval_every: int = 100  # steps
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
-            low = 0 if name in ("warmup_steps", "weight_decay", "seed") else 1 if isinstance(value, int) else 1e-12
+            can_be_zero = name in ("warmup_steps", "weight_decay", "seed", "val_fraction")
+            low = 0 if can_be_zero else 1 if isinstance(value, int) else 1e-12
             if not low <= value < math.inf:
                 raise GemmaError(f"{name}: {value}, expected {low:g} or more")
 
