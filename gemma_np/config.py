@@ -20,7 +20,7 @@ from gemma_np.errors import GemmaError
 
 LOCAL, GLOBAL = "sliding_attention", "full_attention"
 
-_WHOLE_NUMBERS = (
+SIZES = (
     "vocab_size",
     "hidden_size",
     "num_hidden_layers",
@@ -30,6 +30,8 @@ _WHOLE_NUMBERS = (
     "intermediate_size",
     "max_position_embeddings",
 )
+"""The fields that are whole numbers, in every config."""
+
 _NUMBERS = ("query_pre_attn_scalar", "rope_theta", "rope_scaling_factor", "rms_norm_eps")
 _OPTIONAL_NUMBERS = ("sliding_window", "rope_local_base_freq", "attn_logit_softcapping", "final_logit_softcapping")
 
@@ -68,7 +70,7 @@ class GemmaConfig:
         object.__setattr__(self, "layer_types", tuple(self.layer_types))  # also takes a list, as in JSON
         if self.model_type not in ("gemma", "gemma2", "gemma3_text"):
             raise GemmaError(f"model_type: {self.model_type!r}, expected 'gemma', 'gemma2' or 'gemma3_text'")
-        for name in _WHOLE_NUMBERS + _NUMBERS + _OPTIONAL_NUMBERS:
+        for name in SIZES + _NUMBERS + _OPTIONAL_NUMBERS:
             self._check_number(name)
         if self.num_attention_heads % self.num_key_value_heads:
             raise GemmaError(
@@ -93,7 +95,7 @@ class GemmaConfig:
         value = getattr(self, name)
         if value is None and name in _OPTIONAL_NUMBERS:
             return
-        whole = name in _WHOLE_NUMBERS or name == "sliding_window"
+        whole = name in SIZES or name == "sliding_window"
         is_number = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
         if not is_number or not 0 < value < math.inf:
             raise GemmaError(f"{name}: {value!r}, expected a positive {'whole ' if whole else ''}number")

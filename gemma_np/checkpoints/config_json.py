@@ -8,19 +8,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from gemma_np.config import GLOBAL, LOCAL, GemmaConfig, layer_pattern
+from gemma_np.config import GLOBAL, LOCAL, SIZES, GemmaConfig, layer_pattern
 from gemma_np.errors import GemmaError
-
-_SAME_SPELLING = (
-    "vocab_size",
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "head_dim",
-    "intermediate_size",
-    "max_position_embeddings",
-)
 
 # The text part of a multimodal config.json has only the values that differ from these defaults of the framework.
 _GEMMA3_TEXT_DEFAULTS = {
@@ -67,7 +56,7 @@ def config_from_json(values: dict[str, Any]) -> GemmaConfig:
         raise GemmaError(f"model_type: {model_type!r}, expected 'gemma', 'gemma2', 'gemma3_text' or 'gemma3'")
     _refuse_variants(values)
 
-    fields: dict[str, Any] = {name: _required(values, name) for name in _SAME_SPELLING}
+    fields: dict[str, Any] = {name: _required(values, name) for name in SIZES}
     fields |= _rope(model_type, values)
     if model_type == "gemma":
         fields["query_pre_attn_scalar"] = fields["head_dim"]
@@ -90,7 +79,7 @@ def config_from_json(values: dict[str, Any]) -> GemmaConfig:
 def config_to_json(config: GemmaConfig) -> dict[str, Any]:
     """Return the values of a config.json, with keys that old and new versions of the framework read."""
     values: dict[str, Any] = {"architectures": [_ARCHITECTURES[config.model_type]], "model_type": config.model_type}
-    values |= {name: getattr(config, name) for name in _SAME_SPELLING}
+    values |= {name: getattr(config, name) for name in SIZES}
     values |= {"hidden_activation": "gelu_pytorch_tanh", "rms_norm_eps": config.rms_norm_eps}
     values |= {"rope_theta": config.rope_theta, "tie_word_embeddings": True, "attention_bias": False}
     if config.model_type != "gemma":

@@ -20,7 +20,7 @@ from gemma_np.weights.formats import Int4, Int8, Weight
 def write_gguf(
     path: Path, config: GemmaConfig, weights: Iterable[tuple[str, Weight]], tokenizer_model: bytes, format: str
 ) -> None:
-    """Write a GGUF file. The weights come in the order of `GemmaConfig.weight_shapes`, their matrices quantized already.
+    """Write a GGUF file; weights in the order of `GemmaConfig.weight_shapes`, their matrices quantized already.
 
     Raises GemmaError when the library is missing, and when GGUF cannot describe the config (it leaves the pattern of
     layers and the query scale to the reader).

@@ -4,14 +4,13 @@ import argparse
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from typing import Any
 
 import numpy as np
 
 from gemma_np.cli import compression, evaluation, model, oracle, training
-from gemma_np.cli.arguments import Run
 from gemma_np.errors import GemmaError
 
 
@@ -55,9 +54,9 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"gemma-np {version('gemma-np')}")
     commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
-    def command(run: Run, *examples: str, name: str | None = None) -> argparse.ArgumentParser:
+    def command(run: Callable[[argparse.Namespace], int | None], *examples: str) -> argparse.ArgumentParser:
         sub = commands.add_parser(
-            name or run.__name__.replace("_", "-"),
+            run.__name__.replace("_", "-"),
             help=run.__doc__,
             description=run.__doc__,
             epilog="\n  ".join(["examples:", *examples]),

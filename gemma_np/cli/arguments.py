@@ -1,8 +1,8 @@
 """Command-line arguments that several commands share."""
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
@@ -19,20 +19,9 @@ MODEL_HELP = "a checkpoint folder, a .gguf file, a hub id such as google/gemma-2
 TEXT_HELP = "a text file, or a folder of .txt files; one file is one document"
 
 
-class Run(Protocol):
-    """A command: takes the parsed arguments, returns an exit status other than 0 if there is one."""
-
-    __name__: str
-
-    def __call__(self, options: argparse.Namespace) -> int | None:
-        """Run the command."""
-
-
-class Command(Protocol):
-    """Registers a command and returns its parser, to which arguments are added."""
-
-    def __call__(self, run: Run, *examples: str, name: str | None = None) -> argparse.ArgumentParser:
-        """Register `run` under its name; its docstring is the help, followed by the examples."""
+Command = Callable[..., argparse.ArgumentParser]
+"""command(run, *examples) registers a function of the parsed arguments as a command, by its name and docstring, and
+returns its parser."""
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:

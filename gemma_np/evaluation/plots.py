@@ -1,18 +1,17 @@
 """Plots of evaluations (pip install "gemma-np[plot]")."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from gemma_np.checkpoints.atomic_write import atomic_write
-from gemma_np.errors import GemmaError
 from gemma_np.evaluation.bootstrap import Difference
+from gemma_np.plotting import new_figure, save_figure
 
 
 def plot_calibration(bins: np.ndarray, error: float, path: Path) -> None:
     """Plot accuracy over confidence, bins [10, 3] of `expected_calibration_error`; the area of a dot is its answers."""
-    figure, axes = _figure()
+    figure = new_figure(5.5, 4.2)
+    axes = figure.subplots()
     used = bins[bins[:, 0] > 0]
     axes.plot([0, 1], [0, 1], color="0.6", linewidth=1, label="perfect calibration")
     axes.scatter(used[:, 1], used[:, 2], s=20 + 400 * used[:, 0] / used[:, 0].sum(), color="C0", alpha=0.8)
@@ -23,13 +22,14 @@ def plot_calibration(bins: np.ndarray, error: float, path: Path) -> None:
     axes.set(xlim=(0, 1.02), ylim=(-0.05, 1.1), xlabel="confidence", ylabel="accuracy")
     axes.set_title(f"Calibration (expected error {error:.3f}), with the number of answers")
     axes.legend(frameon=False, loc="upper left")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_differences(differences: dict[str, Difference], names: tuple[str, str], path: Path) -> None:
     """Plot the bootstrap distribution of each measure, its 95 % interval, and zero."""
-    figure, all_axes = _figure(len(differences))
-    for axes, (label, difference) in zip(np.atleast_1d(all_axes), differences.items(), strict=True):
+    figure = new_figure(5.5 * len(differences), 4.2)
+    columns = figure.subplots(1, len(differences), squeeze=False)[0]
+    for axes, (label, difference) in zip(columns, differences.items(), strict=True):
         axes.hist(difference.resampled, bins=min(40, len(np.unique(difference.resampled))), color="C0", alpha=0.5)
         axes.axvline(0, color="0.3", linewidth=1, linestyle="--")
         for edge in (difference.low, difference.high):
@@ -39,23 +39,4 @@ def plot_differences(differences: dict[str, Difference], names: tuple[str, str],
             f"{difference.mean:+.4f} (95 %: {difference.low:+.4f} to {difference.high:+.4f}), p = {difference.p:.3f}",
             fontsize=10,
         )
-    _save(figure, path)
-
-
-def _figure(columns: int = 1) -> tuple[Any, Any]:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise GemmaError('plot: needs matplotlib, which pip install "gemma-np[plot]" brings') from None
-    figure = Figure(figsize=(5.5 * columns, 4.2), layout="constrained")
-    return figure, figure.subplots(1, columns)
-
-
-def _save(figure: Any, path: Path) -> None:
-    for axes in figure.axes:
-        axes.spines[["top", "right"]].set_visible(False)
-    kind = path.suffix.removeprefix(".") or "png"
-    try:
-        atomic_write(path, lambda partial: figure.savefig(partial, format=kind, dpi=150))
-    except ValueError as error:
-        raise GemmaError(f"{path}: {str(error).splitlines()[0]}") from None
+    save_figure(figure, path)

@@ -89,7 +89,7 @@ def _excesses(reference: Reference, theirs: Records, thresholds: Mapping[str, fl
 
 
 def _can_explain(mistake: Mistake, reference: Reference, wrong: Mapping[str, float], theirs: Records) -> bool:
-    """Return whether the mistake exists in such a model, and shows in a record that is wrong, or in none that is there."""
+    """Return whether a mistake exists in such a model, and shows in a wrong record, or in none that is there."""
     if reference.config.model_type not in mistake.models:
         return False
     if any(fnmatchcase(key, pattern) for key in wrong for pattern in mistake.shows):

@@ -3,22 +3,14 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from gemma_np.errors import GemmaError
 from gemma_np.oracle.comparison import Row
+from gemma_np.plotting import new_figure, save_figure
 
 
 def plot_comparison(rows: Sequence[Row], output: str | Path) -> None:
-    """Draw the errors of the rows over the layers, in the format of the output's suffix (png, svg, pdf).
-
-    Raises GemmaError when matplotlib is missing, or does not know the suffix.
-    """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise GemmaError("matplotlib: not installed; for --plot, pip install 'gemma-np[plot]'") from None
-
+    """Plot the errors of the rows over the layers, in the format of the output's suffix (png, svg, pdf)."""
     judged = [row for row in rows if row.status in ("OK", "DIFF")]
-    figure = Figure(figsize=(10, 4.5), layout="constrained")
+    figure = new_figure(10, 4.5)
     axes = figure.subplots()
     axes.plot([row.threshold for row in judged], color="0.6", linewidth=1, drawstyle="steps-mid", label="passes below")
     for status, colour in (("OK", "C0"), ("DIFF", "C3")):
@@ -40,8 +32,4 @@ def plot_comparison(rows: Sequence[Row], output: str | Path) -> None:
     axes.set(yscale="log", ylabel="largest error / largest number", xlabel="records, in the order of execution")
     axes.legend(frameon=False, loc="lower right")
     axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
-    try:
-        figure.savefig(output, dpi=150)
-    except (ValueError, OSError) as error:
-        raise GemmaError(f"{output}: {error}") from None
+    save_figure(figure, output)

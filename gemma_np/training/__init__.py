@@ -2,15 +2,7 @@
 
 from gemma_np.training.merging import merge
 from gemma_np.training.mpi import mpi_ranks
-from gemma_np.training.runs import (
-    TrainingRun,
-    cache_teacher,
-    distill,
-    distill_from_cache,
-    fine_tune,
-    new_model,
-    train,
-)
+from gemma_np.training.runs import TrainingRun, cache_teacher, distill, distill_from_cache, fine_tune, new_model, train
 from gemma_np.training.training_state import TrainingConfig
 
 __all__ = [

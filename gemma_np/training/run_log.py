@@ -9,6 +9,7 @@ import numpy as np
 
 from gemma_np.checkpoints.atomic_write import atomic_write
 from gemma_np.errors import GemmaError
+from gemma_np.plotting import new_figure, save_figure
 
 
 class RunLog:
@@ -78,15 +79,10 @@ def _entries(path: Path) -> list[dict[str, float]]:
 def plot_logs(folders: Sequence[Path], output: Path) -> None:
     """Plot the losses of runs over their steps, and their learning rates below, to a png, svg or pdf file.
 
-    Raises GemmaError when matplotlib or a log is missing.
+    Raises GemmaError when a log or matplotlib is missing.
     """
     logs = [(str(folder), read_log(folder)) for folder in folders]
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise GemmaError("matplotlib: not installed; to plot a log, pip install 'gemma-np[plot]'") from None
-
-    figure = Figure(figsize=(8, 6), layout="constrained")
+    figure = new_figure(8, 6)
     loss_axes, rate_axes = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
     for number, (name, log) in enumerate(logs):
         colour = f"C{number}"
@@ -103,11 +99,7 @@ def plot_logs(folders: Sequence[Path], output: Path) -> None:
     rate_axes.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
     for axes in (loss_axes, rate_axes):
         axes.grid(alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
-    try:
-        figure.savefig(output, dpi=150)
-    except (ValueError, OSError) as error:
-        raise GemmaError(f"{output}: {error}") from None
+    save_figure(figure, output)
 
 
 def running_mean(values: np.ndarray) -> np.ndarray:

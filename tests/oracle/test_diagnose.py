@@ -151,11 +151,11 @@ def test_from_the_command_line(tmp_path, capsys):
     words = ["diagnose", "--model", str(tmp_path / "model"), str(tmp_path / "dump.safetensors")]
     assert main(words) == 1
     out = capsys.readouterr().out
-    assert "silu: the gate is SiLU" in out
+    assert "silu: The gate is SiLU" in out
     assert "gemma_np/model/feed_forward.py:" in out
     assert "fix: use GELU in its tanh form" in out
     save_file({"logits_capped": records["logits_capped"]}, tmp_path / "dump.safetensors")
     assert main(words) == 2
     assert "does not say which token ids it is of" in capsys.readouterr().err
     assert main([*words, "--ids", ",".join(map(str, ids))]) == 1
-    assert "silu: the gate is SiLU" in capsys.readouterr().out
+    assert "silu: The gate is SiLU" in capsys.readouterr().out

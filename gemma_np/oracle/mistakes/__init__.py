@@ -3,15 +3,9 @@ part of the model.
 
 To add one, write the function that makes it in the file of its part, decorate it, and put it into `CATALOGUE`:
 
-    @mistake(
-        "silu",
-        "the gate is SiLU (SwiGLU)",
-        fix="use GELU in its tanh form",
-        right=gelu,
-        replaces="model.feed_forward.gelu",
-        shows="*.hidden",
-    )
+    @mistake(fix="use GELU in its tanh form", right=gelu, replaces="model.feed_forward.gelu", shows="*.hidden")
     def silu(x: np.ndarray) -> np.ndarray:
+        '''The gate is SiLU (SwiGLU).'''
         return x / (1 + np.exp(-x))
 
 `mistake` says what the arguments mean, and how the function gets what it replaces, the config or the lengths of the

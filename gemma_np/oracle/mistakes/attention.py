@@ -12,8 +12,6 @@ from gemma_np.oracle.mistakes.mistake import mistake
 
 
 @mistake(
-    "qk-norm-missing",
-    "queries and keys are not normalised",
     fix="apply q_norm and k_norm, head by head, before the rotation",
     right=attention,
     replaces="model.attention.rms_norm",
@@ -21,39 +19,42 @@ from gemma_np.oracle.mistakes.mistake import mistake
     models=("gemma3_text",),
 )
 def qk_norm_missing(x: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray:
-    """Return queries or keys as they are: x [..., h], weight [h] -> [..., h]."""
+    """Queries and keys are not normalised.
+
+    Return queries or keys as they are: x [..., h], weight [h] -> [..., h].
+    """
     return x
 
 
 @mistake(
-    "qscale-hidden-over-heads",
-    "scores are divided by sqrt(hidden_size / num_attention_heads)",
     fix="divide them by sqrt(query_pre_attn_scalar)",
     right=attention,
     replaces="config.GemmaConfig.query_pre_attn_scalar",
     shows="*.scores",
 )
 def qscale_hidden_over_heads(config: GemmaConfig) -> float:
-    """Return D / H."""
+    """Scores are divided by sqrt(hidden_size / num_attention_heads).
+
+    Return D / H.
+    """
     return config.hidden_size / config.num_attention_heads
 
 
 @mistake(
-    "qscale-head-dim",
-    "scores are divided by sqrt(head_dim)",
     fix="divide them by sqrt(query_pre_attn_scalar), 144 in the 27B",
     right=attention,
     replaces="config.GemmaConfig.query_pre_attn_scalar",
     shows="*.scores",
 )
 def qscale_head_dim(config: GemmaConfig) -> float:
-    """Return h."""
+    """Scores are divided by sqrt(head_dim).
+
+    Return h.
+    """
     return config.head_dim
 
 
 @mistake(
-    "attncap-missing",
-    "scores are not capped (fused attention kernels leave it out)",
     fix="apply 50 * tanh(scores / 50) before the mask",
     right=attention,
     replaces="model.attention.soft_cap",
@@ -61,13 +62,14 @@ def qscale_head_dim(config: GemmaConfig) -> float:
     models=("gemma2",),
 )
 def attncap_missing(x: np.ndarray, cap: float) -> np.ndarray:
-    """Return the scores as they are: x [...] -> [...]."""
+    """Scores are not capped (fused attention kernels leave it out).
+
+    Return the scores as they are: x [...] -> [...].
+    """
     return x
 
 
 @mistake(
-    "attncap-after-mask",
-    "scores are capped after the mask, which turns the -inf of masked keys into -50",
     fix="cap first, then mask",
     right=attention,
     replaces="model.attention.masked_softmax",
@@ -75,14 +77,15 @@ def attncap_missing(x: np.ndarray, cap: float) -> np.ndarray:
     models=("gemma2",),
 )
 def attncap_after_mask(scores: np.ndarray, mask: np.ndarray, *, config: GemmaConfig) -> np.ndarray:
-    """Give a masked key a score of -cap: scores [..., T, S], mask [T, S] -> probabilities [..., T, S]."""
+    """Scores are capped after the mask, which turns the -inf of masked keys into -50.
+
+    Give a masked key a score of -cap: scores [..., T, S], mask [T, S] -> probabilities [..., T, S].
+    """
     cap = config.attn_logit_softcapping or math.inf
     return masked_softmax(np.where(mask, scores, -cap), np.ones_like(mask))
 
 
 @mistake(
-    "cap-formula",
-    "the cap is x * tanh(x / cap)",
     fix="cap * tanh(x / cap)",
     right=soft_cap,
     replaces=("model.attention.soft_cap", "model.transformer.soft_cap"),
@@ -90,19 +93,23 @@ def attncap_after_mask(scores: np.ndarray, mask: np.ndarray, *, config: GemmaCon
     models=("gemma2",),
 )
 def cap_formula(x: np.ndarray, cap: float) -> np.ndarray:
-    """Multiply by x in place of the cap: x [...] -> [...]."""
+    """The cap is x * tanh(x / cap).
+
+    Multiply by x in place of the cap: x [...] -> [...].
+    """
     return x * np.tanh(x / cap)
 
 
 @mistake(
-    "gqa-tile",
-    "key-value heads are tiled: query head i reads key-value head i % K",
     fix="repeat them: query head i reads key-value head i // G",
     right=attention,
     replaces="model.attention.grouped_matmul",
     shows=("*.scores", "*.context"),
 )
 def gqa_tile(heads: np.ndarray, shared: np.ndarray) -> np.ndarray:
-    """Multiply query head i by key-value head i % K: heads [..., H, T, a], shared [..., K, a, b] -> [..., H, T, b]."""
+    """Key-value heads are tiled: query head i reads key-value head i % K.
+
+    Multiply query head i by key-value head i % K: heads [..., H, T, a], shared [..., K, a, b] -> [..., H, T, b].
+    """
     tiled = np.arange(heads.shape[-3]) % shared.shape[-3]
     return heads @ shared[..., tiled, :, :]

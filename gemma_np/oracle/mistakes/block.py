@@ -8,25 +8,26 @@ import numpy as np
 
 from gemma_np.config import GemmaConfig
 from gemma_np.model.block import block
-from gemma_np.oracle.mistakes.mistake import mistake
+from gemma_np.oracle.mistakes.mistake import GEMMA_2_AND_3, mistake
 from gemma_np.scope import Scope, Tape, prefixed
 
 _parts: Any = importlib.import_module("gemma_np.model.block")  # where another mistake puts its faulty parts
 
 
 @mistake(
-    "postnorm-missing",
-    "the outputs of attention and feed-forward are not normalised",
     fix="apply post_attention_layernorm and post_feedforward_layernorm before the residual is added",
     right=block,
     replaces="model.transformer.block",
     shows="*.post_*_layernorm",
-    models=("gemma2", "gemma3_text"),
+    models=GEMMA_2_AND_3,
 )
 def postnorm_missing(
     x: np.ndarray, weights: Scope, config: GemmaConfig, layer: int, cache: Any, tape: Tape
 ) -> np.ndarray:
-    """Add the outputs of attention and feed-forward as they are: x [..., T, D] -> [..., T, D]."""
+    """The outputs of attention and feed-forward are not normalised.
+
+    Add the outputs of attention and feed-forward as they are: x [..., T, D] -> [..., T, D].
+    """
     y = tape("input_layernorm", _parts.rms_norm(x, weights["input_layernorm.weight"], config.rms_norm_eps))
     y = _parts.attention(y, weights / "self_attn", config, layer, cache, prefixed(tape, "self_attn"))
     x = tape("resid_mid", x + tape("post_attention_layernorm", y))
@@ -36,18 +37,19 @@ def postnorm_missing(
 
 
 @mistake(
-    "postnorm-misplaced",
-    "the post-attention norm is applied to the sum with the residual",
     fix="normalise the output of attention, then add it",
     right=block,
     replaces="model.transformer.block",
     shows=("*.post_attention_layernorm", "*.resid_mid"),
-    models=("gemma2", "gemma3_text"),
+    models=GEMMA_2_AND_3,
 )
 def postnorm_misplaced(
     x: np.ndarray, weights: Scope, config: GemmaConfig, layer: int, cache: Any, tape: Tape
 ) -> np.ndarray:
-    """Add the output of attention, then normalise the sum: x [..., T, D] -> [..., T, D]."""
+    """The post-attention norm is applied to the sum with the residual.
+
+    Add the output of attention, then normalise the sum: x [..., T, D] -> [..., T, D].
+    """
     y = tape("input_layernorm", _parts.rms_norm(x, weights["input_layernorm.weight"], config.rms_norm_eps))
     y = _parts.attention(y, weights / "self_attn", config, layer, cache, prefixed(tape, "self_attn"))
     x = _parts.rms_norm(x + y, weights["post_attention_layernorm.weight"], config.rms_norm_eps)
@@ -59,16 +61,17 @@ def postnorm_misplaced(
 
 
 @mistake(
-    "norm-names-crossed",
-    "the weights of post_attention_layernorm and pre_feedforward_layernorm are exchanged",
     fix="post_attention_layernorm is for the output of attention, pre_feedforward_layernorm for the input of mlp",
     right=block,
     replaces="model.transformer.block",
     shows=("*.post_attention_layernorm", "*.pre_feedforward_layernorm"),
-    models=("gemma2", "gemma3_text"),
+    models=GEMMA_2_AND_3,
 )
 def norm_names_crossed(x: np.ndarray, weights: Scope, *rest: Any, original: Callable[..., np.ndarray]) -> np.ndarray:
-    """Run the block with two weights exchanged: x [..., T, D] -> [..., T, D]."""
+    """The weights of post_attention_layernorm and pre_feedforward_layernorm are exchanged.
+
+    Run the block with two weights exchanged: x [..., T, D] -> [..., T, D].
+    """
     crossed = dict(weights)
     crossed["post_attention_layernorm.weight"] = weights["pre_feedforward_layernorm.weight"]
     crossed["pre_feedforward_layernorm.weight"] = weights["post_attention_layernorm.weight"]

@@ -12,41 +12,36 @@ from gemma_np.oracle.mistakes.mistake import mistake
 Embed = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
-@mistake(
-    "embed-scale-absent",
-    "the embedding is not scaled",
-    fix="multiply it by sqrt(hidden_size)",
-    right=embed,
-    replaces="model.transformer.embed",
-    shows="embedding",
-)
+@mistake(fix="multiply it by sqrt(hidden_size)", right=embed, replaces="model.transformer.embed", shows="embedding")
 def embed_scale_absent(ids: np.ndarray, embedding: np.ndarray, *, original: Embed) -> np.ndarray:
-    """Take the scale out again: ids [..., T], embedding [V, D] -> [..., T, D]."""
+    """The embedding is not scaled.
+
+    Take the scale out again: ids [..., T], embedding [V, D] -> [..., T, D].
+    """
     return original(ids, embedding) / math.sqrt(embedding.shape[1])
 
 
 @mistake(
-    "embed-scale-twice",
-    "the embedding is scaled twice",
-    fix="multiply it by sqrt(hidden_size) once",
-    right=embed,
-    replaces="model.transformer.embed",
-    shows="embedding",
+    fix="multiply it by sqrt(hidden_size) once", right=embed, replaces="model.transformer.embed", shows="embedding"
 )
 def embed_scale_twice(ids: np.ndarray, embedding: np.ndarray, *, original: Embed) -> np.ndarray:
-    """Scale once more: ids [..., T], embedding [V, D] -> [..., T, D]."""
+    """The embedding is scaled twice.
+
+    Scale once more: ids [..., T], embedding [V, D] -> [..., T, D].
+    """
     return original(ids, embedding) * math.sqrt(embedding.shape[1])
 
 
 @mistake(
-    "embed-scale-rounding",
-    "the embedding's scale is rounded to bfloat16 in a computation of higher precision",
     fix="round sqrt(hidden_size) to the dtype of the weights, no coarser",
     right=embed,
     replaces="model.transformer.embed",
     shows="embedding",
 )
 def embed_scale_rounding(ids: np.ndarray, embedding: np.ndarray, *, original: Embed) -> np.ndarray:
-    """Scale by sqrt(D) in bfloat16: ids [..., T], embedding [V, D] -> [..., T, D]."""
+    """The embedding's scale is rounded to bfloat16 in a computation of higher precision.
+
+    Scale by sqrt(D) in bfloat16: ids [..., T], embedding [V, D] -> [..., T, D].
+    """
     scale = math.sqrt(embedding.shape[1])
     return original(ids, embedding) * (float(bfloat16(scale)) / scale)

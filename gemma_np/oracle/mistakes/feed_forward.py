@@ -11,42 +11,35 @@ from gemma_np.scope import Scope, Tape
 from gemma_np.weights.linear import linear
 
 
-@mistake(
-    "gelu-exact",
-    "GELU is computed with erf",
-    fix="use the tanh form",
-    right=gelu,
-    replaces="model.feed_forward.gelu",
-    shows="*.hidden",
-)
+@mistake(fix="use the tanh form", right=gelu, replaces="model.feed_forward.gelu", shows="*.hidden")
 def gelu_exact(x: np.ndarray) -> np.ndarray:
-    """Return x/2 * (1 + erf(x / sqrt(2))): x [...] -> [...]."""
+    """GELU is computed with erf.
+
+    Return x/2 * (1 + erf(x / sqrt(2))): x [...] -> [...].
+    """
     return x * (1 + np.vectorize(math.erf, otypes=[x.dtype])(x / math.sqrt(2))) / 2
 
 
-@mistake(
-    "silu",
-    "the gate is SiLU (SwiGLU)",
-    fix="use GELU in its tanh form",
-    right=gelu,
-    replaces="model.feed_forward.gelu",
-    shows="*.hidden",
-)
+@mistake(fix="use GELU in its tanh form", right=gelu, replaces="model.feed_forward.gelu", shows="*.hidden")
 def silu(x: np.ndarray) -> np.ndarray:
-    """Return x * sigmoid(x): x [...] -> [...]."""
+    """The gate is SiLU (SwiGLU).
+
+    Return x * sigmoid(x): x [...] -> [...].
+    """
     return x / (1 + np.exp(-x))
 
 
 @mistake(
-    "gate-up-swapped",
-    "GELU is applied to up_proj's result",
     fix="apply it to gate_proj's: gelu(gate) * up",
     right=feed_forward,
     replaces="model.block.feed_forward",
     shows="*.hidden",
 )
 def gate_up_swapped(x: np.ndarray, weights: Scope, tape: Tape) -> np.ndarray:
-    """Return down(gate(x) * gelu(up(x))): x [..., T, D] -> [..., T, D]."""
+    """GELU is applied to up_proj's result.
+
+    Return down(gate(x) * gelu(up(x))): x [..., T, D] -> [..., T, D].
+    """
     gate = tape("gate", linear(x, weights["gate_proj.weight"]))
     up = tape("up", linear(x, weights["up_proj.weight"]))
     hidden = tape("hidden", gate * model_feed_forward.gelu(up))  # another mistake may replace it there

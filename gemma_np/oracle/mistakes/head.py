@@ -9,8 +9,6 @@ from gemma_np.oracle.mistakes.mistake import mistake
 
 
 @mistake(
-    "finalcap-missing",
-    "the logits are not capped; greedy text is the same, probabilities are not",
     fix="apply 30 * tanh(logits / 30)",
     right=soft_cap,
     replaces="model.transformer.soft_cap",
@@ -18,13 +16,14 @@ from gemma_np.oracle.mistakes.mistake import mistake
     models=("gemma2",),
 )
 def finalcap_missing(x: np.ndarray, cap: float) -> np.ndarray:
-    """Return the logits as they are: x [...] -> [...]."""
+    """The logits are not capped; greedy text is the same, probabilities are not.
+
+    Return the logits as they are: x [...] -> [...].
+    """
     return x
 
 
 @mistake(
-    "finalcap-50",
-    "the logits are capped with the cap of attention",
     fix="cap them with final_logit_softcapping, 30",
     right=soft_cap,
     replaces="config.GemmaConfig.final_logit_softcapping",
@@ -32,18 +31,22 @@ def finalcap_missing(x: np.ndarray, cap: float) -> np.ndarray:
     models=("gemma2",),
 )
 def finalcap_50(config: GemmaConfig) -> float | None:
-    """Return the cap of attention."""
+    """The logits are capped with the cap of attention.
+
+    Return the cap of attention.
+    """
     return config.attn_logit_softcapping
 
 
 @mistake(
-    "head-transposed",
-    "the head reads the embedding's numbers in the order of the transposed matrix",
     fix="logits = x @ embedding.T, with the embedding stored [V, D]",
     right=unembed,
     replaces="model.transformer.unembed",
     shows="logits",
 )
 def head_transposed(x: np.ndarray, embedding: np.ndarray) -> np.ndarray:
-    """Take [V, D] for [D, V]: x [..., T, D], embedding [V, D] -> [..., T, V]."""
+    """The head reads the embedding's numbers in the order of the transposed matrix.
+
+    Take [V, D] for [D, V]: x [..., T, D], embedding [V, D] -> [..., T, V].
+    """
     return x @ embedding.reshape(embedding.shape[::-1])

@@ -22,9 +22,10 @@ class Mistake(NamedTuple):
     models: tuple[str, ...]  # the model types in which it can be made
 
 
+GEMMA_2_AND_3 = ("gemma2", "gemma3_text")
+
+
 def mistake(
-    id: str,
-    instead: str,
     *,
     fix: str,
     right: Callable[..., Any],
@@ -32,7 +33,9 @@ def mistake(
     shows: str | tuple[str, ...],
     models: tuple[str, ...] = ("gemma", "gemma2", "gemma3_text"),
 ) -> Callable[[Callable[..., Any]], Mistake]:
-    """Decorate a faulty function, and make a `Mistake` of it. The arguments are the fields of `Mistake`.
+    """Decorate a faulty function, and make a `Mistake` of it. The arguments are fields of `Mistake`.
+
+    The id is the name of the function, and the first paragraph of its docstring says what it does instead.
 
     The faulty function takes the arguments of the function that it replaces; for a field of the config, the config
     alone. `inject_mistakes` fills in its keyword-only parameters, of which there are three:
@@ -43,7 +46,8 @@ def mistake(
     """
 
     def decorate(faulty: Callable[..., Any]) -> Mistake:
-        return Mistake(id, instead, fix, right, faulty, _tuple(replaces), _tuple(shows), models)
+        id, instead = faulty.__name__.replace("_", "-"), " ".join((faulty.__doc__ or "").split("\n\n")[0].split())
+        return Mistake(id, instead.rstrip("."), fix, right, faulty, _tuple(replaces), _tuple(shows), models)
 
     return decorate
 

@@ -13,41 +13,31 @@ Norm = Callable[[np.ndarray, np.ndarray, float], np.ndarray]
 EVERY_NORM = ("model.attention.rms_norm", "model.block.rms_norm", "model.transformer.rms_norm")
 
 
-@mistake(
-    "norm-no-plus1",
-    "the norm multiplies by w",
-    fix="multiply by 1 + w",
-    right=rms_norm,
-    replaces=EVERY_NORM,
-    shows="*norm",
-)
+@mistake(fix="multiply by 1 + w", right=rms_norm, replaces=EVERY_NORM, shows="*norm")
 def norm_no_plus1(x: np.ndarray, weight: np.ndarray, eps: float, *, original: Norm) -> np.ndarray:
-    """Multiply x / rms(x) by w: x [..., D], weight [D] -> [..., D]."""
+    """The norm multiplies by w.
+
+    Multiply x / rms(x) by w: x [..., D], weight [D] -> [..., D].
+    """
     return original(x, weight - 1, eps)
 
 
 @mistake(
-    "norm-plus1-twice",
-    "the norm adds 1 to a weight that includes it already, as those of GGUF files do",
-    fix="subtract 1 when loading such a file, or do not add it",
-    right=rms_norm,
-    replaces=EVERY_NORM,
-    shows="*norm",
+    fix="subtract 1 when loading such a file, or do not add it", right=rms_norm, replaces=EVERY_NORM, shows="*norm"
 )
 def norm_plus1_twice(x: np.ndarray, weight: np.ndarray, eps: float, *, original: Norm) -> np.ndarray:
-    """Multiply x / rms(x) by 2 + w: x [..., D], weight [D] -> [..., D]."""
+    """The norm adds 1 to a weight that includes it already, as those of GGUF files do.
+
+    Multiply x / rms(x) by 2 + w: x [..., D], weight [D] -> [..., D].
+    """
     return original(x, weight + 1, eps)
 
 
-@mistake(
-    "norm-cast-early",
-    "x / rms(x) is rounded to bfloat16 before it is multiplied by 1 + w",
-    fix="multiply in float32, and round the product",
-    right=rms_norm,
-    replaces=EVERY_NORM,
-    shows="*norm",
-)
+@mistake(fix="multiply in float32, and round the product", right=rms_norm, replaces=EVERY_NORM, shows="*norm")
 def norm_cast_early(x: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray:
-    """Round x / rms(x), then multiply it: x [..., D], weight [D] -> [..., D]."""
+    """X / rms(x) is rounded to bfloat16 before it is multiplied by 1 + w.
+
+    Round x / rms(x), then multiply it: x [..., D], weight [D] -> [..., D].
+    """
     normalised = rms_norm(x, np.zeros_like(weight), eps)
     return normalised.astype(bfloat16).astype(x.dtype) * (1 + weight)

@@ -16,29 +16,31 @@ CosSin = tuple[np.ndarray, np.ndarray]
 
 
 @mistake(
-    "rope-bf16",
-    "cosine and sine of the rotation are bfloat16",
     fix="compute the angles in float32 or float64, and keep cosine and sine in the computation's dtype",
     right=rope_cos_sin,
     replaces="model.attention.rope_cos_sin",
     shows=ROTATED,
 )
 def rope_bf16(positions: range, *rest: Any, original: Callable[..., CosSin]) -> CosSin:
-    """Round cosine and sine: positions [T] -> [T, h/2] each, of angles in radians."""
+    """Cosine and sine of the rotation are bfloat16.
+
+    Round cosine and sine: positions [T] -> [T, h/2] each, of angles in radians.
+    """
     cos, sin = original(positions, *rest)
     return cos.astype(bfloat16).astype(cos.dtype), sin.astype(bfloat16).astype(sin.dtype)
 
 
 @mistake(
-    "rope-interleaved",
-    "channels 2i and 2i + 1 are turned as a pair",
     fix="pair channel i with channel i + head_dim / 2, or permute the weights to match",
     right=rope,
     replaces="model.attention.rope",
     shows=ROTATED,
 )
 def rope_interleaved(x: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> np.ndarray:
-    """Turn neighbouring channels: x [..., T, h], cos and sin [T, h/2] -> [..., T, h]."""
+    """Channels 2i and 2i + 1 are turned as a pair.
+
+    Turn neighbouring channels: x [..., T, h], cos and sin [T, h/2] -> [..., T, h].
+    """
     turned = np.empty_like(x)
     turned[..., 0::2] = x[..., 0::2] * cos - x[..., 1::2] * sin
     turned[..., 1::2] = x[..., 1::2] * cos + x[..., 0::2] * sin
@@ -46,8 +48,6 @@ def rope_interleaved(x: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> np.ndar
 
 
 @mistake(
-    "rope-theta-one",
-    "local and global layers share the global base",
     fix="use rope_local_base_freq (10,000) on local layers, rope_theta (1,000,000) on global ones",
     right=GemmaConfig.rope,
     replaces="config.GemmaConfig.rope_local_base_freq",
@@ -55,13 +55,14 @@ def rope_interleaved(x: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> np.ndar
     models=("gemma3_text",),
 )
 def rope_theta_one(config: GemmaConfig) -> float:
-    """Return the global base for local layers."""
+    """Local and global layers share the global base.
+
+    Return the global base for local layers.
+    """
     return config.rope_theta
 
 
 @mistake(
-    "rope-scale-missing",
-    "the positions of the global layers are not divided by the scaling factor",
     fix="divide them by 8 (4B and larger)",
     right=GemmaConfig.rope,
     replaces="config.GemmaConfig.rope_scaling_factor",
@@ -69,13 +70,14 @@ def rope_theta_one(config: GemmaConfig) -> float:
     models=("gemma3_text",),
 )
 def rope_scale_missing(config: GemmaConfig) -> float:
-    """Return a factor that changes nothing."""
+    """The positions of the global layers are not divided by the scaling factor.
+
+    Return a factor that changes nothing.
+    """
     return 1.0
 
 
 @mistake(
-    "rope-scale-everywhere",
-    "the positions of local layers are divided by the scaling factor, too",
     fix="divide them on global layers alone",
     right=GemmaConfig.rope,
     replaces="config.GemmaConfig.rope",
@@ -83,7 +85,10 @@ def rope_scale_missing(config: GemmaConfig) -> float:
     models=("gemma3_text",),
 )
 def rope_scale_everywhere(config: GemmaConfig, layer: int) -> tuple[float, float]:
-    """Return the base, and the same divisor for all layers."""
+    """The positions of local layers are divided by the scaling factor, too.
+
+    Return the base, and the same divisor for all layers.
+    """
     if config.layer_types[layer] == LOCAL:
         stored_factor = vars(config)["rope_scaling_factor"]  # not what rope-scale-missing makes of it
         return config.rope_local_base_freq or config.rope_theta, stored_factor
@@ -91,14 +96,15 @@ def rope_scale_everywhere(config: GemmaConfig, layer: int) -> tuple[float, float
 
 
 @mistake(
-    "decode-positions",
-    "in decoding, positions start from zero again",
     fix="rotate by the position in the whole text, counted from the length of the cache",
     right=rope_cos_sin,
     replaces="model.attention.rope_cos_sin",
     shows=ROTATED,
 )
 def decode_positions(positions: range, *rest: Any, original: Callable[..., CosSin], lengths: Sequence[int]) -> CosSin:
-    """Start each pass at position 0: positions [T] -> [T, h/2] each, of angles in radians."""
+    """In decoding, positions start from zero again.
+
+    Start each pass at position 0: positions [T] -> [T, h/2] each, of angles in radians.
+    """
     passes = [original(range(length), *rest) for length in lengths]
     return np.concatenate([cos for cos, _ in passes]), np.concatenate([sin for _, sin in passes])

@@ -1,0 +1,28 @@
+"""What all plots share: a matplotlib figure, and how it is saved (pip install "gemma-np[plot]")."""
+
+from pathlib import Path
+from typing import Any
+
+from gemma_np.checkpoints.atomic_write import atomic_write
+from gemma_np.errors import GemmaError
+
+
+def new_figure(width: float, height: float) -> Any:
+    """Return an empty matplotlib figure; width and height in inches. Raises GemmaError when matplotlib is missing."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise GemmaError("matplotlib: not installed; to plot, pip install 'gemma-np[plot]'") from None
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def save_figure(figure: Any, output: str | Path) -> None:
+    """Write a figure in the format of the suffix (png, svg, pdf). Raises GemmaError for a suffix of another format."""
+    for axes in figure.axes:
+        axes.spines[["top", "right"]].set_visible(False)
+    path = Path(output)
+    suffix = path.suffix.removeprefix(".") or "png"
+    try:
+        atomic_write(path, lambda partial: figure.savefig(partial, format=suffix, dpi=150))
+    except (ValueError, OSError) as error:
+        raise GemmaError(f"{path}: {str(error).splitlines()[0]}") from None
