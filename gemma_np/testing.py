@@ -209,15 +209,16 @@ def _cast(value: Any, dtype: str) -> Any:
     return value.astype(dtype) if is_float else value
 
 
-def _compare(name: str, found: Any, expected: Any, limit: float, arguments: Arguments) -> None:
+def _compare(name: str, returned: Any, expected: Any, limit: float, arguments: Arguments) -> None:
     inputs = ", ".join(
         f"{key} {value.shape if isinstance(value, np.ndarray) else value}" for key, value in arguments.items()
     )
-    results = found if isinstance(found, tuple) else (found,)
-    wanted = expected if isinstance(expected, tuple) else (expected,)
-    assert len(results) == len(wanted), f"{name}({inputs}): {len(results)} results, expected {len(wanted)}"
-    largest = max(np.abs(right).max() for right in wanted)
-    for number, (result, right) in enumerate(zip(results, wanted, strict=True)):
+    results = returned if isinstance(returned, tuple) else (returned,)
+    references = expected if isinstance(expected, tuple) else (expected,)
+    count = f"{len(results)} results, expected {len(references)}"
+    assert len(results) == len(references), f"{name}({inputs}): {count}"
+    largest = max(np.abs(right).max() for right in references)
+    for number, (result, right) in enumerate(zip(results, references, strict=True)):
         result, what = np.asarray(result, np.float64), f"{name}({inputs}), result {number}"
         assert result.shape == right.shape, f"{what}: shape {result.shape}, expected {right.shape}"
         error = np.abs(result - right)

@@ -44,7 +44,7 @@ def add_scheme(parser: argparse.ArgumentParser, flag: str, *, required: bool = F
     choices = list(QUANTIZATION_METHODS)
     parser.add_argument("--method", choices=choices, default="clip", help=f"rounding method (clip; {methods})")
     formats = ("bfloat16", "int8", "float8")
-    parser.add_argument("--embedding-format", choices=formats, help="embedding format (default: as --format)")
+    parser.add_argument("--embedding-format", choices=formats, help="embedding format (default: that of the matrices)")
 
 
 def add_group_size(parser: argparse._ActionsContainer) -> None:

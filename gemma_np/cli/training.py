@@ -23,7 +23,7 @@ from gemma_np.training.tokenizer_training import train_tokenizer
 from gemma_np.training.training_state import TrainingConfig
 
 SHAPE = {  # name in the config: option, meaning
-    "hidden_size": ("hidden-size", "D"),
+    "hidden_size": ("hidden-size", "channels of the residual stream"),
     "num_hidden_layers": ("layers", "layers, local and global in turn"),
     "num_attention_heads": ("heads", "query heads"),
     "num_key_value_heads": ("kv-heads", "key-value heads"),

@@ -66,14 +66,14 @@ def read_log(folder: Path) -> list[dict[str, float]]:
 
 def _entries(path: Path) -> list[dict[str, float]]:
     """Return the complete lines of a log; a killed run may have left a part of the last one."""
-    found = []
+    entries = []
     for line in path.read_text().splitlines():
         try:
             entry = json.loads(line)
-            found.append({name: float(value) for name, value in entry.items()} | {"step": int(entry["step"])})
+            entries.append({name: float(value) for name, value in entry.items()} | {"step": int(entry["step"])})
         except (ValueError, TypeError, KeyError, AttributeError):
             continue
-    return found
+    return entries
 
 
 def plot_logs(folders: Sequence[Path], output: Path) -> None:

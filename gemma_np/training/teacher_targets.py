@@ -142,7 +142,7 @@ def read_settings(folder: Path) -> dict[str, int]:
     Raises GemmaError when the folder has none.
     """
     try:
-        found = json.loads((folder / _SETTINGS).read_text())
-        return {name: int(found[name]) for name in ("seq_len", "top_k", "tokens", "teacher")}
+        settings = json.loads((folder / _SETTINGS).read_text())
+        return {name: int(settings[name]) for name in ("seq_len", "top_k", "tokens", "teacher")}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise GemmaError(f"{folder}: {error}, expected the output of gemma-np cache-teacher") from None
