@@ -109,7 +109,7 @@ def save_sparse_folder(folder: Path, config: GemmaConfig, shard_bytes: float = 1
 
 def _unnumbered(number: int) -> str:
     """Return the name of a shard while the number of shards is not known yet."""
-    return f".shard-{number}.partial"
+    return f".shard-{number}"
 
 
 def _shard_name(number: int, count: int) -> str:
@@ -119,11 +119,14 @@ def _shard_name(number: int, count: int) -> str:
 def _write_tensors(path: Path, tensors: dict[str, np.ndarray], metadata: dict[str, str]) -> None:
     """Write a safetensors file. The library's own writer would copy all tensors first."""
     header, _ = file_header({name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()}, metadata)
-    with path.open("wb") as file:
-        file.write(header)
-        for tensor in tensors.values():
-            file.write(np.ascontiguousarray(tensor).view(np.uint8).data)
-        os.fsync(file.fileno())
+
+    def write(partial: Path) -> None:
+        with partial.open("wb") as file:
+            file.write(header)
+            for tensor in tensors.values():
+                file.write(np.ascontiguousarray(tensor).view(np.uint8).data)
+
+    atomic_write(path, write)
 
 
 def _shards(weights: Iterable[tuple[str, Weight]], shard_bytes: float) -> Iterator[dict[str, Weight]]:

@@ -144,8 +144,7 @@ def distill(options: argparse.Namespace) -> None:
             live = options.text or options.on_policy or options.temperature != 1
             if live or options.divergence != "cross-entropy":
                 raise GemmaError("--targets: expected no TEXT, --on-policy, --temperature or --divergence beside it")
-            tokenizer = runs.read_tokenizer(Path(options.targets) / "tokenizer.model")
-            student = options.model or _new_model(options, tokenizer)
+            student = options.model or _new_model(options, runs.targets_tokenizer(options.targets))
             runs.distill_from_cache(student, options.targets, options.output, **common)
             return
         if options.text is None:

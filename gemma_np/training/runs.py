@@ -196,7 +196,7 @@ def distill_from_cache(
     settings = read_settings(folder)
     options["config"] = replace(options.get("config", TrainingConfig()), seq_len=settings["seq_len"])
     run = _Run(student, output, **options)
-    if run.model.tokenizer_model != read_tokenizer(folder / "tokenizer.model").model:
+    if run.model.tokenizer_model != targets_tokenizer(folder).model:
         raise GemmaError(f"{folder}: its tokenizer.model is not the student's, expected the same vocabulary")
     validation = run.validation(open_tokens(folder / "data" / "validation.npy"))
     next_batch = random_targets(folder, run.config.batch_size)
@@ -209,6 +209,12 @@ def read_tokenizer(path: str | Path) -> Tokenizer:
         return Tokenizer(Path(path).read_bytes())
     except OSError as error:
         raise GemmaError(f"{path}: {error.strerror}, expected a tokenizer.model file") from None
+
+
+def targets_tokenizer(targets: str | Path) -> Tokenizer:
+    """Return the tokenizer of cached targets. Raises GemmaError when the folder has none."""
+    read_settings(Path(targets))
+    return read_tokenizer(Path(targets) / "tokenizer.model")
 
 
 def _loaded(model: Model) -> Gemma:

@@ -1,4 +1,4 @@
-"""Fine-tuning on conversations: the loss counts where the model speaks, and nowhere else."""
+"""Fine-tuning on conversations: the loss counts on the model's turns, and nowhere else."""
 
 import json
 
@@ -14,7 +14,7 @@ from gemma_np.training.conversations import (
     conversation_ids,
     random_conversations,
     read_conversations,
-    write_conversations,
+    tokenize_conversations,
 )
 from gemma_np.training.optimizer import AdamW
 from gemma_np.training.task import Task, next_token
@@ -35,43 +35,44 @@ def write(path, conversations):
     return path
 
 
-def test_what_counts_is_what_the_model_says():
-    words = tiny.tokenizer()
-    ids, said = conversation_ids(TALK, words)
-    end = words.id("<end_of_turn>")
+def test_the_loss_counts_on_the_models_turns():
+    tokenizer = tiny.tokenizer()
+    ids, mask = conversation_ids(TALK, tokenizer)
+    end = tokenizer.id("<end_of_turn>")
     expected = []
     for answer in ("None, on the third evening.", "She lit the lamp."):
-        expected += [*words.encode(answer, bos=False), end]
-    assert [token for token, learn in zip(ids, said, strict=True) if learn] == expected
-    # What comes before the first answer is what `chat` reads before it writes one.
-    assert ids[: said.index(True)] == chat_ids(TALK[:1], words)
+        expected += [*tokenizer.encode(answer, bos=False), end]
+    assert [token for token, counts in zip(ids, mask, strict=True) if counts] == expected
+    # Before the first answer stands what `chat` reads before it writes one.
+    assert ids[: mask.index(True)] == chat_ids(TALK[:1], tokenizer)
 
 
-def test_the_users_words_have_no_gradient(tmp_path):
-    """Another token where nothing is learned, behind the last answer, changes no loss and no gradient."""
+def test_tokens_outside_the_mask_have_no_gradient(tmp_path):
+    """Other tokens after the last answer, outside the mask, change no loss and no gradient."""
     model = tiny.gemma()
-    ids, said = conversation_ids(TALK[:2], model.tokenizer)
-    write_conversations(write(tmp_path / "a.jsonl", [TALK[:2]]), model.tokenizer, tmp_path, len(ids) + 3, 0, 0)
-    rows = np.load(tmp_path / "train.npy")
+    ids, mask = conversation_ids(TALK[:2], model.tokenizer)
+    file = write(tmp_path / "a.jsonl", [TALK[:2]])
+    rows = tokenize_conversations(file, model.tokenizer, tmp_path, len(ids) + 3, val_fraction=0).train
+    assert (rows == np.load(tmp_path / "train.npy")).all()
     assert rows.shape == (1, 2, len(ids) + 4)
-    assert rows[0, 1].sum() == sum(said)
+    assert rows[0, 1].sum() == sum(mask)
     (batch,) = all_conversations(rows, 4)
     loss, gradients, _ = loss_and_gradients(model.weights, model.config, batch, next_token)
     batch.ids[:, len(ids) :] = 7
     again, others, _ = loss_and_gradients(model.weights, model.config, batch, next_token)
     assert loss == again
     assert all(np.abs(gradients[name] - others[name]).max() == 0 for name in gradients)
-    assert batch.positions == sum(said)
+    assert batch.num_targets == sum(mask)
 
 
 def test_long_conversations_are_cut(tmp_path):
-    ids, said = conversation_ids(TALK, tiny.tokenizer())
-    length = said.index(True) + 3
-    write_conversations(write(tmp_path / "a.jsonl", [TALK] * 3), tiny.tokenizer(), tmp_path, length, 0, 0)
-    rows = np.load(tmp_path / "train.npy")
+    ids, mask = conversation_ids(TALK, tiny.tokenizer())
+    length = mask.index(True) + 3
+    file = write(tmp_path / "a.jsonl", [TALK] * 3)
+    rows = tokenize_conversations(file, tiny.tokenizer(), tmp_path, length, val_fraction=0).train
     assert rows.shape == (3, 2, length + 1)
-    assert rows[1].tolist() == [ids[: length + 1], [int(learn) for learn in said[: length + 1]]]
-    batch = Task(random_conversations(rows, 2)).draw(State({}, AdamW(), np.random.default_rng(0)))
+    assert rows[1].tolist() == [ids[: length + 1], [int(counts) for counts in mask[: length + 1]]]
+    batch = Task(random_conversations(rows, 2)).next_batch(State({}, AdamW(), np.random.default_rng(0)))
     assert batch.ids.shape == (2, length + 1)
     assert batch.loss_mask.shape == (2, length)
 
@@ -81,14 +82,14 @@ def test_conversations_without_an_answer_are_left_out(tmp_path):
     length = conversation_ids(TALK, tiny.tokenizer())[1].index(True) + 3
     file = write(tmp_path / "a.jsonl", [TALK, long, TALK])
     with pytest.warns(UserWarning, match=f"1 of 3 conversations have no answer within {length} tokens"):
-        write_conversations(file, tiny.tokenizer(), tmp_path, length, 0, 0)
-    assert len(np.load(tmp_path / "train.npy")) == 2
+        rows = tokenize_conversations(file, tiny.tokenizer(), tmp_path, length, val_fraction=0).train
+    assert len(rows) == 2
     file = write(tmp_path / "b.jsonl", [long])
     with pytest.warns(match="1 of 1"), pytest.raises(GemmaError, match="conversations: 0, expected at least 1"):
-        write_conversations(file, tiny.tokenizer(), tmp_path, length, 0, 0)
+        tokenize_conversations(file, tiny.tokenizer(), tmp_path, length, val_fraction=0)
 
 
-def test_assistant_is_another_word_for_model(tmp_path):
+def test_the_role_assistant_means_model(tmp_path):
     talk = [{**message, "role": message["role"].replace("model", "assistant")} for message in TALK]
     assert read_conversations(write(tmp_path / "a.jsonl", [talk])) == [TALK]
 
@@ -104,19 +105,17 @@ def test_assistant_is_another_word_for_model(tmp_path):
         (json.dumps({"messages": [{"role": "system", "content": "x"}]}), "line 2: message 0: role 'system'"),
     ],
 )
-def test_lines_that_are_no_conversation(tmp_path, line, message):
+def test_invalid_lines_are_refused(tmp_path, line, message):
     (tmp_path / "a.jsonl").write_text(json.dumps({"messages": TALK}) + "\n" + line + "\n")
     with pytest.raises(GemmaError, match=message):
         read_conversations(tmp_path / "a.jsonl")
 
 
-def test_from_the_command_line_it_learns_to_answer(tmp_path):
+def test_the_command_line_fine_tunes_a_model_to_answer(tmp_path):
     start = initial_weights(tiny.config(), np.random.default_rng(0))
     gemma_np.Gemma(tiny.config(), start, tiny.tokenizer()).save(tmp_path / "model")
     write(tmp_path / "talk.jsonl", [TALK[:2]] * 4)
     tune = ["train", str(tmp_path / "talk.jsonl"), "--model", str(tmp_path / "model"), "-o", str(tmp_path / "tuned")]
-    training_config = (
-        "--steps 150 --batch-size 2 --seq-len 50 --learning-rate 0.03 --warmup-steps 2 --val-fraction 0.25"
-    )
-    assert main([*tune, *training_config.split()]) == 0
+    training = "--steps 150 --batch-size 2 --seq-len 50 --learning-rate 0.03 --warmup-steps 2 --val-fraction 0.25"
+    assert main([*tune, *training.split()]) == 0
     assert gemma_np.load(tmp_path / "tuned").chat(TALK[:1]) == "None, on the third evening."

@@ -1,4 +1,4 @@
-"""Learning from a teacher, and averaging models."""
+"""Distillation from a live teacher, on-policy too, and merging models."""
 
 import json
 from functools import partial
@@ -11,7 +11,7 @@ import gemma_np
 from gemma_np import GemmaError
 from gemma_np.cli import main
 from gemma_np.model.log_probs import log_softmax
-from gemma_np.training.distillation import from_teacher, on_policy, sample_continuations
+from gemma_np.training.distillation import DIVERGENCES, from_teacher, on_policy, sample_continuations
 from gemma_np.training.losses import soft_cross_entropy
 from gemma_np.training.merging import average
 from gemma_np.training.optimizer import AdamW
@@ -27,21 +27,21 @@ TEACHER = gemma_np.Gemma(CONFIG, random_weights(CONFIG, 1, np.float64), None)
 IDS = random_ids(CONFIG, 0, 2, 9)
 
 
-def test_the_loss_is_that_of_the_teachers_own_logits():
+def test_the_loss_is_the_cross_entropy_against_the_teachers_logits():
     logits = np.random.default_rng(0).standard_normal((2, 8, CONFIG.vocab_size))
     teacher_logits = TEACHER.logits(IDS[:, :-1])
-    found = from_teacher(TEACHER, partial(distillation, temperature=2.0))(logits, Batch(IDS))
+    found = from_teacher(TEACHER, partial(soft_cross_entropy, temperature=2.0))(logits, Batch(IDS))
     for a, b in zip(found, soft_cross_entropy(logits, teacher_logits, 2.0), strict=True):
         assert (a == b).all()
 
 
-def test_a_student_that_is_its_teacher_has_nothing_to_learn():
+def test_a_student_equal_to_its_teacher_has_no_gradient():
     _, gradients, _ = loss_and_gradients(TEACHER.weights, CONFIG, Batch(IDS), from_teacher(TEACHER))
     assert max(np.abs(gradient).max() for gradient in gradients.values()) < 1e-12
 
 
-def test_the_student_writes_on_from_its_own_distribution():
-    """Over many texts, the first token that it writes comes as often as it finds it likely."""
+def test_continuations_are_sampled_from_the_students_distribution():
+    """Over many texts, the frequency of each first token is its probability."""
     student, prompt, texts = tiny.gemma(vocab_size=5), [2, 4, 1], 20_000
     weights = {name: weight.astype(np.float64) for name, weight in student.weights.items()}
     ids = sample_continuations(np.array([prompt] * texts), 6, weights, student.config, np.random.default_rng(0))
@@ -58,17 +58,17 @@ def test_the_student_writes_on_from_its_own_distribution():
         np.testing.assert_allclose(np.bincount(after, minlength=5) / len(after), expected, atol=2 / len(after) ** 0.5)
 
 
-def test_on_policy_only_what_the_student_wrote_counts():
+def test_the_on_policy_loss_counts_only_sampled_tokens():
     training_config = TrainingConfig(steps=1, batch_size=3, seq_len=8)
     tokens = np.arange(5, 60, dtype=np.uint16)
     state = State(random_weights(CONFIG, 0), AdamW(), np.random.default_rng(0))
-    batch = on_policy(tokens, CONFIG, training_config, prompt=3)(state)
+    batch = on_policy(tokens, CONFIG, training_config, prompt_tokens=3)(state)
     assert batch.ids.shape == (3, 9)
     assert batch.loss_mask.tolist() == [[False] * 2 + [True] * 6] * 3
     assert (np.diff(batch.ids[:, :3]) == 1).all()  # the prompt is from the file
     assert (np.diff(batch.ids[:, 3:]) != 1).any()
-    with pytest.raises(GemmaError, match="prompt: 9 tokens, expected 1 to the length of 8"):
-        on_policy(tokens, CONFIG, training_config, prompt=9)
+    with pytest.raises(GemmaError, match="prompt_tokens: 9, expected 1 to seq_len=8"):
+        on_policy(tokens, CONFIG, training_config, prompt_tokens=9)
 
 
 @pytest.fixture
@@ -80,11 +80,12 @@ def folder(tmp_path):
     return tmp_path
 
 
-SMALL = "--hidden-size 8 --layers 2 --heads 2 --kv-heads 1 --head-dim 4 --intermediate-size 8 --sliding-window 4 --context 16 --seq-len 16"
+SMALL = "--hidden-size 8 --layers 2 --heads 2 --kv-heads 1 --head-dim 4 --intermediate-size 8 --sliding-window 4 "
+SMALL += "--context 16 --seq-len 16"
 SHORT = "--steps 40 --batch-size 2 --learning-rate 0.03 --warmup-steps 2"
 
 
-def test_from_the_command_line_a_student_comes_closer_to_its_teacher(folder):
+def test_the_command_line_brings_a_student_closer_to_its_teacher(folder):
     teacher, out = folder / "teacher", folder / "student"
     arguments = ["distill", str(folder / "texts"), "--teacher", str(teacher), "-o", str(out)]
     assert main([*arguments, *SMALL.split(), *SHORT.split()]) == 0
@@ -93,65 +94,44 @@ def test_from_the_command_line_a_student_comes_closer_to_its_teacher(folder):
     assert gemma_np.load(out).tokenizer.model == tiny.vocabulary()
 
 
-@pytest.mark.parametrize("divergence", ["forward", "reverse", "jensen-shannon"])
-def test_from_the_command_line_on_the_students_own_texts(folder, divergence):
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+def test_the_command_line_distills_on_policy(folder, divergence):
     teacher, out = folder / "teacher", folder / "student"
     arguments = ["distill", str(folder / "texts"), "--teacher", str(teacher), "-o", str(out), "--on-policy"]
-    assert main([*arguments, "--prompt", "4", "--divergence", divergence, *SMALL.split(), *SHORT.split()]) == 0
+    assert main([*arguments, "--prompt-tokens", "4", "--divergence", divergence, *SMALL.split(), *SHORT.split()]) == 0
     losses = [json.loads(line)["loss"] for line in (out / "log.jsonl").read_text().splitlines()]
     assert np.mean(losses[-5:]) < np.mean(losses[:5])
 
 
 def test_a_run_is_not_resumed_with_another_teacher_or_temperature(folder, capsys):
-    arguments = [
-        "distill",
-        str(folder / "texts"),
-        "--teacher",
-        str(folder / "teacher"),
-        *SMALL.split(),
-        *SHORT.split(),
-    ]
+    arguments = ["distill", str(folder / "texts"), "--teacher", str(folder / "teacher"), *SMALL.split(), *SHORT.split()]
     assert main([*arguments, "-o", str(folder / "out")]) == 0
     assert main([*arguments, "-o", str(folder / "out"), "--resume", "--temperature", "2"]) == 2
-    assert "task with temperature=1.0, expected 2.0 as asked for now" in capsys.readouterr().err
+    assert "was started with temperature=1.0, but this run asks for 2.0" in capsys.readouterr().err
     other = tiny.gemma()
     other.weights["model.norm.weight"] = other.weights["model.norm.weight"] + 1
     other.save(folder / "other")
     arguments[3] = str(folder / "other")
     assert main([*arguments, "-o", str(folder / "out"), "--resume"]) == 2
-    assert "task with teacher=" in capsys.readouterr().err
+    assert "was started with teacher=" in capsys.readouterr().err
 
 
-def test_only_the_forward_divergence_has_a_temperature(folder, capsys):
-    arguments = [
-        "distill",
-        str(folder / "texts"),
-        "--teacher",
-        str(folder / "teacher"),
-        "-o",
-        str(folder / "out"),
-    ]
+def test_only_the_cross_entropy_has_a_temperature(folder, capsys):
+    arguments = ["distill", str(folder / "texts"), "--teacher", str(folder / "teacher"), "-o", str(folder / "out")]
     assert main([*arguments, *SMALL.split(), "--divergence", "reverse-kl", "--temperature", "2"]) == 2
-    assert "temperature: 2.0, expected 1 for the reverse divergence" in capsys.readouterr().err
+    assert "temperature: 2.0, expected 1 for the divergence reverse-kl" in capsys.readouterr().err
 
 
 def test_another_vocabulary_is_refused(folder, capsys):
     tiny.gemma().save(folder / "other")
     tiny.gemma(vocab_size=540).save(folder / "apart")
     (folder / "apart" / "tokenizer.model").write_bytes(train_tokenizer(tiny.TEXT.splitlines(), 540))
-    arguments = [
-        "distill",
-        str(folder / "texts"),
-        "--teacher",
-        str(folder / "apart"),
-        "--model",
-        str(folder / "other"),
-    ]
+    arguments = ["distill", str(folder / "texts"), "--teacher", str(folder / "apart"), "--model", str(folder / "other")]
     assert main([*arguments, "-o", str(folder / "out"), "--seq-len", "16"]) == 2
     assert "expected the same vocabulary" in capsys.readouterr().err
 
 
-def test_averaging():
+def test_the_average_is_the_mean_of_every_weight():
     models = [random_weights(CONFIG, seed) for seed in range(3)]
     merged = average(models)
     for name, weight in merged.items():
@@ -160,7 +140,7 @@ def test_averaging():
     assert all((average([models[0]] * 3)[name] == models[0][name]).all() for name in merged)
 
 
-def test_models_of_two_shapes_are_not_averaged():
+def test_models_of_different_shapes_are_not_averaged():
     other = dict(random_weights(CONFIG, 0)) | {"model.norm.weight": np.zeros(5, np.float32)}
     with pytest.raises(GemmaError, match=r"model 2: model\.norm\.weight: shape \(5,\), expected \(12,\)"):
         average([random_weights(CONFIG, 0), other])
@@ -172,17 +152,17 @@ def test_merge_from_the_command_line(folder, capsys):
     assert main(["merge", teacher, teacher, "-o", str(folder / "merged")]) == 0
     assert (gemma_np.load(folder / "merged").logits([2, 5]) == tiny.gemma().logits([2, 5])).all()
     assert main(["merge", teacher, str(folder / "another"), "-o", str(folder / "x")]) == 2
-    assert "another config than" in capsys.readouterr().err
+    assert "model 2: its config is not that of the first, expected the same" in capsys.readouterr().err
     others = train_tokenizer([tiny.TEXT.upper()] * 3, 540)
     tiny.gemma(vocab_size=540).save(folder / "one")
     tiny.gemma(vocab_size=540).save(folder / "renamed")
-    for name, words in (("one", train_tokenizer(tiny.TEXT.splitlines(), 540)), ("renamed", others)):
-        (folder / name / "tokenizer.model").write_bytes(words)
+    for name, tokenizer in (("one", train_tokenizer(tiny.TEXT.splitlines(), 540)), ("renamed", others)):
+        (folder / name / "tokenizer.model").write_bytes(tokenizer)
     assert main(["merge", str(folder / "one"), str(folder / "renamed"), "-o", str(folder / "x")]) == 2
-    assert "another tokenizer.model than" in capsys.readouterr().err
+    assert "model 2: its tokenizer.model is not that of the first, expected the same" in capsys.readouterr().err
 
 
-def test_merge_stores_in_other_dtypes(folder):
+def test_merge_converts_to_another_dtype(folder):
     assert main(["merge", str(folder / "teacher"), "-o", str(folder / "half"), "--dtype", "bfloat16"]) == 0
     half, whole = gemma_np.load(folder / "half").weights, tiny.gemma().weights
     assert (folder / "half" / "model.safetensors").stat().st_size < 0.6 * sum(w.nbytes for w in whole.values()) + 9000
@@ -190,16 +170,9 @@ def test_merge_stores_in_other_dtypes(folder):
         assert (half[name] == weight.astype(ml_dtypes.bfloat16).astype(np.float32)).all()
 
 
-def test_options_that_mean_nothing_are_refused(folder, capsys):
-    teacher = [
-        "distill",
-        str(folder / "texts"),
-        "--teacher",
-        str(folder / "teacher"),
-        "-o",
-        str(folder / "out"),
-    ]
-    for words, message in (
+def test_options_out_of_range_or_in_conflict_are_refused(folder, capsys):
+    teacher = ["distill", str(folder / "texts"), "--teacher", str(folder / "teacher"), "-o", str(folder / "out")]
+    for arguments, message in (
         ([*teacher, "--temperature", "0"], "temperature: 0.0, expected more than 0"),
         ([*teacher, "--temperature", "nan"], "temperature: nan, expected more than 0"),
         (
@@ -209,5 +182,5 @@ def test_options_that_mean_nothing_are_refused(folder, capsys):
         ([*teacher, "--targets", "x"], "expected --teacher and TEXT for a live teacher, or --targets"),
         (["distill", "--targets", "x", "--on-policy", "-o", "y"], "--targets: expected no TEXT, --on-policy"),
     ):
-        assert main(words) == 2
+        assert main(arguments) == 2
         assert message in capsys.readouterr().err

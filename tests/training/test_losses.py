@@ -1,10 +1,11 @@
-"""The losses and their gradients: finite differences, laws, logits as large as they come."""
+"""The losses and their gradients: finite differences, identities, very large logits."""
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gemma_np.model.log_probs import log_softmax
 from gemma_np.training import losses
 from gemma_np.training.losses import TopK
 from tests.support.finite_differences import assert_gradient
@@ -14,12 +15,12 @@ from tests.support.tolerances import assert_close
 vocabularies = st.integers(2, 9)
 
 DIVERGENCES = {
-    "forward": losses.forward_kl,
-    "reverse": losses.reverse_kl,
+    "forward KL": losses.forward_kl,
+    "reverse KL": losses.reverse_kl,
     "js 0.1": lambda logits, teacher: losses.jensen_shannon(logits, teacher, 0.1),
     "js 0.9": lambda logits, teacher: losses.jensen_shannon(logits, teacher, 0.9),
-    "distillation": losses.soft_cross_entropy,
-    "distillation at 3": lambda logits, teacher: losses.soft_cross_entropy(logits, teacher, 3.0),
+    "cross-entropy": losses.soft_cross_entropy,
+    "cross-entropy at 3": lambda logits, teacher: losses.soft_cross_entropy(logits, teacher, 3.0),
 }
 every_divergence = pytest.mark.parametrize("divergence", DIVERGENCES.values(), ids=DIVERGENCES)
 
@@ -29,7 +30,7 @@ def softmax(x):
 
 
 def top_k_of(logits, k):
-    """The k likeliest tokens of softmax(logits)."""
+    """The k most likely tokens of softmax(logits)."""
     probs = softmax(logits)
     ids = np.argsort(-probs, axis=-1)[..., :k]
     return TopK(ids, np.take_along_axis(probs, ids, axis=-1))
@@ -61,7 +62,7 @@ def test_gradient_of_top_k(batch, T, V, seed, data):
 
 
 @given(sizes, vocabularies, seeds)
-def test_all_but_one_is_the_whole_distribution(T, V, seed):
+def test_top_k_of_all_but_one_token_is_the_whole_distribution(T, V, seed):
     logits, teacher = normal(seed, T, V), normal(seed + 1, T, V)
     loss, dlogits = losses.soft_cross_entropy_top_k(logits, top_k_of(teacher, V - 1))
     expected, dexpected = losses.soft_cross_entropy(logits, teacher)
@@ -71,22 +72,22 @@ def test_all_but_one_is_the_whole_distribution(T, V, seed):
 
 @every_divergence
 @given(sizes, vocabularies, seeds)
-def test_distilling_towards_oneself_has_no_gradient(divergence, T, V, seed):
+def test_a_student_equal_to_its_teacher_has_no_gradient(divergence, T, V, seed):
     logits = 2 * normal(seed, T, V)
-    _, dlogits = divergence(logits, logits + 7)  # a constant more is the same distribution
+    _, dlogits = divergence(logits, logits + 7)  # adding a constant leaves the distribution as it is
     assert np.abs(dlogits).max() < 1e-12
 
 
 @given(sizes, vocabularies, seeds)
-def test_divergences_are_zero_only_for_oneself(T, V, seed):
+def test_divergences_are_zero_only_between_equal_distributions(T, V, seed):
     logits, teacher = normal(seed, T, V), normal(seed + 1, T, V)
-    for name in ("forward", "reverse", "js 0.1", "js 0.9"):
+    for name in ("forward KL", "reverse KL", "js 0.1", "js 0.9"):
         assert (DIVERGENCES[name](logits, teacher)[0] > 0).all()
         assert np.abs(DIVERGENCES[name](logits, logits)[0]).max() < 1e-12
 
 
 @given(sizes, vocabularies, seeds)
-def test_distillation_is_the_forward_kl_and_the_teachers_entropy(T, V, seed):
+def test_soft_cross_entropy_is_the_forward_kl_plus_the_teachers_entropy(T, V, seed):
     logits, teacher = normal(seed, T, V), normal(seed + 1, T, V)
     entropy = -(softmax(teacher) * log_softmax(teacher)).sum(axis=-1)
     assert_close(
@@ -95,7 +96,7 @@ def test_distillation_is_the_forward_kl_and_the_teachers_entropy(T, V, seed):
 
 
 @given(sizes, vocabularies, seeds)
-def test_jensen_shannon_lies_between_the_two_divergences(T, V, seed):
+def test_jensen_shannon_lies_between_forward_and_reverse_kl(T, V, seed):
     logits, teacher = normal(seed, T, V), normal(seed + 1, T, V)
     near_0, near_1 = (losses.jensen_shannon(logits, teacher, beta)[0] for beta in (1e-7, 1 - 1e-7))
     np.testing.assert_allclose(near_0 / 1e-7, losses.forward_kl(logits, teacher)[0], rtol=1e-4)
@@ -106,7 +107,7 @@ def test_jensen_shannon_lies_between_the_two_divergences(T, V, seed):
 
 @given(seeds)
 def test_temperature_keeps_the_size_of_the_gradient(seed):
-    """Made hot enough, it is the difference of the centred logits over V, however hot: hence the square in the loss."""
+    """At high temperatures it tends to the difference of the centred logits over V: hence the square in the loss."""
     logits, teacher = normal(seed, 8), normal(seed + 1, 8)
     _, dlogits = losses.soft_cross_entropy(logits, teacher, 1e4)
     expected = (logits - logits.mean() - teacher + teacher.mean()) / 8
@@ -115,7 +116,7 @@ def test_temperature_keeps_the_size_of_the_gradient(seed):
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("V", [3, 256_000])
-def test_the_largest_logits_and_vocabularies(dtype, V):
+def test_very_large_logits_and_vocabularies(dtype, V):
     logits, teacher = np.zeros((2, V), dtype), np.zeros((2, V), dtype)
     logits[0, 0], logits[1, 1], teacher[0, 1], teacher[1, 1] = 1e4, -1e4, 1e4, 1e4
     top = TopK(np.array([[1], [1]]), np.array([[1.0], [1.0]], dtype))
@@ -141,7 +142,7 @@ def test_masked_positions_do_not_count(T, V, seed):
     assert (dlogits[~mask] == 0).all()
 
 
-def test_a_mask_that_counts_nothing():
+def test_an_empty_mask_has_no_loss():
     loss, dlogits = losses.masked_mean(np.ones(3), np.ones((3, 2)), np.zeros(3, bool))
     assert loss == 0
     assert (dlogits == 0).all()

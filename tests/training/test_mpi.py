@@ -1,4 +1,4 @@
-"""Several ranks are one: the same losses and weights, one set of files, and no survivor of a failure."""
+"""Several ranks train as one process does: the same losses and weights, one set of files; when one fails, all end."""
 
 import json
 import os
@@ -20,7 +20,8 @@ from gemma_np.training.mpi import Ranks, mpi_ranks
 from gemma_np.training.task import Batch
 from tests.support import tiny
 
-SHAPE = "--hidden-size 12 --layers 2 --heads 2 --kv-heads 1 --head-dim 4 --intermediate-size 8 --sliding-window 4 --context 16 --seq-len 16"
+SHAPE = "--hidden-size 12 --layers 2 --heads 2 --kv-heads 1 --head-dim 4 --intermediate-size 8 --sliding-window 4 "
+SHAPE += "--context 16 --seq-len 16"
 TRAINING = "--batch-size 4 --learning-rate 0.01 --warmup-steps 2 --save-every 5 --eval-every 5"
 
 
@@ -29,13 +30,13 @@ def test_the_shares_of_all_ranks_are_the_batch(size, texts):
     ids = np.arange(texts * 4).reshape(texts, 4)
     batch = Batch(ids, ids[:, 1:] % 3 > 0, TopK(ids[:, 1:, None], ids[:, 1:, None] / 99))
     shares = [batch.share(rank, size) for rank in range(size)]
-    assert sum(share.positions for share in shares) == batch.positions
+    assert sum(share.num_targets for share in shares) == batch.num_targets
     assert sorted(np.concatenate([share.ids for share in shares]).tolist()) == ids.tolist()
     for share in shares:
         assert (share.teacher.ids[..., 0] == share.ids[:, 1:]).all()
 
 
-def test_a_process_alone_is_rank_0_of_1(monkeypatch):
+def test_a_single_process_is_rank_0_of_1(monkeypatch):
     with mpi_ranks() as ranks:
         assert (ranks.rank, ranks.size) == (0, 1)
     array = np.ones(3)
@@ -59,10 +60,10 @@ def command(tmp_path, ranks, out, steps, options=""):
 
 @pytest.mark.mpi
 @pytest.mark.parametrize("options", ["", "--grad-accum-steps 2"])
-def test_two_ranks_are_one_and_each_has_half_of_the_batch(tmp_path, options):
+def test_two_ranks_that_share_a_batch_train_as_one_process(tmp_path, options):
     for ranks in (1, 2):
-        asked = command(tmp_path, ranks, f"of-{ranks}", 12, options)
-        subprocess.run(asked, check=True, capture_output=True, timeout=120)
+        arguments = command(tmp_path, ranks, f"of-{ranks}", 12, options)
+        subprocess.run(arguments, check=True, capture_output=True, timeout=120)
     one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("of-1", "of-2"))
     for name in one:
         np.testing.assert_allclose(two[name], one[name], atol=2e-3 * np.abs(one[name]).max())
@@ -73,11 +74,11 @@ def test_two_ranks_are_one_and_each_has_half_of_the_batch(tmp_path, options):
     assert len(logs[0]) == len(logs[1]) == 12
     for a, b in zip(*logs, strict=True):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-5)
-    assert logs[0][-1]["validation"] == pytest.approx(logs[1][-1]["validation"], rel=1e-5)
+    assert logs[0][-1]["val_loss"] == pytest.approx(logs[1][-1]["val_loss"], rel=1e-5)
 
 
 @pytest.mark.mpi
-def test_a_rank_that_dies_ends_the_run_and_the_checkpoint_is_whole(tmp_path):
+def test_a_killed_rank_ends_the_run_and_leaves_a_whole_checkpoint(tmp_path):
     process = subprocess.Popen(command(tmp_path, 2, "run", 100_000), stderr=subprocess.PIPE, stdout=subprocess.PIPE)
     log = tmp_path / "run" / "log.jsonl"
     deadline = time.monotonic() + 60
@@ -92,7 +93,7 @@ def test_a_rank_that_dies_ends_the_run_and_the_checkpoint_is_whole(tmp_path):
     again = command(tmp_path, 2, "run", 100_000, "--resume")
     process = subprocess.Popen(again, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
     while len(log.read_text().splitlines()) <= steps:
-        assert time.monotonic() < deadline + 60, "the resumed run does not go on"
+        assert time.monotonic() < deadline + 60, "the resumed run makes no progress"
         assert process.poll() is None, process.communicate()
         time.sleep(0.05)
     process.terminate()
@@ -105,18 +106,18 @@ def ranks_of(folder):
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
-                words = (entry / "cmdline").read_bytes().split(b"\0")
+                arguments = (entry / "cmdline").read_bytes().split(b"\0")
             except OSError:
                 continue
-            if words[0] == sys.executable.encode() and str(folder).encode() in words:
+            if arguments[0] == sys.executable.encode() and str(folder).encode() in arguments:
                 found.append(int(entry.name))
     return sorted(found)
 
 
 @pytest.mark.mpi
-def test_what_is_wrong_is_said_once(tmp_path):
-    asked = command(tmp_path, 3, "run", 5, "--batch-size 2")
-    done = subprocess.run(asked, capture_output=True, timeout=120, text=True)
+def test_an_error_of_all_ranks_is_printed_once(tmp_path):
+    arguments = command(tmp_path, 3, "run", 5, "--batch-size 2")
+    done = subprocess.run(arguments, capture_output=True, timeout=120, text=True)
     assert done.returncode != 0
-    assert done.stderr.count("batch: 2 texts for 3 ranks, expected at least one for each") == 1
+    assert done.stderr.count("batch_size: 2 texts for 3 ranks, expected at least one for each") == 1
     assert "Traceback" not in done.stderr

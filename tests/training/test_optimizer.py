@@ -1,4 +1,4 @@
-"""AdamW against the framework's and against a loop; clipping; the schedule."""
+"""AdamW against the framework and against a loop; clipping; the schedule."""
 
 import math
 
@@ -14,10 +14,10 @@ from tests.support.tolerances import assert_close
 
 
 @given(seeds, st.integers(1, 5))
-def test_against_a_loop_over_numbers(seed, steps):
+def test_adamw_matches_a_loop_over_numbers(seed, steps):
     weights = {"matrix": normal(seed, 2, 3), "norm": normal(seed + 1, 3)}
     expected = {name: weight.copy() for name, weight in weights.items()}
-    gram = {name: np.zeros((2, weight.size)) for name, weight in weights.items()}
+    moments = {name: np.zeros((2, weight.size)) for name, weight in weights.items()}
     optimizer = AdamW(weight_decay=0.3)
     for step in range(1, steps + 1):
         gradients = {name: normal(seed + step, *weight.shape) for name, weight in weights.items()}
@@ -26,8 +26,8 @@ def test_against_a_loop_over_numbers(seed, steps):
             decay = 0.3 if name == "matrix" else 0
             flat, gradient = weight.reshape(-1), gradients[name].reshape(-1)
             for i in range(flat.size):
-                m = gram[name][0, i] = 0.9 * gram[name][0, i] + 0.1 * gradient[i]
-                v = gram[name][1, i] = 0.95 * gram[name][1, i] + 0.05 * gradient[i] ** 2
+                m = moments[name][0, i] = 0.9 * moments[name][0, i] + 0.1 * gradient[i]
+                v = moments[name][1, i] = 0.95 * moments[name][1, i] + 0.05 * gradient[i] ** 2
                 flat[i] -= 0.1 * decay * flat[i]
                 flat[i] -= 0.1 * (m / (1 - 0.9**step)) / (math.sqrt(v / (1 - 0.95**step)) + 1e-8)
     for name in weights:
@@ -35,15 +35,15 @@ def test_against_a_loop_over_numbers(seed, steps):
 
 
 @given(seeds)
-def test_the_first_step_has_the_length_of_the_rate(seed):
-    """Whatever the gradient's size, its sign times the rate: that is what the correction of the bias is for."""
+def test_the_first_step_is_the_learning_rate(seed):
+    """Whatever the gradient's size, the step is its sign times the learning rate: bias correction sees to that."""
     weights, gradient = {"norm": np.zeros(5)}, normal(seed, 5)
-    gradient = np.sign(gradient) * np.maximum(np.abs(gradient), 1e-3) * 1e-3  # 100 times the eps, at the least
+    gradient = np.sign(gradient) * np.maximum(np.abs(gradient), 1e-3) * 1e-3  # at least 100 times eps
     AdamW().step(weights, {"norm": gradient}, 0.01)
     np.testing.assert_allclose(weights["norm"], -0.01 * np.sign(gradient), rtol=0.02)
 
 
-def test_dtypes_stay():
+def test_the_dtype_stays_float32():
     weights = {"norm": np.zeros(5, np.float32)}
     optimizer = AdamW()
     optimizer.step(weights, {"norm": np.ones(5, np.float32)}, 0.01)
@@ -63,18 +63,18 @@ def test_clipping(seed, limit):
 
 
 def test_the_schedule():
-    rates = [cosine_schedule(step, steps=100, peak=2.0, warmup=10) for step in range(100)]
+    rates = [cosine_schedule(step, steps=100, peak=2.0, warmup_steps=10) for step in range(100)]
     assert rates[0] == pytest.approx(0.2)
     assert rates[9] == rates[10] == 2.0
     assert rates[55] == pytest.approx(2.0 * 0.55)  # half-way down from 2.0 to 0.2
     assert 0.2 < rates[99] < 0.21
     assert sorted(rates[10:], reverse=True) == rates[10:]
-    assert cosine_schedule(0, steps=10, peak=1.0, warmup=0) == 1.0
+    assert cosine_schedule(0, steps=10, peak=1.0, warmup_steps=0) == 1.0
 
 
 @pytest.mark.framework
-def test_ten_steps_are_those_of_the_framework():
-    """A whole tiny Gemma 2 trained on one batch: the losses on the way agree to 1e-5."""
+def test_ten_steps_match_the_framework():
+    """A whole tiny Gemma 2 trained on one batch: the ten losses agree to 1e-5."""
     import torch
 
     from gemma_np.model.transformer import lm_head, lm_head_backward, transformer, transformer_backward

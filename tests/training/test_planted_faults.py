@@ -1,4 +1,4 @@
-"""Mistakes in the backward pass, the losses and the optimizer, planted one by one: a check of this suite sees each."""
+"""Mistakes planted in the backward pass, the losses and the optimizer, one by one: each makes a check fail."""
 
 import numpy as np
 import pytest
@@ -52,7 +52,7 @@ def as_if_the_weight_were_w(dy, x, weight, eps):
     return rms_norm_backward(dy, x, weight - 1, eps)
 
 
-def along_its_input_too(dy, x, weight, eps):
+def with_the_component_along_x(dy, x, weight, eps):
     rms = np.sqrt(np.vecdot(x, x)[..., None] / x.shape[-1] + eps)
     return dy * (1 + weight) / rms, rms_norm_backward(dy, x, weight, eps)[1]
 
@@ -62,17 +62,17 @@ def first_head_of_the_group(left, right, kv_heads):
     return left[..., ::group, :, :].swapaxes(-1, -2) @ right[..., ::group, :, :]
 
 
-def turned_the_same_way(dy, cos, sin):
+def rotated_forward_again(dy, cos, sin):
     return attention.rope(dy, cos, sin)
 
 
-def uncorrected_step(self, weights, gradients, rate):
+def uncorrected_step(self, weights, gradients, learning_rate):
     for name, gradient in gradients.items():
-        weights[name] -= rate * 0.1 * gradient / (np.sqrt(0.05 * gradient**2) + self.eps)
+        weights[name] -= learning_rate * 0.1 * gradient / (np.sqrt(0.05 * gradient**2) + self.eps)
 
 
-def without_the_square(logits, teacher, temperature, distillation=losses.soft_cross_entropy):
-    loss, dlogits = soft_cross_entropy(logits, teacher, temperature)
+def without_the_square(logits, teacher, temperature, original=losses.soft_cross_entropy):
+    loss, dlogits = original(logits, teacher, temperature)
     return loss, dlogits / temperature**2
 
 
@@ -87,10 +87,14 @@ FAULTS = {
     ),
     "softmax-mean-forgotten": ("gemma2", "gemma_np.model.attention.masked_softmax_backward", without_the_mean),
     "norm-as-w": ("gemma2", "gemma_np.model.block.rms_norm_backward", as_if_the_weight_were_w),
-    "norm-passes-its-length": ("gemma2", "gemma_np.model.block.rms_norm_backward", along_its_input_too),
+    "norm-keeps-the-component-along-x": (
+        "gemma2",
+        "gemma_np.model.block.rms_norm_backward",
+        with_the_component_along_x,
+    ),
     "qk-norm-as-w": ("gemma3_text", "gemma_np.model.attention.rms_norm_backward", as_if_the_weight_were_w),
     "gqa-not-summed": ("gemma2", "gemma_np.model.attention.grouped_matmul_backward", first_head_of_the_group),
-    "rope-not-turned-back": ("gemma2", "gemma_np.model.attention.rope_backward", turned_the_same_way),
+    "rope-not-rotated-back": ("gemma2", "gemma_np.model.attention.rope_backward", rotated_forward_again),
     "attncap-forgotten": ("gemma2", "gemma_np.model.attention.soft_cap_backward", lambda dy, y, cap: dy),
     "finalcap-forgotten": ("gemma2", "gemma_np.model.transformer.soft_cap_backward", lambda dy, y, cap: dy),
     "gelu-slope-one": (
@@ -101,27 +105,27 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("model_type", ["gemma", "gemma2", "gemma3_text"])
-def test_without_a_fault_the_checks_pass(model_type):
+def test_the_checks_pass_without_a_fault(model_type):
     check_model(model_type)
     check_temperature()
     check_first_step()
 
 
 @pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
-def test_a_fault_in_the_backward_pass_is_seen(fault, monkeypatch):
+def test_a_fault_in_the_backward_pass_is_found(fault, monkeypatch):
     model_type, place, faulty = fault
     monkeypatch.setattr(place, faulty)
     with pytest.raises(AssertionError, match="measured"):
         check_model(model_type)
 
 
-def test_a_temperature_whose_square_is_left_out_is_seen(monkeypatch):
-    monkeypatch.setattr(losses, "distillation", without_the_square)
+def test_a_missing_square_of_the_temperature_is_found(monkeypatch):
+    monkeypatch.setattr(losses, "soft_cross_entropy", without_the_square)
     with pytest.raises(AssertionError, match="measured"):
         check_temperature()
 
 
-def test_a_bias_left_uncorrected_is_seen(monkeypatch):
+def test_a_missing_bias_correction_is_found(monkeypatch):
     monkeypatch.setattr(optimizer.AdamW, "step", uncorrected_step)
     with pytest.raises(AssertionError):
         check_first_step()

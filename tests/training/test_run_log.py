@@ -1,4 +1,4 @@
-"""The log of a run: cut back on resuming, read, averaged, drawn."""
+"""The log of a run: written, cut back on resuming, read, smoothed, plotted."""
 
 import json
 
@@ -9,7 +9,10 @@ from gemma_np import GemmaError
 from gemma_np.cli import main
 from gemma_np.training.run_log import RunLog, read_log, running_mean
 
-ENTRIES = [{"step": step, "loss": 5 - step / 10, "rate": 1e-3, "norm": 1.0, "tokens/s": 9.0} for step in range(1, 21)]
+ENTRIES = [
+    {"step": step, "loss": 5 - step / 10, "learning_rate": 1e-3, "grad_norm": 1.0, "tokens_per_second": 9.0}
+    for step in range(1, 21)
+]
 
 
 def write(folder):
@@ -19,11 +22,11 @@ def write(folder):
     return folder
 
 
-def test_what_was_written_is_read(tmp_path):
+def test_the_log_is_read_as_it_was_written(tmp_path):
     assert read_log(write(tmp_path / "run")) == ENTRIES
 
 
-def test_a_resumed_run_forgets_what_came_after_its_checkpoint(tmp_path):
+def test_a_resumed_run_drops_the_entries_after_its_checkpoint(tmp_path):
     path = write(tmp_path / "run") / "log.jsonl"
     path.write_text(path.read_text() + '{"step": 21, "lo')  # killed in the middle of a line
     with RunLog(tmp_path / "run", steps=20, step=12) as log:
@@ -39,7 +42,7 @@ def test_a_silent_log_writes_nothing(tmp_path):
 
 
 @pytest.mark.parametrize("text", [None, "", "no JSON}\n"])
-def test_logs_that_are_none(tmp_path, text, capsys):
+def test_a_missing_or_damaged_log_is_refused(tmp_path, text, capsys):
     if text is not None:
         (tmp_path / "log.jsonl").write_text(text)
     with pytest.raises(GemmaError, match="expected the log of a run"):
@@ -48,7 +51,7 @@ def test_logs_that_are_none(tmp_path, text, capsys):
     assert capsys.readouterr().err.count("\n") == 1
 
 
-def test_the_running_mean_is_over_a_fiftieth():
+def test_the_running_mean_covers_a_fiftieth_of_the_steps():
     values = np.arange(150.0)
     expected = [values[max(0, i - 2) : i + 1].mean() for i in range(150)]
     np.testing.assert_allclose(running_mean(values), expected)
@@ -57,16 +60,16 @@ def test_the_running_mean_is_over_a_fiftieth():
 
 @pytest.mark.plot
 @pytest.mark.parametrize("suffix", ["png", "svg"])
-def test_the_picture(tmp_path, suffix):
+def test_the_plot_of_two_runs(tmp_path, suffix):
     for name in ("student", "twin"):
         path = write(tmp_path / name) / "log.jsonl"
-        path.write_text(path.read_text() + json.dumps({**ENTRIES[-1], "step": 21, "validation": 3.5}) + "\n")
+        path.write_text(path.read_text() + json.dumps({**ENTRIES[-1], "step": 21, "val_loss": 3.5}) + "\n")
     out = tmp_path / f"losses.{suffix}"
     assert main(["plot-log", str(tmp_path / "student"), str(tmp_path / "twin"), "-o", str(out)]) == 0
     assert out.read_bytes().startswith(b"\x89PNG" if suffix == "png" else b"<?xml")
 
 
 @pytest.mark.plot
-def test_a_picture_of_no_known_kind(tmp_path, capsys):
+def test_an_unknown_image_format_is_refused(tmp_path, capsys):
     assert main(["plot-log", str(write(tmp_path / "run")), "-o", str(tmp_path / "losses.xyz")]) == 2
     assert "losses.xyz" in capsys.readouterr().err

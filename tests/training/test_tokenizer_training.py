@@ -1,4 +1,4 @@
-"""A tokenizer of one's own: the special pieces in Gemma's places, and its way with digits, spaces and bytes."""
+"""Training a tokenizer: special pieces have Gemma's ids; digits, spaces and bytes are split as Gemma splits them."""
 
 import pytest
 
@@ -14,7 +14,7 @@ def tokenizer():
     return Tokenizer(train_tokenizer(tiny.TEXT.splitlines(), 540))
 
 
-def test_special_pieces_stand_where_gemma_has_them(tokenizer):
+def test_special_pieces_have_gemmas_ids(tokenizer):
     names = {"<pad>": 0, "<eos>": 1, "<bos>": 2, "<unk>": 3, "<mask>": 4, "<unused0>": 7, "<unused98>": 105}
     names |= {"<start_of_turn>": 106, "<end_of_turn>": 107, "\n": 108, "\n\n": 109, "\u2581\u2581": 138, "<table>": 168}
     names |= {"<0x00>": len(SPECIAL_PIECES), "<0xFF>": len(SPECIAL_PIECES) + 255}
@@ -22,13 +22,13 @@ def test_special_pieces_stand_where_gemma_has_them(tokenizer):
     assert len(tokenizer) == 540
 
 
-def test_digits_stand_alone_and_spaces_stay(tokenizer):
+def test_digits_are_split_and_spaces_are_kept(tokenizer):
     assert [tokenizer.piece(id) for id in tokenizer.encode("1847", bos=False)] == list("1847")
     text = "  two   spaces\n\n\nand\tlines "
     assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
-def test_what_it_never_saw_is_spelled_in_bytes(tokenizer):
+def test_unknown_characters_are_encoded_as_bytes(tokenizer):
     ids = tokenizer.encode("鯨", bos=False)
     assert [tokenizer.piece(id) for id in ids] == ["<0xE9>", "<0xAF>", "<0xA8>"]
 
@@ -38,22 +38,15 @@ def test_the_same_text_gives_the_same_tokenizer(tokenizer):
 
 
 @pytest.mark.parametrize(
-    ("size", "message"), [(400, "vocabulary size: 400, expected at least"), (99_999, "Vocabulary size too high")]
+    ("size", "message"), [(400, "vocab_size: 400, expected at least"), (99_999, "Vocabulary size too high")]
 )
-def test_sizes_that_cannot_be(size, message):
+def test_impossible_vocabulary_sizes_are_refused(size, message):
     with pytest.raises(GemmaError, match=message):
         train_tokenizer(tiny.TEXT.splitlines(), size)
 
 
 def test_the_command_line(tmp_path, tokenizer, capsys):
     (tmp_path / "text.txt").write_text(tiny.TEXT, encoding="utf-8")
-    arguments = [
-        "tokenizer",
-        str(tmp_path / "text.txt"),
-        "--size",
-        "540",
-        "-o",
-        str(tmp_path / "t" / "tokenizer.model"),
-    ]
-    assert main(arguments) == 0
+    out = str(tmp_path / "t" / "tokenizer.model")
+    assert main(["tokenizer", str(tmp_path / "text.txt"), "--vocab-size", "540", "-o", out]) == 0
     assert (tmp_path / "t" / "tokenizer.model").read_bytes() == tokenizer.model

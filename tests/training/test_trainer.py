@@ -1,4 +1,4 @@
-"""Training runs: they learn, and whatever kills them, they end where an undisturbed run ends."""
+"""Training runs: the loss falls, and a run that is killed and resumed ends bit-identical to an uninterrupted one."""
 
 import json
 import random
@@ -27,7 +27,7 @@ from gemma_np.training.data import (
 from gemma_np.training.mpi import Ranks
 from gemma_np.training.task import Task, next_token
 from gemma_np.training.tokenizer_training import train_tokenizer
-from gemma_np.training.trainer import initial_weights, validation_loss
+from gemma_np.training.trainer import initial_weights, run_task, validation_loss
 from gemma_np.training.training_state import TrainingConfig
 from tests.support import tiny
 
@@ -38,15 +38,15 @@ TRAINING = TrainingConfig(
 TOKENS = np.array(tiny.tokenizer().encode(tiny.TEXT * 3), np.uint16)
 
 
-def reading(training_config=TRAINING):
-    """The task of reading TOKENS."""
+def text_task(training_config=TRAINING):
+    """The task of predicting the next token of TOKENS."""
     validation = consecutive_batches(TOKENS[:60], training_config.batch_size, training_config.seq_len)
     return Task(random_batches(TOKENS, training_config.batch_size, training_config.seq_len), validation=validation)
 
 
 def run(folder, training_config=TRAINING, task=None, **options):
     model = gemma_np.Gemma(CONFIG, initial_weights(CONFIG, np.random.default_rng(0)), tiny.tokenizer())
-    return train(model, task or reading(training_config), training_config, folder, **options).weights
+    return run_task(model, task or text_task(training_config), training_config, folder, **options).weights
 
 
 def saved_state(folder):
@@ -57,12 +57,12 @@ def log_of(folder):
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
-def test_it_learns(tmp_path):
+def test_the_loss_falls(tmp_path):
     run(tmp_path / "run", replace(TRAINING, steps=60))
     log = log_of(tmp_path / "run")
     assert [entry["step"] for entry in log] == list(range(1, 61))
-    assert log[-1]["validation"] < log[3]["validation"] - 1
-    assert log[-1]["validation"] < np.log(len(tiny.tokenizer())) - 1
+    assert log[-1]["val_loss"] < log[3]["val_loss"] - 1
+    assert log[-1]["val_loss"] < np.log(len(tiny.tokenizer())) - 1
 
 
 def test_the_folder_is_a_checkpoint(tmp_path):
@@ -83,15 +83,15 @@ def test_the_framework_reads_the_folder(tmp_path):
     assert (theirs.get_parameter(name).detach().numpy() == weights[name]).all()
 
 
-def test_accumulating_two_batches_is_one_of_both(tmp_path):
-    """Drawn one after the other, two batches of 2 are what one of 4 draws."""
+def test_two_accumulated_batches_are_one_of_twice_the_size(tmp_path):
+    """Two batches of 2, drawn one after the other, hold the texts of one batch of 4."""
     one = run(tmp_path / "one", replace(TRAINING, batch_size=4, steps=3))
     two = run(tmp_path / "two", replace(TRAINING, batch_size=2, steps=3, grad_accum_steps=2))
     for name in one:
         np.testing.assert_allclose(two[name], one[name], atol=1e-3)
 
 
-def test_a_run_that_crashed_goes_on_to_the_same_end(tmp_path, monkeypatch):
+def test_a_crashed_run_resumes_to_the_same_end(tmp_path, monkeypatch):
     expected = run(tmp_path / "whole")
 
     def crash_at_6(state, *rest, original=trainer.train_step):
@@ -114,24 +114,24 @@ def test_killed_at_20_random_moments_it_ends_bit_identical(tmp_path):
     for number in range(3):
         (tmp_path / "texts" / f"{number}.txt").write_text(tiny.TEXT * 2, encoding="utf-8")
     (tmp_path / "tokenizer.model").write_bytes(tiny.vocabulary())
-    shape = "--hidden-size 12 --layers 2 --heads 2 --kv-heads 1 --head-dim 4 --intermediate-size 8 --sliding-window 4 --context 16"
-    training_config = "--steps 4000 --batch-size 2 --seq-len 16 --save-every 1 --eval-every 500"
+    shape = "--hidden-size 12 --layers 2 --heads 2 --kv-heads 1 --head-dim 4 --intermediate-size 8 --sliding-window 4"
+    training = "--context 16 --steps 4000 --batch-size 2 --seq-len 16 --save-every 1 --eval-every 500"
 
     def command(out):
-        texts, vocabulary = str(tmp_path / "texts"), str(tmp_path / "tokenizer.model")
-        start = [sys.executable, "-m", "gemma_np", "train", texts, "--tokenizer", vocabulary, "-o", str(tmp_path / out)]
-        return [*start, "--resume", *shape.split(), *training_config.split()]
+        texts, tokenizer = str(tmp_path / "texts"), str(tmp_path / "tokenizer.model")
+        start = [sys.executable, "-m", "gemma_np", "train", texts, "--tokenizer", tokenizer, "-o", str(tmp_path / out)]
+        return [*start, "--resume", *shape.split(), *training.split()]
 
-    begun = time.perf_counter()
+    started = time.perf_counter()
     subprocess.run(command("whole"), check=True, capture_output=True, timeout=300)
-    longest = (time.perf_counter() - begun) / 30  # 20 times that is less than a whole run
-    begun = time.perf_counter()
-    subprocess.run(command("whole"), check=True, capture_output=True, timeout=300)  # has nothing left to do
-    start = time.perf_counter() - begun
-    chance = random.Random(0)
+    longest = (time.perf_counter() - started) / 30  # 20 times this is less than a whole run
+    started = time.perf_counter()
+    subprocess.run(command("whole"), check=True, capture_output=True, timeout=300)  # nothing is left to do
+    start = time.perf_counter() - started
+    generator = random.Random(0)
     for kills in range(20):
         process = subprocess.Popen(command("killed"), stderr=subprocess.PIPE)
-        time.sleep(chance.uniform(0.7 * start, start + longest))
+        time.sleep(generator.uniform(0.7 * start, start + longest))
         assert process.poll() is None, f"the run ended after {kills} kills"
         process.send_signal(signal.SIGKILL)
         assert process.communicate()[1] == b""
@@ -143,42 +143,42 @@ def test_killed_at_20_random_moments_it_ends_bit_identical(tmp_path):
     assert [entry["step"] for entry in log_of(tmp_path / "killed")] == list(range(1, 4001))
 
 
-# What goes wrong
+# Errors
 
 
-def test_a_run_is_not_begun_over_another(tmp_path):
+def test_a_run_does_not_overwrite_another(tmp_path):
     run(tmp_path / "run")
     with pytest.raises(GemmaError, match="holds a run already, expected --resume or another folder"):
         run(tmp_path / "run")
 
 
-def test_a_run_is_not_resumed_as_another(tmp_path):
+def test_a_run_is_not_resumed_with_another_training_config(tmp_path):
     run(tmp_path / "run")
-    with pytest.raises(GemmaError, match=r"training_config with rate=0\.01, expected 0\.5"):
+    with pytest.raises(GemmaError, match=r"was started with learning_rate=0\.01, but this run asks for 0\.5"):
         run(tmp_path / "run", replace(TRAINING, learning_rate=0.5), resume=True)
     assert run(tmp_path / "run", replace(TRAINING, save_every=7), resume=True)
 
 
 @pytest.mark.filterwarnings("ignore:invalid value")
-def test_a_loss_that_is_no_number_leaves_the_last_good_checkpoint(tmp_path):
+def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(tmp_path):
     run(tmp_path / "run")
     good = (tmp_path / "run" / "training.safetensors").read_bytes()
 
-    def spoiled(logits, batch):
+    def nan_loss(logits, batch):
         losses, dlogits = next_token(logits, batch)
         return losses * np.nan, dlogits
 
     state = saved_state(tmp_path / "run")
     state.weights["model.layers.1.mlp.up_proj.weight"][0, 0] = np.inf
     with pytest.raises(GemmaError, match=r"step 9: the loss is not finite; first in model\.layers\.1\.mlp\.up_proj"):
-        trainer.train_step(state, CONFIG, reading(), TRAINING, Ranks())
+        trainer.train_step(state, CONFIG, text_task(), TRAINING, Ranks())
     state = saved_state(tmp_path / "run")
     with pytest.raises(GemmaError, match="step 9: the loss is not finite; first in none of the arrays"):
-        trainer.train_step(state, CONFIG, replace(reading(), loss=spoiled), TRAINING, Ranks())
+        trainer.train_step(state, CONFIG, replace(text_task(), loss=nan_loss), TRAINING, Ranks())
     assert (tmp_path / "run" / "training.safetensors").read_bytes() == good
 
 
-def test_a_full_disk_leaves_the_checkpoint_before_whole(tmp_path, monkeypatch):
+def test_a_full_disk_keeps_the_checkpoint_before(tmp_path, monkeypatch):
     run(tmp_path / "run", replace(TRAINING, steps=8))
     before = {file.name: file.read_bytes() for file in (tmp_path / "run").iterdir()}
     state = saved_state(tmp_path / "run")
@@ -186,13 +186,20 @@ def test_a_full_disk_leaves_the_checkpoint_before_whole(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("safetensors.numpy.save_file", full)
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", full)  # the first file that is written is not complete
+        with pytest.raises(GemmaError, match=r"could not be saved .*No space left.* the checkpoint before is whole"):
+            training_state.save_state(tmp_path / "run", state, tiny.gemma(), TRAINING, {})
+    assert {file.name: file.read_bytes() for file in (tmp_path / "run").iterdir()} == before
+    monkeypatch.setattr("safetensors.numpy.save_file", full)  # the last one, the state, cannot be written
     with pytest.raises(GemmaError, match=r"could not be saved .*No space left.* the checkpoint before is whole"):
         training_state.save_state(tmp_path / "run", state, tiny.gemma(), TRAINING, {})
-    assert {file.name: file.read_bytes() for file in (tmp_path / "run").iterdir()} == before
+    after = {file.name: file.read_bytes() for file in (tmp_path / "run").iterdir()}
+    assert after.keys() == before.keys()
+    assert after["training.safetensors"] == before["training.safetensors"]
 
 
-def test_a_damaged_state(tmp_path):
+def test_a_damaged_state_is_refused(tmp_path):
     run(tmp_path / "run")
     path = tmp_path / "run" / "training.safetensors"
     path.write_bytes(path.read_bytes()[:-5])
@@ -204,12 +211,12 @@ def test_a_damaged_state(tmp_path):
     ("change", "message"),
     [
         ({"steps": 0}, "steps: 0, expected 1 or more"),
-        ({"rate": -1.0}, "rate: -1.0, expected"),
-        ({"rate": float("nan")}, "rate: nan"),
-        ({"warmup": -1}, "warmup: -1, expected 0 or more"),
+        ({"learning_rate": -1.0}, "learning_rate: -1.0, expected"),
+        ({"learning_rate": float("nan")}, "learning_rate: nan"),
+        ({"warmup_steps": -1}, "warmup_steps: -1, expected 0 or more"),
     ],
 )
-def test_recipes_that_make_no_sense(change, message):
+def test_values_out_of_range_are_refused(change, message):
     with pytest.raises(GemmaError, match=message):
         replace(TRAINING, **change)
 
@@ -221,10 +228,10 @@ def test_the_split_is_by_document(tmp_path):
     texts = [f"Document {letter} says {letter * 9}." for letter in "abcdefgh"]
     for number, text in enumerate(texts):
         (tmp_path / f"{number}.txt").write_text(text)
-    write_tokens(text_files(tmp_path), tiny.tokenizer(), tmp_path / "data", validation=0.25, seed=0)
+    write_tokens(text_files(tmp_path), tiny.tokenizer(), tmp_path / "data", val_fraction=0.25, seed=0)
     decoded = {}
     for name in ("train", "validation"):
-        ids = open_tokens(tmp_path / "data" / f"{name}.npy", 2)
+        ids = open_tokens(tmp_path / "data" / f"{name}.npy")
         cuts = np.flatnonzero(ids == tiny.tokenizer().bos)
         assert cuts[0] == 0
         decoded[name] = {tiny.tokenizer().decode(part.tolist()) for part in np.split(ids, cuts[1:])}
@@ -233,42 +240,42 @@ def test_the_split_is_by_document(tmp_path):
     assert decoded["train"] | decoded["validation"] == set(texts)
 
 
-def test_a_batch_is_texts_of_the_file():
+def test_random_windows_are_windows_of_the_file():
     ids = random_windows(TOKENS, 5, 8, np.random.default_rng(0))
     windows = {tuple(TOKENS[start : start + 8]) for start in range(len(TOKENS) - 7)}
     assert ids.shape == (5, 8)
     assert {tuple(row) for row in ids.tolist()} <= windows
 
 
-def test_the_last_text_of_a_file_can_be_drawn():
+def test_the_last_window_of_a_file_can_be_drawn():
     assert (random_windows(TOKENS[:8], 3, 8, np.random.default_rng(0)) == TOKENS[:8]).all()
 
 
 def test_validation_covers_the_file_once():
-    batches = consecutive_batches(TOKENS[:31], batch=2, length=7, limit=100)
+    batches = consecutive_batches(TOKENS[:31], batch_size=2, seq_len=7, limit=100)
     assert [batch.ids.shape for batch in batches] == [(2, 8), (2, 8)]
     assert (np.concatenate([batch.ids[:, 1:].ravel() for batch in batches]) == TOKENS[1:29]).all()
 
 
-def test_the_validation_loss_of_uniform_guesses():
+def test_the_validation_loss_of_uniform_predictions():
     weights = initial_weights(CONFIG, np.random.default_rng(0))
-    weights["model.norm.weight"] -= 1  # 1 + w is zero: all logits are
-    assert validation_loss(weights, CONFIG, reading().validation, Ranks()) == pytest.approx(np.log(CONFIG.vocab_size))
+    weights["model.norm.weight"] -= 1  # 1 + w is zero, and so are all logits
+    assert validation_loss(weights, CONFIG, text_task().validation, Ranks()) == pytest.approx(np.log(CONFIG.vocab_size))
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["EMPTY", "--tokenizer", "VOCABULARY"], "no text, expected a file or a folder with .txt files"),
-        (["SHORT", "--tokenizer", "VOCABULARY"], "documents: 1, expected at least 2 (1 to validate on)"),
-        (["SHORT", "--tokenizer", "VOCABULARY", "--val-fraction", "0"], "expected more than the length of 128"),
+        (["EMPTY", "--tokenizer", "TOKENIZER"], "no text, expected a file or a folder with .txt files"),
+        (["SHORT", "--tokenizer", "TOKENIZER"], "documents: 1, expected at least 2 (1 to validate on)"),
+        (["SHORT", "--tokenizer", "TOKENIZER", "--val-fraction", "0"], "10 tokens, expected more than seq_len=128"),
         (["SHORT"], "expected --tokenizer to train from scratch"),
         (["SHORT", "--tokenizer", "no-such-file"], "no-such-file: No such file or directory, expected a tokenizer"),
         (
-            ["SHORT", "--tokenizer", "VOCABULARY", "--seq-len", "300"],
-            "length: 300, expected at most the context of 256",
+            ["SHORT", "--tokenizer", "TOKENIZER", "--seq-len", "300"],
+            "seq_len: 300, expected at most the model's context",
         ),
-        (["SHORT", "--tokenizer", "VOCABULARY", "--kv-heads", "3"], "num_attention_heads: 4, expected a multiple"),
+        (["SHORT", "--tokenizer", "TOKENIZER", "--kv-heads", "3"], "num_attention_heads: 4, expected a multiple"),
     ],
 )
 def test_bad_input_is_one_line(arguments, message, tmp_path, capsys):
@@ -276,83 +283,80 @@ def test_bad_input_is_one_line(arguments, message, tmp_path, capsys):
     (tmp_path / "short").mkdir()
     (tmp_path / "short" / "a.txt").write_text("Too short.")
     (tmp_path / "tokenizer.model").write_bytes(tiny.vocabulary())
-    places = {
-        "EMPTY": tmp_path / "empty",
-        "SHORT": tmp_path / "short",
-        "VOCABULARY": tmp_path / "tokenizer.model",
-    }
-    arguments = [str(places.get(argument, argument)) for argument in arguments]
+    paths = {"EMPTY": tmp_path / "empty", "SHORT": tmp_path / "short", "TOKENIZER": tmp_path / "tokenizer.model"}
+    arguments = [str(paths.get(argument, argument)) for argument in arguments]
     assert main(["train", *arguments, "-o", str(tmp_path / "run")]) == 2
     err = capsys.readouterr().err
     assert message in err
     assert err.count("\n") == 1
 
 
-# What an earlier run has left
+# An output folder that exists
 
 
 @pytest.fixture
-def begun(tmp_path):
-    """A finished run of the command line, and the words that began it."""
+def finished(tmp_path):
+    """A finished run of the command line: its folder and its arguments."""
     (tmp_path / "texts").mkdir()
     for number in range(3):
         (tmp_path / "texts" / f"{number}.txt").write_text(tiny.TEXT, encoding="utf-8")
     (tmp_path / "tokenizer.model").write_bytes(tiny.vocabulary())
-    small = "--hidden-size 8 --layers 2 --heads 2 --kv-heads 1 --head-dim 4 --intermediate-size 8 --sliding-window 4 --context 16 --seq-len 16"
-    words = ["train", str(tmp_path / "texts"), "--tokenizer", str(tmp_path / "tokenizer.model"), *small.split()]
-    words += [*["--steps", "3", "--batch-size", "2", "--warmup-steps", "1"], "-o", str(tmp_path / "run")]
-    assert main(words) == 0
-    return tmp_path, words
+    small = "--hidden-size 8 --layers 2 --heads 2 --kv-heads 1 --head-dim 4 --intermediate-size 8 --sliding-window 4"
+    short = "--context 16 --seq-len 16 --steps 3 --batch-size 2 --warmup-steps 1"
+    arguments = ["train", str(tmp_path / "texts"), "--tokenizer", str(tmp_path / "tokenizer.model")]
+    arguments += [*small.split(), *short.split(), "-o", str(tmp_path / "run")]
+    assert main(arguments) == 0
+    return tmp_path, arguments
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--val-fraction", "0.5"], "made with validation=0.05, expected 0.5"),
-        (["--seed", "1"], "made with seed=0, expected 1"),
+        (["--val-fraction", "0.5"], "made with val_fraction=0.05, but this run asks for 0.5"),
+        (["--seed", "1"], "made with seed=0, but this run asks for 1"),
         (["--tokenizer", "OTHER"], "made with tokenizer="),
-        (["--learning-rate", "0.5"], "training_config with rate=0.001, expected 0.5"),
-        (["--intermediate-size", "9"], "config with intermediate_size=8, expected 9"),
+        (["--learning-rate", "0.5"], "was started with learning_rate=0.001, but this run asks for 0.5"),
+        (["--intermediate-size", "9"], "was started with intermediate_size=8, but this run asks for 9"),
     ],
 )
-def test_a_run_is_resumed_as_it_was_begun(begun, options, message, capsys):
-    folder, words = begun
+def test_a_run_is_not_resumed_with_other_options(finished, options, message, capsys):
+    folder, arguments = finished
     (folder / "other.model").write_bytes(train_tokenizer(tiny.TEXT.splitlines(), 540))
     before = {file.name: file.read_bytes() for file in (folder / "run").iterdir() if file.is_file()}
     options = [str(folder / "other.model") if option == "OTHER" else option for option in options]
-    assert main([*words, "--resume", *options]) == 2
+    assert main([*arguments, "--resume", *options]) == 2
     assert message in capsys.readouterr().err
     assert {file.name: file.read_bytes() for file in (folder / "run").iterdir() if file.is_file()} == before
 
 
-def test_a_run_is_not_resumed_with_other_texts(begun, capsys):
-    folder, words = begun
+def test_a_run_is_not_resumed_with_other_texts(finished, capsys):
+    folder, arguments = finished
     (folder / "texts" / "3.txt").write_text("More of it.")
-    assert main([*words, "--resume"]) == 2
-    assert "made with documents=3, expected 4" in capsys.readouterr().err
+    assert main([*arguments, "--resume"]) == 2
+    assert "made with documents=3, but this run asks for 4" in capsys.readouterr().err
 
 
-def test_another_checkpoint_is_not_written_over(begun, capsys):
-    folder, words = begun
+def test_another_checkpoint_is_not_overwritten(finished, capsys):
+    folder, arguments = finished
     tiny.gemma().save(folder / "other")
     before = (folder / "other" / "model.safetensors").read_bytes()
     for options in ([], ["--resume"]):
-        assert main([*words[:-1], str(folder / "other"), *options]) == 2
+        assert main([*arguments[:-1], str(folder / "other"), *options]) == 2
         assert "other: holds a checkpoint already" in capsys.readouterr().err
     assert (folder / "other" / "model.safetensors").read_bytes() == before
 
 
-def test_an_output_that_is_a_file_is_one_line(begun, capsys):
-    folder, words = begun
+def test_an_output_inside_a_file_is_refused_in_one_line(finished, capsys):
+    folder, arguments = finished
     (folder / "file").touch()
-    assert main([*words[:-1], str(folder / "file" / "run")]) == 2
+    assert main([*arguments[:-1], str(folder / "file" / "run")]) == 2
     err = capsys.readouterr().err
     assert "Not a directory" in err
     assert err.count("\n") == 1
 
 
 @pytest.mark.filterwarnings("ignore:overflow", "ignore:invalid value")
-def test_weights_that_are_no_numbers_are_not_saved(tmp_path):
+def test_weights_that_are_not_finite_are_not_saved(tmp_path):
     with pytest.raises(GemmaError, match=r"step 1: the result is not finite; first in model\."):
         run(tmp_path / "run", replace(TRAINING, learning_rate=1e39, warmup_steps=0, save_every=1))
     assert not (tmp_path / "run" / "training.safetensors").exists()

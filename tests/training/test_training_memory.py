@@ -1,4 +1,4 @@
-"""What `info --training` predicts, against what a step really allocates."""
+"""The memory that `info --training` estimates, against what a step allocates."""
 
 import tracemalloc
 
@@ -14,7 +14,7 @@ from gemma_np.training.task import Batch, Task
 from gemma_np.training.trainer import initial_weights, train_step
 from gemma_np.training.training_state import State, TrainingConfig
 
-SHAPES = {  # D, layers, h, F, V, batch, length: each has its peak at another moment
+SHAPES = {  # D, layers, h, F, V, batch_size, seq_len: each peaks at another moment
     "records": (128, 4, 32, 512, 2048, 8, 128),
     "scores": (64, 2, 16, 256, 512, 4, 512),
     "feed-forward": (64, 2, 16, 1024, 512, 4, 64),
@@ -24,7 +24,7 @@ SHAPES = {  # D, layers, h, F, V, batch, length: each has its peak at another mo
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-def test_the_prediction_is_within_a_tenth(shape):
+def test_the_estimate_is_within_a_tenth(shape):
     D, layers, h, F, V, B, T = shape
     config = gemma2_config(
         vocab_size=V,
@@ -52,8 +52,8 @@ def test_the_prediction_is_within_a_tenth(shape):
     assert sum(training_bytes(config, B, T).values()) == pytest.approx(peak, rel=0.1)
 
 
-def test_info_tells_it(capsys):
+def test_info_prints_the_estimate(capsys):
     assert main(["info", "--model", "gemma-2-2b", "--training", "--batch-size", "2", "--seq-len", "64"]) == 0
     out = capsys.readouterr().out
-    assert "memory for training in float32, 2 texts of 64 tokens at once" in out
+    assert "memory of training in float32, 2 texts of 64 tokens at once" in out
     assert "moments of AdamW" in out
