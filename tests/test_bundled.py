@@ -1,4 +1,4 @@
-"""The models that come with the package: they load, they write what they were trained on, and they are small."""
+"""The bundled models: they load, write Shakespeare, and are small."""
 
 import io
 from importlib import resources
@@ -17,7 +17,7 @@ It is the east, and Juliet is the sun!
 
 
 @pytest.mark.parametrize("name", BUNDLED)
-def test_a_bundled_model_is_a_whole_gemma_2(name):
+def test_a_bundled_model_has_every_feature_of_gemma_2(name):
     model = gemma_np.load(name)
     config = model.config
     assert config.model_type == "gemma2"
@@ -28,19 +28,19 @@ def test_a_bundled_model_is_a_whole_gemma_2(name):
     assert config.vocab_size == len(model.tokenizer)
 
 
-def test_it_knows_its_shakespeare():
-    """A play that was held out is no surprise; the same words in another order are."""
+def test_held_out_shakespeare_is_more_likely_than_shuffled_words():
+    """The play was held out of training."""
     model, words = gemma_np.load(), ACT.split()
     shuffled = " ".join(words[i] for i in np.random.default_rng(0).permutation(len(words)))
     assert model.perplexity(ACT) < 150  # of 2,048
     assert model.perplexity(shuffled) > 3 * model.perplexity(ACT)
 
 
-def test_the_teacher_knows_more():
+def test_the_teacher_has_the_lower_perplexity():
     assert gemma_np.load("shakespeare-4m").perplexity(ACT) < gemma_np.load("shakespeare-1m").perplexity(ACT)
 
 
-def test_generate_needs_no_model(capsys):
+def test_generate_uses_the_bundled_model_by_default(capsys):
     assert main(["generate", "To be", "--max-new-tokens", "30"]) == 0
     text = capsys.readouterr().out
     assert len(text.split()) > 10

@@ -75,11 +75,11 @@ def test_rms_norm(torch, T, D, eps, seed):
 def test_rope(torch, T, half, start, seed):
     x, dy = normal(seed, 2, T, 2 * half), normal(seed + 1, 2, T, 2 * half)
     cos, sin = rope.rope_cos_sin(range(start, start + T), 2 * half, 10_000.0, 1.0, np.float64)
-    turns = torch.complex(torch.tensor(cos), torch.tensor(sin))[..., :half]
+    rotation = torch.complex(torch.tensor(cos), torch.tensor(sin))[..., :half]
 
     def theirs(x):
-        turned = torch.complex(x[..., :half], x[..., half:]) * turns
-        return torch.cat([turned.real, turned.imag], dim=-1)
+        rotated = torch.complex(x[..., :half], x[..., half:]) * rotation
+        return torch.cat([rotated.real, rotated.imag], dim=-1)
 
     check([rope.rope_backward(dy, cos, sin)], autograd(torch, theirs, dy, x))
 
@@ -123,14 +123,14 @@ def test_feed_forward(torch, T, D, F, seed):
 
 @given(config=configs(), layer=st.integers(0, 3), T=lengths, seed=seeds)
 def test_attention(torch, config, layer, T, seed):
-    """Local and global, with cap and without, with the norm of queries and keys and without."""
+    """Local and global layers, with and without a cap, with and without the norms of queries and keys."""
     H, K, h = config.num_attention_heads, config.num_key_value_heads, config.head_dim
     prefix = f"model.layers.{layer}.self_attn."
     weights = random_weights(config, seed, np.float64)
     named = {name.removeprefix(prefix): w for name, w in weights.items() if name.startswith(prefix)}
     x, dy = normal(seed, T, config.hidden_size), normal(seed + 1, T, config.hidden_size)
     cos, sin = rope.rope_cos_sin(range(T), h, *config.rope(layer), np.float64)
-    turns = torch.complex(torch.tensor(cos), torch.tensor(sin))[..., : h // 2]
+    rotation = torch.complex(torch.tensor(cos), torch.tensor(sin))[..., : h // 2]
     mask = torch.tensor(attention_mask.attention_mask(range(T), range(T), config.window(layer)))
 
     def heads(x, weight, count, norm):
@@ -139,14 +139,14 @@ def test_attention(torch, config, layer, T, seed):
             y = torch.nn.functional.rms_norm(y, (h,), 1 + norm, config.rms_norm_eps)
         return y
 
-    def turned(y):
-        y = torch.complex(y[..., : h // 2], y[..., h // 2 :]) * turns
+    def rotated(y):
+        y = torch.complex(y[..., : h // 2], y[..., h // 2 :]) * rotation
         return torch.cat([y.real, y.imag], dim=-1)
 
     def theirs(x, *values):
         w = dict(zip(named, values, strict=True))
-        q = turned(heads(x, w["q_proj.weight"], H, w.get("q_norm.weight")))
-        k = turned(heads(x, w["k_proj.weight"], K, w.get("k_norm.weight"))).repeat_interleave(H // K, dim=0)
+        q = rotated(heads(x, w["q_proj.weight"], H, w.get("q_norm.weight")))
+        k = rotated(heads(x, w["k_proj.weight"], K, w.get("k_norm.weight"))).repeat_interleave(H // K, dim=0)
         v = heads(x, w["v_proj.weight"], K, None).repeat_interleave(H // K, dim=0)
         scores = q @ k.transpose(1, 2) * config.query_pre_attn_scalar**-0.5
         if cap := config.attn_logit_softcapping:
@@ -163,23 +163,23 @@ def test_attention(torch, config, layer, T, seed):
 
 
 def by_definition(torch, name):
-    """Each loss from the textbook's formula, from log P_S and log P_T."""
+    """Each loss by its textbook formula, from log P_S and log P_T."""
 
     def jensen_shannon(s, t):
         mixture = 0.3 * t.exp() + 0.7 * s.exp()
         return 0.3 * (t.exp() * (t - mixture.log())).sum(-1) + 0.7 * (s.exp() * (s - mixture.log())).sum(-1)
 
     return {
-        "distillation": lambda s, t: -(t.exp() * s).sum(-1),
+        "soft_cross_entropy": lambda s, t: -(t.exp() * s).sum(-1),
         "forward_kl": lambda s, t: torch.nn.functional.kl_div(s, t, log_target=True, reduction="none").sum(-1),
         "reverse_kl": lambda s, t: torch.nn.functional.kl_div(t, s, log_target=True, reduction="none").sum(-1),
         "jensen_shannon": jensen_shannon,
     }[name]
 
 
-@pytest.mark.parametrize("name", ["distillation", "forward_kl", "reverse_kl", "jensen_shannon"])
+@pytest.mark.parametrize("name", ["soft_cross_entropy", "forward_kl", "reverse_kl", "jensen_shannon"])
 @given(T=lengths, V=sizes, seed=seeds)
-def test_losses_towards_a_teacher(torch, name, T, V, seed):
+def test_losses_against_a_teacher(torch, name, T, V, seed):
     logits, teacher = 2 * normal(seed, T, V), 2 * normal(seed + 1, T, V)
     definition = by_definition(torch, name)
 

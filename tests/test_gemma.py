@@ -1,4 +1,4 @@
-"""load() and the object that it gives."""
+"""`load`, and the model that it returns."""
 
 import subprocess
 import sys
@@ -31,11 +31,11 @@ def test_saved_and_loaded_is_the_same_model(model_type, tmp_path):
     assert (loaded.logits(ids) == model.logits(ids)).all()
 
 
-def test_float64_is_the_truth_that_float32_comes_close_to(folder):
+def test_float32_is_close_to_float64(folder):
     ids = [2, 5, 300, 17, 21, 22, 23]
-    rough, exact = gemma_np.load(folder).logits(ids), gemma_np.load(folder, dtype="float64").logits(ids)
+    single, exact = gemma_np.load(folder).logits(ids), gemma_np.load(folder, dtype="float64").logits(ids)
     assert exact.dtype == np.float64
-    assert_close(rough, exact, "precision")
+    assert_close(single, exact, "precision")
 
 
 def test_logits_of_ids_and_of_a_batch():
@@ -44,14 +44,14 @@ def test_logits_of_ids_and_of_a_batch():
     assert model.logits([[2, 5, 7], [2, 8, 9]]).shape == (2, 3, model.config.vocab_size)
 
 
-def test_trace_ends_in_the_logits():
+def test_the_trace_ends_with_the_logits():
     model = tiny.gemma()
     trace = model.trace([2, 5, 7])
     assert next(iter(trace)) == "embedding"
     assert (trace["logits_capped"] == model.logits([2, 5, 7])).all()
 
 
-def test_a_prompt_is_a_text_or_its_ids():
+def test_a_prompt_is_a_text_or_token_ids():
     model = tiny.gemma()
     assert model.generate("The sea", max_new_tokens=6) == model.generate(
         model.tokenizer.encode("The sea"), max_new_tokens=6
@@ -65,7 +65,7 @@ def test_the_same_seed_gives_the_same_text():
     assert texts[0] == texts[1] != texts[2]
 
 
-def test_perplexity_is_that_of_the_logits():
+def test_perplexity_from_the_logits():
     model = tiny.gemma()
     ids = model.tokenizer.encode(text := "The lamp was lit in the night.")
     logits = model.logits(ids)[:-1].astype(np.float64)
@@ -74,8 +74,8 @@ def test_perplexity_is_that_of_the_logits():
     assert model.perplexity(text) == pytest.approx(expected, rel=1e-5)
 
 
-def test_perplexity_of_a_text_longer_than_the_model_reads():
-    """63 tokens behind a <bos> fill the 64 positions: two texts of 63 tokens are two independent pieces."""
+def test_perplexity_of_a_text_longer_than_the_context():
+    """A `<bos>` and 63 tokens fill the 64 positions: 126 tokens are two independent windows."""
     model = tiny.gemma()
     ids = model.tokenizer.encode(tiny.TEXT, bos=False)[:126]
     whole, halves = tiny.tokenizer().decode(ids), [ids[:63], ids[63:]]
@@ -88,42 +88,42 @@ def test_perplexity_of_a_text_longer_than_the_model_reads():
 
 
 @pytest.mark.parametrize("name", ["no-such-folder", "./no/such/folder", "no-such-file.gguf"])
-def test_what_is_not_there(name):
+def test_a_missing_checkpoint_is_refused(name):
     with pytest.raises(GemmaError, match="no such folder or file"):
         gemma_np.load(name)
 
 
-def test_a_file_of_another_kind(tmp_path):
+def test_another_kind_of_file_is_refused(tmp_path):
     (tmp_path / "model.bin").write_bytes(b"pickle?")
     with pytest.raises(GemmaError, match=r"model\.bin: a file, expected a \.gguf file"):
         gemma_np.load(tmp_path / "model.bin")
 
 
-def test_another_dtype(folder):
+def test_an_unknown_dtype_is_refused(folder):
     with pytest.raises(GemmaError, match="dtype: 'float16', expected one of float32, float64, stored"):
         gemma_np.load(folder, dtype="float16")
 
 
-def test_a_tokenizer_of_another_size_than_the_embedding(tmp_path):
+def test_a_tokenizer_of_another_size_than_the_embedding_is_refused(tmp_path):
     model = tiny.gemma(vocab_size=401)
     model.save(tmp_path / "other")
     with pytest.raises(GemmaError, match="tokenizer of 400 pieces, expected vocab_size=401"):
         gemma_np.load(tmp_path / "other")
 
 
-def test_the_64_image_rows_of_a_multimodal_checkpoint_are_no_other_size(tmp_path):
+def test_the_64_image_rows_of_a_multimodal_checkpoint_are_accepted(tmp_path):
     tiny.gemma("gemma3_text", vocab_size=464).save(tmp_path / "images")
     assert gemma_np.load(tmp_path / "images").generate("The", max_new_tokens=1) is not None
 
 
-def test_a_damaged_tokenizer(tmp_path):
+def test_a_damaged_tokenizer_is_refused(tmp_path):
     tiny.gemma().save(tmp_path / "damaged")
     (tmp_path / "damaged" / "tokenizer.model").write_bytes(b"not a model")
-    with pytest.raises(GemmaError, match="no sentencepiece model"):
+    with pytest.raises(GemmaError, match="tokenizer: 11 bytes, expected a sentencepiece model"):
         gemma_np.load(tmp_path / "damaged")
 
 
-def test_without_a_tokenizer_ids_still_work(tmp_path):
+def test_without_a_tokenizer_token_ids_still_work(tmp_path):
     tiny.gemma().save(tmp_path / "bare")
     (tmp_path / "bare" / "tokenizer.model").unlink()
     model = gemma_np.load(tmp_path / "bare")
@@ -135,7 +135,7 @@ def test_without_a_tokenizer_ids_still_work(tmp_path):
 @pytest.mark.parametrize(
     ("prompt", "message"), [("", "prompt: empty"), ([], "token ids"), ([2, 400], "token ids: 400")]
 )
-def test_a_prompt_that_is_none(prompt, message):
+def test_an_empty_or_invalid_prompt_is_refused(prompt, message):
     with pytest.raises(GemmaError, match=message):
         tiny.gemma().generate(prompt)
 
@@ -145,7 +145,7 @@ def test_an_empty_text_has_no_perplexity():
         tiny.gemma().perplexity("")
 
 
-def test_import_brings_nothing_heavy():
+def test_the_import_loads_no_heavy_package():
     code = "import sys, gemma_np; print([name for name in sys.argv[1:] if name in sys.modules])"
     heavy = ["torch", "transformers", "gguf", "huggingface_hub", "tqdm", "safetensors", "matplotlib"]
     printed = subprocess.run([sys.executable, "-c", code, *heavy], capture_output=True, text=True, check=True).stdout

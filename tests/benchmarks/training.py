@@ -1,4 +1,4 @@
-"""Speed of a training step at the tiny shape (D 128, 4 layers, V 2,048, batch 8 x 128), as ratios within one run.
+"""Measure the speed of a training step at the tiny shape (D 128, 4 layers, V 2,048, batch 8 x 128), as ratios.
 
     pip install -e '.[framework,mpi]'
     python -m tests.benchmarks.training
@@ -53,7 +53,7 @@ def main() -> None:
 
 
 def ours() -> None:
-    """Train, on as many ranks as mpiexec has started, and print the tokens a second."""
+    """Train on the ranks that mpiexec started, and print the tokens per second."""
     generator = np.random.default_rng(0)
     state = State(initial_weights(TINY, generator), AdamW(), generator)
     task = Task(
@@ -66,7 +66,7 @@ def ours() -> None:
 
 
 def theirs() -> None:
-    """The same with torch."""
+    """Do the same with torch."""
     import torch
 
     from tests.benchmarks.speed import framework_model

@@ -1,4 +1,4 @@
-"""The command line: what it prints and where, and that bad input is one line."""
+"""The command line: what it prints and where, and that bad input gives one line."""
 
 import os
 import signal
@@ -34,7 +34,7 @@ def test_generate_prints_the_text_and_nothing_else(checkpoint, capsys):
     assert "tokens/s" in err
 
 
-def test_generate_hands_every_option_on(checkpoint, capsys):
+def test_generate_passes_every_option_on(checkpoint, capsys):
     options = ["--max-new-tokens", "9", "--temperature", "3", "--top-k", "20", "--top-p", "0.9", "--seed", "5"]
     assert main(["generate", "--model", checkpoint, *options, "The"]) == 0
     expected = tiny.gemma().generate("The", max_new_tokens=9, temperature=3, top_k=20, top_p=0.9, seed=5)
@@ -73,10 +73,10 @@ def test_info_of_a_released_model_needs_no_weights(name, capsys):
     assert "GB" in out
 
 
-def test_info_counts_the_cache_by_hand(capsys):
+def test_info_prints_the_cache_as_counted_by_hand(capsys):
     main(["info", "--model", "gemma-2-2b"])
-    # keys and values, 4 heads of 256 float32 numbers: 8,192 bytes a token and layer; 26 layers, 13 of them keep no more
-    # than 4,096 tokens: 8,192 * 26 * 1,000 and 8,192 * 13 * (8,000 + 4,096)
+    # keys and values, 4 heads of 256 float32 numbers: 8,192 bytes a token and layer; 26 layers, 13 of them keep at most
+    # 4,096 tokens: 8,192 * 26 * 1,000 and 8,192 * 13 * (8,000 + 4,096)
     line = next(line for line in capsys.readouterr().out.splitlines() if "of that the cache" in line)
     assert line.split()[-4:] == ["213.0", "MB", "1.29", "GB"]
 
@@ -126,14 +126,17 @@ def test_help_has_an_example(command, capsys):
         (["trace", "--model", "FOLDER", "--prompt", "", "-o", "EMPTY"], "prompt: empty"),
         (["inspect", "--model", "FOLDER", "a", "-o", ""], "a folder, expected a file to write"),
         (["inspect", "--model", "FOLDER", "a", "-o", "FOLDER"], "a folder, expected a file to write"),
-        (["inspect", "--model", "FOLDER", "a", "-o", "nowhere/page.html"], "there is no folder nowhere to write it to"),
+        (
+            ["inspect", "--model", "FOLDER", "a", "-o", "nowhere/page.html"],
+            "the folder nowhere does not exist, expected a file in",
+        ),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(arguments, message, checkpoint, tmp_path, capsys):
     (tmp_path / "empty").touch()
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
-    places = {"FOLDER": checkpoint, "EMPTY": str(tmp_path / "empty"), "BINARY": str(tmp_path / "binary")}
-    assert main([places.get(argument, argument) for argument in arguments]) == 2
+    paths = {"FOLDER": checkpoint, "EMPTY": str(tmp_path / "empty"), "BINARY": str(tmp_path / "binary")}
+    assert main([paths.get(argument, argument) for argument in arguments]) == 2
     out, err = capsys.readouterr()
     assert out == ""
     assert err.startswith("gemma-np: ")
@@ -141,7 +144,7 @@ def test_bad_input_is_one_line_and_status_2(arguments, message, checkpoint, tmp_
     assert err.count("\n") == 1
 
 
-def test_a_warning_is_one_line_too(tmp_path):
+def test_a_warning_is_one_line(tmp_path):
     model = tiny.gemma()
     weights = dict(model.weights)
     weights["model.norm.weight"] = weights["model.norm.weight"] * float("nan")
@@ -158,10 +161,10 @@ def test_ctrl_c_ends_cleanly(tmp_path):
     folder = tmp_path / "tiny"
     tiny.gemma(max_position_embeddings=100_000).save(folder)
     command = [sys.executable, "-m", "gemma_np", "generate", "--model", str(folder), "--max-new-tokens", "90000", "a"]
-    # A shell starts what runs in the background deaf to Ctrl-C; at a terminal it is not.
-    hearing = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=hearing) as process:
-        process.stdout.read(1)  # it has begun to write
+    # A shell starts background processes with Ctrl-C ignored; at a terminal they receive it.
+    take_ctrl_c = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=take_ctrl_c) as process:
+        process.stdout.read(1)  # wait until it writes
         time.sleep(0.1)
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=30)
@@ -169,7 +172,7 @@ def test_ctrl_c_ends_cleanly(tmp_path):
     assert b"Traceback" not in err
 
 
-def test_a_reader_that_has_gone_is_no_error(tmp_path):
+def test_a_closed_pipe_is_no_error(tmp_path):
     folder = tmp_path / "tiny"
     tiny.gemma(max_position_embeddings=100_000).save(folder)
     command = [sys.executable, "-m", "gemma_np", "generate", "--model", str(folder), "--max-new-tokens", "90000", "a"]

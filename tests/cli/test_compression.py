@@ -1,4 +1,4 @@
-"""The commands that make a model smaller: what they write, and what they refuse."""
+"""The commands that compress a model: what they write, and what they refuse."""
 
 import subprocess
 import sys
@@ -13,6 +13,8 @@ from gemma_np.compression.quantization import Scheme, quantize
 from gemma_np.weights.formats import BFloat16, Float8, Int4, Int8, dequantize
 from tests.support import tiny
 
+NO_CALIBRATION = "--calibration-text: missing, expected a text file or a folder of .txt files"
+SAMPLES = ["--calibration-samples", "2", "--calibration-length", "20"]
 SIZES = {"hidden_size": 32, "head_dim": 32, "intermediate_size": 64, "query_pre_attn_scalar": 32}
 
 
@@ -32,57 +34,35 @@ def texts(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("kind", "stored"), [("bfloat16", BFloat16), ("int8", Int8), ("int4", Int4), ("float8", Float8)]
+    ("format", "stored_as"), [("bfloat16", BFloat16), ("int8", Int8), ("int4", Int4), ("float8", Float8)]
 )
-def test_quantize_stores_every_matrix_so(kind, stored, checkpoint, tmp_path):
-    group = ["--group-size", "32"] if kind == "int4" else []
-    assert main(["quantize", "--model", checkpoint, "--format", kind, *group, "-o", str(tmp_path / "out")]) == 0
+def test_quantize_stores_every_matrix_in_the_format(format, stored_as, checkpoint, tmp_path):
+    group_size = ["--group-size", "32"] if format == "int4" else []
+    assert main(["quantize", "--model", checkpoint, "--format", format, *group_size, "-o", str(tmp_path / "out")]) == 0
     model = gemma_np.load(tmp_path / "out", "stored")
-    scheme = Scheme(kind, 32 if group else None)
+    scheme = Scheme(format, 32 if group_size else None)
     for name, weight in tiny.gemma(**SIZES).weights.items():
         if weight.ndim == 2:
-            assert type(model.weights[name]) is stored
+            assert type(model.weights[name]) is stored_as
             assert (dequantize(model.weights[name]) == dequantize(quantize(weight, scheme, mse=True))).all()
     assert main(["generate", "--model", str(tmp_path / "out"), "--max-new-tokens", "3", "The"]) == 0
 
 
 @pytest.mark.parametrize("method", ["gptq", "awq"])
-def test_quantize_with_a_text_and_an_embedding_of_its_own(method, checkpoint, texts, tmp_path):
-    options = [
-        "--group-size",
-        "32",
-        "--method",
-        method,
-        "--calibration-text",
-        texts,
-        "--calibration-samples",
-        "2",
-        "--calibration-length",
-        "20",
-    ]
+def test_quantize_with_calibration_text_and_an_embedding_format(method, checkpoint, texts, tmp_path):
     out = str(tmp_path / "out")
-    assert (
-        main(["quantize", "--model", checkpoint, "--format", "int4", "--embedding-format", "int8", *options, "-o", out])
-        == 0
-    )
+    formats = ["--format", "int4", "--group-size", "32", "--embedding-format", "int8"]
+    arguments = ["quantize", "--model", checkpoint, *formats, "--method", method, "-o", out]
+    assert main([*arguments, "--calibration-text", texts, *SAMPLES]) == 0
     weights = gemma_np.load(out).weights
     assert type(weights["model.embed_tokens.weight"]) is Int8
     assert type(weights["model.layers.3.mlp.down_proj.weight"]) is Int4
 
 
 def test_prune_writes_an_ordinary_checkpoint(checkpoint, texts, tmp_path):
-    options = [
-        "--calibration-text",
-        texts,
-        "--calibration-samples",
-        "2",
-        "--calibration-length",
-        "20",
-        "-o",
-        str(tmp_path / "out"),
-    ]
+    options = ["--calibration-text", texts, *SAMPLES, "-o", str(tmp_path / "out")]
     assert main(["prune", "--model", checkpoint, "layers=2,intermediate-size=40,kv-heads=1", *options]) == 0
-    config, _, _ = load_folder(tmp_path / "out", np.float32)
+    config, _, _ = load_folder(tmp_path / "out")
     assert (config.num_hidden_layers, config.intermediate_size, config.num_attention_heads) == (2, 40, 2)
 
 
@@ -90,8 +70,8 @@ def test_compress_from_end_to_end(tmp_path, capsys):
     texts = tmp_path / "texts"
     texts.mkdir()
     for number in range(3):
-        words = gemma_np.load().generate([2, 300 + number], max_new_tokens=200, temperature=1, seed=number)
-        (texts / f"{number}.txt").write_text(words * 60, encoding="utf-8")
+        text = gemma_np.load().generate([2, 300 + number], max_new_tokens=200, temperature=1, seed=number)
+        (texts / f"{number}.txt").write_text(text * 60, encoding="utf-8")
     steps = ["--prune", "layers=2,intermediate-size=256", "--distill", "2", "--quantize", "int4", "--method", "gptq"]
     command = ["compress", str(texts), *steps, "--batch-size", "1", "--seq-len", "64", "--val-fraction", "0.4"]
     assert main([*command, "-o", str(tmp_path / "out")]) == 0
@@ -108,7 +88,7 @@ def test_export_gguf(checkpoint, tmp_path):
     assert type(gemma_np.load(tmp_path / "tiny.gguf").weights["model.embed_tokens.weight"]) is Int4
 
 
-def test_a_hollow_27b_is_described_and_opened_at_once(tmp_path, capsys):
+def test_a_sparse_27b_is_described_and_opened_at_once(tmp_path, capsys):
     assert main(["init-checkpoint", "gemma-2-27b", "--sparse-file", "-o", str(tmp_path / "hollow")]) == 0
     assert main(["info", "--model", str(tmp_path / "hollow")]) == 0
     assert "27,227,128,320" in capsys.readouterr().out
@@ -120,18 +100,8 @@ def test_quantization_aware_training(tmp_path, texts):
     tokenizer = tmp_path / "tokenizer.model"
     tokenizer.write_bytes(tiny.vocabulary())
     shape = ["--hidden-size", "32", "--layers", "2", "--head-dim", "8", "--intermediate-size", "32"]
-    options = [
-        "--steps",
-        "2",
-        "--batch-size",
-        "2",
-        "--seq-len",
-        "20",
-        "--quantization-aware",
-        "int4",
-        "--group-size",
-        "32",
-    ]
+    options = ["--steps", "2", "--batch-size", "2", "--seq-len", "20", "--quantization-aware", "int4"]
+    options += ["--group-size", "32"]
     out = tmp_path / "run"
     assert main(["train", texts, "--tokenizer", str(tokenizer), *shape, *options, "-o", str(out)]) == 0
     weight = gemma_np.load(out).weights["model.layers.1.mlp.up_proj.weight"]
@@ -145,29 +115,14 @@ def test_quantization_aware_training(tmp_path, texts):
             ["quantize", "--format", "int4", "--group-size", "48"],
             "model.embed_tokens.weight: 32 channels, expected a multiple of",
         ),
-        (
-            ["quantize", "--format", "int4", "--method", "gptq"],
-            "expected --calibration-text, a text file or a folder to calibrate with",
-        ),
-        (
-            [
-                "prune",
-                "layers=9",
-                "--calibration-text",
-                "TEXTS",
-                "--calibration-samples",
-                "1",
-                "--calibration-length",
-                "20",
-            ],
-            "layers: 9 to keep, expected 1 to 4",
-        ),
+        (["quantize", "--format", "int4", "--method", "gptq"], NO_CALIBRATION),
+        (["prune", "layers=9", "--calibration-text", "TEXTS", *SAMPLES], "layers: 9 to keep, expected 1 to 4"),
         (["prune", "drop-layers=7"], "layer 7: does not exist, expected 0 to 3"),
-        (["prune", "layers=2"], "expected --calibration-text, a text file or a folder to calibrate with"),
+        (["prune", "layers=2"], NO_CALIBRATION),
         (["prune", "kv-heads=2", "--calibration-text", "TEXTS", "--calibration-samples", "900"], "calibration text: "),
     ],
 )
-def test_bad_input_is_one_line_and_leaves_nothing(arguments, message, checkpoint, texts, tmp_path, capsys):
+def test_bad_input_is_one_line_and_writes_nothing(arguments, message, checkpoint, texts, tmp_path, capsys):
     arguments = [texts if argument == "TEXTS" else argument for argument in arguments]
     assert main([*arguments, "--model", checkpoint, "-o", str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err
@@ -176,7 +131,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(arguments, message, checkpoint
     assert list(tmp_path.iterdir()) == []
 
 
-def test_quantizing_what_is_quantized(checkpoint, tmp_path, capsys):
+def test_a_quantized_model_is_not_quantized_again(checkpoint, tmp_path, capsys):
     main(["quantize", "--model", checkpoint, "--format", "int8", "-o", str(tmp_path / "one")])
     assert main(["quantize", "--model", str(tmp_path / "one"), "--format", "int8", "-o", str(tmp_path / "two")]) == 2
     assert "model.embed_tokens.weight: is quantized already" in capsys.readouterr().err
@@ -184,8 +139,8 @@ def test_quantizing_what_is_quantized(checkpoint, tmp_path, capsys):
     assert gemma_np.load(tmp_path / "floats").weights["model.embed_tokens.weight"].dtype == np.float32
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="files there have no limit")
-def test_no_room_on_the_disk_leaves_nothing(checkpoint, tmp_path):
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no limit on file size")
+def test_a_full_disk_leaves_nothing(checkpoint, tmp_path):
     """A limit on the size of files stands for a full disk."""
     limit = "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
     limit += "resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000)); "

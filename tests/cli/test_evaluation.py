@@ -1,12 +1,12 @@
-"""`gemma-np evaluate`: what it prints, draws and refuses."""
+"""`gemma-np evaluate`: what it prints, plots and refuses."""
 
 import json
 
 import pytest
 
-import gemma_np
 from gemma_np.cli import main
 from gemma_np.evaluation.multiple_choice import read_questions
+from gemma_np.gemma import ASSETS
 from tests.support import tiny
 
 FILE = "tutorials/questions.jsonl"
@@ -28,8 +28,8 @@ def checkpoints(tmp_path_factory):
     return str(folder / "one"), str(folder / "two")
 
 
-def test_the_file_that_comes_along_is_one_of_questions():
-    questions = read_questions(gemma_np.gemma._ASSETS.parents[1] / FILE)
+def test_the_bundled_questions_are_valid():
+    questions = read_questions(ASSETS.parents[1] / FILE)
     assert len(questions) >= 100
     assert {len(question.choices) for question in questions} == {4}
     assert {question.answer for question in questions} == {0, 1, 2, 3}
@@ -39,44 +39,44 @@ def test_a_table_of_one_model(file, checkpoints, capsys):
     assert main(["evaluate", file, "--model", checkpoints[0]]) == 0
     out = capsys.readouterr().out
     assert out.splitlines()[0].split() == ["6", "questions", "one"]
-    for figure in ("accuracy, raw", "accuracy, by token", "accuracy, by byte", "expected calibration error"):
+    for figure in ("accuracy, raw", "accuracy, per token", "accuracy, per byte", "expected calibration error"):
         assert figure in out
 
 
-def test_examples_are_not_asked(file, checkpoints, capsys):
+def test_few_shot_examples_are_not_evaluated(file, checkpoints, capsys):
     assert main(["evaluate", file, "--model", checkpoints[0], "--num-fewshot", "2", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["questions"] == 4
     assert main(["evaluate", file, "--model", checkpoints[0], "--num-fewshot", "6"]) == 2
     assert "6 questions, expected more than the 6 examples" in capsys.readouterr().err
 
 
-def test_a_model_is_no_better_than_itself(file, checkpoints, capsys):
+def test_a_model_does_not_differ_from_itself(file, checkpoints, capsys):
     assert main(["evaluate", file, "--compare", checkpoints[0], checkpoints[0], "--json"]) == 0
     found = json.loads(capsys.readouterr().out)["differences"]["right answers"]
     assert (found["mean"], found["p"]) == (0, 1)
 
 
-def test_two_models_are_told_apart_or_not(file, checkpoints, capsys):
+def test_two_models_are_compared_with_a_significance_test(file, checkpoints, capsys):
     assert main(["evaluate", file, "--compare", *checkpoints]) == 0
     out = capsys.readouterr().out
     assert "one" in out.splitlines()[0]
     assert "two" in out.splitlines()[0]
-    assert out.count("than chance") == 2
+    assert out.count("significant") == 2
 
 
 @pytest.mark.plot
-@pytest.mark.parametrize("what", [["--model", "ONE"], ["--compare", "ONE", "TWO"]])
-def test_pictures(what, file, checkpoints, tmp_path):
+@pytest.mark.parametrize("models", [["--model", "ONE"], ["--compare", "ONE", "TWO"]])
+def test_plots(models, file, checkpoints, tmp_path):
     names = {"ONE": checkpoints[0], "TWO": checkpoints[1]}
-    arguments = [names.get(word, word) for word in what]
-    assert main(["evaluate", file, *arguments, "--plot", str(tmp_path / "picture.png")]) == 0
-    assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
+    arguments = [names.get(word, word) for word in models]
+    assert main(["evaluate", file, *arguments, "--plot", str(tmp_path / "plot.png")]) == 0
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.plot
-def test_a_picture_of_no_kind(file, checkpoints, tmp_path, capsys):
-    assert main(["evaluate", file, "--model", checkpoints[0], "--plot", str(tmp_path / "picture.xyz")]) == 2
-    assert "picture.xyz" in capsys.readouterr().err
+def test_an_unknown_image_format_is_refused(file, checkpoints, tmp_path, capsys):
+    assert main(["evaluate", file, "--model", checkpoints[0], "--plot", str(tmp_path / "plot.xyz")]) == 2
+    assert "plot.xyz" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 

@@ -1,4 +1,4 @@
-"""Log-likelihoods of continuations: sharing what texts begin with changes nothing."""
+"""Log-likelihoods of continuations: reading a shared beginning once changes no score."""
 
 import numpy as np
 import pytest
@@ -24,7 +24,7 @@ def alone(pair, weights, config):
 
 @st.composite
 def pairs_of_few_tokens(draw):
-    """Pairs over an alphabet of three tokens, so that many begin alike and some are the same."""
+    """Draw pairs over three tokens, so that many share a beginning and some are equal."""
     ids = st.integers(0, 2)
     pair = st.builds(
         Pair, st.lists(ids, min_size=1, max_size=9).map(tuple), st.lists(ids, min_size=1, max_size=5).map(tuple)
@@ -33,7 +33,7 @@ def pairs_of_few_tokens(draw):
 
 
 @given(configs(), pairs_of_few_tokens(), seeds)
-def test_every_pair_scores_as_it_does_alone(config, pairs, seed):
+def test_every_pair_scores_as_if_alone(config, pairs, seed):
     weights = random_weights(config, seed, np.float64)
     found = likelihoods(pairs, weights, config)
     expected = [alone(pair, weights, config) for pair in pairs]
@@ -42,7 +42,7 @@ def test_every_pair_scores_as_it_does_alone(config, pairs, seed):
 
 
 @given(st.sets(st.lists(st.integers(0, 1), min_size=1, max_size=12).map(tuple), min_size=1, max_size=8), seeds)
-def test_each_cache_is_as_if_its_context_had_been_read_alone(contexts, seed):
+def test_each_cache_is_as_if_its_context_were_read_alone(contexts, seed):
     config = tiny.config("gemma3_text")
     weights = random_weights(config, seed, np.float64)
     for context, (x, cache) in zip(sorted(contexts), read_sharing(sorted(contexts), 13, weights, config), strict=True):
@@ -52,7 +52,7 @@ def test_each_cache_is_as_if_its_context_had_been_read_alone(contexts, seed):
         assert_close(after, transformer([*context, 3], weights, config)[-1], "model")
 
 
-def test_what_contexts_begin_with_is_read_once(monkeypatch):
+def test_a_shared_beginning_is_read_once(monkeypatch):
     model = tiny.gemma()
     read = []
 
@@ -87,7 +87,7 @@ def test_the_same_choice_twice_scores_the_same_and_the_order_does_not_matter():
         (Pair((5,) * 60, (5,) * 6), "65 tokens, expected at most 64"),
     ],
 )
-def test_pairs_that_cannot_be_scored(pair, message):
+def test_empty_and_too_long_pairs_are_refused(pair, message):
     model = tiny.gemma()
     with pytest.raises(GemmaError, match=message):
         likelihoods([pair], model.weights, model.config)
@@ -110,7 +110,7 @@ def test_no_pairs_have_no_scores():
 
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
 @pytest.mark.parametrize("int8", [False, True])
-def test_a_repeated_cache_is_what_each_text_had_read(model_type, int8):
+def test_a_repeated_cache_continues_as_the_original(model_type, int8):
     from gemma_np.model.kv_cache import KVCache
 
     model = tiny.gemma(model_type)

@@ -1,4 +1,4 @@
-"""Questions, scores, accuracy, calibration."""
+"""Multiple choice: questions, scores, accuracy, calibration."""
 
 import json
 import math
@@ -11,10 +11,10 @@ from gemma_np.evaluation.multiple_choice import (
     SCORES,
     Answers,
     Question,
-    answer,
-    calibration,
+    answer_questions,
     encode_pair,
-    prompt,
+    expected_calibration_error,
+    few_shot_prompt,
     read_questions,
 )
 from tests.support import tiny
@@ -28,26 +28,26 @@ QUESTIONS = [
 
 
 def ask(questions, examples=()):
-    return answer(questions, MODEL.weights, MODEL.config, MODEL.tokenizer, examples)
+    return answer_questions(questions, MODEL.weights, MODEL.config, MODEL.tokenizer, examples)
 
 
 def test_examples_come_with_their_answers():
-    assert prompt(QUESTIONS[1], QUESTIONS[:1]) == (
+    assert few_shot_prompt(QUESTIONS[1], QUESTIONS[:1]) == (
         "Question: How many ships?\nAnswer: none\n\nQuestion: Where is the lamp?\nAnswer:"
     )
 
 
-def test_a_token_may_begin_with_the_space_between():
+def test_the_space_between_belongs_to_the_continuation():
     pair = encode_pair("The ships", " that passed", MODEL.tokenizer)
     assert pair.context + pair.continuation == tuple(MODEL.tokenizer.encode("The ships that passed"))
     assert pair == encode_pair("The ships ", "that passed", MODEL.tokenizer)
 
 
-def test_scores_from_their_definitions():
+def test_scores_match_their_definitions():
     found = ask(QUESTIONS)
     for question, scores in zip(QUESTIONS, found.scores, strict=True):
         for choice, column in zip(question.choices, scores.T, strict=True):
-            pair = encode_pair(prompt(question), f" {choice}", MODEL.tokenizer)
+            pair = encode_pair(few_shot_prompt(question), f" {choice}", MODEL.tokenizer)
             logits = MODEL.logits(pair.context + pair.continuation)[len(pair.context) - 1 : -1].astype(np.float64)
             log_probs = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
             raw = log_probs[np.arange(len(pair.continuation)), pair.continuation].sum()
@@ -55,11 +55,11 @@ def test_scores_from_their_definitions():
             assert_close(column.astype(np.float32), np.array(expected), "precision")
 
 
-def test_the_order_of_choices_does_not_matter_and_a_repeated_one_scores_the_same():
+def test_the_order_of_choices_does_not_matter_and_equal_choices_score_the_same():
     scores = ask(QUESTIONS).scores[0]
     assert (scores[:, 0] == scores[:, 3]).all()
-    turned = Question("How many ships?", QUESTIONS[0].choices[::-1], 0)
-    assert_close(ask([turned]).scores[0].astype(np.float32), scores[:, ::-1], "model")
+    reversed_ = Question("How many ships?", QUESTIONS[0].choices[::-1], 0)
+    assert_close(ask([reversed_]).scores[0].astype(np.float32), scores[:, ::-1], "model")
 
 
 def answers(raw, right):
@@ -72,21 +72,21 @@ def test_accuracy_and_its_standard_error():
     assert share == 0.75
     assert error == pytest.approx(np.std([1, 1, 0, 1], ddof=1) / 2)
     assert math.isnan(answers([[0, -1]], [0]).accuracy()[1])
-    assert set(SCORES) == {"raw", "by token", "by byte"}
+    assert set(SCORES) == {"raw", "per token", "per byte"}
 
 
 def test_calibration_by_hand():
-    sure, unsure = math.log(0.95), math.log(0.05)
+    high, low = math.log(0.95), math.log(0.05)
     half = math.log(0.5)
-    found = answers([[sure, unsure], [sure, unsure], [half, half - 1e-9]], [0, 1, 0])
-    error, bins = calibration(found)
+    found = answers([[high, low], [high, low], [half, half - 1e-9]], [0, 1, 0])
+    error, bins = expected_calibration_error(found)
     assert bins[9] == pytest.approx([2, 0.95, 0.5])
     assert bins[5] == pytest.approx([1, 0.5, 1.0], rel=1e-6)
     assert error == pytest.approx((2 * 0.45 + 1 * 0.5) / 3)
 
 
-def test_being_surely_right_is_perfect_calibration():
-    error, _ = calibration(answers([[0, -1000]] * 5, [0] * 5))
+def test_confident_right_answers_are_perfectly_calibrated():
+    error, _ = expected_calibration_error(answers([[0, -1000]] * 5, [0] * 5))
     assert error == 0
 
 
@@ -111,20 +111,20 @@ GOOD = {"question": "Q", "choices": ["a", "b"], "answer": 1}
         (json.dumps(GOOD | {"question": 5}), "line 2: question: 5, expected str"),
     ],
 )
-def test_a_line_that_is_no_question(line, message, tmp_path):
+def test_invalid_lines_are_refused(line, message, tmp_path):
     path = tmp_path / "questions.jsonl"
     path.write_text(json.dumps(GOOD) + "\n" + line + "\n")
     with pytest.raises(GemmaError, match=message):
         read_questions(path)
 
 
-def test_an_empty_file(tmp_path):
+def test_an_empty_file_is_refused(tmp_path):
     path = tmp_path / "questions.jsonl"
     path.write_text("\n\n")
     with pytest.raises(GemmaError, match="empty, expected at least one question"):
         read_questions(path)
 
 
-def test_a_prompt_longer_than_the_context():
+def test_a_prompt_longer_than_the_context_is_refused():
     with pytest.raises(GemmaError, match="tokens, expected at most 400"):
         ask([Question("x" * 1000, ("a",), 0)])

@@ -1,4 +1,4 @@
-"""Perplexity of long texts: every token once, with as much before it as was asked for."""
+"""Perplexity of long texts: every token is scored once, with the context that the window gives it."""
 
 import math
 
@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gemma_np import GemmaError
-from gemma_np.evaluation.perplexity import TextLoss, negative_log_likelihood, sliding_losses
+from gemma_np.evaluation.perplexity import TextLoss, sliding_losses, token_losses
 from tests.support import tiny
 from tests.support.strategies import random_ids, random_weights
 from tests.support.tolerances import assert_close
@@ -19,10 +19,10 @@ WEIGHTS = random_weights(CONFIG, 0, np.float64)
 
 @given(st.integers(1, 40), st.integers(2, 20), st.data())
 def test_each_token_is_scored_once_in_its_window(length, context, data):
-    """Against a window for every single token, worked out from the definition."""
+    """Against a window for every single token, from the definition."""
     stride = data.draw(st.integers(1, context - 1))
     ids = random_ids(CONFIG, 0, length)
-    found = sliding_losses(ids, BOS, WEIGHTS, CONFIG, context, stride)
+    found = sliding_losses(ids, BOS, WEIGHTS, CONFIG, context=context, stride=stride)
     size = context - 1
     for n in range(length):
         end = min(size, length)
@@ -30,21 +30,21 @@ def test_each_token_is_scored_once_in_its_window(length, context, data):
             end = min(end + stride, length)
         window = [BOS, *ids[max(0, end - size) : end]]
         place = n - max(0, end - size)
-        assert_close(found[n], negative_log_likelihood(window, WEIGHTS, CONFIG)[place], "model", f"token {n}")
+        assert_close(found[n], token_losses(window, WEIGHTS, CONFIG)[place], "model", f"token {n}")
 
 
-def test_a_text_that_fits_is_read_at_once_whatever_the_stride():
+def test_a_text_that_fits_is_one_window_for_every_stride():
     ids = random_ids(CONFIG, 0, 15)
-    whole = negative_log_likelihood([BOS, *ids], WEIGHTS, CONFIG)
+    whole = token_losses([BOS, *ids], WEIGHTS, CONFIG)
     for stride in (1, 7, 15):
-        assert_close(sliding_losses(ids, BOS, WEIGHTS, CONFIG, 16, stride), whole, "model")
+        assert_close(sliding_losses(ids, BOS, WEIGHTS, CONFIG, context=16, stride=stride), whole, "model")
 
 
-def test_documents_one_after_the_other_have_the_weighted_mean():
-    """Two documents whose windows are the same apart and together: each of exactly one window."""
+def test_two_documents_of_one_window_each_have_the_mean_of_both():
+    """Each document fills exactly one window, so the windows are the same together and apart."""
     one, other = random_ids(CONFIG, 0, 9), random_ids(CONFIG, 1, 9)
-    both = sliding_losses(np.concatenate([one, other]), BOS, WEIGHTS, CONFIG, 10)
-    apart = [sliding_losses(ids, BOS, WEIGHTS, CONFIG, 10) for ids in (one, other)]
+    both = sliding_losses(np.concatenate([one, other]), BOS, WEIGHTS, CONFIG, context=10)
+    apart = [sliding_losses(ids, BOS, WEIGHTS, CONFIG, context=10) for ids in (one, other)]
     assert_close(both.mean(), np.concatenate(apart).mean(), "model")
 
 
@@ -53,7 +53,7 @@ def test_units():
     assert (loss.perplexity, loss.bits_per_token, loss.bits_per_byte) == pytest.approx((4, 2, 0.5))
 
 
-def test_bytes_are_those_of_utf_8():
+def test_bytes_are_counted_in_utf_8():
     model = tiny.gemma()
     assert model.text_loss("Über").bytes == 5
 
@@ -67,14 +67,14 @@ def test_bytes_are_those_of_utf_8():
         (10, 10, "stride: 10, expected 1 to context - 1 = 9"),
     ],
 )
-def test_windows_that_make_no_sense(context, stride, message):
+def test_windows_out_of_range_are_refused(context, stride, message):
     with pytest.raises(GemmaError, match=message):
-        sliding_losses([5, 6], BOS, WEIGHTS, CONFIG, context, stride)
+        sliding_losses([5, 6], BOS, WEIGHTS, CONFIG, context=context, stride=stride)
 
 
 @pytest.mark.framework
-def test_the_framework_has_the_same_figure(tmp_path):
-    """Windows of 32 that move on by 16, in the framework's own way: labels of what was scored before are -100."""
+def test_the_framework_gives_the_same_loss(tmp_path):
+    """Windows of 32 that move by 16, as the framework does it: the labels of scored tokens are -100."""
     import torch
     import transformers
 
@@ -91,5 +91,5 @@ def test_the_framework_has_the_same_figure(tmp_path):
         with torch.no_grad():
             total += theirs(window, labels=labels).loss.item() * (end - scored)
         scored = end
-    found = sliding_losses(ids, BOS, model.weights, model.config, 32, 16).sum()
+    found = sliding_losses(ids, BOS, model.weights, model.config, context=32, stride=16).sum()
     assert_close(np.float32(found), total, "framework")

@@ -1,3 +1,5 @@
+"""The page about one text: it needs no network, renders, and shows the numbers of the inspection."""
+
 import json
 import re
 from dataclasses import replace
@@ -6,7 +8,7 @@ import pytest
 
 import gemma_np
 from gemma_np.cli import main
-from gemma_np.inspection.inspect_text import read
+from gemma_np.inspection.inspect_text import inspect_text
 from gemma_np.inspection.page import page
 from tests.support.chromium import opened
 
@@ -21,8 +23,8 @@ def written(folder, text, *more):
 
 
 @pytest.fixture(scope="module")
-def reading():
-    return read(gemma_np.load(), LONG)
+def inspection():
+    return inspect_text(gemma_np.load(), LONG)
 
 
 def test_the_page_needs_no_other_file(tmp_path, capsys):
@@ -32,9 +34,9 @@ def test_the_page_needs_no_other_file(tmp_path, capsys):
     assert not re.search(r"""(src|href)=["'](?!data:)|@import|url\(""", html)
 
 
-def test_a_piece_cannot_end_the_script(reading):
-    tokens = ["</script><!--", *reading.tokens[1:]]
-    html = page(replace(reading, tokens=tokens), gemma_np.load().config, "<model>")
+def test_a_piece_cannot_end_the_script(inspection):
+    tokens = ["</script><!--", *inspection.tokens[1:]]
+    html = page(replace(inspection, tokens=tokens), gemma_np.load().config, "<model>")
     assert html.count("</script>") == 2
     data = re.search(r'id="data">(.*?)</script>', html).group(1)
     assert json.loads(data)["tokens"] == tokens
@@ -45,7 +47,7 @@ def test_a_bad_text_leaves_the_old_page(tmp_path, capsys):
     before = path.read_bytes()
     assert main(["inspect", "", "-o", str(path)]) == 2
     assert path.read_bytes() == before
-    assert "text: empty, expected something to look at" in capsys.readouterr().err
+    assert "text: empty, expected some text" in capsys.readouterr().err
 
 
 @pytest.mark.browser
@@ -61,9 +63,9 @@ def test_it_renders_and_nothing_is_wider_than_the_window(width, tmp_path):
 
 
 @pytest.mark.browser
-def test_hovering_tells_the_value(tmp_path, reading):
+def test_hovering_shows_the_value(tmp_path, inspection):
     with opened(written(tmp_path, LONG).as_uri()) as shown:
-        T = len(reading.ids)
+        T = len(inspection.ids)
         box = shown.locator("#map").bounding_box()
         cell = box["height"] / T
 
@@ -71,7 +73,7 @@ def test_hovering_tells_the_value(tmp_path, reading):
             shown.mouse.move(box["x"] + (key + 0.5) * cell, box["y"] + (query + 0.5) * cell)
             return shown.inner_text("#tip")
 
-        assert f"takes {reading.attention[0, 0, 20, 7]:.4f} from" in tip(20, 7)
+        assert f"takes {inspection.attention[0, 0, 20, 7]:.4f} from" in tip(20, 7)
         assert "(20)" in tip(20, 7)
         assert "comes before" in tip(7, 20)
         assert "cannot see" in tip(T - 1, T - 65)
@@ -79,29 +81,29 @@ def test_hovering_tells_the_value(tmp_path, reading):
         shown.mouse.move(2, 2)
         assert not shown.is_visible("#tip")
         shown.hover("#lens tbody tr:nth-child(2) td:nth-child(4)")
-        assert shown.inner_text("#tip").splitlines()[1].split()[-1] == reading.lens_tokens[1, 2, 0]
+        assert shown.inner_text("#tip").splitlines()[1].split()[-1] == inspection.lens_tokens[1, 2, 0]
 
 
 @pytest.mark.browser
-def test_layer_head_and_token_can_be_chosen(tmp_path, reading):
+def test_layer_head_and_token_can_be_chosen(tmp_path, inspection):
     with opened(written(tmp_path, LONG).as_uri()) as shown:
 
-        def picture():
+        def image():
             return shown.evaluate("document.getElementById('map').toDataURL()")
 
-        first = picture()
+        first = image()
         shown.click("#layers label:nth-of-type(2)")
         assert "Layer 1 is global" in shown.inner_text("#attention-words")
-        second = picture()
+        second = image()
         shown.click("#heads label:nth-of-type(3)")
-        third = picture()
+        third = image()
         assert len({first, second, third}) == 3
         shown.click("#text .token:nth-child(5)")
         row = shown.locator("#next tr").nth(1)
-        assert row.locator("code").inner_text() == reading.next_tokens[4, 0].replace("\n", "⏎")
+        assert row.locator("code").inner_text() == inspection.next_tokens[4, 0].replace("\n", "⏎")
         assert shown.locator("#text .token").nth(4).get_attribute("aria-pressed") == "true"
         shown.hover("#text .token:nth-child(3)")
-        assert f"takes {reading.attention[1, 2, 4, 2]:.4f} from it" in shown.inner_text("#tip")
+        assert f"takes {inspection.attention[1, 2, 4, 2]:.4f} from it" in shown.inner_text("#tip")
         shown.focus("#layers label:nth-of-type(2) input")
         shown.keyboard.press("ArrowRight")
         assert "Layer 2 is local" in shown.inner_text("#attention-words")

@@ -1,4 +1,4 @@
-"""lm-evaluation-harness: our adapter against its own model on the same weights, and its own command line."""
+"""lm-evaluation-harness: our adapter against the harness's hf model on the same weights, and the command line."""
 
 import json
 import subprocess
@@ -20,7 +20,7 @@ QUESTIONS = Path(__file__).parents[2] / "tutorials" / "questions.jsonl"
 
 @pytest.fixture(scope="module")
 def tasks(tmp_path_factory):
-    """The two tasks, with the places of their files filled in."""
+    """The two tasks, with the paths of their files filled in."""
     folder = tmp_path_factory.mktemp("tasks")
     for name in ("questions", "stories"):
         text = (TASKS / f"{name}.yaml").read_text()
@@ -85,14 +85,12 @@ def requests(*arguments):
 
 @pytest.mark.real
 @pytest.mark.framework
-def test_every_answer_and_text_of_the_real_model_is_that_of_the_harness_s_own(real_folder, tasks):
+def test_the_real_model_gives_the_answers_and_texts_of_the_hf_model(real_folder, tasks):
     names = ("gemma_np_questions", "gemma_np_stories")
     found, expected = (run(model(real_folder), tasks, *names) for model in (ours, theirs))
     assert len(log_likelihoods(found)) >= 100
-    assert (
-        np.abs(log_likelihoods(found) - log_likelihoods(expected)).max()
-        < 1e-4 * np.abs(log_likelihoods(expected)).max()
-    )
+    largest = np.abs(log_likelihoods(expected)).max()
+    assert np.abs(log_likelihoods(found) - log_likelihoods(expected)).max() < 1e-4 * largest
     assert len(responses(found, "gemma_np_stories")) >= 20
     assert responses(found, "gemma_np_stories") == responses(expected, "gemma_np_stories")
     assert found["results"] == expected["results"]
@@ -100,50 +98,50 @@ def test_every_answer_and_text_of_the_real_model_is_that_of_the_harness_s_own(re
 
 @pytest.mark.filterwarnings("ignore:a context of")
 @pytest.mark.framework
-def test_odd_requests_are_answered_as_by_the_harness_s_own_model(tiny_folder):
-    """No context, spaces at the end of it, one long enough to be cut, the same twice, `<bos>` written out."""
+def test_unusual_requests_score_as_with_the_hf_model(tiny_folder):
+    """An empty context, one that ends in a space, one that is truncated, a repeated request, `<bos>` as text."""
     texts = [("", "The sea"), ("The ships ", "that passed"), (tiny.TEXT * 3, " and"), ("<bos>The lamp", " was lit")]
-    asked = requests(*texts, texts[1])
-    found, expected = (model(tiny_folder).loglikelihood(asked) for model in (ours, theirs))
+    instances = requests(*texts, texts[1])
+    found, expected = (model(tiny_folder).loglikelihood(instances) for model in (ours, theirs))
     assert_close(np.float32([f for f, _ in found]), np.array([e for e, _ in expected]), "framework")
     assert [g for _, g in found] == [g for _, g in expected]
 
 
 @pytest.mark.framework
-def test_rolling_log_likelihoods_are_those_of_the_harness_s_own_model(tiny_folder):
-    asked = requests(("The ships passed.",), (tiny.TEXT,), (tiny.TEXT * 2,))
-    found, expected = (model(tiny_folder).loglikelihood_rolling(asked) for model in (ours, theirs))
+def test_rolling_log_likelihoods_match_the_hf_model(tiny_folder):
+    instances = requests(("The ships passed.",), (tiny.TEXT,), (tiny.TEXT * 2,))
+    found, expected = (model(tiny_folder).loglikelihood_rolling(instances) for model in (ours, theirs))
     assert_close(np.float32(found), np.array(expected), "framework")
 
 
 @pytest.mark.filterwarnings("ignore:a context of")
 @pytest.mark.framework
 @pytest.mark.parametrize("until", [["\n"], [" ", "e"], []])
-def test_texts_are_those_of_the_harness_s_own_model(until, tiny_folder):
+def test_generated_texts_match_the_hf_model(until, tiny_folder):
     options = {"until": until, "max_gen_toks": 12, "do_sample": False}
-    asked = requests(("The ships", options), ("The ships that", options), (tiny.TEXT * 2, options), ("A", options))
-    found = ours(tiny_folder).generate_until(asked, disable_tqdm=True)
-    for text, request in zip(found, asked, strict=True):
+    instances = requests(("The ships", options), ("The ships that", options), (tiny.TEXT * 2, options), ("A", options))
+    found = ours(tiny_folder).generate_until(instances, disable_tqdm=True)
+    for text, request in zip(found, instances, strict=True):
         assert text == theirs(tiny_folder).generate_until([request], disable_tqdm=True)[0]
 
 
-def test_a_context_that_is_cut_is_told(tiny_folder):
+def test_truncating_a_context_warns(tiny_folder):
     with pytest.warns(UserWarning, match="a context of .* tokens: only the last 20 are read"):
         ours(tiny_folder, max_length=20)._loglikelihood_tokens([(None, list(range(5, 30)), [7])])
 
 
-def test_what_cannot_be_read_at_all(tiny_folder):
+def test_a_continuation_longer_than_the_context_is_refused(tiny_folder):
     with pytest.raises(GemmaError, match="30 tokens to score, expected at most 20"):
         ours(tiny_folder, max_length=20)._loglikelihood_tokens([(None, [2], [7] * 30)])
 
 
-def test_sampling_draws_from_the_seed(tiny_folder):
-    asked = requests(("The ships", {"until": [], "max_gen_toks": 9, "do_sample": True, "temperature": 2.0}))
-    drawn = [ours(tiny_folder, seed=seed).generate_until(asked, disable_tqdm=True) for seed in (0, 0, 1)]
-    assert drawn[0] == drawn[1] != drawn[2]
+def test_sampling_depends_on_the_seed_alone(tiny_folder):
+    instances = requests(("The ships", {"until": [], "max_gen_toks": 9, "do_sample": True, "temperature": 2.0}))
+    texts = [ours(tiny_folder, seed=seed).generate_until(instances, disable_tqdm=True) for seed in (0, 0, 1)]
+    assert texts[0] == texts[1] != texts[2]
 
 
-def test_a_conversation_is_written_as_chat_reads_it(tiny_folder):
+def test_the_chat_template_is_that_of_chat(tiny_folder):
     from gemma_np.text.chat import chat_ids
 
     turns = [("user", "The sea"), ("model", "is calm"), ("user", "and deep")]
