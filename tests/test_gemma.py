@@ -1,5 +1,6 @@
 """`load`, and the model that it returns."""
 
+import dataclasses
 import subprocess
 import sys
 
@@ -8,6 +9,7 @@ import pytest
 
 import gemma_np
 from gemma_np import GemmaError
+from gemma_np.text.generation import generate_ids
 from tests.support import tiny
 from tests.support.strategies import MODEL_TYPES
 from tests.support.tolerances import assert_close
@@ -138,6 +140,32 @@ def test_without_a_tokenizer_token_ids_still_work(tmp_path):
 def test_an_empty_or_invalid_prompt_is_refused(prompt, message):
     with pytest.raises(GemmaError, match=message):
         tiny.gemma().generate(prompt)
+
+
+@pytest.mark.parametrize(
+    ("start", "message"),
+    [
+        (lambda model: generate_ids([], model.weights, model.config, np.argmax, 5), "token ids"),
+        (lambda model: generate_ids([2], model.weights, model.config, np.argmax, 0), "max_new_tokens: 0"),
+        (lambda model: generate_ids([2], model.weights, model.config, np.argmax, 64), "65, expected at most 64"),
+        (lambda model: model.stream_ids([2, 400]), "token ids: 400"),
+        (lambda model: model.stream_ids([2], temperature=-1), "temperature: -1"),
+        (lambda model: model.stream(""), "prompt: empty"),
+        (lambda model: model.stream("The", 64), "expected at most 64"),
+        (lambda model: model.stream("The", top_p=1.5), "top_p: 1.5"),
+        (lambda model: dataclasses.replace(model, tokenizer=None).stream("The"), r"tokenizer\.model: missing"),
+        (lambda model: model.stream_chat([]), "messages: none"),
+        (lambda model: model.stream_chat([{"role": "user", "content": "The sea"}], 64), "expected at most 64"),
+        (
+            lambda model: dataclasses.replace(model, tokenizer=None).stream_chat([{"role": "user", "content": "The"}]),
+            r"tokenizer\.model: missing",
+        ),
+    ],
+)
+def test_generation_raises_when_it_is_called(start, message):
+    """Not at the first `next()`, which here is never called."""
+    with pytest.raises(GemmaError, match=message):
+        start(tiny.gemma())
 
 
 def test_an_empty_text_has_no_perplexity():

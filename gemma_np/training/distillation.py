@@ -109,7 +109,7 @@ def sample_continuations(
 def weights_digest(model: Gemma) -> int:
     """Return a number that tells one model from another: a hash of its config and of samples of every tensor."""
     digest = zlib.crc32(repr(model.config).encode())
-    for name, weight in model.weights.items():
+    for name, weight in sorted(model.weights.items()):
         arrays = [weight] if isinstance(weight, np.ndarray) else vars(weight).values()
         for array in arrays:
             digest = zlib.crc32(f"{name} {getattr(array, 'shape', array)}".encode(), digest)

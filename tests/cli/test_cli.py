@@ -5,11 +5,14 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from functools import partial
+from importlib.metadata import version
 
 import pytest
 
-from gemma_np import RELEASED
+import gemma_np
+from gemma_np import RELEASED, GemmaError
 from gemma_np.cli import main
 from tests.support import tiny
 
@@ -155,6 +158,31 @@ def test_a_warning_is_one_line(tmp_path):
     warning, error = process.stderr.splitlines()
     assert warning == "gemma-np: warning: model.norm.weight: has NaN or infinity, expected finite numbers"
     assert error.startswith("gemma-np: logits: nan after 2 tokens")
+
+
+def test_main_leaves_the_warnings_of_its_caller_as_they_were(checkpoint, capsys, monkeypatch):
+    """Its own warnings are one line; afterwards, and when the command fails, showwarning is the caller's again."""
+    before, filters = warnings.showwarning, list(warnings.filters)
+
+    def warn(options):
+        warnings.warn("look here", stacklevel=2)
+        raise GemmaError("and it failed")
+
+    monkeypatch.setattr("gemma_np.cli.model.models", warn)
+    warn.__name__ = "models"
+    assert main(["models"]) == 2
+    assert capsys.readouterr().err == "gemma-np: warning: look here\ngemma-np: and it failed\n"
+    assert main(["generate", "--model", checkpoint, "--max-new-tokens", "1", "a"]) == 0
+    assert warnings.showwarning is before
+    assert warnings.filters == filters
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as exit:
+        main(["--version"])
+    assert exit.value.code == 0
+    assert capsys.readouterr().out == f"gemma-np {gemma_np.__version__}\n"
+    assert run("--version").stdout == f"gemma-np {version('gemma-np')}\n"
 
 
 def test_ctrl_c_ends_cleanly(tmp_path):

@@ -142,6 +142,23 @@ def test_masked_positions_do_not_count(T, V, seed):
     assert (dlogits[~mask] == 0).all()
 
 
+@given(sizes, vocabularies, seeds, st.booleans())
+def test_parts_divided_by_the_targets_of_the_whole_add_up_to_it(T, V, seed, masked):
+    """num_targets: with and without a mask, each part may have another number of positions that count."""
+    generator = np.random.default_rng(seed)
+    each, deach = normal(seed, 3, T), normal(seed + 1, 3, T, V)
+    mask = generator.random((3, T)) < 0.5 if masked else None
+    count = int(mask.sum()) if masked else each.size
+    loss, dlogits = losses.masked_mean(each, deach, mask)
+    parts = [slice(0, 1), slice(1, 3)]
+    shares = [
+        losses.masked_mean(each[part], deach[part], mask[part] if masked else None, num_targets=max(count, 1))
+        for part in parts
+    ]
+    assert sum(share for share, _ in shares) == pytest.approx(loss)
+    assert (np.concatenate([dshare for _, dshare in shares]) == dlogits).all()
+
+
 def test_an_empty_mask_has_no_loss():
     loss, dlogits = losses.masked_mean(np.ones(3), np.ones((3, 2)), np.zeros(3, bool))
     assert loss == 0

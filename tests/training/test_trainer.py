@@ -25,9 +25,9 @@ from gemma_np.training.data import (
     write_tokens,
 )
 from gemma_np.training.mpi import Ranks
-from gemma_np.training.task import Task, next_token
+from gemma_np.training.task import Batch, Task, next_token
 from gemma_np.training.tokenizer_training import train_tokenizer
-from gemma_np.training.trainer import initial_weights, run_task, validation_loss
+from gemma_np.training.trainer import initial_weights, loss_and_gradients, run_task, validation_loss
 from gemma_np.training.training_state import TrainingConfig
 from tests.support import tiny
 
@@ -81,6 +81,27 @@ def test_the_framework_reads_the_folder(tmp_path):
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "run", attn_implementation="eager")
     name = "model.layers.2.mlp.up_proj.weight"
     assert (theirs.get_parameter(name).detach().numpy() == weights[name]).all()
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_the_gradients_of_shares_add_up_to_those_of_the_batch(masked):
+    """Each share is divided by the number of targets of the whole batch, however many of its own count."""
+    weights = {name: w.astype(np.float64) for name, w in initial_weights(CONFIG, np.random.default_rng(0)).items()}
+    ids = random_windows(TOKENS, 5, 9, np.random.default_rng(0))
+    batch = Batch(ids, np.arange(40).reshape(5, 8) % 7 > 3 if masked else None)
+    shares = [batch.share(rank, 2) for rank in range(2)]
+    counts = [share.num_targets for share in shares]
+    assert sum(counts) == batch.num_targets
+    assert counts[0] != counts[1]
+    loss, gradients, _ = loss_and_gradients(weights, CONFIG, batch, next_token)
+    parts = [loss_and_gradients(weights, CONFIG, share, next_token, batch.num_targets) for share in shares]
+    assert sum(value for value, _, _ in parts) == pytest.approx(loss, rel=1e-12)
+    for name, gradient in gradients.items():
+        total = parts[0][1][name] + parts[1][1][name]
+        np.testing.assert_allclose(total, gradient, rtol=1e-9, atol=1e-12 * np.abs(gradient).max())
+    for share, (value, _, _), count in zip(shares, parts, counts, strict=True):  # by default, its own number
+        own = loss_and_gradients(weights, CONFIG, share, next_token)[0]
+        assert value * batch.num_targets == pytest.approx(own * count, rel=1e-12)
 
 
 def test_two_accumulated_batches_are_one_of_twice_the_size(tmp_path):
