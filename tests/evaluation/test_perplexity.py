@@ -29,8 +29,8 @@ def test_each_token_is_scored_once_in_its_window(length, context, data):
         while end <= n:
             end = min(end + stride, length)
         window = [BOS, *ids[max(0, end - size) : end]]
-        place = n - max(0, end - size)
-        assert_close(found[n], token_losses(window, WEIGHTS, CONFIG)[place], "model", f"token {n}")
+        index = n - max(0, end - size)
+        assert_close(found[n], token_losses(window, WEIGHTS, CONFIG)[index], "model", f"token {n}")
 
 
 def test_a_text_that_fits_is_one_window_for_every_stride():

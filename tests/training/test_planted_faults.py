@@ -81,17 +81,10 @@ FAULTS = {
         *("gemma2", "gemma_np.model.transformer.embed_backward"),
         lambda dx, ids, embedding: np.zeros_like(embedding),
     ),
-    "embed-scale-forgotten": (
-        *("gemma2", "gemma_np.model.transformer.embed_backward"),
-        rows_without_scale,
-    ),
+    "embed-scale-forgotten": ("gemma2", "gemma_np.model.transformer.embed_backward", rows_without_scale),
     "softmax-mean-forgotten": ("gemma2", "gemma_np.model.attention.masked_softmax_backward", without_the_mean),
     "norm-as-w": ("gemma2", "gemma_np.model.block.rms_norm_backward", as_if_the_weight_were_w),
-    "norm-keeps-the-component-along-x": (
-        "gemma2",
-        "gemma_np.model.block.rms_norm_backward",
-        with_the_component_along_x,
-    ),
+    "norm-along-x": ("gemma2", "gemma_np.model.block.rms_norm_backward", with_the_component_along_x),
     "qk-norm-as-w": ("gemma3_text", "gemma_np.model.attention.rms_norm_backward", as_if_the_weight_were_w),
     "gqa-not-summed": ("gemma2", "gemma_np.model.attention.grouped_matmul_backward", first_head_of_the_group),
     "rope-not-rotated-back": ("gemma2", "gemma_np.model.attention.rope_backward", rotated_forward_again),
@@ -113,8 +106,8 @@ def test_the_checks_pass_without_a_fault(model_type):
 
 @pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
 def test_a_fault_in_the_backward_pass_is_found(fault, monkeypatch):
-    model_type, place, faulty = fault
-    monkeypatch.setattr(place, faulty)
+    model_type, function, faulty = fault
+    monkeypatch.setattr(function, faulty)
     with pytest.raises(AssertionError, match="measured"):
         check_model(model_type)
 

@@ -110,6 +110,8 @@ def test_two_accumulated_batches_are_one_of_twice_the_size(tmp_path):
     two = run(tmp_path / "two", replace(TRAINING, batch_size=2, steps=3, grad_accum_steps=2))
     for name in one:
         np.testing.assert_allclose(two[name], one[name], atol=1e-3)
+    for a, b in zip(log_of(tmp_path / "one"), log_of(tmp_path / "two"), strict=True):
+        assert (a["loss"], a["grad_norm"]) == pytest.approx((b["loss"], b["grad_norm"]), rel=1e-3)
 
 
 def test_a_crashed_run_resumes_to_the_same_end(tmp_path, monkeypatch):
