@@ -96,7 +96,7 @@ def test_train_on_paths_is_the_command(folder):
 def test_fine_tune_on_paths_is_the_command(folder):
     new_model().save(folder / "start")
     out, config = folder / "python", replace(CONFIG, seq_len=20)
-    run = training.fine_tune(folder / "start", folder / "chats.jsonl", out, config=config, val_fraction=0.25)
+    run = training.fine_tune(folder / "start", folder / "chats.jsonl", out, config=replace(config, val_fraction=0.25))
     assert_complete(run, out, config)
     arguments = [str(folder / "chats.jsonl"), "--model", str(folder / "start"), *OPTIONS]
     assert main(["train", *arguments, "--seq-len", "20", "--val-fraction", "0.25", "-o", str(folder / "command")]) == 0
@@ -130,7 +130,7 @@ def test_distill_from_cache_on_paths_is_the_command(folder):
 
 
 def test_train_on_token_ids(tmp_path):
-    run = training.train(new_model(), TOKENS, tmp_path / "run", config=CONFIG, val_fraction=0.1)
+    run = training.train(new_model(), TOKENS, tmp_path / "run", config=replace(CONFIG, val_fraction=0.1))
     assert_complete(run, tmp_path / "run")
     parts = [np.load(tmp_path / "run" / "data" / f"{part}.npy") for part in ("train", "validation")]
     assert (np.concatenate(parts) == TOKENS).all()
@@ -139,17 +139,19 @@ def test_train_on_token_ids(tmp_path):
 
 def test_fine_tune_on_messages_is_fine_tune_on_their_file(folder):
     config = replace(CONFIG, seq_len=20)
-    run = training.fine_tune(new_model(), [TALK] * 4, folder / "messages", config=config, val_fraction=0.25)
+    run = training.fine_tune(new_model(), [TALK] * 4, folder / "messages", config=replace(config, val_fraction=0.25))
     assert_complete(run, folder / "messages", config)
-    training.fine_tune(new_model(), folder / "chats.jsonl", folder / "file", config=config, val_fraction=0.25)
+    training.fine_tune(new_model(), folder / "chats.jsonl", folder / "file", config=replace(config, val_fraction=0.25))
     assert_same_weights(run, folder / "file")
 
 
 def test_distill_on_arrays(tmp_path):
     teacher = tiny.gemma()
-    run = training.distill(new_model(), TOKENS, tmp_path / "run", teacher=teacher, config=CONFIG, val_fraction=0.1)
+    run = training.distill(
+        new_model(), TOKENS, tmp_path / "run", teacher=teacher, config=replace(CONFIG, val_fraction=0.1)
+    )
     assert_complete(run, tmp_path / "run")
-    training.train(new_model(), TOKENS, tmp_path / "twin", config=CONFIG, val_fraction=0.1)
+    training.train(new_model(), TOKENS, tmp_path / "twin", config=replace(CONFIG, val_fraction=0.1))
     twin = load_file(tmp_path / "twin" / "model.safetensors")
     assert any((twin[name] != weight).any() for name, weight in run.model.weights.items())
 
@@ -189,16 +191,18 @@ def test_an_interrupted_run_resumes_to_the_same_weights(folder, monkeypatch):
 
 
 def test_a_run_is_not_started_over_another(folder):
-    training.train(new_model(), TOKENS, folder / "run", config=CONFIG, val_fraction=0.1)
+    training.train(new_model(), TOKENS, folder / "run", config=replace(CONFIG, val_fraction=0.1))
     for start in (training.train, training.fine_tune):
         with pytest.raises(GemmaError, match="holds a run already"):
             start(new_model(), folder / "texts", folder / "run", config=CONFIG)
 
 
 def test_a_run_is_not_resumed_on_other_data(tmp_path):
-    training.train(new_model(), TOKENS, tmp_path / "run", config=CONFIG, val_fraction=0.1)
+    training.train(new_model(), TOKENS, tmp_path / "run", config=replace(CONFIG, val_fraction=0.1))
     with pytest.raises(GemmaError, match=r"made with ids=\d+, but this run asks for \d+"):
-        training.train(new_model(), TOKENS[::-1], tmp_path / "run", config=CONFIG, val_fraction=0.1, resume=True)
+        training.train(
+            new_model(), TOKENS[::-1], tmp_path / "run", config=replace(CONFIG, val_fraction=0.1), resume=True
+        )
     config = replace(CONFIG, seq_len=20)
     training.fine_tune(new_model(), [TALK] * 4, tmp_path / "tuned", config=config)
     with pytest.raises(GemmaError, match=r"made with conversations=\d+, but this run asks for \d+"):
