@@ -3,7 +3,7 @@
 import argparse
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +11,11 @@ import numpy as np
 import gemma_np
 from gemma_np import Gemma
 from gemma_np.config import gemma2_config
-from gemma_np.training.data import consecutive_batches, open_tokens, text_files, write_tokens
+from gemma_np.training.data import consecutive_batches, tokenize_texts
 from gemma_np.training.mpi import Ranks
 from gemma_np.training.run_log import read_log
 from gemma_np.training.task import Task
-from gemma_np.training.trainer import initial_weights, validation_loss
+from gemma_np.training.trainer import initial_weights, run_task, validation_loss
 from gemma_np.training.training_state import TrainingConfig
 
 HERE = Path(__file__).parent
@@ -31,22 +31,24 @@ TOKENS = TRAINING.steps * TRAINING.batch_size * TRAINING.seq_len
 class Shape:
     """What varies; all else is as in the bundled models."""
 
-    hidden: int = 128
-    layers: int = 4
-    heads: int = 4
-    kv_heads: int = 2
+    hidden_size: int = 128
+    num_hidden_layers: int = 4
+    num_attention_heads: int = 4
+    num_key_value_heads: int = 2
     head_dim: int = 32
-    ffn: int = 384
-    window: int = 64
+    intermediate_size: int = 384
+    sliding_window: int = 64
 
     def model(self, seed: int) -> Gemma:
         """A model of this shape, freshly initialised."""
-        words = gemma_np.load(TEACHER).tokenizer
+        tokenizer = gemma_np.load(TEACHER).require_tokenizer()
         config = gemma2_config(
-            *(len(words), self.hidden, self.layers, self.heads, self.kv_heads, self.head_dim, self.ffn),
-            *(TRAINING.seq_len, self.head_dim, self.window),
+            **asdict(self),
+            vocab_size=len(tokenizer),
+            max_position_embeddings=TRAINING.seq_len,
+            query_pre_attn_scalar=self.head_dim,
         )
-        return Gemma(config, initial_weights(config, np.random.default_rng(seed)), words)
+        return Gemma(config, initial_weights(config, np.random.default_rng(seed)), tokenizer)
 
     @property
     def parameters(self) -> int:
@@ -62,20 +64,18 @@ class Lab:
         parser.add_argument("texts", type=Path, help="folder with the 42 modern editions, *_gut.txt")
         parser.add_argument("--work", type=Path, default=Path("experiments-work"), help="where the runs are kept")
         options = parser.parse_args()
-        self.work, data = options.work, options.work / "data"
-        if not (data / "train.npy").exists():
-            write_tokens(text_files(options.texts), gemma_np.load(TEACHER).tokenizer, data, 0.05, seed=0)
-        self.tokens = open_tokens(data / "train.npy", TRAINING.seq_len)
-        self.validation = consecutive_batches(
-            open_tokens(data / "validation.npy", TRAINING.seq_len), 8, TRAINING.seq_len, 100
-        )
+        self.work = options.work
+        tokenizer = gemma_np.load(TEACHER).require_tokenizer()
+        split = tokenize_texts(options.texts, tokenizer, options.work / "data", val_fraction=0.05, seed=0, keep=True)
+        self.tokens = split.train
+        self.validation = consecutive_batches(split.validation, 8, TRAINING.seq_len, limit=100)
         self.seconds = 0.0  # of training, of all runs asked for
 
     def trained(self, name: str, shape: Shape, task: Task, seed: int) -> Gemma:
         """The model that this task makes of this shape, from this seed."""
         folder = self.work / f"{name}-seed-{seed}"
-        model = train(shape.model(seed), task, replace(TRAINING, seed=seed), folder, resume=True)
-        self.seconds += TOKENS / read_log(folder)[-1]["tokens/s"]
+        model = run_task(shape.model(seed), task, replace(TRAINING, seed=seed), folder, resume=True)
+        self.seconds += TOKENS / read_log(folder)[-1]["tokens_per_second"]
         return model
 
     def loss(self, model: Gemma) -> float:
@@ -83,9 +83,9 @@ class Lab:
         return validation_loss(model.weights, model.config, self.validation, Ranks())
 
     def write(self, name: str, rows: Iterable[dict]) -> list[dict]:
-        """Write the results down as JSON and print them as a table; mean and spread are over the seeds."""
+        """Write the results down as JSON and print them as a table; mean and standard deviation are over the seeds."""
         rows = [
-            {**row, "mean": float(np.mean(losses)), "spread": float(np.std(losses, ddof=1)) if len(losses) > 1 else 0.0}
+            {**row, "mean": float(np.mean(losses)), "std": float(np.std(losses, ddof=1)) if len(losses) > 1 else 0.0}
             for row in rows
             for losses in [row["losses"]]
         ]

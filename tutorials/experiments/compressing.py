@@ -14,7 +14,7 @@ import gemma_np
 from gemma_np import Gemma
 from gemma_np.compression.benchmark import measure
 from gemma_np.compression.calibration import calibration_ids
-from gemma_np.training.data import read_text, split, text_files
+from gemma_np.training.data import read_text, text_files, train_val_split
 
 HERE = Path(__file__).parent
 TEXTS, LENGTH = 8, 256  # to measure with: 2,048 tokens
@@ -38,7 +38,7 @@ def run(name: str, description: str | None, rows: Rows) -> dict:
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("texts", type=Path, help="folder with the 42 modern editions, *_gut.txt")
     files = text_files(parser.parse_args().texts)
-    parts = split(len(files), "documents", 0.05, seed=0)
+    parts = train_val_split(len(files), "documents", 0.05, seed=0)
     calibration, held_out = ("\n".join(read_text(files[n]) for n in parts[part]) for part in ("train", "validation"))
     path = HERE / f"{name}.json"
     result: dict[str, list[dict]] = json.loads(path.read_text()) if path.exists() else {}

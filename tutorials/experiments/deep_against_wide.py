@@ -10,8 +10,8 @@ from gemma_np.training.data import random_batches
 from gemma_np.training.task import Task
 
 SHAPES = {
-    "deep: 8 layers, D = 96": Shape(hidden=96, layers=8, head_dim=24, intermediate-size=288),
-    "wide: 2 layers, D = 160": Shape(hidden=160, layers=2, head_dim=40, intermediate-size=626),
+    "deep: 8 layers, D = 96": Shape(hidden_size=96, num_hidden_layers=8, head_dim=24, intermediate_size=288),
+    "wide: 2 layers, D = 160": Shape(hidden_size=160, num_hidden_layers=2, head_dim=40, intermediate_size=626),
 }
 
 lab = Lab(__doc__)
@@ -20,7 +20,7 @@ rows = [
     {
         "label": label,
         "parameters": shape.parameters,
-        "losses": [lab.loss(lab.trained(f"layers-{shape.layers}", shape, task, seed)) for seed in SEEDS],
+        "losses": [lab.loss(lab.trained(f"layers-{shape.num_hidden_layers}", shape, task, seed)) for seed in SEEDS],
     }
     for label, shape in SHAPES.items()
 ]

@@ -9,7 +9,7 @@ from plots import bars
 from gemma_np.training.data import random_batches
 from gemma_np.training.task import Task
 
-SHAPES = {"GQA, 2 key-value heads for 4": Shape(kv_heads=2), "MHA, 4 for 4": Shape(kv_heads=4)}
+SHAPES = {"GQA, 2 key-value heads for 4": Shape(num_key_value_heads=2), "MHA, 4 for 4": Shape(num_key_value_heads=4)}
 
 lab = Lab(__doc__)
 task = Task(random_batches(lab.tokens, TRAINING.batch_size, TRAINING.seq_len))
@@ -17,7 +17,7 @@ rows = [
     {
         "label": label,
         "parameters": shape.parameters,
-        "losses": [lab.loss(lab.trained(f"kv-{shape.kv_heads}", shape, task, seed)) for seed in SEEDS],
+        "losses": [lab.loss(lab.trained(f"kv-{shape.num_key_value_heads}", shape, task, seed)) for seed in SEEDS],
     }
     for label, shape in SHAPES.items()
 ]

@@ -13,12 +13,15 @@ def bars(name: str, title: str, rows: list[dict]) -> None:
     figure = Figure(figsize=(7, 1.4 + 0.45 * len(rows)), layout="constrained")
     axes = figure.subplots()
     for place, row in enumerate(rows):
-        axes.errorbar(row["mean"], place, xerr=row["spread"], fmt="o", color="C0", capsize=4)
+        axes.errorbar(row["mean"], place, xerr=row["std"], fmt="o", color="C0", capsize=4)
         axes.plot(row["losses"], [place] * len(row["losses"]), "|", color="C1", markersize=10)
     axes.set_yticks(range(len(rows)), [row["label"] for row in rows])
     axes.invert_yaxis()
     axes.margins(y=0.3)
-    axes.set(xlabel="validation loss (nats a token); dot and whiskers: mean and spread, ticks: seeds", title=title)
+    axes.set(
+        xlabel="validation loss (nats a token); dot and whiskers: mean and standard deviation, ticks: seeds",
+        title=title,
+    )
     save(figure, axes, name)
 
 
@@ -29,8 +32,8 @@ def lines(name: str, title: str, rows: list[dict]) -> None:
     for number, kind in enumerate(dict.fromkeys(row["kind"] for row in rows)):
         chosen = [row for row in rows if row["kind"] == kind]
         sizes = [row["parameters"] / 1e6 for row in chosen]
-        means, spreads = [row["mean"] for row in chosen], [row["spread"] for row in chosen]
-        axes.errorbar(sizes, means, yerr=spreads, fmt="o-", color=f"C{number}", capsize=4, label=kind)
+        means, stds = [row["mean"] for row in chosen], [row["std"] for row in chosen]
+        axes.errorbar(sizes, means, yerr=stds, fmt="o-", color=f"C{number}", capsize=4, label=kind)
     axes.set(xlabel="parameters (millions)", ylabel="validation loss (nats a token)", title=title)
     axes.legend(frameon=False)
     save(figure, axes, name)

@@ -23,7 +23,7 @@ def rows(model: Gemma, ids: np.ndarray) -> Iterator[tuple[str, str, Callable[[],
         for method, plan in {
             "magnitude": PruningPlan(magnitude=share),
             "wanda": PruningPlan(wanda=share),
-            "channels": PruningPlan(ffn=channels),
+            "channels": PruningPlan(intermediate_size=channels),
             "layers": PruningPlan(layers=layers),
         }.items():
             yield method, f"{share:.0%}", partial(prune, model, plan, ids)

@@ -11,11 +11,11 @@ from plots import lines
 
 from gemma_np import load
 from gemma_np.training.task import Task, next_token
-from gemma_np.training.teacher_targets import random_targets, from_targets, read_settings, write_targets
+from gemma_np.training.teacher_targets import from_targets, random_targets, read_settings, write_targets
 
 SHAPES = {
-    "0.3 M": Shape(hidden=64, head_dim=16, intermediate-size=192),
-    "0.6 M": Shape(hidden=96, head_dim=24, intermediate-size=288),
+    "0.3 M": Shape(hidden_size=64, head_dim=16, intermediate_size=192),
+    "0.6 M": Shape(hidden_size=96, head_dim=24, intermediate_size=288),
     "1 M": Shape(),
 }
 LOSSES = {"from scratch": next_token, "distilled": from_targets}
@@ -31,7 +31,8 @@ def students(lab: Lab, shapes: dict[str, Shape]) -> list[dict]:
             "kind": kind,
             "parameters": shape.parameters,
             "losses": [
-                lab.loss(lab.trained(f"d-{shape.hidden}-{kind.replace(' ', '-')}", shape, task, seed)) for seed in SEEDS
+                lab.loss(lab.trained(f"d-{shape.hidden_size}-{kind.replace(' ', '-')}", shape, task, seed))
+                for seed in SEEDS
             ],
         }
         for kind, loss in LOSSES.items()

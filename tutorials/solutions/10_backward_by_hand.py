@@ -13,7 +13,7 @@ def softmax_gradient(dprobs: np.ndarray, probs: np.ndarray) -> np.ndarray:
     return probs * (dprobs - expected)
 
 
-def shared_gradient(probs: np.ndarray, dmixed: np.ndarray, kv_heads: int) -> np.ndarray:
-    heads = probs.swapaxes(-1, -2) @ dmixed
+def shared_gradient(probs: np.ndarray, dcontext: np.ndarray, kv_heads: int) -> np.ndarray:
+    heads = probs.swapaxes(-1, -2) @ dcontext
     H, S, h = heads.shape
     return heads.reshape(kv_heads, H // kv_heads, S, h).sum(axis=1)

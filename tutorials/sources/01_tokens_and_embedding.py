@@ -248,8 +248,8 @@ sizes = {name: np.sqrt(np.mean(value**2, axis=-1)) for name, value in added.item
 
 figure, axes = plt.subplots()
 for place, size in enumerate(sizes.values()):
-    std = np.linspace(-0.2, 0.2, len(size))
-    axes.scatter(place + std, size, color=f"C{place}", s=22)
+    offsets = np.linspace(-0.2, 0.2, len(size))
+    axes.scatter(place + offsets, size, color=f"C{place}", s=22)
 axes.set(xticks=range(4), xticklabels=sizes, xlim=(-0.5, 3.5), ylabel="root mean square (log scale)")
 axes.set(yscale="log", ylim=(0.04, 3), yticks=(0.1, 1), yticklabels=("0.1", "1"))
 axes.set_title("The embedding beside what layer 0 adds to it (a dot a token)")

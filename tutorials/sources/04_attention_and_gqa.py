@@ -287,7 +287,7 @@ for result in (gqa, mha):
     print(
         f"{result['label'] + ':':29} {result['mean']:.3f} ± {result['std']:.3f}   {result['parameters']:,} parameters"
     )
-assert abs(gqa["mean"] - mha["mean"]) < min(gqa["spread"], mha["spread"])
+assert abs(gqa["mean"] - mha["mean"]) < min(gqa["std"], mha["std"])
 assert gqa["parameters"] < mha["parameters"]
 
 # %% [markdown]

@@ -22,15 +22,16 @@ from support.plots import use_style
 import gemma_np
 from gemma_np import RELEASED
 from gemma_np.config import GLOBAL, gemma2_config
-from gemma_np.memory import STORAGE, cache_bytes, weight_bytes
+from gemma_np.memory import cache_bytes, weight_bytes
 from gemma_np.model.attention import attention
 from gemma_np.model.attention_mask import attention_mask
 from gemma_np.model.kv_cache import KVCache, LayerCache
+from gemma_np.model.log_probs import negative_log_likelihood
 from gemma_np.model.transformer import lm_head, transformer
 from gemma_np.oracle.mistakes import CATALOGUE, inject_mistakes
 from gemma_np.text.sampling import Sampling
-from gemma_np.training.losses import cross_entropy
 from gemma_np.training.trainer import initial_weights
+from gemma_np.weights.formats import matrix_bytes
 from gemma_np.weights.linear import linear
 
 use_style()
@@ -146,14 +147,14 @@ assert max(differences) < 1e-4
 # %%
 prompt = 40
 passes = [prompt] + [1] * (T - prompt)
-surprise = {"right": cross_entropy(uncached[:-1], np.array(ids[1:]))[0]}  # nats, [T - 1]
+surprise = {"right": negative_log_likelihood(uncached[:-1], np.array(ids[1:]))}  # nats, [T - 1]
 
 figure, axes = plt.subplots()
 for colour, name in (("C5", "decode-positions"), ("C0", "decode-mask-index")):
     [mistake] = (mistake for mistake in CATALOGUE if mistake.id == name)
     with inject_mistakes([mistake], config, passes):
         wrong = model.logits(ids)
-    surprise[name] = cross_entropy(wrong[:-1], np.array(ids[1:]))[0]
+    surprise[name] = negative_log_likelihood(wrong[:-1], np.array(ids[1:]))
     axes.plot(np.abs(wrong - uncached).mean(axis=-1), color=colour, label=f"{name}: {mistake.instead}")
     assert np.abs(wrong - uncached)[:prompt].max() < 1e-4 < 0.1 < np.abs(wrong - uncached)[prompt:].mean()
 axes.axvline(prompt - 0.5, color="C6", linestyle=":")
@@ -239,7 +240,9 @@ def intensity(T, shape, bytes_per_weight=4.0):
 
 two_b = RELEASED["gemma-2-2b"]
 shape = (two_b.intermediate_size, two_b.hidden_size)  # gate_proj of the 2B, [F, D]
-print("decode, flops per byte:", {name: round(intensity(1, shape, STORAGE[name][0]), 2) for name in STORAGE})
+for name in ("float32", "bfloat16", "int8", "int4"):
+    bytes_per_weight = matrix_bytes(shape, name) / (shape[0] * shape[1])  # with the scales of int8 and int4
+    print(f"decode, {name:8} {intensity(1, shape, bytes_per_weight):.2f} flops per byte")
 assert 0.49 < intensity(1, shape) < 0.5
 assert intensity(512, shape) > 200 * intensity(1, shape)
 
@@ -304,20 +307,20 @@ plt.show()
 
 
 # %%
-def foretold(config, storage, length):
-    return bandwidth / (weight_bytes(config, storage) + cache_bytes(config, length, storage))
+def max_speed(config, format, length):
+    return bandwidth / (weight_bytes(config, format) + cache_bytes(config, length, format))
 
 
-storages = ["float32", "bfloat16 (as published)", "int4, groups of 64"]
-print(f"at most so many tokens/s on this machine, after 1000 tokens\n{'':12}" + "".join(f"{s:>26}" for s in storages))
+formats = ["float32", "bfloat16", "int4"]  # Google publishes bfloat16; int4 has a scale for each group of 64 weights
+print(f"at most so many tokens/s on this machine, after 1000 tokens\n{'':12}" + "".join(f"{s:>26}" for s in formats))
 for name in ("gemma-2-2b", "gemma-2-9b", "gemma-2-27b"):
     cells = [
-        f"{weight_bytes(RELEASED[name], s) / 1e9:8.1f} GB {foretold(RELEASED[name], s, 1000):8.2f} /s" for s in storages
+        f"{weight_bytes(RELEASED[name], s) / 1e9:8.1f} GB {max_speed(RELEASED[name], s, 1000):8.2f} /s" for s in formats
     ]
     print(f"{name:12}" + "".join(f"{cell:>26}" for cell in cells))
 
 assert 3.99 < weight_bytes(two_b, "float32") / sum(two_b.parameter_count().values()) < 4.01  # 4 bytes a weight
-assert 7 < weight_bytes(two_b, "float32") / weight_bytes(two_b, "int4, groups of 64") < 7.2
+assert 7 < weight_bytes(two_b, "float32") / weight_bytes(two_b, "int4") < 7.2
 
 # %% [markdown]
 # This is why fewer bits a weight mean faster writing, and not only less memory. It is a bound: weights in 16 or 4 bits
@@ -325,11 +328,24 @@ assert 7 < weight_bytes(two_b, "float32") / weight_bytes(two_b, "int4, groups of
 # layers and random weights, too large for the caches of most processors:
 
 # %%
-middle = gemma2_config(4096, 1024, 2, 4, 2, 256, 3072, 64, 256, 32)
+middle = gemma2_config(
+    vocab_size=4096,
+    hidden_size=1024,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=256,
+    intermediate_size=3072,
+    max_position_embeddings=64,
+    query_pre_attn_scalar=256,
+    sliding_window=32,
+)
 random = initial_weights(middle, np.random.default_rng(0))
 [took] = fastest([lambda: lm_head(transformer([5], random, middle), random, middle)], budget=1.0)
-bound = foretold(middle, "float32", length=1)
-print(f"{weight_bytes(middle, 'float32') / 1e6:.0f} MB: at most {bound:.0f} tokens/s foretold, {1 / took:.0f} measured")
+bound = max_speed(middle, "float32", length=1)
+print(
+    f"{weight_bytes(middle, 'float32') / 1e6:.0f} MB: at most {bound:.0f} tokens/s estimated, {1 / took:.0f} measured"
+)
 assert weight_bytes(middle, "float32") == sum(weight.nbytes for weight in random.values())
 
 # %% [markdown]

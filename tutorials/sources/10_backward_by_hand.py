@@ -287,12 +287,12 @@ hold(dprobs, lambda probs: (dcontext * grouped_matmul(probs, values)).sum(), pro
 lines(feed_forward, "hidden =")
 
 # %%
-lines(feed_forward_backward, "opened, slope", "dup =", "slope *=", "dgate =", "return")
+lines(feed_forward_backward, "activation, slope", "dup =", "slope *=", "dgate =", "return")
 
 # %%
 gate, up, dhidden = draw((3, 4)), draw((3, 4)), draw((3, 4))
-opened, slope = gelu_and_slope(gate)
-hold(dhidden * opened, lambda up: (dhidden * gelu(gate) * up).sum(), up)
+activation, slope = gelu_and_slope(gate)
+hold(dhidden * activation, lambda up: (dhidden * gelu(gate) * up).sum(), up)
 hold(dhidden * up * slope, lambda gate: (dhidden * gelu(gate) * up).sum(), gate)
 
 # %% [markdown]
@@ -328,7 +328,7 @@ assert np.allclose(wrong[4], dE[4]) and not np.allclose(wrong[1], dE[1])
 # pushed up by what its probability lacks of 1. When all is right, nothing is left to push.
 
 # %%
-lines(cross_entropy, "log_probs", "losses", "dlogits")
+lines(cross_entropy, "losses", "dlogits")
 
 # %%
 z, target = draw((3, 6)), np.array([2, 0, 5])
@@ -381,7 +381,7 @@ lines(transformer_backward, "for layer in reversed", "block_backward", "embed_ba
 # ## The whole model
 #
 # The backward functions need what the forward pass computed, so it runs with a record. The loss of a text is the mean over
-# its positions, and `mean` divides $dz$ accordingly. Everything together:
+# its positions, and `masked_mean` divides $dz$ accordingly. Everything together:
 
 # %%
 lines(loss_and_gradients, "logits =", "value, dlogits", "dx =", "transformer_backward")
@@ -391,7 +391,7 @@ batch = Batch(ids[None])  # [B, T + 1], B = 1
 loss, gradients, record = loss_and_gradients(weights, config, batch, next_token)
 print(f"loss {loss:.4f} nats; {len(gradients)} gradients, {sum(g.size for g in gradients.values()):,} numbers")
 assert all(gradients[name].shape == weights[name].shape for name in weights)
-np.testing.assert_allclose(loss, losses.masked_mean())
+np.testing.assert_allclose(loss, losses.mean())
 
 # %% [markdown]
 # A million slopes are too many to measure. A few random ones, one in each of some random weights, will do: a mistake in

@@ -56,7 +56,7 @@ texts = sample_continuations(begin, LENGTH + 1, author.weights, author.config, n
 train_ids = texts[:480].ravel()  # [N]
 held_out = [Batch(texts[first : first + 16]) for first in (480, 496)]  # each [16, T + 1]
 
-print(f"{train_ids.size} tokens to train on, {sum(batch.positions for batch in held_out)} to validate on\n")
+print(f"{train_ids.size} tokens to train on, {sum(batch.num_targets for batch in held_out)} to validate on\n")
 print(tokenizer.decode(texts[20, 1:].tolist())[:230])
 
 # %% [markdown]
@@ -67,7 +67,7 @@ print(tokenizer.decode(texts[20, 1:].tolist())[:230])
 # that each of the T positions has its question and its answer:
 
 # %%
-first_batch = random_batches(train_ids, batch=4, length=LENGTH)(State({}, AdamW(), np.random.default_rng(0)))
+first_batch = random_batches(train_ids, batch_size=4, seq_len=LENGTH)(State({}, AdamW(), np.random.default_rng(0)))
 read, predicted = first_batch.ids[:, :-1], first_batch.ids[:, 1:]  # [B, T] each
 for question, answer in zip(pieces(read[0, :6], tokenizer), pieces(predicted[0, :6], tokenizer), strict=True):
     print(f"{question:>10} -> {answer}")
@@ -83,10 +83,10 @@ assert np.array_equal(read[:, 1:], predicted[:, :-1])
 # \qquad \frac{\partial L}{\partial z} = \frac{1}{N} (P - \mathrm{onehot}(y))$$
 
 # %%
-lines(cross_entropy, "log_probs = ", "losses = ", "dlogits = ", "put_along_axis(dlogits")
+lines(cross_entropy, "losses = ", "dlogits = ", "put_along_axis(dlogits")
 
 # %%
-lines(mean, "if mask", "float(losses.mean", "counted", "total")
+lines(masked_mean, "count =", "total", "return")
 
 # %% [markdown]
 # The mask is for positions that are read and not learned: in a conversation, what the user said. They must not
@@ -97,7 +97,18 @@ lines(mean, "if mask", "float(losses.mean", "counted", "total")
 # thirds of them the embedding, with one local and one global layer:
 
 # %%
-config = gemma2_config(V=V, D=32, layers=2, H=2, K=1, h=16, F=128, length=256, query_scalar=16, window=32)
+config = gemma2_config(
+    vocab_size=V,
+    hidden_size=32,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    num_key_value_heads=1,
+    head_dim=16,
+    intermediate_size=128,
+    max_position_embeddings=256,
+    query_pre_attn_scalar=16,
+    sliding_window=32,
+)
 count = sum(config.parameter_count().values())
 start = initial_weights(config, np.random.default_rng(0))
 nothing_known, _ = masked_mean(*cross_entropy(np.zeros((2, 3, V)), np.ones((2, 3), int)))
@@ -112,7 +123,7 @@ np.testing.assert_allclose(first_loss, math.log(V) + 0.5, atol=0.05)
 # It is half a nat more than $\log V$, and that has a reason:
 
 # %%
-lines(initial_weights, "spread = ", "standard_normal")
+lines(initial_weights, "std = ", "standard_normal")
 
 # %% [markdown]
 # The weights of norms start at 0, so a norm multiplies by 1. Each matrix starts with variance 1 / (number of inputs),
@@ -139,12 +150,12 @@ np.testing.assert_allclose(variance, 1, atol=0.1)
 # Together means that the direction stays. Cutting each array, or each number, on its own would turn it.
 
 # %%
-lines(clip_by_global_norm, "norm = ", "if limit", "for gradient", "gradient *=")
+lines(clip_by_global_norm, "norm = ", "if max_norm", "for gradient", "gradient *=")
 
 # %%
 loss, gradients, _ = loss_and_gradients(start, config, first_batch, next_token)
-before = clip_by_global_norm(gradients, limit=0.5)
-after = clip_by_global_norm(gradients, limit=0.5)
+before = clip_by_global_norm(gradients, max_norm=0.5)
+after = clip_by_global_norm(gradients, max_norm=0.5)
 print(f"loss {loss:.3f}; length of all gradients {before:.3f}, clipped to {after:.3f}")
 assert before > 0.5
 np.testing.assert_allclose(after, 0.5, rtol=1e-5)
@@ -166,15 +177,26 @@ assert sizes[largest] > 10 * sizes[smallest]
 # for each weight, of the gradient and of its square, and divides each by what has been averaged so far, since they
 # start from zero ($t$ counts steps from 1):
 #
-# $$m \leftarrow m + (1 - \beta_1)(g - m), \qquad s \leftarrow s + (1 - \beta_2)(g^2 - s)$$
+# $$m \leftarrow m + (1 - \beta_1)(g - m), \qquad v \leftarrow v + (1 - \beta_2)(g^2 - v)$$
 # $$w \leftarrow w \, (1 - \eta \lambda) - \eta \,
-# \frac{m / (1 - \beta_1^t)}{\sqrt{s / (1 - \beta_2^t)} + \varepsilon}$$
+# \frac{m / (1 - \beta_1^t)}{\sqrt{v / (1 - \beta_2^t)} + \varepsilon}$$
 #
 # The W is for weight decay, $1 - \eta \lambda$. It stands outside of the fraction: added to the gradient, it would be
 # divided by the gradient's size as well. It is for matrices alone; norms keep their weights.
 
 # %%
-lines(AdamW.step, "seen1, seen2", "for name", "weight = ", "weight.", "weight *=", "weight -=", "first ", "second ")
+lines(
+    AdamW.step,
+    "correction1, correction2",
+    "for name",
+    "weight = ",
+    "m = ",
+    "v = ",
+    " += (1",
+    "weight.ndim",
+    "weight *=",
+    "weight -=",
+)
 
 # %% [markdown]
 # So a step has the length $\eta$ for every weight, whatever its gradient: in the first step the fraction is $g / |g|$,
@@ -182,7 +204,7 @@ lines(AdamW.step, "seen1, seen2", "for name", "weight = ", "weight.", "weight *=
 
 # %%
 moved = {name: weight.copy() for name, weight in start.items()}
-AdamW().step(moved, gradients, rate=0.01)
+AdamW().step(moved, gradients, learning_rate=0.01)
 name = "model.layers.0.input_layernorm.weight"
 steps_taken = moved[name] - start[name]  # [D]
 gradient_sizes = np.abs(gradients[name])
@@ -195,7 +217,7 @@ np.testing.assert_allclose(steps_taken, -0.01 * np.sign(gradients[name]), rtol=1
 # along a cosine to a tenth, so that the end is spent on details. The peak is the one number that one has to try out.
 
 # %%
-lines(learning_rate, "if step", "return", "progress = ")
+lines(cosine_schedule, "if step", "return", "progress = ")
 
 # %% [markdown]
 # ## First, one batch by heart
@@ -212,7 +234,9 @@ losses_by_heart = [
     train_step(state, config, by_heart, training_config, Ranks())["loss"] for _ in range(training_config.steps)
 ]
 
-print(f"the same {first_batch.positions} tokens: {losses_by_heart[0]:.2f} at first, {losses_by_heart[-1]:.3f} at last")
+print(
+    f"the same {first_batch.num_targets} tokens: {losses_by_heart[0]:.2f} at first, {losses_by_heart[-1]:.3f} at last"
+)
 assert losses_by_heart[-1] < 0.1
 print(f"on other texts: {validation_loss(state.weights, config, held_out, Ranks()):.2f}")
 assert validation_loss(state.weights, config, held_out, Ranks()) > math.log(V)
@@ -227,30 +251,30 @@ assert validation_loss(state.weights, config, held_out, Ranks()) > math.log(V)
 # steps show that it is the same, to the bit.
 
 # %%
-STEPS, PEAK, WARMUP, CLIP = 900, 1e-2, 50, 1.0
+STEPS, PEAK, WARMUP_STEPS, MAX_NORM = 900, 1e-2, 50, 1.0
 
 weights = {name: weight.copy() for name, weight in start.items()}
 optimizer = AdamW(weight_decay=0.1)
 state = State(weights, optimizer, np.random.default_rng(0))
-draw = random_batches(train_ids, batch=4, length=LENGTH)
+next_batch = random_batches(train_ids, batch_size=4, seq_len=LENGTH)
 log, validation = [], {0: validation_loss(weights, config, held_out, Ranks())}
 
 for step in range(STEPS):
-    batch = draw(state)
+    batch = next_batch(state)
     loss, gradients, _ = loss_and_gradients(weights, config, batch, next_token)
-    norm = clip_by_global_norm(gradients, CLIP)
-    rate = cosine_schedule(step, STEPS, PEAK, WARMUP)
-    optimizer.step(weights, gradients, rate)
-    log.append((loss, norm, rate))
+    norm = clip_by_global_norm(gradients, MAX_NORM)
+    learning_rate = cosine_schedule(step, STEPS, PEAK, WARMUP_STEPS)
+    optimizer.step(weights, gradients, learning_rate)
+    log.append((loss, norm, learning_rate))
     if (step + 1) % 100 == 0:
         validation[step + 1] = validation_loss(weights, config, held_out, Ranks())
 
 twin = State({name: weight.copy() for name, weight in start.items()}, AdamW(), np.random.default_rng(0))
 twin_config = TrainingConfig(
-    steps=STEPS, batch_size=4, seq_len=LENGTH, learning_rate=PEAK, warmup_steps=WARMUP, max_grad_norm=CLIP
+    steps=STEPS, batch_size=4, seq_len=LENGTH, learning_rate=PEAK, warmup_steps=WARMUP_STEPS, max_grad_norm=MAX_NORM
 )
 for step in range(3):
-    assert train_step(twin, config, Task(draw), twin_config, Ranks())["loss"] == log[step][0]
+    assert train_step(twin, config, Task(next_batch), twin_config, Ranks())["loss"] == log[step][0]
 
 # %% [markdown]
 # To judge the loss we need marks to hold it against: $\log V$, knowing nothing; the loss of one who knows how often
@@ -296,7 +320,7 @@ assert list(validation)[np.argmin(list(validation.values()))] >= STEPS - 200
 # %%
 figure, (above, below) = plt.subplots(2, 1, figsize=(7, 4.2), sharex=True)
 above.plot(np.arange(1, STEPS + 1), norms, color="C0", linewidth=0.8)
-above.axhline(CLIP, color="C5", linestyle="--", label="limit")
+above.axhline(MAX_NORM, color="C5", linestyle="--", label="limit")
 above.set(
     ylabel="length of the gradient", ylim=(0, None), title="The gradient of each batch, and the rate of each step"
 )
@@ -305,11 +329,11 @@ below.plot(np.arange(1, STEPS + 1), rates, color="C2")
 below.set(xlabel="step", ylabel="learning rate", ylim=(0, None))
 plt.show()
 
-clipped = np.mean(norms > CLIP)
+clipped = np.mean(norms > MAX_NORM)
 print(f"{clipped:.0%} of the steps were clipped; the longest gradient was {norms.max():.2f}")
 assert clipped < 0.05 and norms[-50:].mean() > 1.5 * norms[50:100].mean()
-assert np.argmax(rates) in (WARMUP - 1, WARMUP)
-np.testing.assert_allclose([rates[0], rates.max(), rates[-1]], [PEAK / WARMUP, PEAK, PEAK / 10], rtol=1e-3)
+assert np.argmax(rates) in (WARMUP_STEPS - 1, WARMUP_STEPS)
+np.testing.assert_allclose([rates[0], rates.max(), rates[-1]], [PEAK / WARMUP_STEPS, PEAK, PEAK / 10], rtol=1e-3)
 
 # %% [markdown]
 # Here clipping had little to do; it is an insurance, and costs nothing. Odder is that after the warm-up the gradient
@@ -321,7 +345,7 @@ np.testing.assert_allclose([rates[0], rates.max(), rates[-1]], [PEAK / WARMUP, P
 # %%
 def gradient_lengths(weights, batches=32):
     """The length of single batches' gradients, on average, and the length of their mean."""
-    found = [loss_and_gradients(weights, config, draw(state), next_token)[1] for _ in range(batches)]
+    found = [loss_and_gradients(weights, config, next_batch(state), next_token)[1] for _ in range(batches)]
     common = {name: np.mean([gradients[name] for gradients in found], axis=0) for name in weights}
     single = np.mean([clip_by_global_norm(gradients, math.inf) for gradients in found])
     return single, clip_by_global_norm(common, math.inf)
@@ -365,8 +389,8 @@ for _ in range(5):
 forward = (time.perf_counter() - began) / 5
 began = time.perf_counter()
 for _ in range(5):
-    clip_by_global_norm(gradients, CLIP)
-    AdamW().step({name: weight.copy() for name, weight in weights.items()}, gradients, rate)
+    clip_by_global_norm(gradients, MAX_NORM)
+    AdamW().step({name: weight.copy() for name, weight in weights.items()}, gradients, learning_rate)
 update = (time.perf_counter() - began) / 5
 
 speed = 512 / (both + update)
@@ -378,7 +402,7 @@ print(f"{speed:,.0f} tokens a second, {6 * count * speed / 1e9:.1f} billion oper
 
 # %%
 for name, shape, B, T in (("this one", config, 4, LENGTH), ("gemma-2-2b", RELEASED["gemma-2-2b"], 1, 1024)):
-    memory = training_bytes(shape, batch=B, length=T)
+    memory = training_bytes(shape, batch_size=B, seq_len=T)
     print(f"{name}, {B} x {T} tokens")
     for kind, size in memory.items():
         print(f"  {kind:<45}{size / 1e6:>12,.1f} MB")
@@ -397,7 +421,7 @@ assert large["moments of AdamW"] == 2 * large["weights"]
 # With text of your own, the loop above is
 #
 # ```sh
-# gemma-np tokenizer texts/ --size 2048 -o tokenizer.model
+# gemma-np tokenizer texts/ --vocab-size 2048 -o tokenizer.model
 # gemma-np train texts/ --tokenizer tokenizer.model -o run \
 #   --hidden-size 32 --layers 2 --heads 2 --kv-heads 1 --head-dim 16 --intermediate-size 128 --sliding-window 32 \
 #   --steps 900 --batch-size 4 --seq-len 128 --learning-rate 1e-2 --warmup-steps 50 --max-grad-norm 1.0
@@ -418,7 +442,7 @@ assert large["moments of AdamW"] == 2 * large["weights"]
 
 # %%
 def masked_loss(logits, targets, loss_mask):
-    """logits [B, T, V], targets int [B, T], counted bool [B, T] -> number: the mean loss of the positions that count
+    """logits [B, T, V], targets int [B, T], loss_mask bool [B, T] -> number: the mean loss of the positions that count
 
     Hint: subtract each position's largest logit before np.exp, and take targets with np.take_along_axis.
     """
@@ -432,8 +456,8 @@ check(masked_loss, exercises.MASKED_LOSS)
 
 
 # %%
-def clip(first, second, limit):
-    """first [D, F], second [D], limit number -> (first, second), scaled together, as new arrays
+def clip(first, second, max_norm):
+    """first [D, F], second [D], max_norm number -> (first, second), scaled together, as new arrays
 
     Hint: one number scales both; it is never more than 1.
     """
@@ -448,8 +472,8 @@ check(clip, exercises.CLIP)
 
 
 # %%
-def adamw(weight, gradient, first, second, step, rate):
-    """weight, gradient and both running means [D, F] or [D], step int, rate number -> (weight, first, second)
+def adamw(weight, gradient, m, v, step, learning_rate):
+    """weight, gradient, m and v [D, F] or [D], step int, learning_rate number -> (weight, m, v)
 
     Hint: only weights of two axes decay; the means that you return are not divided by 1 - beta ** step.
     """
@@ -465,7 +489,7 @@ check(adamw, exercises.ADAMW)
 #
 # - [gemma_np/training/trainer.py](../gemma_np/training/trainer.py): the step and the run;
 #   [optimizer.py](../gemma_np/training/optimizer.py): clipping, AdamW and the rate in 70 lines.
-# - [gemma_np/training/data.py](../gemma_np/training/data.py), [vocabulary.py](../gemma_np/training/tokenizer_training.py):
+# - [gemma_np/training/data.py](../gemma_np/training/data.py), [tokenizer_training.py](../gemma_np/training/tokenizer_training.py):
 #   texts as files of ids, and the tokenizer before that.
 # - Loshchilov and Hutter, [Decoupled Weight Decay Regularization](https://arxiv.org/abs/1711.05101) (AdamW); Pascanu et
 #   al., [On the difficulty of training recurrent neural networks](https://arxiv.org/abs/1211.5063) (clipping).

@@ -119,7 +119,7 @@ assert 4 < entropy.mean() < 6 and possible.mean() > 10
 # $$L = -\sum_x P_T(x) \log P_S(x), \qquad \frac{\partial L}{\partial z} = P_S - P_T$$
 
 # %%
-lines(distillation, "log_student =", "teacher =", "losses =", "dlogits =")
+lines(soft_cross_entropy, "log_student =", "teacher =", "losses =", "dlogits =")
 
 # %% [markdown]
 # Put one-hot for $P_T$, and it is tutorial 11's loss, with gradient $P_S - \mathrm{onehot}$. So nothing but the target
@@ -135,7 +135,7 @@ np.testing.assert_allclose(to_itself, entropy * math.log(2), rtol=1e-4)
 bundled = gemma_np.load()  # its student, shakespeare-1m
 losses, gradient = soft_cross_entropy(bundled.logits(ids[:-1]), teacher_logits)  # [T], [T, V]
 divergence, same_gradient = forward_kl(bundled.logits(ids[:-1]), teacher_logits)
-parts = losses.masked_mean(), to_itself.mean(), divergence.mean()
+parts = losses.mean(), to_itself.mean(), divergence.mean()
 print("the bundled student: loss {:.3f} = the teacher's entropy {:.3f} + KL {:.3f}".format(*parts))
 np.testing.assert_allclose(losses - to_itself, divergence, atol=1e-4)
 np.testing.assert_allclose(gradient, same_gradient, atol=1e-6)
@@ -189,13 +189,24 @@ said = [top_k(teacher.logits(texts[first : first + 8, :-1]), K) for first in ran
 stored = TopK(np.concatenate([part.ids for part in said]), np.concatenate([part.probs for part in said]))  # [256, T, K]
 
 
-def draw(state):
+def next_batch(state):
     """A batch of 4 texts, and what the teacher said of them."""
     chosen = state.generator.integers(0, TEXTS, 4)
     return Batch(texts[chosen], teacher=TopK(stored.ids[chosen], stored.probs[chosen]))
 
 
-config = gemma2_config(V=V, D=32, layers=2, H=2, K=1, h=16, F=128, length=256, query_scalar=16, window=32)
+config = gemma2_config(
+    vocab_size=V,
+    hidden_size=32,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    num_key_value_heads=1,
+    head_dim=16,
+    intermediate_size=128,
+    max_position_embeddings=256,
+    query_pre_attn_scalar=16,
+    sliding_window=32,
+)
 training_config = TrainingConfig(steps=700, batch_size=4, seq_len=LENGTH, learning_rate=1e-2, warmup_steps=50)
 
 # %% [markdown]
@@ -208,7 +219,7 @@ for name, loss in (("from the text", next_token), ("from the teacher", from_targ
     state = State(initial_weights(config, np.random.default_rng(0)), AdamW(), np.random.default_rng(0))
     curves[name] = []
     for step in range(training_config.steps):
-        train_step(state, config, Task(draw, loss), training_config, Ranks())
+        train_step(state, config, Task(next_batch, loss), training_config, Ranks())
         if (step + 1) % 50 == 0:
             curves[name].append(validation_loss(state.weights, config, held_out, Ranks()))
     students[name] = Gemma(config, state.weights, tokenizer)
@@ -346,12 +357,12 @@ assert lengths[1.0] / 4 < lengths[4.0] < lengths[1.0] / 2
 # say what it would have expected there. The loss counts where the student wrote:
 
 # %%
-lines(on_policy, "prompts =", "ids =", "written =", "return Batch")
+lines(on_policy, "prompts =", "ids =", "is_sampled =", "return Batch")
 
 # %%
 student = students["from the teacher"]
 state = State(dict(student.weights), AdamW(), np.random.default_rng(1))
-own = on_policy(texts[TEXTS:].ravel(), config, TrainingConfig(batch_size=16, seq_len=LENGTH), prompt=16)(
+own = on_policy(texts[TEXTS:].ravel(), config, TrainingConfig(batch_size=16, seq_len=LENGTH), prompt_tokens=16)(
     state
 )  # 16 texts
 given = held_out[0]
@@ -361,7 +372,7 @@ for name, batch in (("the teacher's texts", given), ("the student's own", own)):
     losses, _ = forward_kl(student.logits(read), teacher.logits(read))  # [B, T]
     print(f"on {name:<20} KL from the teacher {losses[:, 15:].mean():.2f} nats a token")
     divergences.append(losses[:, 15:].mean())
-assert own.positions == 16 * (LENGTH - 15) and divergences[1] < 1.1 * divergences[0]
+assert own.num_targets == 16 * (LENGTH - 15) and divergences[1] < 1.1 * divergences[0]
 
 # %% [markdown]
 # On-policy distillation is meant against a larger divergence on the student's own texts; ours does not show it: a student
@@ -390,7 +401,7 @@ for kind, colour in (("from scratch", "C1"), ("distilled", "C0")):
     right.errorbar(
         sizes,
         [row["mean"] for row in rows],
-        [row["spread"] for row in rows],
+        [row["std"] for row in rows],
         marker="o",
         capsize=3,
         color=colour,
@@ -399,7 +410,7 @@ for kind, colour in (("from scratch", "C1"), ("distilled", "C0")):
 right.set(
     xlabel="parameters (millions)",
     ylabel="held-out loss (nats per token)",
-    title="Table 7 (mean and spread of 3 seeds)",
+    title="Table 7 (mean and standard deviation of 3 seeds)",
 )
 right.legend()
 plt.show()
@@ -409,8 +420,8 @@ gains = {}
 for size in ("0.3 M", "0.6 M", "1 M"):
     scratch, distilled = loss_of[f"{size}, from scratch"], loss_of[f"{size}, distilled"]
     gains[size] = scratch["mean"] - distilled["mean"]
-    std = max(scratch["spread"], distilled["spread"])
-    print(f"{size}: distillation gains {gains[size]:.3f} nats; spread of the seeds up to {std:.3f}")
+    std = max(scratch["std"], distilled["std"])
+    print(f"{size}: distillation gains {gains[size]:.3f} nats; standard deviation over the seeds up to {std:.3f}")
     assert gains[size] > 4 * std
     assert max(distilled["losses"]) < min(scratch["losses"])
 reported = {"200M": math.log(23 / 21), "400M": math.log(19 / 17), "1B": math.log(17 / 15)}
@@ -421,7 +432,7 @@ assert gains["0.6 M"] < gains["0.3 M"] < gains["1 M"] and list(reported.values()
 # %% [markdown]
 # **What agrees.** Table 6: at equal tokens the distilled student is better, and the worst of its seeds is better than
 # the best from scratch. (The report: 67.7 against 60.3, on average over three benchmarks.) Table 7: this holds for all
-# three sizes, by more than four times the spread, and the largest gains most, as there.
+# three sizes, by more than four times the standard deviation, and the largest gains most, as there.
 #
 # **What does not.** In the report the gain grows from each size to the next, as far as perplexities without decimals
 # can tell. Here the middle one gains least, by so little that three seeds cannot tell it from the smallest.
@@ -497,7 +508,7 @@ check(sparse_loss, exercises.SPARSE_LOSS)
 #
 # - [gemma_np/training/losses.py](../gemma_np/training/losses.py): these losses, the reverse divergence and the one
 #   between the two; [distillation.py](../gemma_np/training/distillation.py) and
-#   [targets.py](../gemma_np/training/teacher_targets.py): live and stored teachers.
+#   [teacher_targets.py](../gemma_np/training/teacher_targets.py): live and stored teachers.
 # - [experiments/README.md](experiments/README.md): these tables and three more.
 # - Hinton, Vinyals and Dean, [Distilling the Knowledge in a Neural Network](https://arxiv.org/abs/1503.02531); Agarwal
 #   et al., [On-Policy Distillation of Language Models](https://arxiv.org/abs/2306.13649).

@@ -45,10 +45,10 @@ print(f"{W.shape[0]} rows of {W.shape[1]} channels, {W.nbytes:,} bytes in float3
 # takes half the memory and, where the multiplying keeps up, half the time. The weights of the report's table 2, in GB:
 
 # %%
-storages = ("float32", "bfloat16 (as published)", "int8", "int4, groups of 64")
+formats = ("float32", "bfloat16", "int8", "int4")  # as published: bfloat16; int4 in groups of 64
 for name in ("gemma-2-2b", "gemma-2-9b", "gemma-2-27b"):
-    sizes = [weight_bytes(RELEASED[name], storage) / 1e9 for storage in storages]
-    print(name.ljust(12), "".join(f"{storage}: {size:5.1f}   " for storage, size in zip(storages, sizes, strict=True)))
+    sizes = [weight_bytes(RELEASED[name], format) / 1e9 for format in formats]
+    print(name.ljust(12), "".join(f"{format}: {size:5.1f}   " for format, size in zip(formats, sizes, strict=True)))
     assert sizes[0] / sizes[3] > 7
 
 # %% [markdown]
@@ -85,7 +85,7 @@ assert stored_bytes(stored) < W.nbytes / 3.9
 # sum: $\sum_c s_r q_{rc} x_c = s_r \sum_c q_{rc} x_c$. So it costs one multiplication a row, not one a weight.
 
 # %%
-lines(Int8.widen, "copyto", "return")
+lines(Int8.numbers_into, "def", "copyto")
 
 # %%
 x = np.random.default_rng(0).standard_normal((3, W.shape[1]), dtype=np.float32)
@@ -415,8 +415,8 @@ assert real["float8", "round"]["kl"] > real["int8", "round"]["kl"]
 # ordinary computer with fast memory, the 9B could write at most:
 
 # %%
-for storage in storages:
-    print(f"{storage:24} {100e9 / weight_bytes(RELEASED['gemma-2-9b'], storage):5.1f} tokens a second")
+for format in formats:
+    print(f"{format:24} {100e9 / weight_bytes(RELEASED['gemma-2-9b'], format):5.1f} tokens a second")
 
 speeds = {"float32": decoding_speed(model, texts[0]), "int4": decoding_speed(small, texts[0])}
 print("on the machine that made this page, the bundled model:", end=" ")
@@ -484,7 +484,7 @@ check(least_error_shrinks, exercises.CLIP)
 # - [gemma_np/weights/formats.py](../gemma_np/weights/formats.py) and [gemma_np/weights/linear.py](../gemma_np/weights/linear.py): the kinds of storage,
 #   and the product with them.
 # - [gemma_np/compression/gptq.py](../gemma_np/compression/gptq.py): 70 lines;
-#   [activation_aware.py](../gemma_np/compression/awq.py): where the factors go.
+#   [awq.py](../gemma_np/compression/awq.py): where the factors go.
 # - Frantar et al., [GPTQ](https://arxiv.org/abs/2210.17323); Lin et al., [AWQ](https://arxiv.org/abs/2306.00978);
 #   Dettmers et al., [LLM.int8()](https://arxiv.org/abs/2208.07339), on large inputs in large models.
 # - `gemma-np quantize --help`: all of this as a command, with checkpoints that `load` reads.

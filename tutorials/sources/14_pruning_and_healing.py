@@ -67,7 +67,7 @@ def measured(small):
     logits = small.logits(texts[:, :-1])
     losses, _ = cross_entropy(logits, texts[:, 1:])
     divergences, _ = forward_kl(logits, right)
-    return {"perplexity": float(np.exp(losses.masked_mean())), "kl": float(divergences.mean())}
+    return {"perplexity": float(np.exp(losses.mean())), "kl": float(divergences.mean())}
 
 
 original = measured(model)
@@ -316,12 +316,12 @@ training_config = TrainingConfig(
 )
 
 
-def heal(small, seen):
+def heal(small, view_weights):
     """The model after the training, and the KL of each step."""
     task = Task(
         random_batches(own_words, training_config.batch_size, training_config.seq_len),
         from_teacher(model, forward_kl),
-        view_weights=seen,
+        view_weights=view_weights,
     )
     weights = {name: weight.copy() for name, weight in small.weights.items()}
     state = State(
@@ -337,8 +337,8 @@ at_random = gemma_np.Gemma(smaller.config, initial_weights(smaller.config, np.ra
 broken = {"half of F": smaller, "2:4": sparse, "random": at_random}
 healed, curves = {}, {}
 for name, small in broken.items():
-    seen = keep_sparsity(small.weights) if name == "2:4" else lambda weights: weights
-    healed[name], curves[name] = heal(small, seen)
+    view_weights = keep_sparsity(small.weights) if name == "2:4" else lambda weights: weights
+    healed[name], curves[name] = heal(small, view_weights)
 print(
     f"{own_words.size:,} tokens of text, {training_config.steps * training_config.batch_size * training_config.seq_len:,} read by each"
 )
@@ -477,7 +477,7 @@ check(keep_important, exercises.KEEP_CHANNELS)
 # ## Where to read on
 #
 # - [gemma_np/compression/pruning.py](../gemma_np/compression/pruning.py) and
-#   [structured.py](../gemma_np/compression/structured_pruning.py): single weights, and whole parts.
+#   [structured_pruning.py](../gemma_np/compression/structured_pruning.py): single weights, and whole parts.
 # - [gemma_np/compression/pipeline.py](../gemma_np/compression/pipeline.py): prune, heal, quantize, measured after each.
 # - Sun et al., [Wanda](https://arxiv.org/abs/2306.11695); Mishra et al., [2:4](https://arxiv.org/abs/2104.08378); Men
 #   et al., [ShortGPT](https://arxiv.org/abs/2403.03853), on layers; Muralidharan et al., [Compact Language Models via

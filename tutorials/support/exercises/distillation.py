@@ -62,7 +62,7 @@ def _teacher_weighs_by(weights: np.ndarray, logits: np.ndarray) -> Result:
 
 
 DISTIL = Exercise(
-    reference=distillation,
+    reference=soft_cross_entropy,
     cases=_distil_cases,
     mistakes={
         "teacher and student are exchanged in the loss; the teacher's probabilities weigh the student's logarithms": (

@@ -88,7 +88,18 @@ FEED_FORWARD = Exercise(
     },
 )
 
-_TINY = gemma2_config(V=8, D=6, layers=2, H=2, K=1, h=4, F=5, length=16, query_scalar=4, window=3)
+_TINY = gemma2_config(
+    vocab_size=8,
+    hidden_size=6,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    num_key_value_heads=1,
+    head_dim=4,
+    intermediate_size=5,
+    max_position_embeddings=16,
+    query_pre_attn_scalar=4,
+    sliding_window=3,
+)
 
 
 def _block_cases(generator: np.random.Generator) -> Cases:

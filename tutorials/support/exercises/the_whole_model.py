@@ -20,7 +20,18 @@ Weights = Mapping[str, np.ndarray]
 
 def _model_cases(generator: np.random.Generator) -> Cases:
     def model(layers: int) -> tuple[Weights, GemmaConfig]:
-        config = gemma2_config(V=11, D=6, layers=layers, H=2, K=1, h=4, F=5, length=16, query_scalar=4, window=3)
+        config = gemma2_config(
+            vocab_size=11,
+            hidden_size=6,
+            num_hidden_layers=layers,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            head_dim=4,
+            intermediate_size=5,
+            max_position_embeddings=16,
+            query_pre_attn_scalar=4,
+            sliding_window=3,
+        )
         return {name: generator.standard_normal(shape) for name, shape in config.weight_shapes()}, config
 
     return {
@@ -122,7 +133,18 @@ def _parameter_cases(generator: np.random.Generator) -> Cases:
 
 
 def _parameters(V: int, D: int, layers: int, H: int, K: int, h: int, F: int) -> int:
-    config = gemma2_config(V, D, layers, H, K, h, F, length=8192, query_scalar=h, window=4096)
+    config = gemma2_config(
+        vocab_size=V,
+        hidden_size=D,
+        num_hidden_layers=layers,
+        num_attention_heads=H,
+        num_key_value_heads=K,
+        head_dim=h,
+        intermediate_size=F,
+        max_position_embeddings=8192,
+        query_pre_attn_scalar=h,
+        sliding_window=4096,
+    )
     return sum(config.parameter_count().values())
 
 

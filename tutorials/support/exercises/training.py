@@ -36,7 +36,7 @@ MASKED_LOSS = Exercise(
         "the losses are added up; divide by how many positions count": lambda logits, targets, loss_mask: float(
             _losses(logits, targets)[loss_mask].sum()
         ),
-        "the mask is not used; positions where counted is False must not matter": lambda logits, targets, loss_mask: (
+        "the mask is not used; positions where loss_mask is False must not matter": lambda logits, targets, loss_mask: (
             float(_losses(logits, targets).mean())
         ),
         "each text's mean is taken first, then the mean of these; every position that counts weighs the same": (
@@ -62,13 +62,13 @@ def _clip_cases(generator: np.random.Generator) -> Cases:
         "gradients that are long": (10 * draw((3, 4)), 10 * draw(4), 1.0),
         "gradients that are short already": (0.01 * draw((3, 4)), 0.01 * draw(4), 1.0),
         "a long one beside a short one": (10 * draw((3, 4)), 0.1 * draw(4), 1.0),
-        "another limit": (10 * draw((3, 4)), 10 * draw(4), 0.25),
+        "another max_norm": (10 * draw((3, 4)), 10 * draw(4), 0.25),
     }
 
 
-def _clip(first: np.ndarray, second: np.ndarray, limit: float) -> Pair:
+def _clip(first: np.ndarray, second: np.ndarray, max_norm: float) -> Pair:
     gradients = {"first": first.copy(), "second": second.copy()}
-    clip_by_global_norm(gradients, limit)
+    clip_by_global_norm(gradients, max_norm)
     return gradients["first"], gradients["second"]
 
 
@@ -76,22 +76,22 @@ def _norm(first: np.ndarray, second: np.ndarray) -> float:
     return float(np.sqrt((first * first).sum() + (second * second).sum()))
 
 
-def _each_alone(first: np.ndarray, second: np.ndarray, limit: float) -> Pair:
-    return _clip(first, 0 * second, limit)[0], _clip(0 * first, second, limit)[1]
+def _each_alone(first: np.ndarray, second: np.ndarray, max_norm: float) -> Pair:
+    return _clip(first, 0 * second, max_norm)[0], _clip(0 * first, second, max_norm)[1]
 
 
-def _always(first: np.ndarray, second: np.ndarray, limit: float) -> Pair:
-    scale = limit / _norm(first, second)
+def _always(first: np.ndarray, second: np.ndarray, max_norm: float) -> Pair:
+    scale = max_norm / _norm(first, second)
     return first * scale, second * scale
 
 
-def _sum_of_norms(first: np.ndarray, second: np.ndarray, limit: float) -> Pair:
-    scale = min(1.0, limit / float(np.linalg.norm(first) + np.linalg.norm(second)))
+def _sum_of_norms(first: np.ndarray, second: np.ndarray, max_norm: float) -> Pair:
+    scale = min(1.0, max_norm / float(np.linalg.norm(first) + np.linalg.norm(second)))
     return first * scale, second * scale
 
 
-def _no_root(first: np.ndarray, second: np.ndarray, limit: float) -> Pair:
-    scale = min(1.0, limit / _norm(first, second) ** 2)
+def _no_root(first: np.ndarray, second: np.ndarray, max_norm: float) -> Pair:
+    scale = min(1.0, max_norm / _norm(first, second) ** 2)
     return first * scale, second * scale
 
 
@@ -100,11 +100,11 @@ CLIP = Exercise(
     cases=_clip_cases,
     mistakes={
         "each gradient is clipped by its own norm, which turns the direction; one norm is common to both": _each_alone,
-        "every number is cut to the limit; scale all of them by one factor": lambda first, second, limit: (
-            np.clip(first, -limit, limit),
-            np.clip(second, -limit, limit),
+        "every number is cut to max_norm; scale all of them by one factor": lambda first, second, max_norm: (
+            np.clip(first, -max_norm, max_norm),
+            np.clip(second, -max_norm, max_norm),
         ),
-        "gradients that are shorter than the limit are made longer; leave them": _always,
+        "gradients that are shorter than max_norm are made longer; leave them": _always,
         "the two norms are added; add the squares, then take the root": _sum_of_norms,
         "the gradients are divided by the sum of squares; its root is the norm": _no_root,
     },
@@ -126,78 +126,80 @@ def _adamw_cases(generator: np.random.Generator) -> Cases:
 
 
 def _adamw(
-    weight: np.ndarray, gradient: np.ndarray, first: np.ndarray, second: np.ndarray, step: int, rate: float
+    weight: np.ndarray, gradient: np.ndarray, m: np.ndarray, v: np.ndarray, step: int, learning_rate: float
 ) -> Triple:
-    optimizer = AdamW(BETA1, BETA2, EPS, DECAY, step - 1, {"": first.copy()}, {"": second.copy()})
+    optimizer = AdamW(
+        beta1=BETA1, beta2=BETA2, eps=EPS, weight_decay=DECAY, steps=step - 1, m={"": m.copy()}, v={"": v.copy()}
+    )
     weights = {"": weight.copy()}
-    optimizer.step(weights, {"": gradient}, rate)
+    optimizer.step(weights, {"": gradient}, learning_rate)
     return weights[""], optimizer.m[""], optimizer.v[""]
 
 
-def _means(gradient: np.ndarray, first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    return first + (1 - BETA1) * (gradient - first), second + (1 - BETA2) * (gradient**2 - second)
+def _means(gradient: np.ndarray, m: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return m + (1 - BETA1) * (gradient - m), v + (1 - BETA2) * (gradient**2 - v)
 
 
-def _decayed(weight: np.ndarray, rate: float) -> np.ndarray:
-    return weight * (1 - rate * DECAY) if weight.ndim > 1 else weight
+def _decayed(weight: np.ndarray, learning_rate: float) -> np.ndarray:
+    return weight * (1 - learning_rate * DECAY) if weight.ndim > 1 else weight
 
 
 def _uncorrected(
-    weight: np.ndarray, gradient: np.ndarray, first: np.ndarray, second: np.ndarray, step: int, rate: float
+    weight: np.ndarray, gradient: np.ndarray, m: np.ndarray, v: np.ndarray, step: int, learning_rate: float
 ) -> Triple:
-    first, second = _means(gradient, first, second)
-    return _decayed(weight, rate) - rate * first / (np.sqrt(second) + EPS), first, second
+    m, v = _means(gradient, m, v)
+    return _decayed(weight, learning_rate) - learning_rate * m / (np.sqrt(v) + EPS), m, v
 
 
 def _step_from_zero(
-    weight: np.ndarray, gradient: np.ndarray, first: np.ndarray, second: np.ndarray, step: int, rate: float
+    weight: np.ndarray, gradient: np.ndarray, m: np.ndarray, v: np.ndarray, step: int, learning_rate: float
 ) -> Triple:
-    return _adamw(weight, gradient, first, second, step + 1, rate)
+    return _adamw(weight, gradient, m, v, step + 1, learning_rate)
 
 
 def _decay_in_gradient(
-    weight: np.ndarray, gradient: np.ndarray, first: np.ndarray, second: np.ndarray, step: int, rate: float
+    weight: np.ndarray, gradient: np.ndarray, m: np.ndarray, v: np.ndarray, step: int, learning_rate: float
 ) -> Triple:
     pull = DECAY * weight if weight.ndim > 1 else 0.0
-    new, first, second = _adamw(weight, gradient + pull, first, second, step, rate)
-    return new + (weight - _decayed(weight, rate)), first, second
+    new, m, v = _adamw(weight, gradient + pull, m, v, step, learning_rate)
+    return new + (weight - _decayed(weight, learning_rate)), m, v
 
 
 def _vectors_decay(
-    weight: np.ndarray, gradient: np.ndarray, first: np.ndarray, second: np.ndarray, step: int, rate: float
+    weight: np.ndarray, gradient: np.ndarray, m: np.ndarray, v: np.ndarray, step: int, learning_rate: float
 ) -> Triple:
-    new, first, second = _adamw(weight, gradient, first, second, step, rate)
-    return (new - rate * DECAY * weight if weight.ndim == 1 else new), first, second
+    new, m, v = _adamw(weight, gradient, m, v, step, learning_rate)
+    return (new - learning_rate * DECAY * weight if weight.ndim == 1 else new), m, v
 
 
-def _no_root_of_second(
-    weight: np.ndarray, gradient: np.ndarray, first: np.ndarray, second: np.ndarray, step: int, rate: float
+def _no_root_of_v(
+    weight: np.ndarray, gradient: np.ndarray, m: np.ndarray, v: np.ndarray, step: int, learning_rate: float
 ) -> Triple:
-    first, second = _means(gradient, first, second)
-    size = second / (1 - BETA2**step) + EPS
-    return _decayed(weight, rate) - rate / (1 - BETA1**step) * first / size, first, second
+    m, v = _means(gradient, m, v)
+    size = v / (1 - BETA2**step) + EPS
+    return _decayed(weight, learning_rate) - learning_rate / (1 - BETA1**step) * m / size, m, v
 
 
 def _eps_in_root(
-    weight: np.ndarray, gradient: np.ndarray, first: np.ndarray, second: np.ndarray, step: int, rate: float
+    weight: np.ndarray, gradient: np.ndarray, m: np.ndarray, v: np.ndarray, step: int, learning_rate: float
 ) -> Triple:
-    first, second = _means(gradient, first, second)
-    size = np.sqrt(second / (1 - BETA2**step) + EPS)
-    return _decayed(weight, rate) - rate / (1 - BETA1**step) * first / size, first, second
+    m, v = _means(gradient, m, v)
+    size = np.sqrt(v / (1 - BETA2**step) + EPS)
+    return _decayed(weight, learning_rate) - learning_rate / (1 - BETA1**step) * m / size, m, v
 
 
 def _uphill(
-    weight: np.ndarray, gradient: np.ndarray, first: np.ndarray, second: np.ndarray, step: int, rate: float
+    weight: np.ndarray, gradient: np.ndarray, m: np.ndarray, v: np.ndarray, step: int, learning_rate: float
 ) -> Triple:
-    new, first, second = _adamw(weight, gradient, first, second, step, rate)
-    return 2 * _decayed(weight, rate) - new, first, second
+    new, m, v = _adamw(weight, gradient, m, v, step, learning_rate)
+    return 2 * _decayed(weight, learning_rate) - new, m, v
 
 
 def _corrected_means(
-    weight: np.ndarray, gradient: np.ndarray, first: np.ndarray, second: np.ndarray, step: int, rate: float
+    weight: np.ndarray, gradient: np.ndarray, m: np.ndarray, v: np.ndarray, step: int, learning_rate: float
 ) -> Triple:
-    new, first, second = _adamw(weight, gradient, first, second, step, rate)
-    return new, first / (1 - BETA1**step), second / (1 - BETA2**step)
+    new, m, v = _adamw(weight, gradient, m, v, step, learning_rate)
+    return new, m / (1 - BETA1**step), v / (1 - BETA2**step)
 
 
 ADAMW = Exercise(
@@ -206,11 +208,11 @@ ADAMW = Exercise(
     mistakes={
         "the means are not divided by what has been averaged, 1 - beta ** step": _uncorrected,
         "beta is raised to step + 1; step is 1 for the first already": _step_from_zero,
-        "the decay is added to the gradient (Adam with L2); multiply the weight by 1 - rate * decay": (
+        "the decay is added to the gradient (Adam with L2); multiply the weight by 1 - learning_rate * decay": (
             _decay_in_gradient
         ),
         "vectors decay, too; only weights of two axes do": _vectors_decay,
-        "the step is divided by the mean of the squares; its root is the size": _no_root_of_second,
+        "the step is divided by the mean of the squares; its root is the size": _no_root_of_v,
         "eps is added below the root; add it to the root": _eps_in_root,
         "the weight moves along the gradient, uphill; subtract the step": _uphill,
         "the means that are returned are divided by 1 - beta ** step; the next step needs them as they are": (
