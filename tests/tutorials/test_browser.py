@@ -219,6 +219,11 @@ def test_an_import_loads_the_package_and_what_it_requires(notebook_page, build):
         assert any(wheel.startswith(f"{name}-") for wheel in wheels), f"{name} was not asked for"
 
 
+def test_a_notebook_finds_the_support_beside_it(notebook_page):
+    code = "import importlib.util; print(importlib.util.find_spec('support').origin)"
+    assert run(notebook_page, code) == "/drive/tutorials/support/__init__.py\n"
+
+
 def test_there_is_no_warning_about_threads(notebook_page):
     code = """
 import warnings

@@ -1,10 +1,12 @@
 import inspect
+import shutil
 
 import pytest
-from support import lines
+from support import lines, source
 
 from gemma_np.model.rms_norm import rms_norm
 from gemma_np.scope import Scope
+from tests.support.by_path import module_at
 
 
 def test_a_line_is_shown_with_its_place():
@@ -31,3 +33,10 @@ def test_methods_and_classes_too():
 def test_a_line_that_is_gone_is_noticed():
     with pytest.raises(ValueError, match="rms_norm: no line has 'variance'"):
         lines(rms_norm, "mean_square", "variance")
+
+
+def test_the_package_may_be_installed_elsewhere(tmp_path):
+    copy = tmp_path / "drive/tutorials/support/source.py"
+    copy.parent.mkdir(parents=True)
+    shutil.copy(source.__file__, copy)
+    assert module_at(copy).lines(rms_norm).path == "gemma_np/model/rms_norm.py"

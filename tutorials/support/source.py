@@ -7,7 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-_REPOSITORY = Path(__file__).parents[2]
+import gemma_np
+
+_ROOT = Path(gemma_np.__file__).resolve().parents[1]  # of the repository, or where the package is installed
 
 
 class Lines(NamedTuple):
@@ -40,7 +42,7 @@ def lines(of: Callable[..., Any], *parts: str) -> Lines:
         for number, line in enumerate(source)
         if number not in docstring and (not parts or any(part in line for part in parts))
     ]
-    path = Path(inspect.getsourcefile(of) or "").resolve().relative_to(_REPOSITORY)
+    path = Path(inspect.getsourcefile(of) or "").resolve().relative_to(_ROOT)
     return Lines(path.as_posix(), first + chosen[0][0], textwrap.dedent("".join(line for _, line in chosen)).rstrip())
 
 
