@@ -91,7 +91,7 @@ def test_a_planted_mistake_gets_its_hint(exercise, hint):
             for arguments in exercise.cases(np.random.default_rng(seed)).values():
                 exercise.mistakes[hint](*arguments)  # or another answer would be told of its error
         assert not verdict.right
-        assert verdict.words.endswith(hint)
+        assert verdict.message.endswith(hint)
 
 
 EXERCISE = rms_norm.NORM
@@ -105,7 +105,7 @@ EXERCISE = rms_norm.NORM
         (lambda x, weight, eps: x * np.nan, "NaN or infinity"),
         (lambda x, weight, eps: EXERCISE.reference(x.astype(float), weight, eps), "float32: dtype float64, expected"),
         (lambda x, weight, eps: EXERCISE.reference(x, weight, eps) + 0.01, "(the largest error)"),
-        (lambda x, weight, eps: np.add(x, 1, out=x), "changes what it is given"),
+        (lambda x, weight, eps: np.add(x, 1, out=x), "changes its arguments"),
         (lambda x, weight, eps: x > 0, "dtype bool, expected float64"),
         (lambda x, weight: x, "raises TypeError"),
         (lambda x, weight, eps: EXERCISE.reference(x, weight, eps).tolist(), "returns a list, expected an array"),
@@ -115,30 +115,31 @@ EXERCISE = rms_norm.NORM
 def test_what_is_wrong_is_said_in_words(answer, said):
     verdict = check(answer, EXERCISE)
     assert not verdict.right
-    assert said in verdict.words
+    assert said in verdict.message
 
 
 def test_what_was_right_before_is_said_too():
     right_for_one = check(lambda x, weight, eps: EXERCISE.reference(x, 0 * weight, eps), EXERCISE)
-    assert right_for_one.words.startswith("right for one vector; wrong for a weight that is not zero: ")
+    assert right_for_one.message.startswith("right for one vector; wrong for a weight that is not zero: ")
     assert repr(check(EXERCISE.reference, EXERCISE)).startswith("✓ right: one vector, ")
 
 
 def test_lists_numbers_and_tuples_are_compared_too():
     pair = Exercise(lambda n: (n, [n, n]), lambda generator: {"three": (3,)}, {})
     assert check(lambda n: (n, [n, n]), pair).right
-    assert check(lambda n: n, pair).words == "wrong for three: returns int, expected a tuple of 2"
-    assert check(lambda n: (n, [n]), pair).words.startswith("wrong for three: part 1 of what it returns: shape (1,)")
+    assert check(lambda n: n, pair).message == "wrong for three: returns int, expected a tuple of 2"
+    said = check(lambda n: (n, [n]), pair).message
+    assert said.startswith("wrong for three: part 1 of the returned tuple: shape (1,)")
     half = Exercise(lambda n: n / 2, lambda generator: {"three": (3,)}, {})
-    assert check(lambda n: n, half).words == "wrong for three: 3, expected 1.5"
+    assert check(lambda n: n, half).message == "wrong for three: 3, expected 1.5"
 
 
 def test_numbers_that_differ_late_are_printed_with_more_digits():
     third = Exercise(lambda: 1 / 3, lambda generator: {"a third": ()}, {})
-    assert check(lambda: 0.33333334, third).words == "wrong for a third: 0.33333334, expected 0.33333333"
+    assert check(lambda: 0.33333334, third).message == "wrong for a third: 0.33333334, expected 0.33333333"
     thirds = Exercise(lambda: np.array([2.0, 1 / 3]), lambda generator: {"two": ()}, {})
     said = "wrong for two: 0.33333334 at [1], expected 0.33333333 (the largest error)"
-    assert check(lambda: np.array([2.0, 0.33333334]), thirds).words == said
+    assert check(lambda: np.array([2.0, 0.33333334]), thirds).message == said
 
 
 TIMES_THREE = Exercise(
@@ -161,7 +162,7 @@ TIMES_THREE = Exercise(
     ],
 )
 def test_the_hint_is_that_of_the_mistake_that_agrees_longest_and_in_the_failing_case(answer, said):
-    assert check(answer, TIMES_THREE).words == said
+    assert check(answer, TIMES_THREE).message == said
 
 
 def typed(source, name):
@@ -174,19 +175,19 @@ def typed(source, name):
 
 def test_an_error_tells_the_line_of_the_answer_where_it_was_raised():
     source = "def half(x):\n    return np.add(x, x[:2])\n\ndef answer(x, weight, eps):\n    return half(x) / 2\n"
-    said = check(typed(source, "/tmp/ipykernel_1/1.py"), EXERCISE).words
+    said = check(typed(source, "/tmp/ipykernel_1/1.py"), EXERCISE).message
     assert said.endswith("shapes (6,) (2,) in your line `return np.add(x, x[:2])`")
     inside_numpy = "def answer(x, weight, eps):\n    return np.linalg.inv(x)\n"
-    said = check(typed(inside_numpy, "/tmp/ipykernel_1/2.py"), EXERCISE).words
+    said = check(typed(inside_numpy, "/tmp/ipykernel_1/2.py"), EXERCISE).message
     assert said.endswith("in your line `return np.linalg.inv(x)`")
 
 
 def test_no_line_is_told_where_there_is_none():
     namespace = {}
     exec("def answer(x, weight, eps): return x[7]", namespace)
-    assert check(namespace["answer"], EXERCISE).words.endswith("out of bounds for axis 0 with size 6")
-    assert check(lambda x: x, EXERCISE).words.endswith("3 were given")
-    assert check(np.linalg.inv, EXERCISE).words.startswith("wrong for one vector: raises TypeError")
+    assert check(namespace["answer"], EXERCISE).message.endswith("out of bounds for axis 0 with size 6")
+    assert check(lambda x: x, EXERCISE).message.endswith("3 were given")
+    assert check(np.linalg.inv, EXERCISE).message.startswith("wrong for one vector: raises TypeError")
 
 
 def test_the_largest_score_of_all_may_be_hidden():
@@ -197,7 +198,7 @@ def test_the_largest_score_of_all_may_be_hidden():
 
     for seed in range(20):
         with np.errstate(invalid="ignore"):
-            said = check(mix, attention.MIX, seed).words
+            said = check(mix, attention.MIX, seed).message
         assert "wrong for hidden scores far above the others: the largest score of the row is that of a hid" in said
 
 
@@ -213,7 +214,7 @@ def test_the_textbook_error_of_top_p_gets_its_hint_whatever_the_rounding():
 
     for seed in range(20):
         with np.errstate(invalid="ignore"):
-            said = check(nucleus, cache_and_generation.TOP_P, seed).words
+            said = check(nucleus, cache_and_generation.TOP_P, seed).message
         assert "the token that crosses top_p is dropped" in said
 
 
@@ -237,7 +238,7 @@ def test_infinity_and_nan_are_compared_by_their_places():
         lambda: values, lambda generator: {"none": ()}, {"one is missing": lambda: np.array([1, 2, np.nan])}
     )
     assert check(lambda: values.copy(), exercise).right
-    assert check(lambda: np.array([1, 2, np.nan]), exercise).words == "wrong for none: one is missing"
+    assert check(lambda: np.array([1, 2, np.nan]), exercise).message == "wrong for none: one is missing"
     assert not check(lambda: -values, exercise).right
 
 

@@ -1,4 +1,4 @@
-"""What the tutorials need beside the model: exercises that check themselves, source lines, pictures."""
+"""What the tutorials need beside the package: exercises that check an answer, lines of the source, and plots."""
 
 from support.exercise import check
 from support.source import lines

@@ -1,4 +1,4 @@
-"""How the tutorials draw: one style, colours that the colour-blind tell apart, and a matrix with its tokens."""
+"""Plots of the tutorials: one style, colours for colour-blind readers, and a matrix with its tokens."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,11 +8,11 @@ import numpy as np
 from gemma_np.text.tokenizer import Tokenizer
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")
-"""Okabe and Ito's palette, the darkest and the lightest apart from each other first."""
+"""Okabe and Ito's palette, in an order in which neighbours differ most."""
 
 
 def use_style() -> None:
-    """Let matplotlib draw in the tutorials' style from here on."""
+    """Set matplotlib to the style of the tutorials."""
     import matplotlib
 
     matplotlib.rcParams.update(
@@ -32,7 +32,7 @@ def use_style() -> None:
 
 
 def pieces(ids: Sequence[int], tokenizer: Tokenizer) -> list[str]:
-    """The tokens as labels: a space is shown as ▁, a new line as ⏎."""
+    """Return the piece of each token as a label: ▁ for a space, ⏎ for a new line."""
     return [tokenizer.piece(int(id)).replace("\n", "⏎") for id in ids]
 
 
@@ -44,10 +44,10 @@ def matrix(
     label: str = "",
     limit: float | None = None,
 ) -> None:
-    """Draw values [rows, columns] as colours with a scale beside them.
+    """Plot values [rows, columns] as colours, with a colour bar.
 
-    Rows and columns get labels where there are any. With a limit, colours diverge from white at 0 to both sides, up to
-    that size; without, they run from the least to the greatest. NaN stays blank.
+    With a limit, the colours diverge from white at 0 up to that size; without, they run from the smallest to the
+    largest value. NaN stays blank.
     """
     scale = {"cmap": "PuOr", "vmin": -limit, "vmax": limit} if limit is not None else {}
     image = axes.imshow(values, aspect="auto", interpolation="nearest", **scale)

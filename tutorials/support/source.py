@@ -1,4 +1,4 @@
-"""The package's own lines in a tutorial: shown from the source, so that they cannot go stale."""
+"""Show lines of the package in a tutorial, read from the source so that they are never out of date."""
 
 import ast
 import inspect
@@ -13,9 +13,9 @@ _ROOT = Path(gemma_np.__file__).resolve().parents[1]  # of the repository, or wh
 
 
 class Lines(NamedTuple):
-    """Lines of a file of the package, which a notebook shows with a link to their place."""
+    """Lines of a file of the package; a notebook shows them with a link to the file."""
 
-    path: str  # from the repository's root
+    path: str  # relative to the root of the repository
     first: int  # counted from 1
     code: str
 
@@ -27,9 +27,9 @@ class Lines(NamedTuple):
 
 
 def lines(of: Callable[..., Any], *parts: str) -> Lines:
-    """The lines of a function or class that contain one of these parts; without parts, all but its docstring.
+    """Return the lines of a function or class that contain one of these parts; by default all but the docstring.
 
-    Raises ValueError for a part that is in no line, so that a tutorial notices when the code has changed.
+    Raises ValueError when no line contains a part, so that a tutorial fails when the code has changed.
     """
     of = inspect.unwrap(of)
     source, first = inspect.getsourcelines(of)
@@ -47,7 +47,7 @@ def lines(of: Callable[..., Any], *parts: str) -> Lines:
 
 
 def _docstring(source: list[str]) -> range:
-    """Where the docstring is, as indices into the lines."""
+    """Return the indices of the lines of the docstring."""
     [definition] = ast.parse(textwrap.dedent("".join(source))).body
     head = getattr(definition, "body", [])[0]
     if isinstance(head, ast.Expr) and isinstance(head.value, ast.Constant) and isinstance(head.value.value, str):
