@@ -40,7 +40,7 @@ class Shape:
     sliding_window: int = 64
 
     def model(self, seed: int) -> Gemma:
-        """A model of this shape, freshly initialised."""
+        """A model of this shape, freshly initialized."""
         tokenizer = gemma_np.load(TEACHER).require_tokenizer()
         config = gemma2_config(
             **asdict(self),
@@ -79,7 +79,7 @@ class Lab:
         return model
 
     def loss(self, model: Gemma) -> float:
-        """The loss on the plays that no model has read, in nats a token."""
+        """The loss on the plays that no model has read, in nats per token."""
         return validation_loss(model.weights, model.config, self.validation, Ranks())
 
     def write(self, name: str, rows: Iterable[dict]) -> list[dict]:

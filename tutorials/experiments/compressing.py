@@ -70,7 +70,7 @@ def plot(name: str, title: str, result: dict[str, list[dict]]) -> None:
             places = [settings.index(row["setting"]) + 0.1 * (number - 1) for row in chosen]
             axes.plot(places, [row["kl"] for row in chosen], "o", color=f"C{number}", label=method)
         axes.set_xticks(range(len(settings)), settings, rotation=30, ha="right")
-        axes.set(title=label, ylabel="KL from the original (nats a token)", yscale="log")
+        axes.set(title=label, ylabel="KL from the original (nats per token)", yscale="log")
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False, loc="lower right")

@@ -19,7 +19,7 @@ def bars(name: str, title: str, rows: list[dict]) -> None:
     axes.invert_yaxis()
     axes.margins(y=0.3)
     axes.set(
-        xlabel="validation loss (nats a token); dot and whiskers: mean and standard deviation, ticks: seeds",
+        xlabel="validation loss (nats per token); dot and whiskers: mean and standard deviation, ticks: seeds",
         title=title,
     )
     save(figure, axes, name)
@@ -34,7 +34,7 @@ def lines(name: str, title: str, rows: list[dict]) -> None:
         sizes = [row["parameters"] / 1e6 for row in chosen]
         means, stds = [row["mean"] for row in chosen], [row["std"] for row in chosen]
         axes.errorbar(sizes, means, yerr=stds, fmt="o-", color=f"C{number}", capsize=4, label=kind)
-    axes.set(xlabel="parameters (millions)", ylabel="validation loss (nats a token)", title=title)
+    axes.set(xlabel="parameters (millions)", ylabel="validation loss (nats per token)", title=title)
     axes.legend(frameon=False)
     save(figure, axes, name)
 

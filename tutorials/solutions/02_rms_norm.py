@@ -3,7 +3,7 @@
 import numpy as np
 
 
-def normalise(x: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray:
+def normalize(x: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray:
     mean_square = np.mean(x * x, axis=-1, keepdims=True)
     return x / np.sqrt(mean_square + eps) * (1 + weight)
 

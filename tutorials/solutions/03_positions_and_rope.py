@@ -10,13 +10,13 @@ def cos_and_sin(positions: np.ndarray, head_dim: int, base: float, divisor: floa
     return np.cos(angles), np.sin(angles)
 
 
-def turn(x: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> np.ndarray:
+def rotate(x: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> np.ndarray:
     half = x.shape[-1] // 2
     first, second = x[..., :half], x[..., half:]
     return np.concatenate([first * cos - second * sin, first * sin + second * cos], axis=-1)
 
 
-def turn_chunk(x: np.ndarray, start: int, base: float) -> np.ndarray:
+def rotate_chunk(x: np.ndarray, start: int, base: float) -> np.ndarray:
     length, head_dim = x.shape[-2:]
     cos, sin = cos_and_sin(np.arange(start, start + length), head_dim, base, 1.0)
-    return turn(x, cos, sin)
+    return rotate(x, cos, sin)

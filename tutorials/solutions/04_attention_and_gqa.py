@@ -12,8 +12,8 @@ def head_scores(q: np.ndarray, k: np.ndarray, query_scalar: float) -> np.ndarray
 def mix(scores: np.ndarray, values: np.ndarray) -> np.ndarray:
     visible = np.tri(len(scores), dtype=bool)
     scores = np.where(visible, scores, -np.inf)
-    shares = np.exp(scores - scores.max(axis=-1, keepdims=True))
-    return shares / shares.sum(axis=-1, keepdims=True) @ values
+    probs = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    return probs / probs.sum(axis=-1, keepdims=True) @ values
 
 
 def grouped_scores(q: np.ndarray, k: np.ndarray) -> np.ndarray:

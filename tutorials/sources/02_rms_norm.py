@@ -1,13 +1,12 @@
 # %% [markdown]
 # # 2. RMSNorm, and why 1 + w
 #
-# After this you can normalise a vector as Gemma does, say what the norm keeps and what it throws away, and explain why
-# the stored weight is added to 1. About 10 minutes. In the [Gemma 2 report](https://arxiv.org/abs/2408.00118): section
-# 2, "Post-norm and pre-norm with RMSNorm"; the norm itself is from
-# [Zhang and Sennrich](https://arxiv.org/abs/1910.07467).
+# After this you can normalize a vector as Gemma does, say what the norm keeps and what it removes, and explain why 1 is
+# added to the stored weight. About 10 minutes. In the [Gemma 2 report](https://arxiv.org/abs/2408.00118): section 2,
+# "Post-norm and pre-norm with RMSNorm"; the norm itself is from [Zhang and Sennrich](https://arxiv.org/abs/1910.07467).
 #
 # Before this: [1. Tokens and the embedding](01_tokens_and_embedding.ipynb).
-# Words and letters: [glossary](glossary.md).
+# Terms and letters: [glossary](glossary.md).
 
 # %%
 import math
@@ -31,13 +30,12 @@ record = model.trace(ids)
 print(f"T = {len(ids)} tokens, D = {model.config.hidden_size} channels, {model.config.num_hidden_layers} layers")
 
 # %% [markdown]
-# ## The trouble: the residual stream grows
+# ## The problem: the residual stream grows
 #
-# Each token has one vector of D channels that runs through the whole model: it begins as the token's embedding, and each
-# layer reads it and adds to it what it has found. These vectors, [T, D] for a text, are called the *residual stream*.
-# Nothing scales them down again. Here is how large they are after each layer of the bundled model, as a root mean
-# square over the D channels. (`record` has what `model.trace(ids)` kept, as in tutorial 1; `resid_post` is the stream
-# after a layer.)
+# Each token has one vector of D channels that passes through the whole model: it starts as the token's embedding, and
+# each layer reads it and adds its result. These vectors, [T, D] for a text, are called the *residual stream*. Nothing
+# scales them down again. Here is their size after each layer of the bundled model, as a root mean square over the D
+# channels. (`record` is the result of `model.trace(ids)`, as in tutorial 1; `resid_post` is the stream after a layer.)
 
 # %%
 layers = range(model.config.num_hidden_layers)
@@ -47,8 +45,8 @@ rms = np.sqrt(np.mean(stream**2, axis=-1))  # [L + 1, T]
 figure, axes = plt.subplots()
 axes.plot(rms, color="C0", alpha=0.35)
 axes.plot(rms.mean(axis=1), color="C5", linewidth=2.5, label="mean of the tokens")
-axes.set(xlabel="after how many layers", ylabel="root mean square", xticks=range(len(stream)), ylim=(0, None))
-axes.set_title("The residual stream grows from layer to layer (a line a token)")
+axes.set(xlabel="number of layers passed", ylabel="root mean square", xticks=range(len(stream)), ylim=(0, None))
+axes.set_title("The residual stream grows from layer to layer (one line per token)")
 axes.legend()
 plt.show()
 
@@ -57,8 +55,8 @@ print(f"it grows {growth:.1f}-fold in {len(layers)} layers")
 assert 3 < growth < 4
 
 # %% [markdown]
-# In four layers it grows more than threefold. A matrix that has learned to read vectors of one size would have to cope
-# with all of these, so each reader, attention and feed-forward alike, first brings what it reads to one size.
+# In four layers it grows more than threefold. A matrix that learned to read vectors of one size would have to cope with
+# all of these, so attention and feed-forward each first normalize their input to one size.
 #
 # ## The formula
 #
@@ -68,27 +66,27 @@ assert 3 < growth < 4
 # \qquad
 # \mathrm{norm}(x)_i = \frac{x_i}{\mathrm{rms}(x)} \, (1 + w_i)$$
 #
-# The line of code that each became; `...` stands for any number of axes before the last, so that one function serves a
-# vector, a text, or a batch of texts, and each token has a mean of its own:
+# These are the lines of code. `...` stands for any number of axes before the last, so one function works for a vector,
+# a text or a batch of texts, and each token has its own mean:
 
 # %%
 lines(rms_norm, "def", "mean_square", "return")
 
 # %% [markdown]
-# `np.vecdot(x, x)` is $\sum_i x_i^2$ in one pass, without an array of squares in between. $\varepsilon$ keeps a vector of
-# zeros from being divided by zero:
+# `np.vecdot(x, x)` is $\sum_i x_i^2$ in one pass, without an intermediate array of squares. $\varepsilon$ prevents a
+# division by zero for a vector of zeros:
 
 # %%
 assert np.array_equal(rms_norm(np.zeros(4), np.zeros(4), model.config.rms_norm_eps), np.zeros(4))
 rms_norm(np.array([3.0, 4.0]), weight=np.zeros(2), eps=model.config.rms_norm_eps)
 
 # %% [markdown]
-# ## What it keeps, and what it throws away
+# ## What it keeps, and what it removes
 #
-# With $w = 0$ every vector lands on a sphere of radius $\sqrt D$: the direction is kept, the length is lost. So a vector
-# and a hundred times that vector give the same. Unlike LayerNorm it does not subtract the mean, so that a constant added
-# to all channels does change what comes out. Here it is tried with `resid_mid`, the stream in the middle of a layer:
-# attention has added to it, the feed-forward has not.
+# With $w = 0$ every vector lands on a sphere of radius $\sqrt D$: its direction is kept, its length is lost. So a
+# vector and 100 times that vector give the same result. Unlike LayerNorm, RMSNorm does not subtract the mean, so adding
+# a constant to all channels does change the result. We try it with `resid_mid`, the stream in the middle of a layer,
+# after attention and before the feed-forward.
 
 # %%
 x = record["layers.3.resid_mid"]  # [T, D]
@@ -103,14 +101,14 @@ assert np.abs(rms_norm(x + 1, np.zeros(x.shape[-1]), eps=1e-6) - plain).max() > 
 # %% [markdown]
 # ## Why 1 + w
 #
-# The weight lets each channel be louder or quieter again. Gemma stores how far that is from 1: a weight of zero means
-# "leave the channel as it is" and not "silence it", and a model starts from $w = 0$. Weight decay, which pulls weights to
-# zero in training ([tutorial 11](11_training_a_tiny_gemma.ipynb)), would pull towards the former where norms are decayed;
-# here they are not, only matrices are.
+# The weight scales each channel up or down again. Gemma stores the difference from 1: a weight of zero means "leave the
+# channel as it is", not "silence it", and training starts from $w = 0$. Weight decay pulls weights towards zero in
+# training ([tutorial 11](11_training_a_tiny_gemma.ipynb)), so it would pull the norms towards the identity; here only
+# matrices are decayed.
 #
 # These are the weights that the bundled model has learned. Each layer has four norms: attention and the feed-forward
-# each have one before, for what they read from the stream (`input`, `pre_feedforward`), and one after, for what they write
-# to it (`post_attention`, `post_feedforward`). [Tutorial 7](07_geglu_and_the_block.ipynb) puts them together.
+# each have one for their input (`input`, `pre_feedforward`) and one for their output (`post_attention`,
+# `post_feedforward`). [Tutorial 7](07_geglu_and_the_block.ipynb) puts them together.
 
 # %%
 norms = ("input", "post_attention", "pre_feedforward", "post_feedforward")
@@ -121,40 +119,41 @@ learned = np.stack(
 
 figure, axes = plt.subplots(figsize=(7, 4.4))
 matrix(axes, 1 + learned, names, label="1 + w")
-axes.set(xlabel="channel (D)", title="How loud each norm lets each channel be")
+axes.set(xlabel="channel (D)", title="The factor of each channel in each norm")
 plt.show()
 
 print(f"w between {learned.min():.2f} and {learned.max():.2f}")
 assert learned.min() > -1 and learned.max() < 1
 
 # %% [markdown]
-# All the $w$ stayed between -1 and 1, though nothing forces them to. Leaving out the 1 is among the mistakes most often
-# made when Gemma is written anew; adding it twice is another, since GGUF files store $1 + w$ already. How much does the
-# first one hurt? The package's catalogue of mistakes has it. (It belongs to the *oracle*, the part that finds what is
-# wrong with a port; [tutorial 16](16_finding_the_bug.ipynb).) As in tutorial 1, `inject_mistakes([mistake], config, [length])`
-# puts it into the model while the `with` lasts; the length says how many tokens are read at once.
+# All $w$ stayed between -1 and 1, although nothing forces them to. Leaving out the 1 is one of the most common mistakes
+# in reimplementations of Gemma; adding it twice is another, because GGUF files already store $1 + w$. How much does the
+# first one hurt? It is in the package's catalogue of mistakes. (The catalogue belongs to the *oracle*, the part of the
+# package that finds what is wrong with a port; [tutorial 16](16_finding_the_bug.ipynb).) As in tutorial 1,
+# `inject_mistakes([mistake], config, [length])` makes the model commit it inside the `with` block; the length is the
+# number of tokens that are read at once.
 
 # %%
 text = "To be, or not to be, that is the question."
 right = model.perplexity(text)
 with inject_mistakes([norm_no_plus1], model.config, [len(ids)]):
     wrong = model.perplexity(text)
-print(f"{norm_no_plus1.instead}: perplexity {wrong:.0f}, where it is {right:.0f}")
+print(f"{mistake.instead}: perplexity {wrong:.0f} instead of {right:.0f}")
 assert wrong > model.config.vocab_size == 2048 and wrong > 5 * right
 
 # %% [markdown]
-# Guessing evenly among all 2,048 tokens would have a perplexity of 2,048. This is worse: the model is sure of the wrong
-# token.
+# Guessing uniformly among all 2,048 tokens has a perplexity of 2,048. This is worse: the model is confident in the
+# wrong tokens.
 #
 # ## Exercises
 #
-# Replace `...` with your code and run the cell: it says what is wrong, in words.
+# Replace `...` with your code and run the cell: it tells you what is wrong, if anything.
 #
 # **1.** Write the norm. Try it without looking at the lines above.
 
 
 # %%
-def normalise(x, weight, eps):
+def normalize(x, weight, eps):
     """x [..., D], weight [D] -> [..., D]
 
     Hint: np.mean has the arguments axis and keepdims.
@@ -162,19 +161,19 @@ def normalise(x, weight, eps):
     ...
 
 
-check(normalise, exercises.NORM)
+check(normalize, exercises.NORM)
 
 # %% [markdown]
-# **2.** The gradient of $x$, which [tutorial 10](10_backward_by_hand.ipynb) needs. With $n = x / \mathrm{rms}(x)$ and $g =
-# dy \cdot (1 + w)$, it is $dx = (g - n \cdot \mathrm{mean}(g \cdot n)) / \mathrm{rms}(x)$: growing $x$ along itself changes
-# nothing, and the second term takes that direction out.
+# **2.** The gradient of $x$, which [tutorial 10](10_backward_by_hand.ipynb) needs. With $n = x / \mathrm{rms}(x)$ and
+# $g = dy \cdot (1 + w)$, it is $dx = (g - n \cdot \mathrm{mean}(g \cdot n)) / \mathrm{rms}(x)$: a longer $x$ gives the
+# same result, so the second term removes the part along $x$.
 
 
 # %%
 def input_gradient(dy, x, weight, eps):
     """dy and x [..., D], weight [D] -> dx [..., D]
 
-    Hint: the mean, too, is one number a token.
+    Hint: the mean is also one number per token.
     """
     ...
 
@@ -184,10 +183,10 @@ check(input_gradient, exercises.INPUT_GRADIENT)
 # %% [markdown]
 # The solutions are in [solutions/02_rms_norm.py](solutions/02_rms_norm.py).
 #
-# ## Where to read on
+# ## Further reading
 #
 # - [gemma_np/model/rms_norm.py](../gemma_np/model/rms_norm.py), the whole file: 30 lines with its backward pass.
-# - [gemma_np/model/block.py](../gemma_np/model/block.py): where the four norms of a layer stand.
+# - [gemma_np/model/block.py](../gemma_np/model/block.py): the place of the four norms in a layer.
 # - Zhang and Sennrich, [Root Mean Square Layer Normalization](https://arxiv.org/abs/1910.07467).
 #
 # Next: [3. Positions and RoPE](03_positions_and_rope.ipynb).

@@ -1,12 +1,12 @@
 # %% [markdown]
 # # 3. Positions and RoPE
 #
-# After this you can tell attention where each token stands, explain why only the distance of two tokens counts, and avoid the
-# mistakes that are easily made here. About 15 minutes. In the [Gemma 2 report](https://arxiv.org/abs/2408.00118): section 2,
+# After this you can give attention the position of each token, explain why only the distance between two tokens counts,
+# and avoid the common mistakes. About 15 minutes. In the [Gemma 2 report](https://arxiv.org/abs/2408.00118): section 2,
 # "Rotary Position Embeddings (RoPE)", from [Su et al.](https://arxiv.org/abs/2104.09864).
 #
 # Before this: [2. RMSNorm, and why 1 + w](02_rms_norm.ipynb).
-# Words and letters: [glossary](glossary.md).
+# Terms and letters: [glossary](glossary.md).
 
 # %%
 import math
@@ -41,23 +41,23 @@ record = model.trace(ids)
 print(f"T = {len(ids)} tokens, H = {config.num_attention_heads} heads of h = {h} channels")
 
 # %% [markdown]
-# ## The trouble: attention does not see the order
+# ## The problem: attention does not see the order
 #
-# [Tutorial 4](04_attention_and_gqa.ipynb) is about attention. What is needed here: each token has a *query* $q$ [h] (what it looks
-# for) and a *key* $k$ [h] (what it offers); how much one token attends to another is decided by the dot product $q \cdot k$, the
-# *score*. Both are made from the token's vector by a matrix, and in layer 0 that vector depends on the token alone. So the two
-# "be" of "To be, or not to be" have the very same key, and nobody who looks at them can tell which came first:
+# [Tutorial 4](04_attention_and_gqa.ipynb) is about attention. What we need here: each token has a *query* $q$ [h] (what
+# it looks for) and a *key* $k$ [h] (what it offers). How much one token attends to another depends on the dot product
+# $q \cdot k$, the *score*. Both are the token's vector times a matrix, and in layer 0 that vector depends only on the
+# token itself. So the two "be" of "To be, or not to be" have the same key, and no query can tell which came first:
 
 # %%
 key = record["layers.0.self_attn.k"]  # [K, T, h]
 first_be, second_be = (place for place, token in enumerate(tokens) if token == "▁be")
-print(f"▁be stands at positions {first_be} and {second_be}")
+print(f"▁be is at positions {first_be} and {second_be}")
 np.testing.assert_allclose(key[:, first_be], key[:, second_be], rtol=1e-4, atol=1e-5)
 
 # %% [markdown]
-# To see what that does to a whole layer, here is the same model with positions switched off. Config fields suffice for it: each
-# layer global, and all positions divided by a huge number, so that all tokens stand at position 0. Now shuffle all tokens but
-# `<bos>` and the last, and look at what attention in layer 0 gives to the last one:
+# To see what that does to a whole layer, here is the same model with positions switched off. Config fields are enough
+# for that: every layer is global, and all positions are divided by a huge number, so all tokens are at position 0. Now
+# shuffle all tokens except `<bos>` and the last, and look at the output of attention in layer 0 for the last token:
 
 # %%
 blind_config = replace(config, layer_types=(GLOBAL,) * config.num_hidden_layers, rope_scaling_factor=1e12)
@@ -67,7 +67,7 @@ shuffled = np.array([ids[0], *middle, ids[-1]])
 
 
 def change(some_model, name):
-    """How far the last token's record moves when the tokens before it are shuffled, beside its size."""
+    """The relative change of the last token's record when the tokens before it are shuffled."""
     before, after = (some_model.trace(order)[name][-1] for order in (np.array(ids), shuffled))
     return np.linalg.norm(after - before) / np.linalg.norm(before)
 
@@ -81,24 +81,25 @@ assert change(blind, "logits") > 0.01
 assert blind.perplexity(text) > 1.3 * model.perplexity(text)
 
 # %% [markdown]
-# Without positions, layer 0 cannot tell a sentence from its shuffled words: what changes is the last digit of float32. The logits
-# do change a little even then. A token sees only the tokens before it, so the later layers read vectors in which *which tokens
-# came before* has left a trace. That is not enough: the perplexity, between how many tokens the model hesitates on average, is much
-# worse. (Of course, this model has learned to rely on positions; one that had been trained without would do better.)
+# Without positions, layer 0 cannot tell a sentence from its shuffled words: only the last digit of float32 changes. The
+# logits still change a little. A token sees only the tokens before it, so the vectors that later layers read depend on
+# *which tokens came before*. That is not enough: the perplexity is much worse. (Of course, this model was trained with
+# positions; one that was trained without them would do better.)
 #
-# ## The idea: turn the vector
+# ## The idea: rotate the vector
 #
-# Take two channels of a query as a point in the plane and turn it by an angle that is proportional to the token's position. Do the
-# same with each key. When both move on by one, both turn by the same angle, and the angle *between* them stays as it was. The
-# dot product of two vectors depends on their lengths and on the angle between them. So the score depends on how far apart the
-# tokens are, and not on where they stand.
+# Take two channels of a query as a point in the plane and rotate it by an angle that is proportional to the token's
+# position. Do the same with each key. When both tokens move on by one position, both vectors rotate by the same angle,
+# and the angle *between* them stays the same. The dot product of two vectors depends on their lengths and the angle
+# between them. So the score depends on the distance between the tokens, not on their positions.
 #
-# With one angle for all pairs, positions would repeat after one full turn. So each pair of channels has a speed of its own, from fast
-# to slow, like the hands of a clock. For a head of $h$ channels there are $h/2$ pairs; pair $i$ at position $p$ is turned by
+# With the same angle for all pairs, positions would repeat after one full turn. So each pair of channels has its own
+# speed, from fast to slow, like the hands of a clock. For a head of $h$ channels there are $h/2$ pairs; pair $i$ at
+# position $p$ is rotated by
 #
 # $$\alpha_{p,i} = \frac{p}{s} \, b^{-2i/h} \qquad i = 0, \dots, h/2 - 1, \qquad \text{base } b = 10{,}000,\ s = 1 \text{ in Gemma 2}$$
 #
-# Cosine and sine of all angles are arrays [T, h/2]. The lines:
+# The cosines and sines of all angles are arrays [T, h/2]:
 
 # %%
 lines(rope_cos_sin, "frequencies =", "angles =", "cos, sin =")
@@ -115,62 +116,63 @@ lines(rope_cos_sin, "frequencies =", "angles =", "cos, sin =")
 lines(rope, "def", "half = ", "first, second", "return")
 
 # %% [markdown]
-# And where attention uses it; queries and keys are turned, values are not:
+# Attention rotates queries and keys, but not values:
 
 # %%
 lines(attention, "positions = range", "cos, sin =", "rope(q", "rope(k")
 
 # %% [markdown]
-# A real query of the model, were it to stand at positions 0 to 20: three of its 16 pairs.
+# Here is a real query of the model, rotated to positions 0 to 20; three of its 16 pairs are shown.
 
 # %%
 base, divisor = config.rope(layer=1)
 cos, sin = rope_cos_sin(range(config.max_position_embeddings), h, base, divisor, np.float64)  # [256, h/2]
 query = record["layers.1.self_attn.q"][0, second_be].astype(np.float64)  # [h]
-turned = rope(np.tile(query, (21, 1)), cos[:21], sin[:21])  # [21, h]
+rotated = rope(np.tile(query, (21, 1)), cos[:21], sin[:21])  # [21, h]
 
 figure, axes = plt.subplots(1, 3, figsize=(7, 2.9))
 for panel, pair in zip(axes, (0, 2, 5), strict=True):
-    points = panel.scatter(turned[:, pair], turned[:, pair + h // 2], c=range(21), s=25)
+    points = panel.scatter(rotated[:, pair], rotated[:, pair + h // 2], c=range(21), s=25)
     panel.plot(*query[[pair, pair + h // 2]], "o", color="C5", markersize=10, fillstyle="none")
     reach = 1.3 * np.hypot(*query[[pair, pair + h // 2]])
     panel.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal", title=f"pair {pair}")
     panel.set(xlabel=f"channel {pair}", ylabel=f"channel {pair + h // 2}")
 figure.colorbar(points, ax=axes, label="position", shrink=0.8, ticks=range(0, 21, 5))
-figure.suptitle("One query, turned to positions 0 to 20")
+figure.suptitle("One query, rotated to positions 0 to 20")
 plt.show()
 
-np.testing.assert_allclose(np.linalg.norm(turned, axis=-1), np.linalg.norm(query))
-assert np.array_equal(turned[0], query)
+np.testing.assert_allclose(np.linalg.norm(rotated, axis=-1), np.linalg.norm(query))
+assert np.array_equal(rotated[0], query)
 assert 20 * base ** (-2 * 5 / h) < 2 * math.pi / 4
 assert 3 * 2 * math.pi < 20
 
 # %% [markdown]
-# The ring marks position 0, where the query is as it was. Pair 0 turns by one radian a step, and comes round three times; pair 5 is
-# less than a quarter of the way round. The length never changes. All pairs together, for the positions that this model can read:
+# The ring marks position 0, where the query is unchanged. Pair 0 rotates by one radian per step and completes three
+# full turns; pair 5 makes less than a quarter of one. The length never changes. Here are all pairs, for all positions
+# that this model can read:
 
 # %%
 figure, axes = plt.subplots(figsize=(7, 3))
 matrix(axes, cos.T, label="cosine of the angle", limit=1)
 axes.set(
-    xlabel="position", ylabel="pair of channels", title="How each pair is turned: fast at the top, slow at the bottom"
+    xlabel="position", ylabel="pair of channels", title="The rotation of each pair: fast at the top, slow at the bottom"
 )
 plt.show()
 
 angle_of_last = (len(cos) - 1) * base ** (-(h - 2) / h)
 print(
-    f"at position {len(cos) - 1} pair 0 has turned {(len(cos) - 1) / (2 * math.pi):.1f} times, pair {h // 2 - 1} by {angle_of_last:.3f} radians"
+    f"at position {len(cos) - 1} pair 0 has made {(len(cos) - 1) / (2 * math.pi):.1f}  turns, pair {h // 2 - 1} has rotated by {angle_of_last:.3f} radians"
 )
 assert angle_of_last < 0.1
 
 # %% [markdown]
-# The fast pairs tell neighbours apart, the slow ones tell near from far. The slowest hardly turn at all within 256 positions: what
-# is written there is compared at any distance alike.
+# The fast pairs distinguish neighbours, the slow ones distinguish near from far. The slowest hardly rotate at all
+# within 256 positions: their part of the score is nearly independent of the distance.
 #
 # ## Only the distance counts
 #
-# In a formula, with $R_p$ for the turn at position $p$: $(R_p q) \cdot (R_t k) = q \cdot (R_{t-p} k)$. Here are a query and a key of
-# the model, five tokens apart, at every place where they fit:
+# As a formula, with $R_p$ for the rotation at position $p$: $(R_p q) \cdot (R_t k) = q \cdot (R_{t-p} k)$. Here are a
+# query and a key of the model, five tokens apart, at every possible position:
 
 # %%
 key = record["layers.1.self_attn.k"][0, first_be].astype(np.float64)  # [h]
@@ -181,8 +183,8 @@ np.testing.assert_allclose(scores, scores[0], rtol=1e-9)
 assert abs(scores[0] - query @ key) > 0.1
 
 # %% [markdown]
-# So one may draw a score against the distance alone. Below, the queries and keys of this text are taken from the model as they are
-# before the turn, and set at each distance; each line is the mean over all pairs of tokens, for one head.
+# So we can plot a score against the distance alone. Below, the unrotated queries and keys of this text are placed at
+# each distance; each line is the mean over all pairs of tokens, for one head.
 
 # %%
 figure, axes = plt.subplots(1, 2, figsize=(7, 3.4), sharey=True)
@@ -211,17 +213,18 @@ print("in layer 2, the maximum of head 1 within the window is at distance", near
 assert nearness[2][1][:window].argmax() == 1
 
 # %% [markdown]
-# Nobody has told the model to prefer what is near; RoPE lets it, and training has made it so. Head 1 of layer 2 even singles out the
-# token just before, with its fast pairs. (These are means over one text: for single pairs of tokens, what they say counts as well.)
-# Right of the dashed line, layer 2 never looks, and did not in training either ([tutorial 5](05_local_and_global_layers.ipynb)):
-# what the lines do there has no use, and head 1 swings as high as it likes.
+# Nothing forces the model to prefer near tokens; RoPE makes it possible, and the model learned it in training. Head 1
+# of layer 2 even singles out the previous token, with its fast pairs. (These are means over one text: for a single pair
+# of tokens, their content matters as well.) Layer 2 never looks to the right of the dashed line, and never did in
+# training ([tutorial 5](05_local_and_global_layers.ipynb)): the lines have no effect there, so head 1 may swing as high
+# as it does.
 #
 # ## The base
 #
-# The base sets how slow the slowest pair is. After how many tokens has a pair come round, in the heads of 256 channels that the
-# released models have? Gemma 2 has the base 10,000 and reads 8,192 tokens. Gemma 3 reads 32,768 or,
-# from the 4B on, 131,072. Its global layers have the base 1,000,000 and, from the 4B on, also divide positions by 8; its local
-# layers keep 10,000.
+# The base determines how slow the slowest pair is. After how many tokens does a pair complete one turn, in the heads of
+# 256 channels of the released models? Gemma 2 has the base 10,000 and reads 8,192 tokens. Gemma 3 reads 32,768 or, from
+# the 4B on, 131,072. Its global layers have the base 1,000,000 and, from the 4B on, also divide positions by 8; its
+# local layers keep 10,000.
 
 # %%
 gemma2, gemma3 = RELEASED["gemma-2-2b"], RELEASED["gemma-3-4b"]
@@ -244,7 +247,7 @@ for length, name in ((8192, "Gemma 2 reads 8,192"), (131_072, "Gemma 3 4B reads 
     axes.axhline(length, color="black", linestyle="--", linewidth=1)
     axes.text(0, 1.2 * length, name)
 axes.set(yscale="log", xlabel="pair of channels (h = 256)", ylabel="tokens for one full turn", ylim=(3, 2e9))
-axes.set_title("How slowly each pair turns, by the base")
+axes.set_title("Tokens per full turn of each pair, for each base")
 axes.legend(loc="upper left")
 plt.show()
 
@@ -253,14 +256,14 @@ print("tokens for a full turn of the slowest pair:", [f"{tokens:,.0f}" for token
 assert 8192 < slowest[0] < 131_072 < slowest[1]
 
 # %% [markdown]
-# With base 10,000, every pair would come round within Gemma 3's context, even the slowest, and no pair could tell "the same place"
-# from "one turn further". With 1,000,000 many pairs are slow enough.
+# With base 10,000, even the slowest pair would complete a turn within Gemma 3's context, so no pair could tell a
+# position from one that is a full turn away. With 1,000,000 many pairs are slow enough.
 #
 # ## What goes wrong
 #
-# **Pairs (2i, 2i + 1).** The paper pairs neighbouring channels, and many codes do; Gemma's weights were trained with halves. The
-# wrong pairs are turns, too: the length is kept, and only the distance counts, so tests of these laws see nothing. And at position
-# 0 no angle is anything but 0, so a test with one token sees nothing either:
+# **Pairs (2i, 2i + 1).** The paper pairs neighbouring channels, and so does much code; Gemma's weights were trained
+# with halves. The wrong pairs are also rotations: they keep the length, and only the distance counts, so tests of these
+# properties pass. And at position 0 every angle is 0, so a test with one token passes as well:
 
 # %%
 right_one, right = model.logits(ids[:1]), model.perplexity(text)
@@ -277,11 +280,12 @@ assert np.array_equal(right_one, wrong_one)
 assert 1.02 * right < wrong < 2 * right
 
 # %% [markdown]
-# The text that such a model writes may still look right. What finds it is a comparison of the numbers with those of an
-# implementation known to be right, at a position other than 0.
+# The text that such a model writes may still look right. To find the mistake, compare the numbers with those of a
+# correct implementation, at a position other than 0.
 #
-# **Coarse angles.** An angle grows to thousands of radians, and cosine sees only what is left after whole turns. So an error relative to
-# the angle becomes an error of the turn. At Gemma 2's last position, with the arithmetic in float64, float32 and bfloat16:
+# **Imprecise angles.** An angle grows to thousands of radians, and the cosine depends only on the remainder after whole
+# turns. So a small relative error of the angle becomes a large error of the rotation. At Gemma 2's last position, with
+# the arithmetic in float64, float32 and bfloat16:
 
 # %%
 frequencies = 10_000.0 ** -(np.arange(0, 256, 2) / 256)
@@ -296,22 +300,24 @@ assert 1e-4 < np.abs(in_float32 - exact).max() < 1e-3
 assert np.array(8191, ml_dtypes.bfloat16) == 8192
 
 # %% [markdown]
-# float32 is off by less than a thousandth of a radian, which does little. bfloat16 has 8 significant bits: position 8191 itself becomes
-# 8192, and the fast pairs point anywhere. Released implementations had this bug, and it does not show in short texts.
-# That is why `rope_cos_sin` computes angles in float64 whatever the rest of the model is in, and rounds cosine and sine only.
+# float32 is off by less than a thousandth of a radian, which does little harm. bfloat16 has 8 significant bits:
+# position 8191 itself becomes 8192, and the fast pairs point in arbitrary directions. Released implementations had this
+# bug, and short texts do not show it. That is why `rope_cos_sin` computes angles in float64, whatever the dtype of the
+# model, and rounds only cosine and sine.
 #
 # ## Exercises
 #
-# Replace `...` with your code and run the cell: it says what is wrong, in words.
+# Replace `...` with your code and run the cell: it tells you what is wrong, if anything.
 #
-# **1.** Cosine and sine of all angles. `divisor` is $s$: 8 on the global layers of Gemma 3 from the 4B on, and else 1.
+# **1.** The cosine and sine of all angles. `divisor` is $s$: 8 on the global layers of Gemma 3 from the 4B on,
+# otherwise 1.
 
 
 # %%
 def cos_and_sin(positions, head_dim, base, divisor):
     """positions [T] -> cos [T, h/2], sin [T, h/2]
 
-    Hint: np.outer makes a table of all products of two vectors.
+    Hint: np.outer returns the products of all pairs of elements of two vectors.
     """
     ...
 
@@ -319,40 +325,40 @@ def cos_and_sin(positions, head_dim, base, divisor):
 check(cos_and_sin, exercises.ANGLES)
 
 # %% [markdown]
-# **2.** Turn the pairs.
+# **2.** Rotate the pairs.
 
 
 # %%
-def turn(x, cos, sin):
+def rotate(x, cos, sin):
     """x [..., T, h], cos and sin [T, h/2] -> [..., T, h]
 
-    Hint: x[..., :half] is the first half of the channels; np.concatenate with axis=-1 puts two halves together.
+    Hint: x[..., :half] is the first half of the channels; np.concatenate with axis=-1 joins two halves.
     """
     ...
 
 
-check(turn, exercises.ROPE)
+check(rotate, exercises.ROPE)
 
 # %% [markdown]
-# **3.** When a model writes text, it reads one token at a time, or a chunk of several, and keeps the keys of those before. Turn the
-# keys of a chunk that comes after `start` tokens. Use your own two functions; the divisor is 1.
+# **3.** When a model writes text, it reads one token at a time, or a chunk of several, and keeps the keys of the tokens
+# before. Rotate the keys of a chunk that comes after `start` tokens. Use your own two functions; the divisor is 1.
 
 
 # %%
-def turn_chunk(x, start, base):
+def rotate_chunk(x, start, base):
     """x [..., T, h] -> [..., T, h]
 
-    Hint: the tokens before have positions 0 to start - 1.
+    Hint: the tokens before the chunk have positions 0 to start - 1.
     """
     ...
 
 
-check(turn_chunk, exercises.CHUNK)
+check(rotate_chunk, exercises.CHUNK)
 
 # %% [markdown]
 # The solutions are in [solutions/03_positions_and_rope.py](solutions/03_positions_and_rope.py).
 #
-# ## Where to read on
+# ## Further reading
 #
 # - [gemma_np/model/rope.py](../gemma_np/model/rope.py), the whole file: 46 lines with the backward pass.
 # - `GemmaConfig.rope` in [gemma_np/config.py](../gemma_np/config.py): which layer has which base.

@@ -1,13 +1,13 @@
 # %% [markdown]
 # # 4. Attention, and heads that share their keys
 #
-# After this you can compute attention by hand, read a map of it, and say why Gemma 2 has fewer heads of keys and values
-# than heads of queries, and which of them belong together. About 15 minutes. In the [Gemma 2
+# After this you can compute attention by hand, read an attention map, and say why Gemma 2 has fewer key-value heads
+# than query heads, and which heads belong together. About 15 minutes. In the [Gemma 2
 # report](https://arxiv.org/abs/2408.00118): section 2, "Grouped-Query Attention", and table 8; the groups are from
 # [Ainslie et al.](https://arxiv.org/abs/2305.13245).
 #
 # Before this: [3. Positions and RoPE](03_positions_and_rope.ipynb).
-# Words and letters: [glossary](glossary.md).
+# Terms and letters: [glossary](glossary.md).
 
 # %%
 import json
@@ -40,11 +40,10 @@ T = len(ids)
 print(f"T = {T} tokens; H = {H} query heads, K = {K} key-value heads, G = {G} in a group, h = {h} channels in a head")
 
 # %% [markdown]
-# ## The trouble: a token does not know its neighbours
+# ## The problem: a token does not know its neighbours
 #
-# Everything else in the model, the norms and the feed-forward layers, looks at one token at a time. Attention is the
-# one place where something moves from token to token. What happens without it? Here every layer may look no further
-# than the token itself:
+# Everything else in the model, the norms and the feed-forward layers, looks at one token at a time. Only attention
+# moves information from token to token. What happens without it? Here, every layer sees only the token itself:
 
 # %%
 verse = """To be, or not to be, that is the question:
@@ -59,20 +58,19 @@ Devoutly to be wish'd. To die, to sleep.
 To sleep, perchance to dream. Ay, there's the rub,"""
 only_itself = replace(model.config, layer_types=(LOCAL,) * model.config.num_hidden_layers, sliding_window=1)
 together, alone = model.perplexity(verse), replace(model, config=only_itself).perplexity(verse)
-print(f"perplexity {together:.0f}; {alone:.0f} where each token sees itself alone")
+print(f"perplexity {together:.0f}; {alone:.0f} where each token sees only itself")
 assert alone > 2 * together
 
 # %% [markdown]
-# Perplexity says between how many tokens the model hesitates, on average. Alone, it hesitates between more than twice
-# as many. (This model learned with attention and was blinded afterwards. A model that never had any would have learned
-# to do without, and could do better than that.)
+# Without attention, the perplexity is more than twice as high. (This model was trained with attention and lost it
+# afterwards. A model trained without any could do better than that.)
 #
 # ## One head: ask, compare, mix
 #
-# A head works like a look-up by likeness. Each token makes three vectors of h channels from what it knows ($x$, its
-# normalised vector [D]): a **query**, what it looks for; a **key**, what it can be found by; and a **value**, what it
-# gives to those who find it. For T tokens, $q$ [T, h], $k$ and $v$ [S, h], each a matrix times $x$. S counts the keys;
-# here it is T, and with a cache ([tutorial 9](09_cache_and_generation.ipynb)) it is more.
+# A head works like a look-up by similarity. From its normalized vector $x$ [D], each token computes three vectors of h
+# channels: a **query**, what it looks for; a **key**, what it can be found by; and a **value**, what it passes on to
+# the tokens that find it. For T tokens, $q$ [T, h], $k$ and $v$ [S, h], each a matrix times $x$. S is the number of
+# keys; here it is T, and with a cache ([tutorial 9](09_cache_and_generation.ipynb)) it is more.
 #
 # $$\mathrm{scores} = \frac{q \, k^\top}{\sqrt{s}} \ [T, S]
 # \qquad
@@ -80,21 +78,21 @@ assert alone > 2 * together
 # \qquad
 # \mathrm{context} = \mathrm{probs} \; v \ [T, h]$$
 #
-# The score of a query and a key is their dot product: large where they point the same way. Softmax,
-# $e^{x_j} / \sum_i e^{x_i}$ along each row, makes of a row of scores shares that sum to 1. And each token receives
-# that mixture of values.
+# The score of a query and a key is their dot product: large when they point in the same direction. Softmax, $e^{x_j} /
+# \sum_i e^{x_i}$ along each row, turns the scores into probabilities that sum to 1. Each token receives the mean of the
+# values, weighted by these probabilities.
 
 # %%
 lines(attention, 'tape("q"', 'tape("k"', 'tape("v"', "q_scaled =", 'tape("scores"', 'tape("probs"', 'tape("context"')
 
 # %% [markdown]
-# Between these lines stand the rotation of q and k ([tutorial 3](03_positions_and_rope.ipynb)), the cap ([tutorial
-# 6](06_soft_capping.ipynb)) and the mask: a token may not see those after it, or it could copy the answer when it
-# learns to predict them. [Tutorial 5](05_local_and_global_layers.ipynb) is about masks. Their scores become $-\infty$,
-# so that their shares are zero.
+# Between these lines are the rotation of q and k ([tutorial 3](03_positions_and_rope.ipynb)), the cap ([tutorial
+# 6](06_soft_capping.ipynb)) and the mask: a token may not see later tokens, or it could copy the answer when it is
+# trained to predict them. [Tutorial 5](05_local_and_global_layers.ipynb) is about masks. Masked scores become
+# $-\infty$, so their probabilities are zero.
 #
 # Here is head 1 of layer 2 by hand, from its recorded scores and values. Its values are those of key-value head 0, and
-# its result stands in channels h to 2h; both will be clear below.
+# its result is in channels h to 2h; both are explained below.
 
 # %%
 layer, head = 2, 1
@@ -110,11 +108,12 @@ np.testing.assert_allclose(
 print(np.round(masked_softmax(scores, past)[:4, :4], 2))
 
 # %% [markdown]
-# The first token can see only itself, so its share is 1. Each row sums to 1, and above the diagonal all is zero.
+# The first token sees only itself, so its probability is 1. Each row sums to 1, and everything above the diagonal is
+# zero.
 #
 # ## What heads look at
 #
-# A map of attention has a row for each query and a column for each key; a row shows where its token looks. Here are two
+# An attention map has a row for each query and a column for each key; a row shows where its token looks. Here are two
 # heads of layer 2. `⏎` is the end of a line, `▁` a space.
 
 # %%
@@ -125,9 +124,9 @@ for place, head, name in zip(axes, (1, 3), ("the token before", "the last line b
     place.grid(False)
     place.set_xticks(range(T), tokens, rotation=90, fontsize=8)
     place.set_yticks(range(T), tokens, fontsize=8)
-    place.set(title=f"Head {head}: {name}", xlabel="key: what is looked at")
-axes[0].set_ylabel("query: who looks")
-figure.colorbar(axes[0].images[0], ax=axes, label="share (a row sums to 1)", shrink=0.8)
+    place.set(title=f"Head {head}: {name}", xlabel="key: the token looked at")
+axes[0].set_ylabel("query: the token that looks")
+figure.colorbar(axes[0].images[0], ax=axes, label="probability (a row sums to 1)", shrink=0.8)
 plt.show()
 
 breaks = np.array(tokens) == "⏎"
@@ -135,9 +134,9 @@ assert np.array_equal(probs[3].argmax(axis=-1), np.maximum.accumulate(np.where(b
 assert np.diagonal(probs[1], -1).mean() > 0.5
 
 # %% [markdown]
-# Nobody told them to. Head 1 looks mostly one token back, by position; head 3 looks for the last line break, wherever
-# it is, or for `<bos>` as long as there is none. Verse has lines of a certain length, so this pays. What the sixteen
-# heads of the model do on the longer verse, as the mean share of their attention:
+# The heads learned this by themselves. Head 1 looks mostly one token back, by position; head 3 looks for the last line
+# break, wherever it is, or for `<bos>` before the first one. Verse has lines of a similar length, so this helps. Here
+# is what the sixteen heads of the model do on the longer verse, as mean probabilities:
 
 # %%
 verse_ids = model.tokenizer.encode(verse)
@@ -158,9 +157,9 @@ all_heads = np.concatenate([on_verse[f"layers.{layer}.self_attn.probs"] for laye
 shares = np.array([[habit(p).mean() for habit in habits.values()] for p in all_heads])  # [16, 3]
 
 figure, axes = plt.subplots(figsize=(6, 4.6))
-matrix(axes, shares, names, label="mean share of a head's attention")
+matrix(axes, shares, names, label="mean probability")
 axes.set_xticks(range(len(habits)), habits)
-axes.set(title="Each head has habits of its own", xlabel="where it looks")
+axes.set(title="Each head has its own habits", xlabel="where it looks")
 plt.show()
 
 row = {name: dict(zip(habits, shares[i], strict=True)) for i, name in enumerate(names)}
@@ -170,13 +169,13 @@ for name, habit in (("layer 2, head 1", "one back"), ("layer 2, head 3", "last l
     assert all(row[other][habit] < 0.45 for other in names if other != name)
 
 # %% [markdown]
-# The two stand out, with more than half of their attention on one habit. Most heads are harder to put into words.
+# These two stand out, with more than half of their attention on one habit. Most heads are harder to describe.
 #
 # ## Why the scores are divided
 #
-# If the channels of queries and keys were independent and of variance 1, their dot product, a sum of h products, would
-# have variance h, and a standard deviation of $\sqrt h$. The larger h, the further apart the scores, until softmax
-# gives everything to the greatest. Dividing by $\sqrt s$ with $s = h$ keeps them at 1.
+# If the channels of queries and keys are independent with variance 1, their dot product, a sum of h products, has
+# variance h and a standard deviation of $\sqrt h$. The larger h, the further apart the scores, until softmax gives
+# everything to the largest. Dividing by $\sqrt s$ with $s = h$ keeps the standard deviation at 1.
 
 # %%
 generator = np.random.default_rng(0)
@@ -185,11 +184,13 @@ for size in (32, 256):
     scores = q @ k[:20].T  # [1000, 20]
     seen = np.ones(scores.shape, bool)
     raw, divided = (masked_softmax(s, seen).max(axis=-1).mean() for s in (scores, scores / math.sqrt(size)))
-    print(f"h = {size}: standard deviation {scores.std():.1f}; greatest share of 20: {raw:.2f}, divided {divided:.2f}")
+    print(
+        f"h = {size}: standard deviation {scores.std():.1f}; largest probability of 20: {raw:.2f}, divided {divided:.2f}"
+    )
     assert abs(scores.std() / math.sqrt(size) - 1) < 0.1 and raw > 2 * divided
 
 # %% [markdown]
-# Gemma 2 writes $s$ as a number of its own, `query_pre_attn_scalar`, because it is not h everywhere:
+# Gemma 2 has a separate config field for $s$, `query_pre_attn_scalar`, because it is not always h:
 
 # %%
 print("              s    h  D / H")
@@ -203,14 +204,14 @@ assert large.query_pre_attn_scalar == large.hidden_size / large.num_attention_he
 assert model.config.query_pre_attn_scalar == h == model.config.hidden_size / H
 
 # %% [markdown]
-# In the 2B and the 9B it is h, in the 27B it is D / H. Both rules were taken for the only one when people ported Gemma
-# 2, and each is wrong for some size. In the bundled model all three numbers are the same, so that it cannot tell: test
-# your own code with sizes that differ.
+# In the 2B and the 9B it is h, in the 27B it is D / H. People who ported Gemma 2 assumed one rule or the other, and
+# each is wrong for some size. In the bundled model all three numbers are the same, so it cannot show the difference:
+# test your own code with sizes that differ.
 #
 # ## From heads to D channels and back
 #
-# All heads are computed by one matrix: `q_proj` makes H * h channels, of which each head gets h neighbouring ones.
-# After mixing, the heads are laid side by side again, and `o_proj` brings [T, H * h] back to [T, D].
+# One matrix computes all heads: `q_proj` returns H * h channels, and each head gets h neighbouring ones. Afterwards the
+# heads are joined side by side again, and `o_proj` maps [T, H * h] back to [T, D].
 
 # %%
 lines(split_heads)
@@ -218,10 +219,10 @@ lines(split_heads)
 # %% [markdown]
 # ## Grouped queries: fewer keys and values
 #
-# While a model writes, the keys and values of all tokens so far are kept, in every layer. That cache, not the weights,
-# grows with the text, and all of it is read for each new token. With **multi-head attention** (MHA) each query head has
-# keys and values of its own. With **grouped-query attention** (GQA), G = H / K query heads share one key-value head:
-# they ask different questions of the same keys. In all of Gemma 2, G = 2. Neighbours share: query head $i$ reads
+# While a model writes, it keeps the keys and values of all tokens so far, in every layer. This cache grows with the
+# text, unlike the weights, and all of it is read for each new token. With **multi-head attention** (MHA) each query
+# head has its own keys and values. With **grouped-query attention** (GQA), G = H / K query heads share one key-value
+# head: they ask different questions of the same keys. In all of Gemma 2, G = 2. Neighbours share: query head $i$ reads
 # key-value head $\lfloor i / G \rfloor$.
 #
 # $$\mathrm{scores}_i = \frac{q_i \, k_{\lfloor i/G \rfloor}^\top}{\sqrt s} \ [T, S], \qquad i = 0 \ldots H - 1$$
@@ -236,26 +237,26 @@ for i in range(H):
 lines(grouped_matmul, "stacked")
 
 # %% [markdown]
-# The code repeats no keys: it puts the queries of a group below each other, G * T rows, and multiplies once for each of
-# the K key-value heads. Whoever repeats the keys instead must repeat each in place, 0 0 1 1, and not tile them
-# (0 1 0 1). Both run, and both give arrays of the right shape:
+# The code does not repeat keys: it stacks the queries of a group, G * T rows, and multiplies once for each of the K
+# key-value heads. If you repeat the keys instead, repeat each in place (0 0 1 1) and do not tile them (0 1 0 1). Both
+# run, and both give arrays of the right shape:
 
 # %%
 with inject_mistakes([gqa_tile], model.config, [len(verse_ids)]):
     wrong = model.perplexity(verse)
-print(f"{gqa_tile.instead}: perplexity {wrong:.0f}, where it is {together:.0f}")
+print(f"{mistake.instead}: perplexity {wrong:.0f} instead of {together:.0f}")
 assert wrong > 2 * together
 
 # %% [markdown]
-# What sharing saves, for a text of 8192 tokens in float32. All layers are counted as global here, so that nothing but
-# the heads differs; what the local ones save is in [tutorial 5](05_local_and_global_layers.ipynb).
+# Here is what sharing saves, for a text of 8192 tokens in float32. All layers count as global here, so only the heads
+# differ; what local layers save is in [tutorial 5](05_local_and_global_layers.ipynb).
 
 # %%
 sizes = ("gemma-2-2b", "gemma-2-9b", "gemma-2-27b")
 
 
 def gigabytes(name, kv_heads):
-    """What the cache of 8192 tokens takes, with so many key-value heads."""
+    """The size of the cache of 8192 tokens with this number of key-value heads."""
     every_layer_global = (GLOBAL,) * RELEASED[name].num_hidden_layers
     return (
         cache_bytes(replace(RELEASED[name], num_key_value_heads=kv_heads, layer_types=every_layer_global), 8192) / 1e9
@@ -276,10 +277,10 @@ plt.show()
 np.testing.assert_allclose(with_mha, 2 * np.array(with_gqa))
 
 # %% [markdown]
-# Half, at every size. What does it cost? Table 8 of the report has a 9B trained both ways: 50.3 with MHA, 50.8 with
-# GQA, on average over four benchmarks, which is no difference that matters. In
-# [tutorials/experiments](experiments/README.md#table-8-gqa-against-mha) the same is tried with models of the size of
-# the bundled one, three seeds each; the loss, in nats a token, is lower where it is better:
+# Half, at every size. What does it cost? For table 8 of the report a 9B was trained both ways: 50.3 with MHA, 50.8 with
+# GQA, on average over four benchmarks, which is no relevant difference. In
+# [tutorials/experiments](experiments/README.md#table-8-gqa-against-mha) we try the same with models of the size of the
+# bundled one, three seeds each; the loss is in nats per token, lower is better:
 
 # %%
 gqa, mha = json.loads(Path("experiments/gqa_against_mha.json").read_text())["rows"]
@@ -291,13 +292,13 @@ assert abs(gqa["mean"] - mha["mean"]) < min(gqa["std"], mha["std"])
 assert gqa["parameters"] < mha["parameters"]
 
 # %% [markdown]
-# They differ by less than the spread between seeds, with fewer parameters for GQA.
+# The difference is smaller than the standard deviation over the seeds, and GQA has fewer parameters.
 #
 # ## Exercises
 #
-# Replace `...` with your code and run the cell: it says what is wrong, in words.
+# Replace `...` with your code and run the cell: it tells you what is wrong, if anything.
 #
-# **1.** The scores of one head. Mind what they are divided by.
+# **1.** The scores of one head. Divide them by the right number.
 
 
 # %%
@@ -312,8 +313,8 @@ def head_scores(q, k, query_scalar):
 check(head_scores, exercises.SCORES)
 
 # %% [markdown]
-# **2.** From scores to the mixture of values, where no token sees those after it. Scores can be large: subtract the
-# greatest of each row before you exponentiate. It changes nothing else, since it cancels in the fraction.
+# **2.** From scores to the weighted mean of the values, where no token sees later ones. Scores can be large: subtract
+# the largest of each row before np.exp. It cancels in the fraction, so the result stays the same.
 
 
 # %%
@@ -328,8 +329,8 @@ def mix(scores, values):
 check(mix, exercises.MIX)
 
 # %% [markdown]
-# **3.** All heads at once, without a division: each query head with the key-value head of its group. There may be axes
-# of a batch before the heads.
+# **3.** All heads at once, without the division: each query head with the key-value head of its group. There may be
+# batch axes before the heads.
 
 
 # %%
@@ -346,7 +347,7 @@ check(grouped_scores, exercises.GROUPED_SCORES)
 # %% [markdown]
 # The solutions are in [solutions/04_attention_and_gqa.py](solutions/04_attention_and_gqa.py).
 #
-# ## Where to read on
+# ## Further reading
 #
 # - [gemma_np/model/attention.py](../gemma_np/model/attention.py): the whole of attention, forward and backward.
 # - [gemma_np/model/attention_mask.py](../gemma_np/model/attention_mask.py): mask and softmax.

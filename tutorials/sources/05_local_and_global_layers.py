@@ -7,7 +7,7 @@
 # window is from [Longformer](https://arxiv.org/abs/2004.05150).
 #
 # Before this: [4. Attention, and heads that share their keys](04_attention_and_gqa.ipynb).
-# Words and letters: [glossary](glossary.md).
+# Terms and letters: [glossary](glossary.md).
 
 # %%
 import json
@@ -331,7 +331,7 @@ for id in ("window-off-by-one", "window-all-layers"):
 #
 # ## Exercises
 #
-# Replace `...` with your code and run the cell: it says what is wrong, in words.
+# Replace `...` with your code and run the cell: it tells you what is wrong, if anything.
 #
 # **1.** Who sees whom, from positions, in any order.
 
@@ -380,7 +380,7 @@ check(slot_positions, exercises.SLOT_POSITIONS)
 # %% [markdown]
 # The solutions are in [solutions/05_local_and_global_layers.py](solutions/05_local_and_global_layers.py).
 #
-# ## Where to read on
+# ## Further reading
 #
 # - [gemma_np/model/attention_mask.py](../gemma_np/model/attention_mask.py): mask and softmax, 40 lines.
 # - [gemma_np/model/kv_cache.py](../gemma_np/model/kv_cache.py): the ring, also when several tokens wrap at once.

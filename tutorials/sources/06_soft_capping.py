@@ -7,7 +7,7 @@
 # al.](https://arxiv.org/abs/1611.09940).
 #
 # Before this: [5. Local and global layers](05_local_and_global_layers.ipynb).
-# Words and letters: [glossary](glossary.md).
+# Terms and letters: [glossary](glossary.md).
 
 # %%
 import matplotlib.pyplot as plt
@@ -77,13 +77,13 @@ factors = np.geomspace(1, 600, 120)
 figure, axes = plt.subplots()
 for cap, label in ((None, "not capped"), (attention_cap, f"capped at {attention_cap:g}")):
     axes.loglog(factors, [np.linalg.norm(gradient(planted_scores * f, cap)[1]) for f in factors], label=label)
-axes.set(xlabel="greatest score before the cap", ylabel="length of the gradient", ylim=(1e-12, 2))
+axes.set(xlabel="largest score before the cap", ylabel="length of the gradient", ylim=(1e-12, 2))
 axes.set_title("What comes back through softmax to five planted scores")
 axes.legend()
 plt.show()
 
 bare, held = (np.linalg.norm(gradient(300 * planted_scores, cap)[1]) for cap in (None, attention_cap))
-print(f"at a greatest score of 300: {bare:.0e} without the cap, {held:.0e} with it")
+print(f"at a largest score of 300: {bare:.0e} without the cap, {held:.0e} with it")
 assert bare < 1e-40 and held > 1e-4
 weakest = np.linalg.norm(gradient(attention_cap * planted_scores, attention_cap)[1])
 print(f"at {attention_cap:g}: {weakest:.0e} with it")
@@ -302,7 +302,7 @@ generator = np.random.default_rng(0)
 q, k = 1000 * generator.standard_normal((2, 500, h))  # [500, h] each, a thousand times too long
 normed = [rms_norm(z, np.zeros(h), eps=1e-6) for z in (q, k)]
 bare, bounded = np.abs(q @ k.T).max() / np.sqrt(h), np.abs(normed[0] @ normed[1].T).max() / np.sqrt(h)
-print(f"greatest score of 250,000: {bare:.0f} without QK-norm, {bounded:.1f} with it; the bound is {np.sqrt(h):.0f}")
+print(f"largest score of 250,000: {bare:.0f} without QK-norm, {bounded:.1f} with it; the bound is {np.sqrt(h):.0f}")
 assert bounded < np.sqrt(h) < bare
 
 # %% [markdown]
@@ -312,7 +312,7 @@ assert bounded < np.sqrt(h) < bare
 #
 # ## Exercises
 #
-# Replace `...` with your code and run the cell: it says what is wrong, in words.
+# Replace `...` with your code and run the cell: it tells you what is wrong, if anything.
 #
 # **1.** The cap.
 
@@ -361,7 +361,7 @@ check(capped_shares, exercises.CAPPED_SHARES)
 # %% [markdown]
 # The solutions are in [solutions/06_soft_capping.py](solutions/06_soft_capping.py).
 #
-# ## Where to read on
+# ## Further reading
 #
 # - [gemma_np/model/soft_cap.py](../gemma_np/model/soft_cap.py), the whole file: 30 lines with its backward pass.
 # - [gemma_np/model/attention.py](../gemma_np/model/attention.py): the cap among the other steps.

@@ -8,7 +8,7 @@
 # [Shazeer](https://arxiv.org/abs/2002.05202).
 #
 # Before this: [6. Soft-capping](06_soft_capping.ipynb).
-# Words and letters: [glossary](glossary.md).
+# Terms and letters: [glossary](glossary.md).
 
 # %%
 import matplotlib.pyplot as plt
@@ -41,7 +41,7 @@ print(f"T = {len(ids)} tokens, D = {config.hidden_size} channels, F = {config.in
 # ## The second half of a layer
 #
 # Attention carries information from one token to another. What it carries is a weighted mean of values, and each value is
-# a matrix times the normalised stream. Something has to work on a token *by itself*, and bend: without a non-linear step,
+# a matrix times the normalized stream. Something has to work on a token *by itself*, and bend: without a non-linear step,
 # a matrix after a matrix is only one more matrix. That is the feed-forward layer. It also holds most of the weights:
 
 # %%
@@ -54,7 +54,7 @@ for name, shape in [("bundled model", config), ("Gemma 2 2B", RELEASED["gemma-2-
 # %% [markdown]
 # ## The formula
 #
-# For the normalised stream $x$ [T, D], with $W_\text{gate}$ and $W_\text{up}$ [F, D] and $W_\text{down}$ [D, F], all
+# For the normalized stream $x$ [T, D], with $W_\text{gate}$ and $W_\text{up}$ [F, D] and $W_\text{down}$ [D, F], all
 # stored as [out, in]:
 #
 # $$\text{gate} = x W_\text{gate}^\top \;\; [T, F] \qquad \text{up} = x W_\text{up}^\top \;\; [T, F]$$
@@ -195,7 +195,7 @@ assert share > 0.85 and alike > 0.7 and apart < 0.3
 lines(block, "y = ", "if config", "x = ", "return tape")
 
 # %% [markdown]
-# The stream $x$ itself is never normalised, multiplied or replaced. It is only added to. So what leaves the last layer is
+# The stream $x$ itself is never normalized, multiplied or replaced. It is only added to. So what leaves the last layer is
 # a plain sum: the embedding, and what each half of each layer had to say.
 
 # %%
@@ -245,7 +245,7 @@ for layer in (0, 3):
     for part, norm in [("self_attn.o", "post_attention_layernorm"), ("mlp.down", "post_feedforward_layernorm")]:
         raw, normed = size(record[f"layers.{layer}.{part}"]), size(record[f"layers.{layer}.{norm}"])
         print(
-            f"layer {layer} {part:12} {raw.min():.2f} to {raw.max():.2f}, normalised {normed.min():.2f} to {normed.max():.2f}"
+            f"layer {layer} {part:12} {raw.min():.2f} to {raw.max():.2f}, normalized {normed.min():.2f} to {normed.max():.2f}"
         )
         assert normed.max() / normed.min() < 1.1 < raw.max() / raw.min()
 
@@ -262,8 +262,8 @@ print(f"largest difference of the logits: {difference:.1e}, of logits up to {np.
 assert difference < 1e-3
 
 # %% [markdown]
-# Gemma 1 has no post-norms. It has two norms a layer, and calls the second `post_attention_layernorm`, after the place
-# where it stands; but that one normalises what the feed-forward reads. Gemma 2 gave the old name to another norm:
+# Gemma 1 has no post-norms. It has two norms per layer, and calls the second `post_attention_layernorm`, after the place
+# where it stands; but that one normalizes what the feed-forward reads. Gemma 2 gave the old name to another norm:
 
 # %%
 lines(pre_feedforward_name, "return")
@@ -303,7 +303,7 @@ assert min(wrong[name] for name in ("gate-up-swapped", "postnorm-missing", "post
 #
 # ## Exercises
 #
-# Replace `...` with your code and run the cell: it says what is wrong, in words.
+# Replace `...` with your code and run the cell: it tells you what is wrong, if anything.
 #
 # **1.** GELU in its tanh form.
 
@@ -344,7 +344,7 @@ check(geglu, exercises.FEED_FORWARD)
 def one_layer(x, weights, config, layer):
     """x [..., T, D], the layer's weights -> the stream after the layer [..., T, D]
 
-    Hint: two lines a half would do; what is added is normalised, what it is added to is not.
+    Hint: two lines a half would do; what is added is normalized, what it is added to is not.
     """
     ...
 
@@ -354,7 +354,7 @@ check(one_layer, exercises.BLOCK)
 # %% [markdown]
 # The solutions are in [solutions/07_geglu_and_the_block.py](solutions/07_geglu_and_the_block.py).
 #
-# ## Where to read on
+# ## Further reading
 #
 # - [gemma_np/model/feed_forward.py](../gemma_np/model/feed_forward.py): the layer with its backward pass.
 # - [gemma_np/model/block.py](../gemma_np/model/block.py): one layer, also that of Gemma 1.

@@ -6,7 +6,7 @@
 # of table 1, and the parameter counts of table 2.
 #
 # Before this: [7. GeGLU, and the block](07_geglu_and_the_block.ipynb).
-# Words and letters: [glossary](glossary.md).
+# Terms and letters: [glossary](glossary.md).
 
 # %%
 import matplotlib.pyplot as plt
@@ -265,7 +265,7 @@ speech = model.tokenizer.encode(SPEECH)
 
 
 def loss(logits):
-    """Mean nats a token of the speech: [T, V] -> number."""
+    """Mean nats per token of the speech: [T, V] -> number."""
     return -np.mean(np.log(softmax(logits[:-1])[np.arange(len(speech) - 1), speech[1:]]))
 
 
@@ -285,12 +285,12 @@ by_half = np.array(
 )  # [layers, 2]
 
 figure, (left, right) = plt.subplots(1, 2, figsize=(7, 3.6))
-matrix(left, by_head - whole, [f"layer {n}" for n in layers], [f"head {n}" for n in heads], label="nats a token lost")
+matrix(left, by_head - whole, [f"layer {n}" for n in layers], [f"head {n}" for n in heads], label="nats per token lost")
 left.set_title("Without one head")
 place = np.arange(len(layers))
 right.bar(place - 0.2, by_half[:, 0] - whole, 0.36, label="attention")
 right.bar(place + 0.2, by_half[:, 1] - whole, 0.36, label="feed-forward")
-right.set(xlabel="layer", ylabel="nats a token lost", xticks=place, title="Without one half of a layer")
+right.set(xlabel="layer", ylabel="nats per token lost", xticks=place, title="Without one half of a layer")
 right.legend()
 plt.show()
 
@@ -325,7 +325,7 @@ assert untouched == list(record)[: len(untouched)] and untouched[-1] == "layers.
 #
 # ## Exercises
 #
-# Replace `...` with your code and run the cell: it says what is wrong, in words.
+# Replace `...` with your code and run the cell: it tells you what is wrong, if anything.
 #
 # **1.** The whole model, from its parts: `embed(ids, E)`, `block(x, weights, config, layer)`, `rms_norm(x, weight, eps)`,
 # `unembed(x, E)` and `soft_cap(x, cap)`. The weights have their published names, such as `model.embed_tokens.weight` and
@@ -378,7 +378,7 @@ check(without_head, exercises.WITHOUT_HEAD)
 # %% [markdown]
 # The solutions are in [solutions/08_the_whole_model.py](solutions/08_the_whole_model.py).
 #
-# ## Where to read on
+# ## Further reading
 #
 # - [gemma_np/model/transformer.py](../gemma_np/model/transformer.py): the model and its backward pass;
 #   [records.py](../gemma_np/model/records.py): the table of records; [scope.py](../gemma_np/scope.py): the tape.

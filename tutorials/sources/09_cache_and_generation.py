@@ -7,7 +7,7 @@
 # "Grouped-Query Attention" and "Local Sliding Window and Global Attention", which both make this cheaper, and table 1.
 #
 # Before this: [8. The whole model](08_the_whole_model.ipynb).
-# Words and letters: [glossary](glossary.md).
+# Terms and letters: [glossary](glossary.md).
 
 # %%
 import time
@@ -164,7 +164,7 @@ axes.legend(loc="lower center", bbox_to_anchor=(0.45, -0.5), fontsize=8)
 plt.show()
 
 for name, nats in surprise.items():
-    print(f"{name:18} {nats[:prompt].mean():.2f} nats a token in the prompt, {nats[prompt:].mean():.2f} after it")
+    print(f"{name:18} {nats[:prompt].mean():.2f} nats per token in the prompt, {nats[prompt:].mean():.2f} after it")
 assert min(surprise[name][prompt:].mean() for name in list(surprise)[1:]) > surprise["right"][prompt:].mean() + 0.2
 
 # %% [markdown]
@@ -215,7 +215,7 @@ for sampling in ({}, {"temperature": 0.7, "seed": 8}):
 # A product of $T$ vectors [T, in] with a weight [out, in] takes $2 \cdot T \cdot \mathrm{out} \cdot \mathrm{in}$ floating
 # point operations (flops: one multiplication and one addition for each weight and vector). For that, the weight has to
 # come from memory once, and the vectors have to come and go: $b \cdot \mathrm{out} \cdot \mathrm{in} + 4 T (\mathrm{in} +
-# \mathrm{out})$ bytes, with $b$ bytes a weight. Flops per byte are the **arithmetic intensity**:
+# \mathrm{out})$ bytes, with $b$ bytes per weight. Flops per byte are the **arithmetic intensity**:
 #
 # $$I = \frac{2 \, T \, \mathrm{out} \, \mathrm{in}}{b \, \mathrm{out} \, \mathrm{in} + 4 \, T \, (\mathrm{in} +
 # \mathrm{out})} \approx \frac{2 T}{b} \quad \text{for few vectors}$$
@@ -319,11 +319,11 @@ for name in ("gemma-2-2b", "gemma-2-9b", "gemma-2-27b"):
     ]
     print(f"{name:12}" + "".join(f"{cell:>26}" for cell in cells))
 
-assert 3.99 < weight_bytes(two_b, "float32") / sum(two_b.parameter_count().values()) < 4.01  # 4 bytes a weight
+assert 3.99 < weight_bytes(two_b, "float32") / sum(two_b.parameter_count().values()) < 4.01  # 4 bytes per weight
 assert 7 < weight_bytes(two_b, "float32") / weight_bytes(two_b, "int4") < 7.2
 
 # %% [markdown]
-# This is why fewer bits a weight mean faster writing, and not only less memory. It is a bound: weights in 16 or 4 bits
+# This is why fewer bits per weight mean faster writing, and not only less memory. It is a bound: weights in 16 or 4 bits
 # must be widened before they are multiplied, which takes time of its own. Is the bound any good? Here is a Gemma 2 of two
 # layers and random weights, too large for the caches of most processors:
 
@@ -381,7 +381,7 @@ plt.show()
 # %% [markdown]
 # ## Exercises
 #
-# Replace `...` with your code and run the cell: it says what is wrong, in words.
+# Replace `...` with your code and run the cell: it tells you what is wrong, if anything.
 #
 # **1.** The loop that writes: prefill, then one token at a time, each the likeliest.
 
@@ -415,7 +415,7 @@ check(nucleus, exercises.TOP_P)
 # %% [markdown]
 # The solutions are in [solutions/09_cache_and_generation.py](solutions/09_cache_and_generation.py).
 #
-# ## Where to read on
+# ## Further reading
 #
 # - [gemma_np/model/kv_cache.py](../gemma_np/model/kv_cache.py): the ring, also when several tokens wrap at once.
 # - [gemma_np/text/generation.py](../gemma_np/text/generation.py) and [sampling.py](../gemma_np/text/sampling.py): the

@@ -7,7 +7,7 @@
 # that is undone here, for the training of its section 3.
 #
 # Before this: [9. The cache, and writing text](09_cache_and_generation.ipynb).
-# Words and letters: [glossary](glossary.md).
+# Terms and letters: [glossary](glossary.md).
 
 # %%
 import matplotlib.pyplot as plt
@@ -470,7 +470,7 @@ for layer in layers:
 #
 # ## Exercises
 #
-# Replace `...` with your code and run the cell: it says what is wrong, in words.
+# Replace `...` with your code and run the cell: it tells you what is wrong, if anything.
 #
 # **1.** The soft cap, undone.
 
@@ -519,7 +519,7 @@ check(shared_gradient, exercises.SHARED)
 # %% [markdown]
 # The solutions are in [solutions/10_backward_by_hand.py](solutions/10_backward_by_hand.py).
 #
-# ## Where to read on
+# ## Further reading
 #
 # - [gemma_np/model](../gemma_np/model): each forward function has its backward beside it;
 #   [attention.py](../gemma_np/model/attention.py) has the longest.

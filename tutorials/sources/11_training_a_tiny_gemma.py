@@ -7,7 +7,7 @@
 # section 3, "Pre-training", where the models learn from trillions of tokens; here one learns from some sixty thousand.
 #
 # Before this: [10. The backward pass by hand](10_backward_by_hand.ipynb).
-# Words and letters: [glossary](glossary.md).
+# Terms and letters: [glossary](glossary.md).
 
 # %%
 import math
@@ -395,7 +395,7 @@ update = (time.perf_counter() - began) / 5
 
 speed = 512 / (both + update)
 print(f"forward {1e3 * forward:.1f} ms, with loss and backward {1e3 * both:.1f} ms, update {1e3 * update:.1f} ms")
-print(f"{speed:,.0f} tokens a second, {6 * count * speed / 1e9:.1f} billion operations a second")
+print(f"{speed:,.0f} tokens per second, {6 * count * speed / 1e9:.1f} billion operations a second")
 
 # %% [markdown]
 # The memory is known before a byte is allocated; `gemma-np info --training` prints the same for any model.
@@ -435,7 +435,7 @@ assert large["moments of AdamW"] == 2 * large["weights"]
 #
 # ## Exercises
 #
-# Replace `...` with your code and run the cell: it says what is wrong, in words.
+# Replace `...` with your code and run the cell: it tells you what is wrong, if anything.
 #
 # **1.** The loss of a batch in which only some positions count.
 
@@ -485,7 +485,7 @@ check(adamw, exercises.ADAMW)
 # %% [markdown]
 # The solutions are in [solutions/11_training_a_tiny_gemma.py](solutions/11_training_a_tiny_gemma.py).
 #
-# ## Where to read on
+# ## Further reading
 #
 # - [gemma_np/training/trainer.py](../gemma_np/training/trainer.py): the step and the run;
 #   [optimizer.py](../gemma_np/training/optimizer.py): clipping, AdamW and the rate in 70 lines.

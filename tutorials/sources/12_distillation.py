@@ -7,7 +7,7 @@
 # and the 9B were trained in this way.
 #
 # Before this: [11. Training a tiny Gemma](11_training_a_tiny_gemma.ipynb).
-# Words and letters: [glossary](glossary.md).
+# Terms and letters: [glossary](glossary.md).
 
 # %%
 import json
@@ -273,7 +273,9 @@ assert real["the teacher"].nats < real["from the teacher"].nats < real["from the
 # %%
 for k in (1, 8, 32, 128):
     mass = top_k(teacher.logits(texts[:8, :-1]), k).probs.sum(axis=-1).mean()
-    print(f"k = {k:>3}: {4 * k:>4} bytes a token (16 bits each for id and probability), {mass:.0%} of the probability")
+    print(
+        f"k = {k:>3}: {4 * k:>4} bytes per token (16 bits each for id and probability), {mass:.0%} of the probability"
+    )
     if k == K:
         kept = mass
 assert 0.75 < kept < 0.9
@@ -370,7 +372,7 @@ divergences = []
 for name, batch in (("the teacher's texts", given), ("the student's own", own)):
     read = batch.ids[:, :-1]
     losses, _ = forward_kl(student.logits(read), teacher.logits(read))  # [B, T]
-    print(f"on {name:<20} KL from the teacher {losses[:, 15:].mean():.2f} nats a token")
+    print(f"on {name:<20} KL from the teacher {losses[:, 15:].mean():.2f} nats per token")
     divergences.append(losses[:, 15:].mean())
 assert own.num_targets == 16 * (LENGTH - 15) and divergences[1] < 1.1 * divergences[0]
 
@@ -394,7 +396,7 @@ figure, (left, right) = plt.subplots(1, 2, figsize=(7, 3.4), width_ratios=(2, 3)
 for place, (row, colour) in enumerate(zip(table6, ("C1", "C0", "C6"), strict=True)):
     left.plot([place] * len(row["losses"]), row["losses"], "o", color=colour, alpha=0.7)
 left.set_xticks(range(3), ["from\nscratch", "distilled", "the\nteacher"])
-left.set(xlim=(-0.5, 2.5), ylabel="held-out loss (nats per token)", title="Table 6 (a dot a seed)")
+left.set(xlim=(-0.5, 2.5), ylabel="held-out loss (nats per token)", title="Table 6 (one dot per seed)")
 for kind, colour in (("from scratch", "C1"), ("distilled", "C0")):
     rows = [row for row in table7 if row["kind"] == kind]
     sizes = [row["parameters"] / 1e6 for row in rows]
@@ -454,7 +456,7 @@ assert gains["0.6 M"] < gains["0.3 M"] < gains["1 M"] and list(reported.values()
 #
 # ## Exercises
 #
-# Replace `...` with your code and run the cell: it says what is wrong, in words.
+# Replace `...` with your code and run the cell: it tells you what is wrong, if anything.
 #
 # **1.** The loss and its gradient.
 
@@ -504,7 +506,7 @@ check(sparse_loss, exercises.SPARSE_LOSS)
 # %% [markdown]
 # The solutions are in [solutions/12_distillation.py](solutions/12_distillation.py).
 #
-# ## Where to read on
+# ## Further reading
 #
 # - [gemma_np/training/losses.py](../gemma_np/training/losses.py): these losses, the reverse divergence and the one
 #   between the two; [distillation.py](../gemma_np/training/distillation.py) and

@@ -4,10 +4,10 @@
 # After this you can store a matrix in 8 or 4 bits, say how large the error is and which of four methods makes it
 # smaller, and do so with a whole model. About 15 minutes. In the [Gemma 2 report](https://arxiv.org/abs/2408.00118):
 # table 2, whose parameter counts become bytes here. "A practical size" is in the report's title, and it gets there by
-# distillation. Gemma 3's report ([arXiv 2503.19786](https://arxiv.org/abs/2503.19786)) has quantised models, too.
+# distillation. Gemma 3's report ([arXiv 2503.19786](https://arxiv.org/abs/2503.19786)) has quantized models, too.
 #
 # Before this: [12. Distillation](12_distillation.ipynb).
-# Words and letters: [glossary](glossary.md).
+# Terms and letters: [glossary](glossary.md).
 
 # %%
 import json
@@ -177,7 +177,7 @@ for axes, (title, weight) in zip(panels, {"as it is": W, "a large weight in each
         axes.plot(
             [bits + 16 / group for bits in widths], errors, marker=marker, markersize=4, label=f"group of {group}"
         )
-    axes.set(yscale="log", xlabel="bits a weight, with its share of the scale", title=title)
+    axes.set(yscale="log", xlabel="bits per weight, with its share of the scale", title=title)
 panels[0].set_ylabel("error / size of the matrix")
 panels[0].legend()
 figure.suptitle("Rounding down_proj of layer 0 by bits and group size (384: the whole row)")
@@ -189,15 +189,15 @@ for group in groups:
     ratios = np.divide(found["as it is", group][2:-1], found["as it is", group][3:])
     assert (ratios > 1.9).all() and (ratios < 2.4).all()
 as_it_is, planted = ({g: found[title, g] for g in groups} for title in ("as it is", "a large weight in each row"))
-assert as_it_is[384][6] < 0.01 and as_it_is[384][2] > 0.1  # 8 and 4 bits, one scale a row
+assert as_it_is[384][6] < 0.01 and as_it_is[384][2] > 0.1  # 8 and 4 bits, one scale per row
 assert as_it_is[16][2] > as_it_is[384][3]  # at 5 bits in all
 assert planted[384][2] > 3 * planted[32][2] and planted[384][3] > planted[32][2]
 
 # %% [markdown]
 # From 4 bits on, each bit halves the error. In 8 bits it is below one hundredth of the matrix' size, and in 4 bits with
-# one scale a row it is above a tenth. On the matrix as it is, groups hardly pay: what they gain is what the bits of
+# one scale per row it is above a tenth. On the matrix as it is, groups hardly pay: what they gain is what the bits of
 # their scales would have gained, and for groups of 16 it is even less. With large weights, groups win clearly: groups
-# of 32 leave less than a third of the error of 4 bits, which is even less than 5 bits with one scale a row.
+# of 32 leave less than a third of the error of 4 bits, which is even less than 5 bits with one scale per row.
 #
 # ## Two numbers in a byte
 #
@@ -340,9 +340,9 @@ assert max(largest_input.values()) < 7
 #
 # ## The whole model
 #
-# `quantize_model` takes the layers one after another, and calibrates each on what the already quantised layers before
+# `quantize_model` takes the layers one after another, and calibrates each on what the already quantized layers before
 # it pass on. The embedding stays in 8 bits. *KL* is how far the distributions over the next token have moved from the
-# original's, in nats a token, *agreement* the share of the original's greedy tokens that the small model would write,
+# original's, in nats per token, *agreement* the share of the original's greedy tokens that the small model would write,
 # too.
 
 # %%
@@ -384,7 +384,7 @@ for axes, (name, measured) in zip(panels, results.items(), strict=True):
         axes.plot(places, [row["kl"] for row in chosen], "osD^"[number], color=f"C{number}", label=method)
     axes.set_xticks(range(len(settings)), settings.values(), rotation=35, ha="right")
     axes.set(title=name, yscale="log", xlim=(-0.5, len(settings) - 0.5))
-panels[0].set_ylabel("KL from the original\n(nats a token)")
+panels[0].set_ylabel("KL from the original\n(nats per token)")
 panels[0].legend(ncols=2, loc="upper left")
 panels[0].set_ylim(7e-5, 3)
 figure.suptitle("What storage costs (int4: groups of 64, embedding in int8)")
@@ -407,7 +407,7 @@ assert real["float8", "round"]["kl"] > real["int8", "round"]["kl"]
 # (The KL of the small model in bfloat16 is 0, which has no place on this axis; clipping was tried in 4 bits alone.)
 # The real model loses over ten times as much by plain rounding: it was trained far longer, and has more to lose. There
 # the method decides. GPTQ loses less than a third of what rounding loses, and AWQ, too, is now well ahead of rounding.
-# Float8, 8 bits with an exponent in each, is worse than 8-bit whole numbers with a scale a row.
+# Float8, 8 bits with an exponent in each, is worse than 8-bit whole numbers with one scale per row.
 #
 # ## Is it faster?
 #
@@ -416,11 +416,11 @@ assert real["float8", "round"]["kl"] > real["int8", "round"]["kl"]
 
 # %%
 for format in formats:
-    print(f"{format:24} {100e9 / weight_bytes(RELEASED['gemma-2-9b'], format):5.1f} tokens a second")
+    print(f"{format:24} {100e9 / weight_bytes(RELEASED['gemma-2-9b'], format):5.1f} tokens per second")
 
 speeds = {"float32": decoding_speed(model, texts[0]), "int4": decoding_speed(small, texts[0])}
 print("on the machine that made this page, the bundled model:", end=" ")
-print(", ".join(f"{name} {speed:,.0f} tokens a second" for name, speed in speeds.items()))
+print(", ".join(f"{name} {speed:,.0f} tokens per second" for name, speed in speeds.items()))
 
 # %% [markdown]
 # That is a bound, not a promise: the numbers have to be widened, too. The bundled model is so small that caches hold
@@ -429,7 +429,7 @@ print(", ".join(f"{name} {speed:,.0f} tokens a second" for name, speed in speeds
 #
 # ## Exercises
 #
-# Replace `...` with your code and run the cell: it says what is wrong, in words.
+# Replace `...` with your code and run the cell: it tells you what is wrong, if anything.
 #
 # **1.** Round each row to 8 bits.
 
@@ -479,7 +479,7 @@ check(least_error_shrinks, exercises.CLIP)
 # %% [markdown]
 # The solutions are in [solutions/13_quantization.py](solutions/13_quantization.py).
 #
-# ## Where to read on
+# ## Further reading
 #
 # - [gemma_np/weights/formats.py](../gemma_np/weights/formats.py) and [gemma_np/weights/linear.py](../gemma_np/weights/linear.py): the kinds of storage,
 #   and the product with them.

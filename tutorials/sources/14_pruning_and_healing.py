@@ -8,7 +8,7 @@
 # al.](https://arxiv.org/abs/2407.14679)).
 #
 # Before this: [13. Quantization](13_quantization.ipynb).
-# Words and letters: [glossary](glossary.md).
+# Terms and letters: [glossary](glossary.md).
 
 # %%
 import json
@@ -63,7 +63,7 @@ right = model.logits(texts[:, :-1])  # [8, 255, V]
 
 
 def measured(small):
-    """Perplexity on the texts, and KL: how far its distributions are from the unpruned model's, in nats a token."""
+    """Perplexity on the texts, and KL: how far its distributions are from the unpruned model's, in nats per token."""
     logits = small.logits(texts[:, :-1])
     losses, _ = cross_entropy(logits, texts[:, 1:])
     divergences, _ = forward_kl(logits, right)
@@ -71,7 +71,7 @@ def measured(small):
 
 
 original = measured(model)
-print(f"unpruned: perplexity {original['perplexity']:.1f}, KL {original['kl']:.3f} nats a token")
+print(f"unpruned: perplexity {original['perplexity']:.1f}, KL {original['kl']:.3f} nats per token")
 
 # %% [markdown]
 # ## Single weights: the small ones, or those that do little
@@ -352,7 +352,7 @@ labels = {
 }
 for name, curve in curves.items():
     axes.plot(range(1, training_config.steps + 1), curve, label=labels[name])
-axes.set(yscale="log", xlabel="training steps", ylabel="KL from the original\n(nats a token)")
+axes.set(yscale="log", xlabel="training steps", ylabel="KL from the original\n(nats per token)")
 axes.set_title("Healing: each step reads 1,024 tokens")
 axes.set_yticks([0.2, 0.5, 1, 2, 4], [0.2, 0.5, 1, 2, 4])
 axes.minorticks_off()
@@ -402,7 +402,7 @@ for axes, (name, found) in zip(panels, results.items(), strict=True):
         axes.plot(places, [row["kl"] for row in chosen], "osD^"[number], color=f"C{number}", label=method)
     axes.set_xticks(range(len(settings)), settings)
     axes.set(title=name, yscale="log", xlim=(-0.5, 2.5), xlabel="what goes")
-panels[0].set_ylabel("KL from the original\n(nats a token)")
+panels[0].set_ylabel("KL from the original\n(nats per token)")
 panels[0].legend(loc="lower right")
 figure.suptitle("What pruning costs before any healing")
 plt.show()
@@ -425,7 +425,7 @@ for found in results.values():
 #
 # ## Exercises
 #
-# Replace `...` with your code and run the cell: it says what is wrong, in words.
+# Replace `...` with your code and run the cell: it tells you what is wrong, if anything.
 #
 # **1.** The score of Wanda.
 
@@ -474,7 +474,7 @@ check(keep_important, exercises.KEEP_CHANNELS)
 # %% [markdown]
 # The solutions are in [solutions/14_pruning_and_healing.py](solutions/14_pruning_and_healing.py).
 #
-# ## Where to read on
+# ## Further reading
 #
 # - [gemma_np/compression/pruning.py](../gemma_np/compression/pruning.py) and
 #   [structured_pruning.py](../gemma_np/compression/structured_pruning.py): single weights, and whole parts.

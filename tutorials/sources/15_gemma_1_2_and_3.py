@@ -7,7 +7,7 @@
 # [Gemma 3](https://arxiv.org/abs/2503.19786), table 1 of each.
 #
 # Before this: [14. Pruning and healing](14_pruning_and_healing.ipynb).
-# Words and letters: [glossary](glossary.md).
+# Terms and letters: [glossary](glossary.md).
 
 # %%
 import math
@@ -36,7 +36,7 @@ print(f"{len(RELEASED)} released text models:", *RELEASED)
 #
 # ## Side by side: the sizes
 #
-# The letters are those of all the tutorials: D channels, H query heads, K key-value heads, h channels a head, F channels of the
+# The letters are those of all the tutorials: D channels, H query heads, K key-value heads, h channels per head, F channels of the
 # feed-forward, V tokens.
 
 # %%
@@ -70,7 +70,7 @@ for c in RELEASED.values():
 
 # %%
 print(
-    f"{'model':13} local:global  window  RoPE base local / global   caps     norms a layer  q and k norms  scores / sqrt of"
+    f"{'model':13} local:global  window  RoPE base local / global   caps     norms per layer  q and k norms  scores / sqrt of"
 )
 for name, c in RELEASED.items():
     local_per_global = c.layer_types.index(GLOBAL)  # so many local layers come before the first global one
@@ -93,8 +93,8 @@ for name, c in RELEASED.items():
 # %% [markdown]
 # ("p/8": positions are divided by 8 on global layers.) Read from top to bottom, this is the story of three models:
 #
-# - **Gemma 1** is plain: every layer sees everything, two norms a layer, nothing holds the scores back.
-# - **Gemma 2** makes every second layer local ([tutorial 5](05_local_and_global_layers.ipynb)), normalises also what attention and
+# - **Gemma 1** is plain: every layer sees everything, two norms per layer, nothing holds the scores back.
+# - **Gemma 2** makes every second layer local ([tutorial 5](05_local_and_global_layers.ipynb)), normalizes also what attention and
 #   feed-forward return, and caps scores and logits ([tutorial 6](06_soft_capping.ipynb)).
 # - **Gemma 3** has five local layers for each global one, with a smaller window; a second RoPE base for the global layers, so that
 #   far positions stay apart ([tutorial 3](03_positions_and_rope.ipynb)); and norms of queries and keys in place of the caps.
@@ -198,7 +198,7 @@ assert at_8192["gemma-7b"] > at_8192["gemma-2-9b"] > at_8192["gemma-3-12b"]
 # ## What keeps the scores in bounds
 #
 # Nothing in the formula of attention keeps a score $q \cdot k$ from growing during training. When scores are large, softmax puts all
-# its weight on one key and its gradient dies. Gemma 2 squeezes the score; Gemma 3 normalises $q$ and $k$ [h] first, so that
+# its weight on one key and its gradient dies. Gemma 2 squeezes the score; Gemma 3 normalizes $q$ and $k$ [h] first, so that
 # their lengths, and with them the score, cannot grow with the matrices that make them:
 #
 # $$\text{Gemma 2: } 50 \tanh\!\Big(\frac{q \cdot k}{50 \sqrt{s}}\Big) \qquad
@@ -294,7 +294,7 @@ np.testing.assert_allclose(largest["Gemma 3"], largest["Gemma 3"][0], rtol=1e-3)
 #
 # ## Exercises
 #
-# Replace `...` with your code and run the cell: it says what is wrong, in words.
+# Replace `...` with your code and run the cell: it tells you what is wrong, if anything.
 #
 # **1.** Which layers are local?
 
@@ -347,7 +347,7 @@ check(parameters, exercises.PARAMETERS)
 # %% [markdown]
 # The solutions are in [solutions/15_gemma_1_2_and_3.py](solutions/15_gemma_1_2_and_3.py).
 #
-# ## Where to read on
+# ## Further reading
 #
 # - [gemma_np/config.py](../gemma_np/config.py): all differences in one file.
 # - [gemma_np/memory.py](../gemma_np/memory.py), or `gemma-np info --model gemma-2-27b`: the memory of weights, cache

@@ -6,7 +6,7 @@
 # [Gemma 2 report](https://arxiv.org/abs/2408.00118): section 2 and table 1, which are what a port has to get right.
 #
 # Before this: [15. Gemma 1, 2 and 3](15_gemma_1_2_and_3.ipynb).
-# Words and letters: [glossary](glossary.md).
+# Terms and letters: [glossary](glossary.md).
 
 # %%
 import json
@@ -95,7 +95,7 @@ class Port:
         return keep("resid_post", x + y)
 
     def attention(self, x, n, w, keep):
-        """The normalised stream [T, D] -> what attention returns [T, D]."""
+        """The normalized stream [T, D] -> what attention returns [T, D]."""
         q, k, v = (keep(name, self.heads(x @ w(f"self_attn.{name}_proj").T)) for name in "qkv")
         keys, values = self.cache.get(n, (k[:, :0], v[:, :0]))  # none yet
         positions = np.arange(keys.shape[1], keys.shape[1] + len(x))
@@ -161,14 +161,14 @@ assert theirs != ours and theirs[:10] == ours[:10]
 
 # %%
 def loss(logits, ids):
-    """Mean nats a token: [T, V] and ids [T] -> number."""
+    """Mean nats per token: [T, V] and ids [T] -> number."""
     logits = logits.astype(np.float64)
     chosen = np.take_along_axis(logits[:-1], np.array(ids)[1:, None], axis=-1)[:, 0]  # [T - 1]
     return np.mean(np.log(np.exp(logits[:-1]).sum(axis=-1)) - chosen)
 
 
 port_loss, right_loss = loss(Port(model.weights, model.config).read(speech), speech), loss(model.logits(speech), speech)
-print(f"nats a token of the speech: the port {port_loss:.2f}, the package {right_loss:.2f}")
+print(f"nats per token of the speech: the port {port_loss:.2f}, the package {right_loss:.2f}")
 assert 1.01 < port_loss / right_loss < 1.1
 
 # %% [markdown]
@@ -398,7 +398,7 @@ assert before > 200 and after == 0
 
 # %%
 off_by_one = loss(PortWithGelu(model.weights, model.config).read(speech), speech)
-print(f"nats a token of the speech: {off_by_one:.4f} with 65 keys, {right_loss:.4f} with 64")
+print(f"nats per token of the speech: {off_by_one:.4f} with 65 keys, {right_loss:.4f} with 64")
 assert 0 < abs(off_by_one / right_loss - 1) < 0.005
 
 # %% [markdown]
@@ -413,7 +413,7 @@ assert 0 < abs(off_by_one / right_loss - 1) < 0.005
 #
 # ## Exercises
 #
-# Replace `...` with your code and run the cell: it says what is wrong, in words.
+# Replace `...` with your code and run the cell: it tells you what is wrong, if anything.
 #
 # **1.** The error of a record, as above. Scores of keys that a query may not see say nothing, and may be minus infinity in
 # a port: `hidden` is True where the numbers do not count.
@@ -455,7 +455,7 @@ check(first_wrong, exercises.FIRST_WRONG)
 def which_mistake(found, x, weight):
     """found and x [T, D], weight [D] -> 0, 1, 2 or 3
 
-    Hint: normalise x without a weight, then try each; np.allclose tells whether two arrays are the same but for rounding.
+    Hint: normalize x without a weight, then try each; np.allclose tells whether two arrays are the same but for rounding.
     """
     ...
 
@@ -465,7 +465,7 @@ check(which_mistake, exercises.WHICH_MISTAKE)
 # %% [markdown]
 # The solutions are in [solutions/16_finding_the_bug.py](solutions/16_finding_the_bug.py).
 #
-# ## Where to read on
+# ## Further reading
 #
 # - [Hold your own implementation against this one](capture_another_framework.md): for ports in other languages, and for
 #   single functions in your tests.

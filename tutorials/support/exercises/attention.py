@@ -32,13 +32,13 @@ SCORES = Exercise(
         "scores are divided by query_scalar; divide them by its square root": lambda q, k, query_scalar: _scores(
             q, k, query_scalar**2
         ),
-        "queries and keys are exchanged; a row is for a query, a column for a key": lambda q, k, query_scalar: _scores(
+        "queries and keys are swapped; a row is for a query, a column for a key": lambda q, k, query_scalar: _scores(
             k, q, query_scalar
         ),
         "scores are multiplied by sqrt(query_scalar); divide them by it": lambda q, k, query_scalar: _scores(
             q, k, 1 / query_scalar
         ),
-        "scores are divided by the root of the number of tokens; divide them by sqrt(query_scalar)": (
+        "scores are divided by the square root of the number of tokens; divide them by sqrt(query_scalar)": (
             lambda q, k, query_scalar: _scores(q, k, len(k))
         ),
     },
@@ -73,12 +73,12 @@ def _over_queries(scores: np.ndarray, values: np.ndarray) -> np.ndarray:
 
 
 def _hidden_after_exp(scores: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """NaN where the largest score of a row is hidden, and all that is visible has become 0."""
+    """Return NaN where the largest score of a row is hidden and all visible exponentials have become 0."""
     return _weighted(np.where(_past(scores), np.exp(scores - scores.max(axis=-1, keepdims=True)), 0), values)
 
 
 def _exponentials(scores: np.ndarray, *, largest_off: bool) -> np.ndarray:
-    """Those of the visible scores, 0 for the others."""
+    """Return the exponentials of the visible scores, and 0 for the others."""
     visible = np.where(_past(scores), scores, -np.inf)
     return np.exp(visible - visible.max(axis=-1, keepdims=True) if largest_off else visible)
 
@@ -100,31 +100,31 @@ MIX = Exercise(
     reference=_mix,
     cases=_mix_cases,
     mistakes={
-        "softmax runs over the queries; the shares of a row sum to 1 (axis=-1)": _over_queries,
-        "the future is not hidden; a token sees itself and those before it": lambda scores, values: (
+        "softmax runs over the queries; the probabilities of a row sum to 1 (axis=-1)": _over_queries,
+        "the future is not hidden; a token sees itself and earlier tokens": lambda scores, values: (
             masked_softmax(scores, np.ones_like(_past(scores))) @ values
         ),
-        "the past is hidden in place of the future; a token sees itself and those before it": lambda scores, values: (
+        "the past is hidden instead of the future; a token sees itself and earlier tokens": lambda scores, values: (
             masked_softmax(scores, _past(scores).T) @ values
         ),
-        "hidden keys lose their share after softmax, so that rows do not sum to 1; hide their scores before": (
+        "hidden keys are zeroed after softmax, so rows do not sum to 1; hide their scores before softmax": (
             _mask_after_softmax
         ),
         "hidden keys get the score 0, whose exponential is 1; give them -inf": lambda scores, values: (
             masked_softmax(np.where(_past(scores), scores, 0), np.ones_like(_past(scores))) @ values
         ),
-        "the largest score of the row is that of a hidden key, beside which all others become 0; hide first, then "
+        "the largest score of the row is that of a hidden key, so all others become 0; hide first, then "
         "subtract the largest": _hidden_after_exp,
         "large scores overflow in np.exp; subtract the largest of each row first": _overflowing,
         "large scores overflow in np.exp, and infinity times 0 is NaN; hide with -inf, then subtract the largest of "
         "each row, before np.exp": _infinite_times_zero,
-        "the exponentials are not divided by their sum; the shares of a row sum to 1": lambda scores, values: (
+        "the exponentials are not divided by their sum; the probabilities of a row sum to 1": lambda scores, values: (
             _exponentials(scores, largest_off=True) @ values
         ),
         "the exponentials are not divided by their sum, and the largest score of the row is not subtracted": (
             lambda scores, values: _exponentials(scores, largest_off=False) @ values
         ),
-        "the scores themselves weigh the values; make shares of them with softmax": lambda scores, values: (
+        "the values are weighted by the scores; turn the scores into probabilities with softmax": lambda scores, values: (
             np.where(_past(scores), scores, 0) @ values
         ),
     },
@@ -167,9 +167,9 @@ GROUPED_SCORES = Exercise(
         "the key-value heads are averaged into one; each group has its own": lambda q, k: _grouped(
             q, k.mean(axis=-3, keepdims=True)
         ),
-        "the scores are divided by sqrt(h); here they stay as they are": lambda q, k: (
+        "the scores are divided by sqrt(h); do not divide them here": lambda q, k: (
             _grouped(q, k) / math.sqrt(q.shape[-1])
         ),
-        "the groups are left apart, [..., K, G, T, S]; bring them back to [..., H, T, S]": _left_in_groups,
+        "the groups are still separate, [..., K, G, T, S]; reshape to [..., H, T, S]": _left_in_groups,
     },
 )

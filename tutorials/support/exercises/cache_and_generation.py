@@ -149,7 +149,7 @@ def _top_p(logits: np.ndarray, temperature: float, top_p: float) -> np.ndarray:
     return probs
 
 
-def _not_renormalised(logits: np.ndarray, temperature: float, top_p: float) -> np.ndarray:
+def _not_renormalized(logits: np.ndarray, temperature: float, top_p: float) -> np.ndarray:
     return np.where(_top_p(logits, temperature, top_p) > 0, _softmax(logits / temperature), 0)
 
 
@@ -179,7 +179,7 @@ TOP_P = Exercise(
     reference=_top_p,
     cases=_top_p_cases,
     mistakes={
-        "what is kept does not add up to 1; divide it by its sum": _not_renormalised,
+        "what is kept does not add up to 1; divide it by its sum": _not_renormalized,
         "the token that crosses top_p is dropped; it is needed to reach it: keep a token while those before it "
         "hold less than top_p": _without_the_last,
         "the probabilities are added up in the order of the vocabulary; sort them first, the largest first": _unsorted,

@@ -124,7 +124,7 @@ def _parallel(x: np.ndarray, weights: Scope, config: GemmaConfig, layer: int) ->
     return x + _attention_half(x, weights, config, layer) + _feed_forward_half(x, weights, config)
 
 
-def _normalised_stream(x: np.ndarray, weights: Scope, config: GemmaConfig, layer: int) -> np.ndarray:
+def _normalized_stream(x: np.ndarray, weights: Scope, config: GemmaConfig, layer: int) -> np.ndarray:
     x = _norm(x, weights, config, "input_layernorm") + _attention_half(x, weights, config, layer)
     return _norm(x, weights, config, "pre_feedforward_layernorm") + _feed_forward_half(x, weights, config)
 
@@ -167,8 +167,8 @@ BLOCK = Exercise(
             x, weights, config, layer, original=block
         ),
         "the feed-forward reads the stream from before attention; add what attention returns first": _parallel,
-        "a half is added to the normalised stream; add it to the stream itself": _normalised_stream,
+        "a half is added to the normalized stream; add it to the stream itself": _normalized_stream,
         "nothing is added to the stream: what each half returns takes its place": _without_residual,
-        "attention and feed-forward read the stream as it is; normalise what they read": _without_pre_norms,
+        "attention and feed-forward read the stream as it is; normalize what they read": _without_pre_norms,
     },
 )

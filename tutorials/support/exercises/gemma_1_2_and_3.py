@@ -115,7 +115,7 @@ PARAMETERS = Exercise(
             replace(config, head_dim=config.hidden_size // config.num_attention_heads)
         ),
         "the norm behind the last layer is left out": lambda config: _with_more(config, 0, -config.hidden_size),
-        "Gemma 1 has two norms a layer, not four": lambda config: _with_more(
+        "Gemma 1 has two norms per layer, not four": lambda config: _with_more(
             config, 0, 0 if config.has_post_norms else 2 * config.num_hidden_layers * config.hidden_size
         ),
         "the norms of queries and keys are left out, one vector [h] each in every layer of Gemma 3": lambda config: (

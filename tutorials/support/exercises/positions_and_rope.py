@@ -24,20 +24,20 @@ def _cos_sin(positions: np.ndarray, head_dim: int, base: float, divisor: float) 
     return rope_cos_sin(range(positions[0], positions[-1] + 1), head_dim, base, divisor, np.float64)
 
 
-def _turned_by(angles: np.ndarray) -> CosSin:
+def _cos_sin_of(angles: np.ndarray) -> CosSin:
     return np.cos(angles), np.sin(angles)
 
 
 def _half_the_exponent(positions: np.ndarray, head_dim: int, base: float, divisor: float) -> CosSin:
-    return _turned_by(np.outer(positions / divisor, base ** -(np.arange(head_dim // 2) / head_dim)))
+    return _cos_sin_of(np.outer(positions / divisor, base ** -(np.arange(head_dim // 2) / head_dim)))
 
 
 def _growing(positions: np.ndarray, head_dim: int, base: float, divisor: float) -> CosSin:
-    return _turned_by(np.outer(positions / divisor, base ** (np.arange(0, head_dim, 2) / head_dim)))
+    return _cos_sin_of(np.outer(positions / divisor, base ** (np.arange(0, head_dim, 2) / head_dim)))
 
 
 def _degrees(positions: np.ndarray, head_dim: int, base: float, divisor: float) -> CosSin:
-    return _turned_by(np.outer(positions / divisor, np.radians(base ** -(np.arange(0, head_dim, 2) / head_dim))))
+    return _cos_sin_of(np.outer(positions / divisor, np.radians(base ** -(np.arange(0, head_dim, 2) / head_dim))))
 
 
 ANGLES = Exercise(
@@ -45,12 +45,12 @@ ANGLES = Exercise(
     cases=_angle_cases,
     mistakes={
         "the exponent is -i/h for pair i; it is -2i/h, since there are h/2 pairs": _half_the_exponent,
-        "the exponent has no minus, so that later pairs turn faster; they turn slower": _growing,
-        "the angles are taken for degrees; they are radians, as np.cos expects": _degrees,
+        "the exponent has no minus, so later pairs rotate faster; they rotate more slowly": _growing,
+        "the angles are in degrees; np.cos expects radians": _degrees,
         "positions are counted from 1; the first token has position 0": lambda positions, head_dim, base, divisor: (
             _cos_sin(positions + 1, head_dim, base, divisor)
         ),
-        "cos and sin are exchanged; return cos, then sin": lambda positions, head_dim, base, divisor: _cos_sin(
+        "cos and sin are swapped; return cos, then sin": lambda positions, head_dim, base, divisor: _cos_sin(
             positions, head_dim, base, divisor
         )[::-1],
         "positions are multiplied by the divisor; divide them": lambda positions, head_dim, base, divisor: _cos_sin(
@@ -66,13 +66,13 @@ ANGLES = Exercise(
 def _rope_cases(generator: np.random.Generator) -> Cases:
     draw = generator.standard_normal
 
-    def turn(start: int, length: int) -> CosSin:
+    def rotation(start: int, length: int) -> CosSin:
         return rope_cos_sin(range(start, start + length), 8, 100.0, 1.0, np.float64)
 
-    cos, sin = turn(0, 4)
+    cos, sin = rotation(0, 4)
     return {
-        "position 0": (draw((1, 8)), *turn(0, 1)),
-        "one token": (draw((1, 8)), *turn(3, 1)),
+        "position 0": (draw((1, 8)), *rotation(0, 1)),
+        "one token": (draw((1, 8)), *rotation(3, 1)),
         "several tokens": (draw((4, 8)), cos, sin),
         "several heads": (draw((2, 4, 8)), cos, sin),
         "float32": (draw((4, 8)).astype(np.float32), cos.astype(np.float32), sin.astype(np.float32)),
@@ -84,7 +84,7 @@ def _halves(x: np.ndarray) -> CosSin:
     return x[..., :half], x[..., half:]
 
 
-def _turned_half_used(x: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> np.ndarray:
+def _rotated_half_used(x: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> np.ndarray:
     first, second = _halves(x)
     first = first * cos - second * sin
     return np.concatenate([first, second * cos + first * sin], axis=-1)
@@ -99,15 +99,13 @@ ROPE = Exercise(
     reference=rope,
     cases=_rope_cases,
     mistakes={
-        known("rope-interleaved"): rope_interleaved.faulty,
-        "the pairs are turned the other way; the minus belongs to the first half": lambda x, cos, sin: rope(
+        known("rope-interleaved"): rope_interleaved,
+        "the pairs are rotated the other way; the minus belongs to the first half": lambda x, cos, sin: rope(
             x, cos, -sin
         ),
-        "the second half is made from the first half as it is after its turn; use what it was before": (
-            _turned_half_used
-        ),
-        "cos and sin are exchanged; first * cos - second * sin": lambda x, cos, sin: rope(x, sin, cos),
-        "both sums have a plus; a turn has a minus in the first: first * cos - second * sin": _no_minus,
+        "the second half is computed from the rotated first half; use the original one": (_rotated_half_used),
+        "cos and sin are swapped; first * cos - second * sin": lambda x, cos, sin: rope(x, sin, cos),
+        "both sums have a plus; a rotation has a minus in the first: first * cos - second * sin": _no_minus,
     },
 )
 
@@ -122,17 +120,17 @@ def _chunk_cases(generator: np.random.Generator) -> Cases:
     }
 
 
-def _turn_chunk(x: np.ndarray, start: int, base: float) -> np.ndarray:
+def _rotate_chunk(x: np.ndarray, start: int, base: float) -> np.ndarray:
     return rope(x, *rope_cos_sin(range(start, start + x.shape[-2]), x.shape[-1], base, 1.0, np.float64))
 
 
 CHUNK = Exercise(
-    reference=_turn_chunk,
+    reference=_rotate_chunk,
     cases=_chunk_cases,
     mistakes={
-        known("decode-positions"): lambda x, start, base: _turn_chunk(x, 0, base),
+        known("decode-positions"): lambda x, start, base: _rotate_chunk(x, 0, base),
         "the positions begin at start + 1; after `start` tokens, 0 to start - 1, the next position is start": (
-            lambda x, start, base: _turn_chunk(x, start + 1, base)
+            lambda x, start, base: _rotate_chunk(x, start + 1, base)
         ),
         "all tokens of the chunk get the position of its first; count on from there": lambda x, start, base: rope(
             x, *rope_cos_sin(range(start, start + 1), x.shape[-1], base, 1.0, np.float64)
