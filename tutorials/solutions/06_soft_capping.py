@@ -11,7 +11,7 @@ def cap_gradient(dy: np.ndarray, y: np.ndarray, cap: float) -> np.ndarray:
     return dy * (1 - (y / cap) ** 2)
 
 
-def capped_shares(scores: np.ndarray, mask: np.ndarray, cap: float) -> np.ndarray:
+def capped_probs(scores: np.ndarray, mask: np.ndarray, cap: float) -> np.ndarray:
     capped = np.where(mask, cap * np.tanh(scores / cap), -np.inf)
-    weights = np.exp(capped - capped.max(axis=-1, keepdims=True))
-    return weights / weights.sum(axis=-1, keepdims=True)
+    probs = np.exp(capped - capped.max(axis=-1, keepdims=True))
+    return probs / probs.sum(axis=-1, keepdims=True)

@@ -2,7 +2,7 @@
 # # 5. Local and global layers
 #
 # After this you can write the mask of any layer from positions alone, say how far a Gemma sees and what its windows
-# save, and keep keys in a ring without losing track of them. About 15 minutes. In the [Gemma 2
+# save, and keep keys in a ring buffer without losing track of their positions. About 15 minutes. In the [Gemma 2
 # report](https://arxiv.org/abs/2408.00118): section 2, "Local Sliding Window and Global Attention", and table 10; the
 # window is from [Longformer](https://arxiv.org/abs/2004.05150).
 #
@@ -52,12 +52,12 @@ print(f"T = {T} tokens, a window of {window}; layers: {', '.join(model.config.la
 assert len(ids) > 3 * window
 
 # %% [markdown]
-# ## The trouble: everything looks at everything
+# ## The problem: everything looks at everything
 #
-# In a layer where each token sees all before it, a text of T tokens has about $T^2 / 2$ scores, and each new token
-# reads the keys and values of the whole text. Yet most of what a token needs stands close by. So Gemma 2 makes every
-# other layer **local**: from layer 0 on, even layers see the last 4096 tokens; odd ones, **global**, see all 8192.
-# The bundled model does the same on its own scale, with a window of 64 and at most 256 tokens.
+# In a layer where each token sees all tokens before it, a text of T tokens has about $T^2 / 2$ scores, and each new
+# token reads the keys and values of the whole text. Yet most of what a token needs is close by. So Gemma 2 makes every
+# other layer **local**: even layers, from layer 0 on, see the last 4096 tokens; odd layers are **global** and see all
+# 8192. The bundled model does the same at its scale, with a window of 64 and at most 256 tokens.
 #
 # ## The window, from positions
 #
@@ -70,8 +70,8 @@ assert len(ids) > 3 * window
 lines(attention_mask, "distance")
 
 # %% [markdown]
-# So $W$ counts the token itself: it sees itself and $W - 1$ others. The config says which layers have a window, and the
-# softmax gives exactly zero to what is hidden:
+# So $W$ includes the token itself: it sees itself and $W - 1$ others. The config says which layers have a window, and
+# softmax gives masked keys a probability of exactly zero:
 
 # %%
 lines(GemmaConfig.window)
@@ -80,8 +80,8 @@ lines(GemmaConfig.window)
 lines(masked_softmax, "hide", "exp", "/=")
 
 # %% [markdown]
-# Above, the masks of a local and a global layer for this text; below, what the model makes of them: the shares of
-# layers 2 and 3, as the mean of their four heads. Blank is hidden.
+# Above are the masks of a local and a global layer for this text; below are the attention probabilities of layers 2 and
+# 3, as the mean of their four heads. Masked keys are blank.
 
 # %%
 figure, axes = plt.subplots(2, 2, figsize=(7, 6.2), sharex=True, sharey=True)
@@ -97,13 +97,12 @@ for layer, (above, below) in zip((2, 3), axes.T, strict=True):
     assert np.array_equal(seen, np.broadcast_to(expected, seen.shape))
 for left in axes[:, 0]:
     left.set_ylabel("position of the query")
-figure.colorbar(axes[1, 1].images[0], ax=axes, label="share of attention (logarithmic)", shrink=0.6)
+figure.colorbar(axes[1, 1].images[0], ax=axes, label="probability (log scale)", shrink=0.6)
 plt.show()
 
 # %% [markdown]
-# Counted in every head: the query at position $i$ has $\min(i + 1, W)$ shares above zero in the local layer, and
-# $i + 1$ in the global one. The global layer does look close by, too; how much of its attention falls outside the
-# window?
+# In every head, the query at position $i$ has $\min(i + 1, W)$ probabilities above zero in the local layer, and $i + 1$
+# in the global one. The global layer also looks mostly close by. How much of its attention falls outside the window?
 
 # %%
 far = np.arange(T)[:, None] - np.arange(T) >= window  # [T, S]
@@ -115,16 +114,16 @@ assert outside[0] == outside[2] == 0
 assert 0.01 < outside[1] < outside[3] < 0.1
 
 # %% [markdown]
-# Less than a tenth. Most of what this model uses stands within 64 tokens.
+# Less than a tenth. Most of what this model uses is within 64 tokens.
 #
 # ## How far a token sees in the end
 #
-# A local layer does not make the model short-sighted. What a token sees in layer 1, its neighbours have already
-# gathered from theirs in layer 0. With local layers alone, each adds $W - 1$ positions. With a global layer among them,
-# one step reaches everything.
+# Local layers do not make the whole model short-sighted. The neighbours that a token sees in layer 1 have already
+# gathered information from their own neighbours in layer 0. With local layers alone, each layer adds $W - 1$ positions.
+# With a global layer among them, one step reaches everything.
 #
-# Both can be tried: replace one token of the text, and see whether the vector of the *last* token has changed after
-# each layer, and how much.
+# We can try both: replace one token of the text, and see whether and how much the vector of the *last* token changes
+# after each layer.
 
 # %%
 places = np.arange(0, T - 1, 6)  # every sixth token is tried
@@ -145,7 +144,7 @@ def last_vectors(text, config):
 
 
 def changes(config):
-    """How much replacing a token changes the last one's vector, of its length: [layers, places]."""
+    """The relative change of the last token's vector when a token is replaced: [layers, places]."""
     before = last_vectors(ids, config)  # [layers, D]
     size, found = np.linalg.norm(before, axis=-1), []
     for place in places:
@@ -158,7 +157,7 @@ def reach(config):
     """Which positions can influence the last one after each layer, from the masks alone: bool [layers, T]."""
     reached, rows = np.eye(T, dtype=bool), []
     for layer in layers:
-        reached = attention_mask(range(T), range(T), config.window(layer)) @ reached  # by way of any token it sees
+        reached = attention_mask(range(T), range(T), config.window(layer)) @ reached  # through any token it sees
         rows.append(reached[-1])
     return np.stack(rows)
 
@@ -189,23 +188,23 @@ assert distant[1].max() < distant[0].min() / 30
 assert reach(all_local).sum(axis=1).tolist() == [min(1 + n * (window - 1), T) for n in (1, 2, 3, 4)]
 
 # %% [markdown]
-# The dotted line is the last token. Where a coloured line ends, the masks let nothing further through, and the model
-# agrees: beyond, nothing changed but for rounding. Right, with local layers alone, the reach grows by 63 positions a
-# layer, and what comes from far off, by way of three or four others, has faded to next to nothing. Left, as Gemma 2 is
-# built, a single global layer brings the whole text in, and every replaced token makes itself felt. Global layers carry
-# things far; local ones are the cheap half of the depth.
+# The dotted line is the last token. Where a coloured line ends, the masks let nothing through from further back, and
+# the model agrees: beyond that point nothing changes except for rounding. On the right, with local layers alone, the
+# reach grows by 63 positions per layer, and what comes from far away, through three or four other tokens, fades to
+# almost nothing. On the left, as in Gemma 2, a single global layer gives access to the whole text, and every replaced
+# token has an effect. Global layers carry information over long distances; local layers are the cheap half.
 #
 # ## What it saves
 #
-# A local layer will never look at a key that has left its window, so it need not keep it. The cache of a text of 8192
-# tokens, with the windows of Gemma 2 and without:
+# A local layer never looks at a key that has left its window, so it need not keep it. Here is the cache of a text of
+# 8192 tokens, with the windows of Gemma 2 and without:
 
 # %%
 sizes = ("gemma-2-2b", "gemma-2-9b", "gemma-2-27b")
 
 
 def without_windows(config):
-    """The same model, all of whose layers are global."""
+    """The same config with global layers only."""
     return replace(config, layer_types=(GLOBAL,) * config.num_hidden_layers)
 
 
@@ -227,15 +226,15 @@ print(f"gemma-3-27b at 131,072 tokens: {left:.2f} of the memory")
 assert left < 0.2
 
 # %% [markdown]
-# A quarter less: half of the layers keep half of the text. The longer the text and the shorter the window, the more it
-# is. Gemma 3, with five local layers for each global one, windows of 1024 and texts of 131,072 tokens, keeps less than
-# a fifth ([tutorial 15](15_gemma_1_2_and_3.ipynb)).
+# A quarter less: half of the layers keep half of the text. A longer text and a shorter window save more. Gemma 3, with
+# five local layers for each global one, windows of 1024 and texts of 131,072 tokens, keeps less than a fifth ([tutorial
+# 15](15_gemma_1_2_and_3.ipynb)).
 #
 # ## A ring of slots
 #
-# The cache of a local layer has just $W$ slots. Position $p$ goes to slot $p \bmod W$, where it overwrites position
-# $p - W$, which has left the window at that very moment. Here is such a ring of four slots; into each key its own
-# position is written, so that one can see where it lies.
+# The cache of a local layer has exactly $W$ slots. Position $p$ goes to slot $p \bmod W$, where it overwrites position
+# $p - W$, which has just left the window. Here is such a ring of four slots; each key contains its own position, so we
+# can see where it is stored.
 
 # %%
 lines(LayerCache.append, "end == start + 1", "start % self.slots", "positions = start")
@@ -261,10 +260,10 @@ axes.set_title("The position that each slot of a ring of four holds")
 plt.show()
 
 # %% [markdown]
-# From position 4 on, a new key takes the place of the oldest, and the slots are no longer in the order of time. Softmax
-# and mixing do not mind: a sum has no order. The rotation does not either, since keys are rotated before they are kept.
-# The mask does, and this is why `append` returns the position of each slot, and why `attention_mask` asks for nothing else.
-# Token by token through such rings, the model computes what it computes at once:
+# From position 4 on, a new key replaces the oldest, and the slots are no longer in the order of positions. Softmax and
+# the weighted mean do not depend on the order, and keys are rotated before they are stored. The mask does depend on
+# positions, so `append` returns the position of each slot, and `attention_mask` needs nothing else. Token by token
+# through such rings, the model gets the same results as in one pass:
 
 # %%
 cache = KVCache(model.config)
@@ -279,11 +278,11 @@ assert [layer.slots for layer in cache.layers] == [64, 256, 64, 256]
 # %% [markdown]
 # ## A narrower window at inference
 #
-# Table 10 of the report asks what happens if the window of a finished model is narrowed, with no further training:
-# at 4096, 2048 and 1024, its perplexity is 1.63, 1.63 and 1.64. So speed and memory can be had almost for nothing. The
-# bundled model on our verse, and, from
+# Table 10 of the report asks what happens when the window of a trained model is narrowed, with no further training: at
+# 4096, 2048 and 1024, its perplexity is 1.63, 1.63 and 1.64. So a narrower window saves time and memory at almost no
+# cost. Below are the bundled model on our verse, and, from
 # [tutorials/experiments](experiments/README.md#table-10-the-window-narrowed-at-inference), three models of its size,
-# trained with 64, on two whole plays:
+# trained with a window of 64, on two whole plays:
 
 # %%
 narrowed = json.loads(Path("experiments/window_at_inference.json").read_text())["rows"]
@@ -297,13 +296,13 @@ assert perplexity[16] < 1.02 * perplexity[64] and mean["window 16"] < mean["wind
 assert perplexity[1] > 2 * perplexity[64] and mean["window 1"] > mean["window 64"] + 0.5
 
 # %% [markdown]
-# A quarter of the window costs next to nothing here, too. What local layers no longer see, global ones still do. Only
-# when the window is a few tokens wide does it hurt.
+# Narrowing the window to a quarter costs almost nothing here either: global layers still see what local ones no longer
+# do. It only hurts when the window is a few tokens wide.
 #
 # ## Mistakes that stay hidden
 #
-# Of a text that is no longer than the window, the masks of both kinds are the same. Whoever tests a port on short
-# prompts cannot find these mistakes:
+# For a text that is no longer than the window, both kinds of layers have the same mask. A test on short prompts cannot
+# find these mistakes:
 
 # %%
 named = {mistake.id: mistake for mistake in CATALOGUE if "window" in mistake.id}
@@ -325,15 +324,15 @@ for id in ("window-off-by-one", "window-all-layers"):
     assert abs(found[id, verse] / right - 1) < 0.01
 
 # %% [markdown]
-# On the long text it shows that a window belongs to the *model*: local heads that suddenly see more than they were
-# trained with do harm. One key too many, or windows in the global layers, are hardly noticed, here where little
-# attention goes far. Such mistakes one finds by comparing masks or intermediates, not by reading what the model writes.
+# The long text shows that the window belongs to the *model*: local heads that suddenly see more than in training do
+# harm. One key too many, or windows in the global layers, hardly matter here, where little attention goes far. To find
+# such mistakes, compare masks or intermediates; generated text does not show them.
 #
 # ## Exercises
 #
 # Replace `...` with your code and run the cell: it tells you what is wrong, if anything.
 #
-# **1.** Who sees whom, from positions, in any order.
+# **1.** Which query sees which key, from their positions, in any order.
 
 
 # %%
@@ -363,14 +362,14 @@ def layer_mask(layer, T, window):
 check(layer_mask, exercises.LAYER_MASK)
 
 # %% [markdown]
-# **3.** The ring: which position does each slot hold, once `length` tokens (at least as many as slots) have passed?
+# **3.** The ring: which position does each slot hold after `length` tokens (at least as many as there are slots)?
 
 
 # %%
 def slot_positions(length, slots):
     """length and slots are numbers -> positions, integers [slots]
 
-    Hint: in the picture above, look at one column. Or fill the ring in a loop.
+    Hint: look at one column of the plot above. Or fill the ring in a loop.
     """
     ...
 

@@ -1,8 +1,8 @@
 # %% [markdown]
 # # 6. Soft-capping
 #
-# After this you can bound scores as Gemma 2 does, say why it bends them and does not cut them off, why the mask comes
-# after, and what becomes of a model whose caps are forgotten. About 12 minutes. In the [Gemma 2
+# After this you can bound scores as Gemma 2 does, and say why it bends them instead of clipping them, why the mask
+# comes after the cap, and what happens to a model without its caps. About 12 minutes. In the [Gemma 2
 # report](https://arxiv.org/abs/2408.00118): section 2, "Logit soft-capping"; the idea is from [Bello et
 # al.](https://arxiv.org/abs/1611.09940).
 #
@@ -44,57 +44,56 @@ record = model.trace(ids)
 print(f"caps: {attention_cap:g} for the scores of attention, {final_cap:g} for the logits")
 
 # %% [markdown]
-# ## The trouble: softmax of large scores stops learning
+# ## The problem: softmax of large scores stops learning
 #
-# A score is a dot product, and nothing bounds it: whoever doubles a query and a key makes it four times as large.
-# Softmax turns large differences into near certainty. A share of almost 1 does not move any more, and so the scores
-# below it get almost no gradient. Here are five planted scores, multiplied by a growing factor; the shares they give,
-# and how much gradient comes back to them when the second is asked to grow:
+# A score is a dot product, and nothing bounds it: doubling a query and a key makes it four times as large. Softmax
+# turns large differences into near certainty. A probability of almost 1 no longer changes, so the scores get almost no
+# gradient. Here are five made-up scores, multiplied by a growing factor; we look at their probabilities, and at the
+# gradient that reaches them when the second one should grow:
 
 # %%
-planted_scores = np.array([1.0, 0.6, 0.2, -0.3, -1.0])
+base_scores = np.array([1.0, 0.6, 0.2, -0.3, -1.0])
 everything = np.ones((1, 5), bool)
-wish = np.array([0.0, 1.0, 0.0, 0.0, 0.0])  # the gradient of the shares
+wish = np.array([0.0, 1.0, 0.0, 0.0, 0.0])  # the gradient of the probabilities
 
 
 def gradient(scores, cap=None):
-    """The shares, and the gradient that reaches the scores: scores [5] -> [5] and [5]."""
+    """Scores [5] -> their probabilities [5], and the gradient that reaches them [5]."""
     capped = soft_cap(scores, cap) if cap else scores
-    shares = masked_softmax(capped[None], everything)[0]
-    back = masked_softmax_backward(wish, shares)
-    return shares, soft_cap_backward(back, capped, cap) if cap else back
+    probs = masked_softmax(capped[None], everything)[0]
+    back = masked_softmax_backward(wish, probs)
+    return probs, soft_cap_backward(back, capped, cap) if cap else back
 
 
 for factor in (1, 10, 300):
     for cap in (None, attention_cap):
-        shares, back = gradient(planted_scores * factor, cap)
+        probs, back = gradient(base_scores * factor, cap)
         print(
-            f"times {factor:3}, cap {cap or 'none':>4}: shares {shares.round(3)}, gradient {np.linalg.norm(back):.1e}"
+            f"times {factor:3}, cap {cap or 'none':>4}: probabilities {probs.round(3)}, gradient {np.linalg.norm(back):.1e}"
         )
 
 # %%
 factors = np.geomspace(1, 600, 120)
 figure, axes = plt.subplots()
 for cap, label in ((None, "not capped"), (attention_cap, f"capped at {attention_cap:g}")):
-    axes.loglog(factors, [np.linalg.norm(gradient(planted_scores * f, cap)[1]) for f in factors], label=label)
+    axes.loglog(factors, [np.linalg.norm(gradient(base_scores * f, cap)[1]) for f in factors], label=label)
 axes.set(xlabel="largest score before the cap", ylabel="length of the gradient", ylim=(1e-12, 2))
-axes.set_title("What comes back through softmax to five planted scores")
+axes.set_title("The gradient that reaches five scores through softmax")
 axes.legend()
 plt.show()
 
-bare, held = (np.linalg.norm(gradient(300 * planted_scores, cap)[1]) for cap in (None, attention_cap))
+bare, held = (np.linalg.norm(gradient(300 * base_scores, cap)[1]) for cap in (None, attention_cap))
 print(f"at a largest score of 300: {bare:.0e} without the cap, {held:.0e} with it")
 assert bare < 1e-40 and held > 1e-4
-weakest = np.linalg.norm(gradient(attention_cap * planted_scores, attention_cap)[1])
+weakest = np.linalg.norm(gradient(attention_cap * base_scores, attention_cap)[1])
 print(f"at {attention_cap:g}: {weakest:.0e} with it")
 assert 1e-6 < weakest < 1e-4
 
 # %% [markdown]
-# Without a cap the gradient is soon gone, and the head is stuck with what it looks at. With the cap it falls at first
-# in almost the same way, and then comes back: scores far above the cap are pressed together, so that none of them wins
-# outright. It is no cure for everything: where scores are about as large as the cap, the gradient is small all the
-# same, about a hundred-thousandth. What the cap does is to put an end to growth: no score, however long the vectors
-# become, is worth more than 50.
+# Without a cap the gradient soon vanishes, and the head cannot change what it looks at. With the cap it first falls in
+# almost the same way, and then recovers: scores far above the cap are pressed together, so none of them wins
+# completely. This does not cure everything: for scores about as large as the cap, the gradient is still small, about a
+# hundred-thousandth. The cap puts an end to growth: no score can exceed 50, however long the vectors become.
 #
 # ## The formula
 #
@@ -103,8 +102,8 @@ assert 1e-6 < weakest < 1e-4
 # \mathrm{cap}'(x) = 1 - \tanh^2\!\left(\frac{x}{c}\right) = 1 - \left(\frac{\mathrm{cap}(x)}{c}\right)^2$$
 #
 # for every number of an array of any shape. $\tanh$ is nearly $x$ itself near zero, and never leaves (-1, 1); dividing
-# before and multiplying after makes that "nearly $x$ as long as $x$ is small beside $c$" and $(-c, c)$. As the code has
-# it, in one buffer, and the derivative from what came out:
+# before and multiplying after turns that into "nearly $x$ while $x$ is small relative to $c$" and $(-c, c)$. The code
+# uses one buffer, and computes the derivative from the output:
 
 # %%
 lines(soft_cap, "def", "y = ", "tanh(y", "y *=")
@@ -113,10 +112,10 @@ lines(soft_cap, "def", "y = ", "tanh(y", "y *=")
 lines(soft_cap_backward, "def", "slope")
 
 # %% [markdown]
-# ## Why not simply cut off
+# ## Why not simply clip
 #
-# `np.clip(x, -50, 50)` bounds scores, too. But beyond the bound its slope is zero: a score that once got there gets no
-# gradient, and cannot learn its way back. The slope of the soft cap gets small, but not zero.
+# `np.clip(x, -50, 50)` also bounds scores. But beyond the bound its slope is zero: a score out there gets no gradient
+# and can never come back. The slope of the soft cap gets small, but not zero.
 
 # %%
 x = np.linspace(-150, 150, 601)
@@ -134,7 +133,7 @@ right.set(title="Slope", xlabel="score x", ylabel="slope")
 plt.show()
 
 # %% [markdown]
-# A score that starts at 120 and is to become 30, with gradient descent on half the squared distance:
+# Here a score starts at 120 and should become 30, by gradient descent on half the squared distance:
 
 # %%
 soft, hard = np.array([120.0]), np.array([120.0])
@@ -153,8 +152,8 @@ print("slope at 10, 50, 120 and 500:", ", ".join(f"{slope:.1e}" for slope in slo
 assert slopes[0] > 0.95 and 0.01 < slopes[2] < 0.1 and slopes[3] < 1e-7
 
 # %% [markdown]
-# The clip never moves. At 500 the soft cap's slope is next to nothing as well; its help is for scores that stray not
-# too far.
+# With the clip, the score never moves. At 500 the slope of the soft cap is almost zero as well; it only helps scores
+# that are not too far off.
 #
 # ## Two places, two caps
 #
@@ -164,7 +163,7 @@ assert slopes[0] > 0.95 and 0.01 < slopes[2] < 0.1 and slopes[3] < 1e-7
 lines(attention, 'tape("scores"', "attn_logit_softcapping:", "soft_cap(scores", "masked_softmax(scores")
 
 # %% [markdown]
-# and the logits, with 30, as the last thing of all:
+# and the logits, with 30, as its very last step:
 
 # %%
 lines(lm_head, 'tape("logits"', "final_logit_softcapping:", "soft_cap(logits")
@@ -172,8 +171,8 @@ lines(lm_head, 'tape("logits"', "final_logit_softcapping:", "soft_cap(logits")
 # %% [markdown]
 # ## What the caps do to this model
 #
-# Here are all visible scores of the four layers, and all logits, as they are before the caps and after them. Dotted
-# lines are the caps.
+# Here are all visible scores of the four layers, and all logits, before and after the caps. The dotted lines are the
+# caps.
 
 # %%
 before, after = [], []
@@ -206,15 +205,13 @@ assert np.abs(before).max() < attention_cap / 2 and np.median(np.abs(after - bef
 assert np.abs(logits).max() < 0.75 * final_cap and np.abs(logits_capped - logits).max() > 1
 
 # %% [markdown]
-# To be honest: this model hardly needs the first cap. It has a million parameters, and its scores stay below half of
-# 50, where the cap is almost the identity. Its largest logits are bent by more than 1, and that one can see in its
-# probabilities.
+# This model hardly needs the first cap. It has a million parameters, and its scores stay below half of 50, where the
+# cap is almost the identity. Its largest logits change by more than 1, and this shows in its probabilities.
 #
-# ## Greedy text stays, probabilities do not
+# ## Greedy text stays the same, probabilities do not
 #
-# The cap is monotone: what was larger stays larger. So the likeliest token is the same, and a text written greedily
-# does not show whether the final cap is there. The *differences* between logits shrink, and the probabilities with
-# them:
+# The cap is monotonic: larger logits stay larger. So the most likely token is the same, and greedy text does not show
+# whether the final cap is there. The *differences* between logits shrink, and the probabilities with them:
 
 # %%
 all_tokens = np.ones((1, logits.shape[-1]), bool)
@@ -232,21 +229,21 @@ figure, axes = plt.subplots(figsize=(4.6, 4.2))
 axes.plot([0, 1], [0, 1], color="C6", linestyle=":", label="no change")
 axes.plot(without.max(axis=-1), with_cap.max(axis=-1), "o", alpha=0.5, markersize=4, label="a position")
 axes.set(xlabel="probability from the logits", ylabel="probability from the capped logits", aspect="equal")
-axes.set_title("The likeliest token at each position")
+axes.set_title("The most likely token at each position")
 axes.legend()
 plt.show()
 assert np.mean(with_cap.max(axis=-1) < without.max(axis=-1)) > 0.95
 assert without[place].max() - with_cap[place].max() > 0.05
 
 # %% [markdown]
-# Nearly all points lie below the line: the cap makes the model less sure of itself. Whoever samples from logits without
-# it draws too often what was likely anyhow.
+# Nearly all points lie below the line: the cap makes the model less certain. Sampling from logits without the cap picks
+# likely tokens too often.
 #
 # ## Cap first, then mask
 #
-# The mask gives hidden keys a score of $-\infty$. If the cap comes after, $-\infty$ becomes $-50$, a score like any
-# other. Mostly $e^{-50}$ is as good as nothing, and in this model it makes no difference. With planted scores that lie
-# down there, it does; the fourth key is in the future:
+# The mask gives hidden keys a score of $-\infty$. If the cap comes after the mask, $-\infty$ becomes $-50$, a score
+# like any other. Usually $e^{-50}$ is negligible, and in this model it makes no difference. With very low scores, it
+# does; the fourth key is in the future:
 
 # %%
 low = np.array([[-110.0, -130.0, -100.0, 3.0]])
@@ -257,10 +254,10 @@ print("cap, then mask:", right.round(2), "  mask, then cap:", leaking.round(2))
 assert right[0, 3] == 0 and leaking[0, 3] > 0.05
 
 # %% [markdown]
-# ## The mistakes, planted
+# ## What the mistakes cost
 #
-# What each of the mistakes that people made with the caps does to the bundled model, as perplexity and as the number of
-# positions at which another token is the likeliest:
+# Here is what each mistake that people made with the caps does to the bundled model: the perplexity, and the number of
+# positions at which another token becomes the most likely:
 
 # %%
 perplexity, others = {"right": model.perplexity(verse)}, {}
@@ -277,19 +274,19 @@ assert all(abs(perplexity[id] / perplexity["right"] - 1) < 0.05 for id in perple
 assert others["finalcap-missing"] == others["finalcap-50"] == 0
 
 # %% [markdown]
-# `x * tanh(x / cap)` is a catastrophe: it is never negative, so that it takes the sign from every score. The others are
-# nearly silent here. So do not test caps by what a small model writes: compare intermediates, or take scores as large
-# as the cap, as the exercises do. Of the large models, reports differ: the first port to vLLM left the cap of attention
-# out and found that it does [not matter much](https://github.com/vllm-project/vllm/pull/5908); the 27B without caps in
-# llama.cpp was seen to write [incoherent text](https://github.com/ggml-org/llama.cpp/pull/8156).
+# `x * tanh(x / cap)` is a catastrophe: it is never negative, so every score loses its sign. The others hardly show
+# here. So do not test caps by reading what a small model writes: compare intermediates, or use scores as large as the
+# cap, as the exercises do. For large models, reports differ: the first port to vLLM left out the attention cap and
+# found that it does [not matter much](https://github.com/vllm-project/vllm/pull/5908); the 27B without caps in
+# llama.cpp wrote [incoherent text](https://github.com/ggml-org/llama.cpp/pull/8156).
 #
-# ## Why it was left out, and what came after
+# ## Why it was left out, and what replaced it
 #
-# Fast attention kernels compute scores, softmax and mixture tile by tile, and never store the scores. What happens
-# between the product and the softmax must be built into the kernel; the cap at first was not, and ports skipped it, or
+# Fast attention kernels compute scores, softmax and weighted mean tile by tile, and never store the scores. Anything
+# between the product and the softmax must be built into the kernel. At first the cap was not, and ports skipped it, or
 # did without the fast kernels, until these [had it](https://github.com/vllm-project/vllm/pull/7022). Gemma 3 dropped
-# both caps. It bounds the scores at their source: queries and keys are brought to one length by an RMSNorm before they
-# meet (QK-norm).
+# both caps. It bounds the scores at their source: an RMSNorm brings queries and keys to one length before their product
+# (QK-norm).
 
 # %%
 for config in RELEASED.values():
@@ -307,8 +304,8 @@ assert bounded < np.sqrt(h) < bare
 
 # %% [markdown]
 # Two vectors of length $\sqrt h$ have a dot product of at most $h$; divided by $\sqrt h$, that is at most $\sqrt h$,
-# times what the norms' weights add. And a kernel need not know of it, since all of it happens before. More in [tutorial
-# 15](15_gemma_1_2_and_3.ipynb).
+# times the effect of the norms' weights. And the kernel needs no change, because the norms come before it. More in
+# [tutorial 15](15_gemma_1_2_and_3.ipynb).
 #
 # ## Exercises
 #
@@ -329,7 +326,7 @@ def cap_scores(x, cap):
 check(cap_scores, exercises.SOFT_CAP)
 
 # %% [markdown]
-# **2.** Its gradient, from what came out of the cap: $y = \mathrm{cap}(x)$ is what the forward pass has kept.
+# **2.** Its gradient, from the output of the cap, $y = \mathrm{cap}(x)$, which the forward pass has kept.
 
 
 # %%
@@ -344,19 +341,19 @@ def cap_gradient(dy, y, cap):
 check(cap_gradient, exercises.CAP_GRADIENT)
 
 # %% [markdown]
-# **3.** From scores to shares, with cap and mask in their right order.
+# **3.** From scores to probabilities, with cap and mask in the right order.
 
 
 # %%
-def capped_shares(scores, mask, cap):
-    """scores [T, S], mask bool [T, S], True where a key is visible -> shares [T, S]
+def capped_probs(scores, mask, cap):
+    """scores [T, S], mask bool [T, S], True where a key is visible -> probabilities [T, S]
 
-    Hint: a hidden key has the score -np.inf at the moment of the softmax.
+    Hint: a hidden key has the score -np.inf when softmax is computed.
     """
     ...
 
 
-check(capped_shares, exercises.CAPPED_SHARES)
+check(capped_probs, exercises.CAPPED_PROBS)
 
 # %% [markdown]
 # The solutions are in [solutions/06_soft_capping.py](solutions/06_soft_capping.py).

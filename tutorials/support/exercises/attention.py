@@ -124,7 +124,7 @@ MIX = Exercise(
         "the exponentials are not divided by their sum, and the largest score of the row is not subtracted": (
             lambda scores, values: _exponentials(scores, largest_off=False) @ values
         ),
-        "the values are weighted by the scores; turn the scores into probabilities with softmax": lambda scores, values: (
+        "the raw scores weight the values; turn them into probabilities with softmax": lambda scores, values: (
             np.where(_past(scores), scores, 0) @ values
         ),
     },

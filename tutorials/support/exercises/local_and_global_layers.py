@@ -26,13 +26,13 @@ VISIBLE = Exercise(
         known("window-ignored"): lambda query, key, window: attention_mask(query, key, None),
         known("decode-mask-index"): lambda query, key, window: attention_mask(range(len(query)), key, window),
         known("ring-positions"): lambda query, key, window: attention_mask(query, range(len(key)), window),
-        "a query sees keys after it, too; the distance may not be negative": lambda query, key, window: (
+        "a query also sees later keys; the distance may not be negative": lambda query, key, window: (
             query[:, None] - key < (window or np.inf)
         ),
-        "the past is hidden in place of the future; a query sees keys before it": lambda query, key, window: (
+        "the past is hidden instead of the future; a query sees earlier keys": lambda query, key, window: (
             attention_mask(key, query, window).T
         ),
-        "the window is one key too small; the own key is one of them, and distance window - 1 is visible": (
+        "the window is one key too small; it includes the own key, so distance window - 1 is visible": (
             lambda query, key, window: attention_mask(query, key, window and window - 1)
         ),
         "a query does not see its own key; distance 0 is visible": lambda query, key, window: (
@@ -70,7 +70,7 @@ LAYER_MASK = Exercise(
         known("window-ignored"): lambda layer, length, window: _mask(length, None),
         known("window-all-layers"): lambda layer, length, window: _mask(length, window),
         known("window-off-by-one"): lambda layer, length, window: _layer_mask(layer, length, window + 1),
-        "five local layers for a global one, as in Gemma 3; Gemma 2 has one for one": lambda layer, length, window: (
+        "there are five local layers per global one, as in Gemma 3; Gemma 2 has one": lambda layer, length, window: (
             _layer_mask(layer, length, window, local_per_global=5)
         ),
     },
@@ -88,7 +88,7 @@ def _slot_cases(generator: np.random.Generator) -> Cases:
 
 
 def _slot_positions(length: int, slots: int) -> np.ndarray:
-    """What the model's own ring says after so many tokens."""
+    """Return the positions in the ring of the model after `length` tokens."""
     ring, positions = LayerCache((1, slots, 1), np.float32), np.arange(0)
     for _ in range(length):
         token = np.zeros((1, 1, 1), np.float32)
@@ -101,13 +101,13 @@ SLOT_POSITIONS = Exercise(
     cases=_slot_cases,
     mistakes={
         known("ring-positions"): lambda length, slots: np.arange(slots),
-        "positions stand in the order of time; position p is in slot p % slots": lambda length, slots: np.arange(
+        "positions are in ascending order; position p is in slot p % slots": lambda length, slots: np.arange(
             length - slots, length
         ),
-        "the newest token is taken for position `length`; counting from 0, it is length - 1": lambda length, slots: (
+        "the newest token gets position `length`; counted from 0, it is length - 1": lambda length, slots: (
             _slot_positions(length + 1, slots)
         ),
-        "all slots are one turn of the ring behind; the newest position is length - 1": lambda length, slots: (
+        "all positions are one round of the ring behind; the newest is length - 1": lambda length, slots: (
             _slot_positions(length, slots) - slots
         ),
     },

@@ -23,10 +23,12 @@ SOFT_CAP = Exercise(
     cases=_cap_cases,
     mistakes={
         known("cap-formula"): lambda x, cap: x * np.tanh(x / cap),
-        "a hard clip, with no gradient beyond the cap; cap * tanh(x / cap)": lambda x, cap: np.clip(x, -cap, cap),
+        "it is a hard clip, without gradient beyond the cap; use cap * tanh(x / cap)": lambda x, cap: np.clip(
+            x, -cap, cap
+        ),
         "the result lies between -1 and 1; multiply it by the cap": lambda x, cap: np.tanh(x / cap),
-        "x is not divided by the cap; cap * tanh(x / cap)": lambda x, cap: cap * np.tanh(x),
-        "the cap is 50 whatever was asked for; it is an argument": lambda x, cap: soft_cap(x, 50.0),
+        "x is not divided by the cap; use cap * tanh(x / cap)": lambda x, cap: cap * np.tanh(x),
+        "the cap is always 50; it is an argument": lambda x, cap: soft_cap(x, 50.0),
     },
 )
 
@@ -45,10 +47,10 @@ CAP_GRADIENT = Exercise(
     reference=soft_cap_backward,
     cases=_gradient_cases,
     mistakes={
-        "tanh is applied once more; y is capped already, so tanh(x / cap) is y / cap": lambda dy, y, cap: (
+        "tanh is applied again; y is capped already, so tanh(x / cap) is y / cap": lambda dy, y, cap: (
             dy * (1 - np.tanh(y / cap) ** 2)
         ),
-        "the gradient of a hard clip; the slope of tanh is 1 - tanh^2": lambda dy, y, cap: np.where(
+        "it is the gradient of a hard clip; the slope of tanh is 1 - tanh^2": lambda dy, y, cap: np.where(
             np.abs(y) < cap, dy, 0
         ),
         "y is not divided by the cap; the slope is 1 - (y / cap)^2": lambda dy, y, cap: dy * (1 - y**2),
@@ -61,7 +63,7 @@ CAP_GRADIENT = Exercise(
 )
 
 
-def _shares_cases(generator: np.random.Generator) -> Cases:
+def _probs_cases(generator: np.random.Generator) -> Cases:
     draw = generator.standard_normal
     past = np.tri(4, dtype=bool)
     return {
@@ -72,7 +74,7 @@ def _shares_cases(generator: np.random.Generator) -> Cases:
     }
 
 
-def _shares(scores: np.ndarray, mask: np.ndarray, cap: float) -> np.ndarray:
+def _probs(scores: np.ndarray, mask: np.ndarray, cap: float) -> np.ndarray:
     return masked_softmax(soft_cap(scores, cap), mask)
 
 
@@ -80,22 +82,22 @@ def _capped_after_mask(scores: np.ndarray, mask: np.ndarray, cap: float) -> np.n
     return masked_softmax(soft_cap(np.where(mask, scores, -np.inf), cap), np.ones_like(mask))
 
 
-CAPPED_SHARES = Exercise(
-    reference=_shares,
-    cases=_shares_cases,
+CAPPED_PROBS = Exercise(
+    reference=_probs,
+    cases=_probs_cases,
     mistakes={
         known("attncap-missing"): lambda scores, mask, cap: masked_softmax(scores, mask),
         known("attncap-after-mask"): _capped_after_mask,
-        "the shares are capped; cap the scores, before softmax": lambda scores, mask, cap: soft_cap(
+        "the probabilities are capped; cap the scores, before softmax": lambda scores, mask, cap: soft_cap(
             masked_softmax(scores, mask), cap
         ),
-        "hidden keys lose their share after softmax, so that rows do not sum to 1; hide their scores before": (
-            lambda scores, mask, cap: np.where(mask, _shares(scores, np.ones_like(mask), cap), 0)
+        "hidden keys are zeroed after softmax, so rows do not sum to 1; hide their scores before softmax": (
+            lambda scores, mask, cap: np.where(mask, _probs(scores, np.ones_like(mask), cap), 0)
         ),
-        "hidden keys get the score 0, whose exponential is 1; give them -inf": lambda scores, mask, cap: _shares(
+        "hidden keys get the score 0, whose exponential is 1; give them -inf": lambda scores, mask, cap: _probs(
             np.where(mask, scores, 0), np.ones_like(mask), cap
         ),
-        "the mask is not used; hidden keys have no share": lambda scores, mask, cap: _shares(
+        "the mask is not used; hidden keys have probability 0": lambda scores, mask, cap: _probs(
             scores, np.ones_like(mask), cap
         ),
     },
