@@ -87,9 +87,9 @@ lines(masked_softmax, "hide", "exp", "/=")
 figure, axes = plt.subplots(2, 2, figsize=(7, 6.2), sharex=True, sharey=True)
 for layer, (above, below) in zip((2, 3), axes.T, strict=True):
     mask = attention_mask(range(T), range(T), model.config.window(layer))  # [T, S]
-    shares = record[f"layers.{layer}.self_attn.probs"].mean(axis=0)  # [T, S]
+    probs = record[f"layers.{layer}.self_attn.probs"].mean(axis=0)  # [T, S]
     above.imshow(np.where(mask, 1.0, np.nan), vmin=0, vmax=2)
-    below.imshow(np.where(mask, shares, np.nan), norm=LogNorm(1e-4, 1))
+    below.imshow(np.where(mask, probs, np.nan), norm=LogNorm(1e-4, 1))
     above.set_title(f"Layer {layer}, {'local' if model.config.window(layer) else 'global'}: visible")
     below.set(title="Where it looks", xlabel="position of the key")
     seen = np.count_nonzero(record[f"layers.{layer}.self_attn.probs"], axis=-1)  # [H, T]
@@ -109,7 +109,9 @@ far = np.arange(T)[:, None] - np.arange(T) >= window  # [T, S]
 outside = [
     np.where(far, record[f"layers.{layer}.self_attn.probs"], 0).sum(axis=-1)[:, window:].mean() for layer in layers
 ]
-print("share of attention outside the window:", ", ".join(f"layer {n}: {share:.3f}" for n, share in enumerate(outside)))
+print(
+    "fraction of attention outside the window:", ", ".join(f"layer {n}: {share:.3f}" for n, share in enumerate(outside))
+)
 assert outside[0] == outside[2] == 0
 assert 0.01 < outside[1] < outside[3] < 0.1
 
@@ -180,7 +182,7 @@ for panel, config, title in zip(
     distant.append(change[-1, places < 40])
     if config != all_local:
         assert np.all(change[1:] > 1e-5)
-axes[0].set_ylabel("change of the last token's vector\n(share of its length)")
+axes[0].set_ylabel("change of the last token's vector\n(relative to its length)")
 axes[0].legend(loc="lower left", bbox_to_anchor=(0, 0.02))
 plt.show()
 

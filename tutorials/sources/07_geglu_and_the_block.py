@@ -1,11 +1,10 @@
 # %% [markdown]
 # # 7. GeGLU, and the block
 #
-# After this you can write the gated feed-forward layer, say what its gate does to real tokens, and put attention, feed-
-# forward and the four norms together to one whole layer. About 15 minutes. In the
-# [Gemma 2 report](https://arxiv.org/abs/2408.00118): section 2, "Post-norm and pre-norm with RMSNorm", and in table 1
-# the rows on the non-linearity and the feed-forward size; GeGLU itself is from
-# [Shazeer](https://arxiv.org/abs/2002.05202).
+# After this you can write the gated feed-forward layer, say what its gate does to real tokens, and combine attention,
+# feed-forward and the four norms into a whole layer. About 15 minutes. In the [Gemma 2
+# report](https://arxiv.org/abs/2408.00118): section 2, "Post-norm and pre-norm with RMSNorm", and in table 1 the rows
+# on the non-linearity and the feed-forward size; GeGLU itself is from [Shazeer](https://arxiv.org/abs/2002.05202).
 #
 # Before this: [6. Soft-capping](06_soft_capping.ipynb).
 # Terms and letters: [glossary](glossary.md).
@@ -40,9 +39,9 @@ print(f"T = {len(ids)} tokens, D = {config.hidden_size} channels, F = {config.in
 # %% [markdown]
 # ## The second half of a layer
 #
-# Attention carries information from one token to another. What it carries is a weighted mean of values, and each value is
-# a matrix times the normalized stream. Something has to work on a token *by itself*, and bend: without a non-linear step,
-# a matrix after a matrix is only one more matrix. That is the feed-forward layer. It also holds most of the weights:
+# Attention moves information between tokens: a weighted mean of values, each of which is a matrix times the normalized
+# stream. The model also needs a non-linear step on each token *by itself*: without one, a matrix after a matrix is just
+# another matrix. That step is the feed-forward layer. It also holds most of the weights:
 
 # %%
 for name, shape in [("bundled model", config), ("Gemma 2 2B", RELEASED["gemma-2-2b"])]:
@@ -67,10 +66,10 @@ for name, shape in [("bundled model", config), ("Gemma 2 2B", RELEASED["gemma-2-
 lines(feed_forward, "gate = ", "up = ", "hidden = ", "down")
 
 # %% [markdown]
-# So there are F hidden channels, and each has three vectors of length D: a row of $W_\text{gate}$ says *when* it opens, a
-# row of $W_\text{up}$ says *what* it measures, a column of $W_\text{down}$ says what it writes for that. The $\odot$ is a
-# product number by number. No line looks at another token: tokens in the reverse order give the same results in the
-# reverse order. For the norm that is so, too; for attention it is not.
+# So there are F hidden channels, and each has three vectors of length D: a row of $W_\text{gate}$ says *when* it opens,
+# a row of $W_\text{up}$ says *what* it measures, a column of $W_\text{down}$ says what it writes. The $\odot$ is an
+# element-wise product. No line looks at another token: tokens in reverse order give the same results in reverse order.
+# This also holds for the norm, but not for attention.
 
 # %%
 first = Scope(model.weights) / "model" / "layers.0"
@@ -92,14 +91,14 @@ np.testing.assert_allclose(
 )
 
 # %% [markdown]
-# (In table 1 of the report, "Feedforward dim" counts gate and up together, which is $2F$; the `intermediate_size` of the
-# published config is $F$.)
+# (In table 1 of the report, "Feedforward dim" counts gate and up together, which is $2F$; the `intermediate_size` of
+# the published config is $F$.)
 #
 # ## GELU, in its tanh form
 #
-# GELU is $x$ times the share of a normal distribution that lies below $x$. For large $x$ that is $x$; for very negative
-# $x$ it is 0; in between it bends smoothly and dips a little below zero. The exact share needs the error function; Gemma
-# uses an approximation by tanh:
+# GELU is $x$ times the probability that a normally distributed number is below $x$. For large $x$ it is $x$; for very
+# negative $x$ it is 0; in between it bends smoothly and dips slightly below zero. The exact probability needs the error
+# function; Gemma uses an approximation with tanh:
 #
 # $$\mathrm{gelu}(x) = \tfrac{x}{2} \left(1 + \tanh\!\left(\sqrt{2/\pi}\,(x + 0.044715\,x^3)\right)\right)$$
 
@@ -107,8 +106,8 @@ np.testing.assert_allclose(
 lines(gelu)
 
 # %% [markdown]
-# The code builds it up in one buffer: $x^2$, then $1 + 0.044715\,x^2$, then times $x$. Two functions are often taken for
-# it: GELU with erf, and SiLU, $x \cdot \mathrm{sigmoid}(x)$, of Llama and many others.
+# The code computes it in one buffer: $x^2$, then $1 + 0.044715\,x^2$, then times $x$. Two functions are often used by
+# mistake: GELU with erf, and SiLU, $x \cdot \mathrm{sigmoid}(x)$, which Llama and many others have.
 
 # %%
 line = np.linspace(-5, 5, 2001)
@@ -118,13 +117,13 @@ silu_error = np.abs(silu.faulty(line) - gelu(line))
 
 figure, (curves, errors) = plt.subplots(1, 2, figsize=(7, 3.4))
 curves.plot(line, gelu(line), label="gelu (tanh)")
-curves.plot(line, silu.faulty(line), "--", label="SiLU")
-curves.hist(gates, bins=60, density=True, color="0.8", label="gates, share per unit")
-curves.set(xlabel="gate", ylabel="value", xlim=(-5, 4), ylim=(-0.4, 4), title="Two that look alike")
+curves.plot(line, silu(line), "--", label="SiLU")
+curves.hist(gates, bins=60, density=True, color="0.8", label="gates, density")
+curves.set(xlabel="gate", ylabel="value", xlim=(-5, 4), ylim=(-0.4, 4), title="Two similar functions")
 curves.legend(loc="upper left")
 errors.semilogy(line, np.maximum(erf_error, 1e-9), color="C2", label="GELU with erf")
 errors.semilogy(line, np.maximum(silu_error, 1e-9), "--", color="C1", label="SiLU")
-errors.set(xlabel="gate", ylabel="distance from gelu (tanh)", ylim=(1e-7, 20), title="How far they are off")
+errors.set(xlabel="gate", ylabel="distance from gelu (tanh)", ylim=(1e-7, 20), title="Their errors")
 errors.legend(loc="upper center", ncols=2, fontsize=8)
 plt.show()
 
@@ -134,12 +133,12 @@ assert 4.7e-4 < erf_error.max() < 4.8e-4 and 0.15 < silu_error.max() < 0.25
 assert 0.5 < np.mean(gates < 0) < 0.75 and -0.18 < gelu(line).min() < -0.16
 
 # %% [markdown]
-# The two GELUs differ by less than 0.0005 anywhere, SiLU by some 0.2, right where the real gates (grey) are.
+# The two GELUs never differ by more than 0.0005; SiLU differs by about 0.2, right where the real gates (grey) are.
 #
 # ## What the gate does
 #
-# Each dot is one hidden channel at one token of layer 1. Left of zero the gate is shut: whatever `up` says, the product is
-# nearly nothing. On the right it is open, and `up` passes with its sign, multiplied.
+# Each dot is one hidden channel of layer 1 at one token. Left of zero the gate is closed: whatever `up` is, the product
+# is almost zero. Right of zero it is open, and `up` passes with its sign, multiplied by the gate.
 
 # %%
 gate, up, hidden = (record[f"layers.1.mlp.{part}"] for part in ("gate", "up", "hidden"))  # [T, F] each
@@ -157,13 +156,13 @@ print(f"mean size of hidden: {shut:.3f} where the gate is below zero, {opened:.3
 assert opened > 5 * shut
 
 # %% [markdown]
-# For any one token, then, few channels say nearly everything. Which ones, changes from token to token:
+# So for each token, a few channels carry nearly everything. Which ones differs from token to token:
 
 # %%
 strength = np.sort(hidden**2, axis=-1)[:, ::-1]  # [T, F], the largest first
 tenth = config.intermediate_size // 10
 share = (strength[:, :tenth].sum(axis=-1) / strength.sum(axis=-1)).mean()
-print(f"the strongest tenth of the channels of a token holds {share:.0%} of its squares")
+print(f"the strongest tenth of the channels of a token has {share:.0%} of its sum of squares")
 
 strongest = np.argsort(np.abs(hidden).max(axis=0))[::-1][:40]  # [40] of the F channels
 figure, axes = plt.subplots(figsize=(7, 4))
@@ -178,25 +177,25 @@ print(f"correlation over the F channels: ▁be and ▁be {alike:.2f}, ▁be and 
 assert share > 0.85 and alike > 0.7 and apart < 0.3
 
 # %% [markdown]
-# Most of the picture is white. The two rows of `▁be` are much alike, since these channels look at their own token; where
-# the rows differ, attention has brought in what stands around.
+# Most of the plot is white. The two rows of `▁be` are very similar, because these channels look at their own token;
+# where the rows differ, attention has added information from other tokens.
 #
 # ## The block
 #
-# A layer is two such halves, each with a norm before it and a norm after it. For the stream $x$ [T, D]:
+# A layer has two halves, each with a norm before it and a norm after it. For the stream $x$ [T, D]:
 #
 # $$m = x + \mathrm{norm}_2(\mathrm{attention}(\mathrm{norm}_1(x))) \qquad
 # x' = m + \mathrm{norm}_4(\mathrm{feedforward}(\mathrm{norm}_3(m)))$$
 #
-# with the names `input_layernorm`, `post_attention_layernorm`, `pre_feedforward_layernorm`, `post_feedforward_layernorm`
-# for the norms 1 to 4.
+# with the names `input_layernorm`, `post_attention_layernorm`, `pre_feedforward_layernorm`,
+# `post_feedforward_layernorm` for the norms 1 to 4.
 
 # %%
 lines(block, "y = ", "if config", "x = ", "return tape")
 
 # %% [markdown]
-# The stream $x$ itself is never normalized, multiplied or replaced. It is only added to. So what leaves the last layer is
-# a plain sum: the embedding, and what each half of each layer had to say.
+# The stream $x$ itself is never normalized, multiplied or replaced, only added to. So the output of the last layer is a
+# plain sum: the embedding, plus the output of each half of each layer.
 
 # %%
 attention_adds = [record[f"layers.{layer}.post_attention_layernorm"] for layer in layers]  # [T, D] each
@@ -226,19 +225,19 @@ plt.show()
 assert all(after > mid for after, mid in zip(by_feed_forward, by_attention, strict=True))
 assert by_attention == sorted(by_attention) and by_feed_forward == sorted(by_feed_forward)
 relative = [added / x for added, x in zip(by_feed_forward, before, strict=False)]
-print("what the feed-forward adds, as a part of the stream before:", [f"{part:.2f}" for part in relative])
+print("what the feed-forward adds, relative to the stream before:", [f"{part:.2f}" for part in relative])
 assert relative[0] > relative[-1]
 
 # %% [markdown]
-# In this model the feed-forward adds more than attention in every layer, and both add more in later layers. Yet the
-# stream grows, too, so that as a part of it they become less.
+# In this model the feed-forward adds more than attention in every layer, and both add more in later layers. But the
+# stream grows as well, so relative to it they add less and less.
 #
 # ## Why a norm on both sides
 #
-# The norm before a half (pre-norm) brings what is read to one size; [tutorial 2](02_rms_norm.ipynb) showed why. The norm
-# after it (post-norm) does the same for what is written. Without it, how much a half adds depends on how large its
-# matrices happen to be, and in training it may grow from step to step. With it, the size of what is added is set by one
-# learned vector, $1 + w$, and hardly by anything else. Here is the range over the tokens before and after the norm:
+# The norm before a half (pre-norm) brings its input to one size; [tutorial 2](02_rms_norm.ipynb) showed why. The norm
+# after it (post-norm) does the same for its output. Without it, how much a half adds depends on the size of its
+# matrices, which may grow from step to step in training. With it, the size of what is added is set by one learned
+# vector, $1 + w$, and hardly by anything else. Here is the range over the tokens before and after the norm:
 
 # %%
 for layer in (0, 3):
@@ -250,7 +249,7 @@ for layer in (0, 3):
         assert normed.max() / normed.min() < 1.1 < raw.max() / raw.min()
 
 # %% [markdown]
-# And a proof: a `down` matrix that is ten times as large changes nothing at all.
+# To prove it: multiplying the `down` matrices by ten changes nothing.
 
 # %%
 louder = dict(model.weights)
@@ -262,18 +261,18 @@ print(f"largest difference of the logits: {difference:.1e}, of logits up to {np.
 assert difference < 1e-3
 
 # %% [markdown]
-# Gemma 1 has no post-norms. It has two norms per layer, and calls the second `post_attention_layernorm`, after the place
-# where it stands; but that one normalizes what the feed-forward reads. Gemma 2 gave the old name to another norm:
+# Gemma 1 has no post-norms. It has two norms per layer, and calls the second `post_attention_layernorm` after its
+# place, although it normalizes the input of the feed-forward. Gemma 2 gave the old name to another norm:
 
 # %%
 lines(pre_feedforward_name, "return")
 
 # %% [markdown]
-# Who ports Gemma 2 from Gemma 1 crosses the two easily.
+# When porting Gemma 2 from Gemma 1, it is easy to swap the two.
 #
 # ## What the mistakes cost
 #
-# The catalogue of mistakes has six that belong here. Each is planted in the model, which then reads a speech.
+# The catalogue of mistakes has six for this part. We inject each into the model, which then reads a speech.
 
 # %%
 SPEECH = """HAMLET. To be, or not to be, that is the question:
@@ -289,7 +288,7 @@ for mistake in (mistake for mistake in CATALOGUE if mistake.id in HERE):
     with inject_mistakes([mistake], config, [length]):
         wrong[mistake.id] = model.perplexity(SPEECH)
 
-print(f"perplexity {right:8.2f}  nothing planted")
+print(f"perplexity {right:8.2f}  no mistake")
 for name in sorted(wrong, key=wrong.get):
     print(f"perplexity {wrong[name]:8.2f}  {name}")
 assert abs(wrong["gelu-exact"] / right - 1) < 1e-3
@@ -297,9 +296,9 @@ assert 1.05 * right < wrong["silu"] < wrong["norm-names-crossed"] < 1.5 * right
 assert min(wrong[name] for name in ("gate-up-swapped", "postnorm-missing", "postnorm-misplaced")) > 5 * right
 
 # %% [markdown]
-# Three of them ruin the text, and are soon found. SiLU and the crossed norms only make the model worse: one would believe
-# that it is a poor model. GELU with erf cannot be seen in the perplexity at all. Only the hidden channels, held against a
-# right run, show that one; [tutorial 16](16_finding_the_bug.ipynb) does that.
+# Three of them ruin the text and are found quickly. SiLU and the swapped norms only make the model worse: it looks like
+# a weak model. GELU with erf does not show in the perplexity at all. Only comparing the hidden channels with those of a
+# correct run reveals it; [tutorial 16](16_finding_the_bug.ipynb) does that.
 #
 # ## Exercises
 #
@@ -327,7 +326,7 @@ check(tanh_gelu, exercises.GELU)
 def geglu(x, gate_weight, up_weight, down_weight):
     """x [..., T, D], gate_weight and up_weight [F, D], down_weight [D, F] -> [..., T, D]
 
-    Hint: only one of the two products goes through gelu.
+    Hint: gelu applies to only one of the two products.
     """
     ...
 
@@ -336,7 +335,7 @@ check(geglu, exercises.FEED_FORWARD)
 
 # %% [markdown]
 # **3.** The block, from its parts. `weights["input_layernorm.weight"]` [D] is the weight of the first norm, and so on;
-# `attention(y, weights / "self_attn", config, layer)` and `feed_forward(y, weights / "mlp")` are the halves;
+# `attention(y, weights / "self_attn", config, layer)` and `feed_forward(y, weights / "mlp")` are the halves, and
 # `rms_norm(y, weight, config.rms_norm_eps)` is the norm.
 
 
@@ -344,7 +343,7 @@ check(geglu, exercises.FEED_FORWARD)
 def one_layer(x, weights, config, layer):
     """x [..., T, D], the layer's weights -> the stream after the layer [..., T, D]
 
-    Hint: two lines a half would do; what is added is normalized, what it is added to is not.
+    Hint: two lines per half are enough; what is added is normalized, the stream is not.
     """
     ...
 
@@ -357,7 +356,7 @@ check(one_layer, exercises.BLOCK)
 # ## Further reading
 #
 # - [gemma_np/model/feed_forward.py](../gemma_np/model/feed_forward.py): the layer with its backward pass.
-# - [gemma_np/model/block.py](../gemma_np/model/block.py): one layer, also that of Gemma 1.
+# - [gemma_np/model/block.py](../gemma_np/model/block.py): one layer, for Gemma 1 as well.
 # - Shazeer, [GLU Variants Improve Transformer](https://arxiv.org/abs/2002.05202); Hendrycks and Gimpel,
 #   [Gaussian Error Linear Units](https://arxiv.org/abs/1606.08415).
 #

@@ -1,9 +1,9 @@
 # %% [markdown]
 # # 8. The whole model
 #
-# After this you can write all of Gemma 2's forward pass from its parts, follow one token through it, and look at or change
-# any number on the way. About 15 minutes. In the [Gemma 2 report](https://arxiv.org/abs/2408.00118): section 2, the whole
-# of table 1, and the parameter counts of table 2.
+# After this you can write the whole forward pass of Gemma 2 from its parts, follow one token through it, and read or
+# change any intermediate. About 15 minutes. In the [Gemma 2 report](https://arxiv.org/abs/2408.00118): section 2, the
+# whole of table 1, and the parameter counts of table 2.
 #
 # Before this: [7. GeGLU, and the block](07_geglu_and_the_block.ipynb).
 # Terms and letters: [glossary](glossary.md).
@@ -36,7 +36,7 @@ print(len(ids), "tokens:", *tokens)
 # %% [markdown]
 # ## One screen
 #
-# All parts are known by now; what is left is to put them in a row. With the token ids [T], the embedding $E$ [V, D], and
+# You know all the parts by now; it remains to put them together. With the token ids [T], the embedding $E$ [V, D], and
 # the blocks of [tutorial 7](07_geglu_and_the_block.ipynb):
 #
 # $$x_0 = \sqrt D \, E_\text{ids} \;\; [T, D] \qquad x_{l+1} = \mathrm{block}_l(x_l) \;\; [T, D]$$
@@ -51,8 +51,8 @@ lines(transformer, 'x = tape("embedding"', "for layer", "part =", "x = block", "
 lines(lm_head, "logits = ", "if config", "return")
 
 # %% [markdown]
-# That is Gemma 2. The 2B, 9B and 27B are these lines with other numbers, those of table 1. How many weights that makes, by
-# part, in millions; the embedding counts once, as the head is the same matrix:
+# That is Gemma 2. The 2B, 9B and 27B are these lines with the sizes of table 1. Here is the number of weights by part,
+# in millions; the embedding counts once, because the head is the same matrix:
 
 # %%
 REPORTED = {"gemma-2-2b": 2_024_517_888, "gemma-2-9b": 8_324_201_984, "gemma-2-27b": 26_047_480_320}  # table 2
@@ -66,8 +66,8 @@ for name, reported in REPORTED.items():
 # %% [markdown]
 # ## Every intermediate, by name
 #
-# Each line of the model hands what it computes to a *tape*, a function that is called with a name and a value. The default
-# tape does nothing. The one of `model.trace(ids)` keeps everything:
+# Each line of the model passes its result through a *tape*, a function of a name and a value. The default tape does
+# nothing. The tape of `model.trace(ids)` keeps everything:
 
 # %%
 lines(Record)
@@ -84,7 +84,8 @@ print(f"{len(record)} records, with those of {len(layers)} layers")
 assert {name: value.shape for name, value in record.items()} == record_shapes(config, len(ids))
 
 # %% [markdown]
-# Each record is what one part makes of records before it. So each part can be called on its own, and held against the run:
+# Each record is computed by one part from earlier records. So we can call each part by itself, and compare its result
+# with the record:
 
 # %%
 E = weights["model.embed_tokens.weight"]  # [V, D]
@@ -100,17 +101,17 @@ for name, value in again.items():
     print(f"{name:20} computed again from the records before it: the same {value.shape}")
 
 # %% [markdown]
-# ## One token on its way: what it looked at
+# ## Following one token: what it looks at
 #
-# The last token is `▁thank`, and the model has to say what comes next. Here is to which tokens each head of each layer
-# turned for that: one row of `probs` [H, T, S] per head.
+# The last token is `▁thank`, and the model has to predict what comes next. Here is which tokens each head of each layer
+# looks at for that: one row of `probs` [H, T, S] per head.
 
 # %%
 looked = np.concatenate([record[f"layers.{layer}.self_attn.probs"][:, -1] for layer in layers])  # [layers * H, S]
 names = [f"layer {layer}, head {head}" for layer in layers for head in heads]
 figure, axes = plt.subplots(figsize=(7, 4.4))
 matrix(axes, looked, names, tokens, label="probability")
-axes.set(title="Where ▁thank looked for what comes next")
+axes.set(title="Where ▁thank looks to predict the next token")
 plt.show()
 
 np.testing.assert_allclose(looked.sum(axis=-1), 1, rtol=1e-5)
@@ -120,14 +121,14 @@ for layer in layers:
 assert set(most[1]) == {",", "▁I"} and most[2] == ["▁I", "▁I", "▁thank", "<bos>"]
 
 # %% [markdown]
-# Near neighbours, mostly: who thanks, and where the sentence began. One head of layer 2 looks at `<bos>`, which stands at
-# the beginning of every text and tells nothing about this one. The probabilities of a row must sum to 1, and a head that
+# Mostly at near neighbours: who thanks, and where the sentence began. One head of layer 2 looks at `<bos>`, which
+# begins every text and carries no information about this one. The probabilities of a row must sum to 1, so a head that
 # finds nothing to look at has to put them somewhere; `<bos>` is a common place for that.
 #
-# ## One token on its way: what it would say
+# ## Following one token: what it would predict
 #
-# The head reads the stream after the last layer. But all layers add to the same stream, so that one may let the head read
-# it earlier, too: final norm, head and cap applied to every `resid_mid` and `resid_post`. That is the *logit lens*.
+# The head reads the stream after the last layer. But all layers add to the same stream, so we can also apply the head
+# earlier: final norm, head and cap on every `resid_mid` and `resid_post`. This is called the *logit lens*.
 
 
 # %%
@@ -159,7 +160,7 @@ for piece, id, marker in zip(watched, numbers, "os^D", strict=True):
     axes.plot(seen[:, id], marker=marker, label=piece)
 labels = ["embedding"] + [f"{layer} {half}" for layer in layers for half in ("attn", "ffn")]
 axes.set_xticks(range(len(stages)), labels, rotation=30)
-axes.set(xlabel="after which layer and half", ylabel="probability", ylim=(0, 1.02))
+axes.set(xlabel="after this layer and half", ylabel="probability", ylim=(0, 1.02))
 axes.set_title("The logit lens: first the token itself, then what follows it")
 axes.legend()
 plt.show()
@@ -169,14 +170,14 @@ assert list(seen[:7].argmax(axis=-1) == numbers[0]) == [True] * 6 + [False]
 assert thank[3:6].min() > 0.85 and thank[-1] < 0.05 and you[-1] > 0.4 and you[:6].max() < 0.05
 
 # %% [markdown]
-# At first the head reads back the token that was read: the matrix is tied, so that each row of the embedding scores high
-# against itself. In layers 0 and 1 the stream goes on to mean "this token". The feed-forward of layer 2 turns it to what
-# could follow, and layer 3 picks `▁you`. (The lens is honest in the last row only. Before, it reads a stream that still
-# has layers to pass, with a norm that was learned for its end.)
+# At first the head returns the token that was read: the matrix is tied, so each row of the embedding scores high
+# against itself. In layers 0 and 1 the stream still means "this token". The feed-forward of layer 2 changes it to what
+# could follow, and layer 3 picks `▁you`. (The lens is exact only in the last row. In earlier rows, the stream still has
+# layers to pass, and the norm was trained for the end.)
 #
 # ## The last step: the cap
 #
-# The final cap keeps the order of the tokens. It takes the more from a logit, the larger it is:
+# The final cap keeps the order of the tokens. The larger a logit, the more it is reduced:
 
 # %%
 raw, capped = record["logits"][-1], record["logits_capped"][-1]  # [V] each
@@ -190,10 +191,10 @@ assert np.array_equal(np.argsort(capped)[::-1][:5], best)
 assert softmax(capped)[best[0]] < softmax(raw)[best[0]]
 
 # %% [markdown]
-# ## What else a tape is good for
+# ## Other uses of a tape
 #
-# The model goes on with what the tape *returns*. So one function of two arguments is enough to round, to stop, or to
-# replace. This one rounds every intermediate to a few digits, as a coarser number format would:
+# The model continues with the value that the tape *returns*. So one function of two arguments is enough to round, to
+# stop, or to replace. This one rounds every intermediate, as a number format with fewer bits would:
 
 
 # %%
@@ -212,12 +213,12 @@ print(f"largest difference of a logit: {difference:.4f}")
 assert 0 < difference < 0.1
 
 # %% [markdown]
-# This one stops the model after its second layer, by an exception, since what follows was not asked for:
+# This one stops the model after its second layer, with an exception:
 
 
 # %%
 class Stop(Exception):
-    """Enough."""
+    """Stops the model."""
 
 
 first_records = {}
@@ -238,14 +239,14 @@ except Stop:
 assert np.array_equal(first_records["layers.1.resid_post"], record["layers.1.resid_post"])
 
 # %% [markdown]
-# And this replaces. To find out what a part is good for, silence it and see what the model does without it (an
-# *ablation*). The heads of a layer meet in `context` [T, H*h], head by head: head 1 has the channels from $h$ to $2h - 1$.
-# The tape zeroes them in a copy, as the record itself may be needed elsewhere:
+# And this one replaces. To find out what a part does, silence it and see how the model performs without it (an
+# *ablation*). The heads of a layer are side by side in `context` [T, H*h]: head 1 has the channels from $h$ to $2h -
+# 1$. The tape zeroes them in a copy, because the record itself may be needed elsewhere:
 
 
 # %%
 def silenced(record_name, channels=slice(None)):
-    """The tape that puts zeros into these channels of one record."""
+    """Return a tape that zeroes these channels of one record."""
 
     def tape(name, value):
         if name == record_name:
@@ -305,11 +306,11 @@ assert worst == (2, 1) and by_head[2, 1] - whole > 2 * np.sort(by_head.ravel())[
 assert back_one > 0.5 and by_half[0, 1] - whole > 1.5 and np.median(by_head) - whole < 0.1
 
 # %% [markdown]
-# Most heads are hardly missed, one by one: others know much the same. One stands out, head 1 of layer 2, and what it does
-# can be read off: it looks at the token just before. The halves of a layer are missed far more. The first feed-forward is
-# the hardest to do without, since all the layers after it have learned to read what it writes.
+# Removing any single head hardly matters for most heads: others provide similar information. One stands out, head 1 of
+# layer 2, and we can see what it does: it looks at the previous token. The halves of a layer matter far more. The first
+# feed-forward matters most, because all later layers have learned to read its output.
 #
-# What was taken out of one line spreads from there: nothing before it is touched, and everything after it is.
+# A change in one line spreads from there: nothing before it changes, and everything after it does.
 
 # %%
 changed = Record()
@@ -320,16 +321,17 @@ print(f"{len(untouched)} of {len(record)} records are as before, the last {untou
 assert untouched == list(record)[: len(untouched)] and untouched[-1] == "layers.2.self_attn.probs"
 
 # %% [markdown]
-# Turned round, this is how one finds a mistake in a port: the first record that differs is where to look.
+# This is also how to find a mistake in a port: look at the first record that differs.
 # [Tutorial 16](16_finding_the_bug.ipynb) does that.
 #
 # ## Exercises
 #
 # Replace `...` with your code and run the cell: it tells you what is wrong, if anything.
 #
-# **1.** The whole model, from its parts: `embed(ids, E)`, `block(x, weights, config, layer)`, `rms_norm(x, weight, eps)`,
-# `unembed(x, E)` and `soft_cap(x, cap)`. The weights have their published names, such as `model.embed_tokens.weight` and
-# `model.norm.weight`; `Scope(weights) / "model" / "layers.0"` is what the first block needs.
+# **1.** The whole model, from its parts: `embed(ids, E)`, `block(x, weights, config, layer)`, `rms_norm(x, weight,
+# eps)`, `unembed(x, E)` and `soft_cap(x, cap)`. The weights have their published names, such as
+# `model.embed_tokens.weight` and `model.norm.weight`; `Scope(weights) / "model" / "layers.0"` has the weights of the
+# first block.
 
 
 # %%
@@ -344,8 +346,8 @@ def gemma_2(ids, weights, config):
 check(gemma_2, exercises.WHOLE_MODEL)
 
 # %% [markdown]
-# **2.** How many weights has a Gemma 2 of these sizes? Each block has four matrices in attention, three in the feed-forward
-# layer, and four norms.
+# **2.** How many weights does a Gemma 2 of these sizes have? Each block has four matrices in attention, three in the
+# feed-forward layer, and four norms.
 
 
 # %%
@@ -360,13 +362,13 @@ def parameters(V, D, layers, H, K, h, F):
 check(parameters, exercises.PARAMETERS)
 
 # %% [markdown]
-# **3.** The body of a tape that silences one head: zeros in its channels of `layers.{layer}.self_attn.context`, and every other
-# record handed on as it is.
+# **3.** The body of a tape that silences one head: zeros in its channels of `layers.{layer}.self_attn.context`, and
+# every other record unchanged.
 
 
 # %%
 def without_head(name, value, layer, head, head_dim):
-    """name of a record, its value [..., n], which head of which layer -> the value to go on with [..., n]
+    """name of a record, its value [..., n], which head of which layer -> the value to continue with [..., n]
 
     Hint: compare the whole name, and change a copy.
     """
@@ -382,7 +384,7 @@ check(without_head, exercises.WITHOUT_HEAD)
 #
 # - [gemma_np/model/transformer.py](../gemma_np/model/transformer.py): the model and its backward pass;
 #   [records.py](../gemma_np/model/records.py): the table of records; [scope.py](../gemma_np/scope.py): the tape.
-# - [The picture of the architecture](figures/architecture.svg), with the file that computes each part.
+# - [A diagram of the architecture](figures/architecture.svg), with the file that computes each part.
 # - The logit lens was first described by nostalgebraist, [Interpreting GPT: the logit
 #   lens](https://www.lesswrong.com/posts/AcKRB8wDpdaN6v6ru/interpreting-gpt-the-logit-lens).
 #

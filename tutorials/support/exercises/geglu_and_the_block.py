@@ -41,7 +41,7 @@ GELU = Exercise(
             x / (1 + np.exp(-1.702 * x))
         ),
         "1 is not added to the tanh": lambda x: x / 2 * np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x)),
-        "2/pi stands where its square root belongs": lambda x: _tanh_form(x, 2 / math.pi * (x + 0.044715 * x * x * x)),
+        "2/pi is used instead of its square root": lambda x: _tanh_form(x, 2 / math.pi * (x + 0.044715 * x * x * x)),
         "the square root of 2/pi is missing": lambda x: _tanh_form(x, x + 0.044715 * x * x * x),
         "0.044715 multiplies x squared; it belongs to the cube": lambda x: _tanh_form(
             x, math.sqrt(2 / math.pi) * (x + 0.044715 * x * x)
@@ -73,9 +73,9 @@ FEED_FORWARD = Exercise(
     cases=_feed_forward_cases,
     mistakes={
         known("gate-up-swapped"): lambda x, gate, up, down: _feed_forward(x, up, gate, down),
-        known("silu"): lambda x, gate, up, down: linear(silu.faulty(linear(x, gate)) * linear(x, up), down),
-        known("gelu-exact"): lambda x, gate, up, down: linear(gelu_exact.faulty(linear(x, gate)) * linear(x, up), down),
-        "both products go through GELU; up stays as it is": lambda x, gate, up, down: linear(
+        known("silu"): lambda x, gate, up, down: linear(faults.silu(linear(x, gate)) * linear(x, up), down),
+        known("gelu-exact"): lambda x, gate, up, down: linear(faults.gelu_exact(linear(x, gate)) * linear(x, up), down),
+        "GELU is applied to both products; up stays as it is": lambda x, gate, up, down: linear(
             gelu(linear(x, gate)) * gelu(linear(x, up)), down
         ),
         "gate and up are added; multiply them": lambda x, gate, up, down: linear(
@@ -163,12 +163,10 @@ BLOCK = Exercise(
         known("postnorm-misplaced"): lambda x, weights, config, layer: postnorm_misplaced.faulty(
             x, weights, config, layer, None, no_tape
         ),
-        known("norm-names-crossed"): lambda x, weights, config, layer: norm_names_crossed.faulty(
-            x, weights, config, layer, original=block
-        ),
-        "the feed-forward reads the stream from before attention; add what attention returns first": _parallel,
-        "a half is added to the normalized stream; add it to the stream itself": _normalized_stream,
-        "nothing is added to the stream: what each half returns takes its place": _without_residual,
-        "attention and feed-forward read the stream as it is; normalize what they read": _without_pre_norms,
+        known("norm-names-crossed"): _crossed,
+        "the feed-forward reads the stream from before attention; add the output of attention first": _parallel,
+        "the output of a half is added to the normalized stream; add it to the stream itself": _normalized_stream,
+        "the output of each half replaces the stream; add it to the stream": _without_residual,
+        "attention and feed-forward read the stream as it is; normalize their inputs": _without_pre_norms,
     },
 )

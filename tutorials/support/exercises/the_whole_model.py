@@ -56,7 +56,7 @@ def _steps(
     norm: bool = True,
     cap: float | None = 30.0,
 ) -> np.ndarray:
-    """The model with one of its steps done otherwise."""
+    """Run the model with one of its steps changed."""
     embedding = weights["model.embed_tokens.weight"]
     x = embed(ids, embedding) * scale
     x = (layers or _in_turn)(x, Scope(weights) / "model", config)
@@ -109,14 +109,14 @@ WHOLE_MODEL = Exercise(
             ids, weights, config, scale=config.hidden_size**0.5
         ),
         "the final norm is left out": lambda ids, weights, config: _steps(ids, weights, config, norm=False),
-        "each layer has the weights of layer 0": lambda ids, weights, config: _steps(
+        "each layer uses the weights of layer 0; use its own": lambda ids, weights, config: _steps(
             ids, weights, config, layers=_first_weights
         ),
-        "each layer is told that it is layer 0, so that all are local; give it its number": (
+        "each block gets 0 as its layer, so all are local; pass its number": (
             lambda ids, weights, config: _steps(ids, weights, config, layers=_all_local)
         ),
         "the last layer is left out": lambda ids, weights, config: _steps(ids, weights, config, layers=_one_too_few),
-        "x is added to what the block returns; the block has done so already": lambda ids, weights, config: _steps(
+        "x is added to the output of the block; the block has already added it": lambda ids, weights, config: _steps(
             ids, weights, config, layers=_added_again
         ),
     },
@@ -152,7 +152,7 @@ PARAMETERS = Exercise(
     reference=_parameters,
     cases=_parameter_cases,
     mistakes={
-        "the head is counted, too; it is the embedding's own matrix": lambda V, D, layers, H, K, h, F: (
+        "the head is counted as well; it is the same matrix as the embedding": lambda V, D, layers, H, K, h, F: (
             _parameters(V, D, layers, H, K, h, F) + V * D
         ),
         "keys and values are counted with H heads; they have K": lambda V, D, layers, H, K, h, F: _parameters(
@@ -168,10 +168,10 @@ PARAMETERS = Exercise(
             _parameters(V, D, layers, H, K, h, F) - (4 * layers + 1) * D
         ),
         "the final norm is left out": lambda V, D, layers, H, K, h, F: _parameters(V, D, layers, H, K, h, F) - D,
-        "the queries are taken to be D wide; they are H * h wide": lambda V, D, layers, H, K, h, F: (
+        "the queries are assumed to have D channels; they have H * h": lambda V, D, layers, H, K, h, F: (
             _parameters(V, D, layers, H, K, h, F) + 2 * layers * D * (D - H * h)
         ),
-        "the matrix behind the heads, o_proj, is left out": lambda V, D, layers, H, K, h, F: (
+        "the matrix after the heads, o_proj, is left out": lambda V, D, layers, H, K, h, F: (
             _parameters(V, D, layers, H, K, h, F) - layers * D * H * h
         ),
     },
@@ -206,7 +206,7 @@ def _only_head(name: str, value: np.ndarray, layer: int, head: int, head_dim: in
 
 
 def _zeroed(name: str, value: np.ndarray, layer: int, place: tuple[Any, ...]) -> np.ndarray:
-    """Zeros in one place of the record of the context vectors."""
+    """Zero one place of the record of the context vectors."""
     if name != f"layers.{layer}.self_attn.context":
         return value
     value = value.copy()
@@ -221,12 +221,12 @@ WITHOUT_HEAD = Exercise(
         "it silences the head in every record; look at the name": lambda name, value, layer, head, head_dim: _silenced(
             value, head, head_dim
         ),
-        "it silences the head in every layer; the name has the number of the layer": (
+        "it silences the head in every layer; the number of the layer is in the name": (
             lambda name, value, layer, head, head_dim: (
                 _silenced(value, head, head_dim) if name.endswith("self_attn.context") else value
             )
         ),
-        "it silences the head in layers 10 to 19, too, whose names begin as that of layer 1": (
+        "it also silences the head in layers 10 to 19, whose names begin like that of layer 1": (
             lambda name, value, layer, head, head_dim: (
                 _silenced(value, head, head_dim)
                 if name.startswith(f"layers.{layer}") and name.endswith("self_attn.context")
@@ -234,7 +234,7 @@ WITHOUT_HEAD = Exercise(
             )
         ),
         "the head is kept, and the others are silenced": _only_head,
-        "every H-th channel is zeroed; a head has head_dim neighbouring ones": (
+        "every H-th channel is zeroed; a head has head_dim neighbouring channels": (
             lambda name, value, layer, head, head_dim: _zeroed(
                 name, value, layer, (slice(head, None, value.shape[-1] // head_dim),)
             )
@@ -242,7 +242,7 @@ WITHOUT_HEAD = Exercise(
         "one channel is zeroed; a head has head_dim of them": lambda name, value, layer, head, head_dim: _zeroed(
             name, value, layer, (head,)
         ),
-        "a token is zeroed; the heads lie along the last axis": lambda name, value, layer, head, head_dim: _zeroed(
+        "a token is zeroed; the heads are along the last axis": lambda name, value, layer, head, head_dim: _zeroed(
             name, value, layer, (head, slice(None))
         ),
     },

@@ -21,7 +21,7 @@ def _tokenizer() -> Tokenizer:
 
 @cache
 def vocabulary() -> dict[str, int]:
-    """What the bundled tokenizer has learned, {piece: id}: all that stands behind the control pieces and the bytes."""
+    """Return the trained pieces of the bundled tokenizer, {piece: id}: all but the control pieces and the bytes."""
     tokenizer = _tokenizer()
     return {tokenizer.piece(id): id for id in range(tokenizer.id("<0xFF>") + 1, len(tokenizer))}
 
@@ -31,7 +31,7 @@ def _merge_cases(generator: np.random.Generator) -> Cases:
         "two characters": "he",
         "three characters": "her",
         "a word": "▁question",
-        "a word whose longest pieces do not fit": "▁later",
+        "a word that is not split into its longest pieces": "▁later",
         "many words": "".join(generator.permutation(WORDS)),
     }
     return {case: (text, vocabulary()) for case, text in texts.items()}
@@ -51,7 +51,7 @@ def _longest_first(text: str, ids: dict[str, int]) -> list[int]:
 
 
 def _merged_by(text: str, ids: dict[str, int], sign: int, most: int = 10_000) -> list[int]:
-    """Merge up to `most` times the pair with the lowest `sign` times id, or with a sign of 0 the leftmost pair."""
+    """Merge, at most `most` times, the pair with the lowest sign * id; with a sign of 0, the leftmost pair."""
     pieces = list(text)
     for _ in range(most):
         pairs = [(sign * ids[a + b], n) for n, (a, b) in enumerate(pairwise(pieces)) if a + b in ids]
@@ -66,14 +66,14 @@ MERGE = Exercise(
     reference=_merged,
     cases=_merge_cases,
     mistakes={
-        "the longest piece that fits is taken from the left; merge neighbours, lowest id first": _longest_first,
+        "the longest matching piece is taken from the left; merge neighbours, lowest id first": _longest_first,
         "the first pair from the left is merged; merge the pair whose piece has the lowest id": lambda text, ids: (
             _merged_by(text, ids, sign=0)
         ),
         "the pair whose piece has the highest id is merged; merge the one with the lowest": lambda text, ids: (
             _merged_by(text, ids, sign=-1)
         ),
-        "it stops after one merge; go on until no pair of neighbours is a piece": lambda text, ids: _merged_by(
+        "it stops after one merge; continue until no pair of neighbours is a piece": lambda text, ids: _merged_by(
             text, ids, sign=1, most=1
         ),
         "it returns the pieces; return their ids, ids[piece]": lambda text, ids: [
@@ -106,7 +106,7 @@ EMBED = Exercise(
             E[ids] * math.sqrt(E.shape[0])
         ),
         "the rows are divided by sqrt(D); multiply them": lambda ids, E: E[ids] / math.sqrt(E.shape[1]),
-        "np.sqrt(D) is a float64 and makes the result float64, too; math.sqrt(D) leaves the dtype alone": (
+        "np.sqrt(D) is a float64 and makes the result float64 as well; math.sqrt(D) keeps the dtype": (
             lambda ids, E: E[ids] * np.sqrt(E.shape[1])
         ),
     },
@@ -127,13 +127,13 @@ LOGITS = Exercise(
     cases=_logits_cases,
     mistakes={
         known("head-transposed"): lambda x, E: x @ E.reshape(E.shape[::-1]),
-        "the logits are multiplied by sqrt(D), as the embedding is; the head has no scale": lambda x, E: (
+        "the logits are multiplied by sqrt(D) like the embedding; the head has no scale": lambda x, E: (
             unembed(x, E) * math.sqrt(E.shape[1])
         ),
-        "the logits are divided by sqrt(D), as the scores of attention are; the head has no scale": lambda x, E: (
+        "the logits are divided by sqrt(D) like the scores of attention; the head has no scale": lambda x, E: (
             unembed(x, E) / math.sqrt(E.shape[1])
         ),
-        "the rows of E are brought to length 1; take them as they are": lambda x, E: unembed(
+        "the rows of E are normalized to length 1; use them as they are": lambda x, E: unembed(
             x, E / np.linalg.norm(E, axis=1, keepdims=True)
         ),
     },
