@@ -71,7 +71,7 @@ INPUT_GRADIENT = Exercise(
     reference=_input_gradient,
     cases=_backward_cases,
     mistakes={
-        "the rms is treated as a constant; it depends on x, too": _rms_held_fixed,
+        "the rms is treated as a constant; it depends on x as well": _rms_held_fixed,
         "dy is multiplied by weight; multiply it by 1 + weight": lambda dy, x, weight, eps: _input_gradient(
             dy, x, weight - 1, eps
         ),
