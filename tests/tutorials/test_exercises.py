@@ -228,7 +228,7 @@ def test_reading_all_again_at_each_step_is_noticed():
 
     assert check(greedy, cache_and_generation.DECODE) == (
         False,
-        "right text, but everything is read again at each step; read only the new token, the cache has the rest",
+        "right text, but every step reads everything again; read only the new token, the cache has the rest",
     )
 
 

@@ -1,10 +1,11 @@
 # %% [markdown]
-# # 9. The cache, and writing text
+# 9. The cache, and generating text
 #
-# After this you can read a prompt once, keep its keys and values, and write one token after another from them; choose a
-# token from a distribution in four ways; and foretell, from two numbers that you measure, how fast your machine can write
+# After this you can read a prompt once, keep its keys and values, and generate token after token from them; choose a
+# token from a distribution in four ways; and estimate, from two measurements, how fast your machine can generate text
 # with a Gemma 2 of any size. About 15 minutes. In the [Gemma 2 report](https://arxiv.org/abs/2408.00118): section 2,
-# "Grouped-Query Attention" and "Local Sliding Window and Global Attention", which both make this cheaper, and table 1.
+# "Grouped-Query Attention" and "Local Sliding Window and Global Attention", which both make generation cheaper, and
+# table 1.
 #
 # Before this: [8. The whole model](08_the_whole_model.ipynb).
 # Terms and letters: [glossary](glossary.md).
@@ -46,11 +47,11 @@ print(f"T = {T} tokens; the window of a local layer is {config.sliding_window}")
 assert config.sliding_window < T
 
 # %% [markdown]
-# ## The trouble: the same work again and again
+# ## The problem: the same work again and again
 #
-# To write a token, the model reads the whole text before it. To write the next one, it would read all of that again, and
-# one token more. But no token sees a later one, so what the model made of the first tokens cannot have changed. Here are
-# the intermediates of the first 40 tokens, alone and as the beginning of the longer text:
+# To generate a token, the model reads the whole text before it. To generate the next one, it would read all of that
+# again, plus one token. But no token sees a later one, so the intermediates of the earlier tokens cannot change. Here
+# we compare those of the first 40 tokens, alone and as the beginning of the longer text:
 
 # %%
 short, long = model.trace(ids[:40]), model.trace(ids)
@@ -58,19 +59,19 @@ for name in ("layers.3.self_attn.k_rope", "layers.3.self_attn.v", "layers.3.resi
     np.testing.assert_allclose(short[name], long[name][..., :40, :], atol=2e-5)
 
 again, once = sum(range(1, T + 1)), T
-print(f"rows computed to write token by token up to {T}: {again} without memory, {once} with it")
+print(f"rows computed to generate {T} tokens one by one: {again} without a cache, {once} with it")
 assert again > 30 * once
 
 # %% [markdown]
-# What does a new token need of the old ones? In attention it sends its query to their keys, and mixes their values.
-# Nothing else looks at another token. So the keys (turned to their positions already) and the values are kept, and the
-# old queries are not: nobody asks for them any more. This is the **KV cache**, $2 \cdot K \cdot h$ numbers per token and
+# What does a new token need from the old ones? In attention, its query is compared with their keys, and it receives
+# their values. Nothing else looks at another token. So we keep the keys (already rotated to their positions) and the
+# values; the old queries are not needed any more. This is the **KV cache**, $2 \cdot K \cdot h$ numbers per token and
 # layer.
 #
 # ## The formula
 #
-# For $T$ new tokens after $n$ that are in the cache, the keys [K, S, h] and values [K, S, h] are those in the cache and
-# the new ones after them, $S = n + T$ on a global layer, and the new tokens have the positions $n, …, n + T - 1$:
+# For $T$ new tokens after the $n$ in the cache, the keys [K, S, h] and values [K, S, h] are those in the cache followed
+# by the new ones, with $S = n + T$ in a global layer, and the new tokens have positions $n, …, n + T - 1$:
 #
 # $$\mathrm{keys} = [\mathrm{keys}_\mathrm{cache};\ \mathrm{rope}(k, n, …, n+T-1)] \qquad
 # \mathrm{probs}\,[H, T, S] = \mathrm{softmax}\big(\mathrm{mask}(\mathrm{cap}(q \cdot \mathrm{keys}^\top / \sqrt s))\big)$$
@@ -81,19 +82,21 @@ assert again > 30 * once
 lines(attention, "start =", "positions =", "cos, sin =", "keys, values, key_positions", "mask =")
 
 # %% [markdown]
-# The mask asks for the positions of queries and keys, and never for their rows in an array. So one line is right for a
-# whole prompt and for a lone token:
+# The mask depends on the positions of queries and keys, not on their indices in an array. So one line works for a whole
+# prompt and for a single token:
 
 # %%
 lines(attention_mask, "distance")
 
 # %%
 assert attention_mask(range(0, 3), range(0, 3), None).astype(int).tolist() == [[1, 0, 0], [1, 1, 0], [1, 1, 1]]
-assert attention_mask(range(3, 4), range(0, 4), None).astype(int).tolist() == [[1, 1, 1, 1]]  # one new token sees all
+assert attention_mask(range(3, 4), range(0, 4), None).astype(int).tolist() == [
+    [1, 1, 1, 1]
+]  # one new token sees everything
 
 # %% [markdown]
-# A local layer never looks further back than its window, so its cache is a ring of `window` slots: the token at position
-# $p$ lives in slot $p \bmod \mathrm{window}$, where the key that has just left the window was.
+# A local layer never looks further back than its window, so its cache is a ring of `window` slots: the token at
+# position $p$ goes to slot $p \bmod \mathrm{window}$, where it replaces the key that has just left the window.
 
 # %%
 lines(LayerCache.append, "start % self.slots", "positions = start")
@@ -101,14 +104,15 @@ lines(LayerCache.append, "start % self.slots", "positions = start")
 # %% [markdown]
 # ## Prefill and decode by hand
 #
-# Reading the prompt at once is called **prefill**; then each **decode** step reads the one token that was just written.
+# Reading the whole prompt at once is called **prefill**; after that, each **decode** step reads the one token that was
+# just generated.
 
 # %%
 cache = KVCache(config, max_length=T + 8)
 x = transformer(ids, weights, config, cache)  # prefill: [T, D]
 written = []
 for _ in range(8):
-    token = int(lm_head(x[-1], weights, config).argmax())  # the last row tells what comes next
+    token = int(lm_head(x[-1], weights, config).argmax())  # the last row predicts the next token
     written.append(token)
     x = transformer([token], weights, config, cache)  # decode: [1, D]
 
@@ -119,8 +123,8 @@ assert cache.length == T + 8
 assert written == list(model.stream_ids(ids, 8))
 
 # %% [markdown]
-# The law that a cache must keep: **cached equals uncached, wherever the text is cut**. That is worth a test in whatever
-# language you write Gemma, on a text longer than the window:
+# A cache must satisfy one law: **cached equals uncached, wherever the text is split**. In any language, this is worth a
+# test, on a text longer than the window:
 
 # %%
 uncached = model.logits(ids)  # [T, V]
@@ -133,16 +137,16 @@ for cut in range(1, T):
 cache = KVCache(config, T)
 one_by_one = np.concatenate([transformer([id], weights, config, cache) for id in ids])
 differences.append(np.abs(lm_head(one_by_one, weights, config) - uncached).max())
-print(f"{len(differences)} ways to cut: logits up to {np.abs(uncached).max():.0f} differ by {max(differences):.0e}")
+print(f"{len(differences)} ways to split: logits up to {np.abs(uncached).max():.0f} differ by {max(differences):.0e}")
 assert max(differences) < 1e-4
 
 # %% [markdown]
 # ## Two mistakes that show only in decoding
 #
-# A prompt's logits can be right to the last digit, and the text that follows still be nonsense, or quietly worse. Two ways that
-# people got there: the position of each new token starts from zero again; or the mask takes a lone token, which is row 0 of its pass,
-# for the token at position 0, so that it sees `<bos>` alone. The catalogue plants each, as if the first 40 tokens were
-# the prompt and the others came one by one.
+# The logits of a prompt can be right to the last digit, and the generated text can still be nonsense, or subtly worse.
+# Two ways in which this has happened: the position of each new token starts from zero again; or the mask treats a
+# single token, which is row 0 of its pass, as the token at position 0, so it sees only `<bos>`. We inject each mistake
+# from the catalogue, as if the first 40 tokens were the prompt and the others were decoded one by one.
 
 # %%
 prompt = 40
@@ -159,7 +163,7 @@ for colour, name in (("C5", "decode-positions"), ("C0", "decode-mask-index")):
     assert np.abs(wrong - uncached)[:prompt].max() < 1e-4 < 0.1 < np.abs(wrong - uncached)[prompt:].mean()
 axes.axvline(prompt - 0.5, color="C6", linestyle=":")
 axes.set(xlabel="position (the first decode step is at the dotted line)", ylabel="mean |error| of the logits")
-axes.set(ylim=(0, None), title="Right for the prompt, wrong from the first decoded token on")
+axes.set(ylim=(0, None), title="Right in the prompt, wrong from the first decoded token on")
 axes.legend(loc="lower center", bbox_to_anchor=(0.45, -0.5), fontsize=8)
 plt.show()
 
@@ -170,10 +174,11 @@ assert min(surprise[name][prompt:].mean() for name in list(surprise)[1:]) > surp
 # %% [markdown]
 # ## From logits to a token
 #
-# Greedy takes the likeliest token; it is the same each time, and small models soon go round in circles with it. Or one
-# draws from $P = \mathrm{softmax}(\mathrm{logits} / \tau)$ [V]. A **temperature** $\tau < 1$ sharpens the distribution.
-# **Top-k** keeps the $k$ likeliest tokens; **top-p** keeps the fewest that together hold the probability $p$: few where
-# the model is sure, many where it is not. What is kept is divided by its sum.
+# Greedy decoding takes the most likely token; it gives the same text each time, and small models soon repeat
+# themselves. Alternatively, sample from $P = \mathrm{softmax}(\mathrm{logits} / \tau)$ [V]. A **temperature** $\tau <
+# 1$ sharpens the distribution. **Top-k** keeps the $k$ most likely tokens; **top-p** keeps the fewest most likely
+# tokens whose probability adds up to $p$: few where the model is certain, many where it is not. The remaining
+# probabilities are divided by their sum.
 
 # %%
 lines(Sampling.distribution)
@@ -181,7 +186,7 @@ lines(Sampling.distribution)
 # %%
 logits = model.logits(tokenizer.encode("I pray you, my"))[-1]  # [V]
 ways = {
-    "as it is": Sampling(1.0),
+    "unchanged": Sampling(1.0),
     "temperature 0.5": Sampling(0.5),
     "top-k, k = 5": Sampling(1.0, top_k=5),
     "top-p, p = 0.6": Sampling(1.0, top_p=0.6),
@@ -199,7 +204,7 @@ for axes, (title, way) in zip(all_axes, ways.items(), strict=True):
     axes.set_axisbelow(True)
     assert abs(probs.sum() - 1) < 1e-9
 all_axes[0].invert_yaxis()
-figure.suptitle("What may follow “I pray you, my” (the ten likeliest tokens)")
+figure.suptitle("What may follow “I pray you, my” (the ten most likely tokens)")
 plt.show()
 
 greedy_first = Sampling(0.0).choose(logits, np.random.default_rng(0))
@@ -212,21 +217,22 @@ for sampling in ({}, {"temperature": 0.7, "seed": 8}):
 # %% [markdown]
 # ## Why decoding is bound by memory
 #
-# A product of $T$ vectors [T, in] with a weight [out, in] takes $2 \cdot T \cdot \mathrm{out} \cdot \mathrm{in}$ floating
-# point operations (flops: one multiplication and one addition for each weight and vector). For that, the weight has to
-# come from memory once, and the vectors have to come and go: $b \cdot \mathrm{out} \cdot \mathrm{in} + 4 T (\mathrm{in} +
-# \mathrm{out})$ bytes, with $b$ bytes per weight. Flops per byte are the **arithmetic intensity**:
+# A product of $T$ vectors [T, in] with a weight [out, in] takes $2 \cdot T \cdot \mathrm{out} \cdot \mathrm{in}$
+# floating point operations (flops: one multiplication and one addition for each weight and vector). For that, the
+# weight is read from memory once, and the vectors are read and written: $b \cdot \mathrm{out} \cdot \mathrm{in} + 4 T
+# (\mathrm{in} + \mathrm{out})$ bytes, with $b$ bytes per weight. Flops per byte are called the **arithmetic
+# intensity**:
 #
 # $$I = \frac{2 \, T \, \mathrm{out} \, \mathrm{in}}{b \, \mathrm{out} \, \mathrm{in} + 4 \, T \, (\mathrm{in} +
 # \mathrm{out})} \approx \frac{2 T}{b} \quad \text{for few vectors}$$
 #
 # In prefill, each weight that is read is used for all tokens of the prompt. In decode it is used once: half a flop per
-# byte in float32. A processor can do far more than that with a byte, so it waits for the memory. It can do no more flops
-# per second than its peak, and no more than the bandwidth feeds:
+# byte in float32. A processor could do far more flops in the time that it takes to read a byte, so it waits for the
+# memory. Its speed is limited by its peak, and by the bandwidth:
 #
 # $$\text{flop/s} \le \min(\text{peak},\ I \cdot \text{bandwidth})$$
 #
-# The line of code that all of this is about:
+# This is the line of code in question:
 
 # %%
 lines(linear, "rows @")
@@ -249,14 +255,14 @@ assert intensity(512, shape) > 200 * intensity(1, shape)
 # %% [markdown]
 # ## The roofline of your machine
 #
-# These cells measure your machine, so their numbers are yours, and differ a little each time: the more so if it is busy
-# with other things. The bandwidth is that of the fastest of some ways to read a matrix of 85 MB once, the peak that of the
-# fastest product of two matrices. All are measured in turn, for some seconds, and the best time of each counts.
+# These cells measure your machine, so your numbers will differ, and vary from run to run, especially if it is busy. The
+# bandwidth is that of the fastest of several ways to read a matrix of 85 MB once; the peak is that of the fastest
+# product of two matrices. All are measured in turn for a few seconds, and the best time of each counts.
 
 
 # %%
 def fastest(works, budget=4.0):
-    """The shortest time that each function took, in seconds; they are called in turn until the budget is spent."""
+    """The shortest time of each function, in seconds; they are called in turn until the budget is spent."""
     times, end = [[] for _ in works], time.perf_counter() + budget
     while not times[0] or time.perf_counter() < end:
         for work, taken in zip(works, times, strict=True):
@@ -276,7 +282,7 @@ rates = [2 * count * W.size / took for count, took in zip(counts, products, stri
 bandwidth = W.nbytes / min(dot, matrix_vector, products[0])
 peak = max(2 * len(square) ** 3 / matrix_matrix, *rates)
 print(f"bandwidth {bandwidth / 1e9:.1f} GB/s, peak {peak / 1e9:.1f} Gflop/s")
-print(f"so each byte read leaves time for {peak / bandwidth:.1f} flops")
+print(f"so reading a byte takes as long as {peak / bandwidth:.1f} flops")
 
 # %%
 figure, axes = plt.subplots(figsize=(7, 4))
@@ -290,8 +296,8 @@ axes.plot([], [], "o", color="C5", label="decode")
 axes.plot([], [], "o", color="C0", label="prefill of T tokens")
 ridge = peak / bandwidth
 axes.axvline(ridge, color="C6", linestyle=":")
-axes.text(0.9 * ridge, 2 * peak / 1e9, "memory is the bound", ha="right", fontsize=9)
-axes.text(1.1 * ridge, 2 * peak / 1e9, "arithmetic is the bound", ha="left", fontsize=9)
+axes.text(0.9 * ridge, 2 * peak / 1e9, "limited by memory", ha="right", fontsize=9)
+axes.text(1.1 * ridge, 2 * peak / 1e9, "limited by arithmetic", ha="left", fontsize=9)
 axes.set(xlabel="arithmetic intensity [flop/byte]", ylabel="speed [Gflop/s]")
 axes.set_ylim(min(rates) / 4e9, 4 * peak / 1e9)
 axes.set_title("The roofline of this machine: a weight of the 2B times T vectors")
@@ -299,9 +305,10 @@ axes.legend(loc="lower right")
 plt.show()
 
 # %% [markdown]
-# Decode stands at the slope, and the longer the prompt, the nearer it comes to the flat roof. Points between them can lie well below
-# both lines: for a handful of vectors a matrix-product routine is rarely at its best. Now read the slope backwards. A decoded token needs
-# every weight once (the embedding too: it is the head), and every key and value in the cache. So:
+# Decode lies on the slope, and the longer the prompt, the closer prefill comes to the flat roof. Points in between can
+# be well below both lines: matrix-product routines are rarely at their best for a handful of vectors. Now read the
+# slope the other way. A decoded token needs every weight once (including the embedding, which is the head), and every
+# key and value in the cache. So:
 #
 # $$\text{tokens/s} \le \frac{\text{bandwidth}}{\text{bytes of the weights} + \text{bytes of the cache}}$$
 
@@ -312,7 +319,7 @@ def max_speed(config, format, length):
 
 
 formats = ["float32", "bfloat16", "int4"]  # Google publishes bfloat16; int4 has a scale for each group of 64 weights
-print(f"at most so many tokens/s on this machine, after 1000 tokens\n{'':12}" + "".join(f"{s:>26}" for s in formats))
+print(f"maximum tokens/s on this machine, after 1000 tokens\n{'':12}" + "".join(f"{s:>26}" for s in formats))
 for name in ("gemma-2-2b", "gemma-2-9b", "gemma-2-27b"):
     cells = [
         f"{weight_bytes(RELEASED[name], s) / 1e9:8.1f} GB {max_speed(RELEASED[name], s, 1000):8.2f} /s" for s in formats
@@ -323,9 +330,9 @@ assert 3.99 < weight_bytes(two_b, "float32") / sum(two_b.parameter_count().value
 assert 7 < weight_bytes(two_b, "float32") / weight_bytes(two_b, "int4") < 7.2
 
 # %% [markdown]
-# This is why fewer bits per weight mean faster writing, and not only less memory. It is a bound: weights in 16 or 4 bits
-# must be widened before they are multiplied, which takes time of its own. Is the bound any good? Here is a Gemma 2 of two
-# layers and random weights, too large for the caches of most processors:
+# This is why fewer bits per weight make generation faster, and not only smaller. It is an upper bound: weights in 16 or
+# 4 bits must be dequantized before they are multiplied, which also takes time. How good is the bound? Here is a Gemma 2
+# of two layers with random weights, too large for the caches of most processors:
 
 # %%
 middle = gemma2_config(
@@ -349,15 +356,15 @@ print(
 assert weight_bytes(middle, "float32") == sum(weight.nbytes for weight in random.values())
 
 # %% [markdown]
-# ## What the cache takes
+# ## The size of the cache
 #
-# A long text takes gigabytes. Gemma 2 saves twice: two query heads share one key-value head, which halves the cache, and
-# local layers stop growing at the window of 4096.
+# The cache of a long text takes gigabytes. Gemma 2 saves memory in two ways: two query heads share one key-value head,
+# which halves the cache, and the cache of local layers stops growing at the window of 4096.
 
 # %%
 cache = KVCache(config, 256)
 held = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
-assert held == cache_bytes(config, 256)  # the formula, against the arrays themselves
+assert held == cache_bytes(config, 256)  # the formula gives the size of the arrays
 
 text_lengths = np.arange(0, 8193, 256)
 figure, axes = plt.subplots()
@@ -369,7 +376,7 @@ for colour, name in zip(("C0", "C1", "C2"), ("gemma-2-2b", "gemma-2-9b", "gemma-
     assert sizes.num_attention_heads == 2 * sizes.num_key_value_heads
     saved = 1 - cache_bytes(sizes, 8192) / cache_bytes(every_global, 8192)
     print(
-        f"{name}: {cache_bytes(sizes, 8192) / 1e9:.2f} GB for 8192 tokens in float32, {saved:.0%} less for the windows"
+        f"{name}: {cache_bytes(sizes, 8192) / 1e9:.2f} GB for 8192 tokens in float32, {saved:.0%} less because of the windows"
     )
     assert abs(saved - 0.25) < 1e-9
 axes.plot([], [], color="C6", linestyle=":", label="if all layers were global")
@@ -383,14 +390,14 @@ plt.show()
 #
 # Replace `...` with your code and run the cell: it tells you what is wrong, if anything.
 #
-# **1.** The loop that writes: prefill, then one token at a time, each the likeliest.
+# **1.** The generation loop: prefill, then one token at a time, always the most likely.
 
 
 # %%
 def greedy(ids, count, weights, config):
-    """ids: list of T numbers, `count` new tokens wanted -> list of `count` numbers
+    """ids: list of T numbers, count: number of new tokens -> list of `count` numbers
 
-    Hint: transformer(unread, weights, config, cache) gives [T, D]; T is 1 after the prompt.
+    Hint: transformer(unread, weights, config, cache) returns [T, D]; T is 1 after the prompt.
     """
     ...
 
@@ -405,7 +412,7 @@ check(greedy, exercises.DECODE)
 def nucleus(logits, temperature, top_p):
     """logits [V] -> probabilities [V], zero for the tokens that are dropped
 
-    Hint: sort by probability, largest first; a token stays if those before it hold less than top_p together.
+    Hint: sort by probability, largest first; keep a token if those before it add up to less than top_p.
     """
     ...
 
@@ -417,12 +424,12 @@ check(nucleus, exercises.TOP_P)
 #
 # ## Further reading
 #
-# - [gemma_np/model/kv_cache.py](../gemma_np/model/kv_cache.py): the ring, also when several tokens wrap at once.
+# - [gemma_np/model/kv_cache.py](../gemma_np/model/kv_cache.py): the ring, including several tokens that wrap at once.
 # - [gemma_np/text/generation.py](../gemma_np/text/generation.py) and [sampling.py](../gemma_np/text/sampling.py): the
-#   loop and the choice, whole.
+#   complete loop and the choice of the token.
 # - [gemma_np/memory.py](../gemma_np/memory.py): the byte counts, which `gemma-np info` prints.
-# - Holtzman et al., [The Curious Case of Neural Text Degeneration](https://arxiv.org/abs/1904.09751), for top-p; Williams,
-#   Waterman and Patterson, [Roofline](https://doi.org/10.1145/1498765.1498785), for the picture; Pope et al.,
+# - Holtzman et al., [The Curious Case of Neural Text Degeneration](https://arxiv.org/abs/1904.09751), for top-p;
+#   Williams, Waterman and Patterson, [Roofline](https://doi.org/10.1145/1498765.1498785), for the plot; Pope et al.,
 #   [Efficiently Scaling Transformer Inference](https://arxiv.org/abs/2211.05102), for large models.
 #
 # Next: [10. The backward pass by hand](10_backward_by_hand.ipynb).

@@ -1,12 +1,12 @@
 # %% [markdown]
 # # 10. The backward pass by hand
 #
-# After this you can write the backward function of every operation in Gemma 2, check each by finite differences, and say
-# in which direction each weight has to move for a text to become likelier. About 15 minutes. The
-# [Gemma 2 report](https://arxiv.org/abs/2408.00118) takes gradients for granted: it is the architecture of its section 2
-# that is undone here, for the training of its section 3.
+# After this you can write the backward function of every operation in Gemma 2, check each by finite differences, and
+# say in which direction each weight has to move to make a text more likely. About 15 minutes. The [Gemma 2
+# report](https://arxiv.org/abs/2408.00118) takes gradients for granted; here we differentiate the architecture of its
+# section 2, for the training of its section 3.
 #
-# Before this: [9. The cache, and writing text](09_cache_and_generation.ipynb).
+# Before this: [9. The cache, and generating text](09_cache_and_generation.ipynb).
 # Terms and letters: [glossary](glossary.md).
 
 # %%
@@ -32,7 +32,7 @@ from gemma_np.training.trainer import loss_and_gradients
 from gemma_np.weights.linear import linear, linear_backward
 
 use_style()
-model = gemma_np.load(dtype="float64")  # float64, so that errors of rounding do not hide errors of ours
+model = gemma_np.load(dtype="float64")  # float64, so rounding errors do not hide our mistakes
 config, weights, tokenizer = model.config, model.weights, model.tokenizer
 text = (
     "To be, or not to be, that is the question: Whether 'tis nobler in the mind to suffer the slings and arrows of "
@@ -40,42 +40,42 @@ text = (
 )
 ids = np.array(tokenizer.encode(text))
 draw = np.random.default_rng(0).standard_normal
-print(f"T = {len(ids) - 1} tokens are read, and as many predicted")
+print(f"T = {len(ids) - 1} tokens are read, and as many are predicted")
 
 # %% [markdown]
-# ## The idea: a question handed backwards
+# ## The idea: pass gradients backwards
 #
-# Training asks of every weight: if it grew a little, how much would the loss $L$ grow? For an array $x$ anywhere in the
-# model, write $dx$ for the answers: $dx_i = \partial L / \partial x_i$, an array of the very shape of $x$. Say that a line
-# computes $y = f(x)$, and that $dy$ is known. Then the chain rule gives $dx$:
+# Training asks for every weight: if it grows a little, how much does the loss $L$ grow? For any array $x$ in the model,
+# let $dx$ be the answers: $dx_i = \partial L / \partial x_i$, an array of the same shape as $x$. Suppose a line
+# computes $y = f(x)$, and $dy$ is known. Then the chain rule gives $dx$:
 #
 # $$dx_i = \sum_j dy_j \, \frac{\partial y_j}{\partial x_i}$$
 #
-# This is the **vector-Jacobian product** of $dy$ with the table of all slopes, the Jacobian of $f$. The table itself is
-# never built. For a single down-projection and this short text it would be huge:
+# This is the **vector-Jacobian product** of $dy$ with the matrix of all derivatives, the Jacobian of $f$. The Jacobian
+# itself is never built. For a single down-projection and this short text it would be huge:
 
 # %%
 T, D, F = len(ids) - 1, config.hidden_size, config.intermediate_size
-jacobian = (T * D) * (T * F) * 8  # bytes: one slope for each pair of numbers
+jacobian = (T * D) * (T * F) * 8  # bytes: one derivative for each pair of numbers
 product = (T * D + F * D) * 8
 print(f"Jacobian {jacobian / 1e9:.1f} GB; dy [T, D] and the weight [D, F] {product / 1e6:.1f} MB")
 assert jacobian > 1e9 > 100 * product
 
 # %% [markdown]
-# Instead, each forward function gets a backward function, which takes $dy$ and returns $dx$. It costs about twice as much:
-# a product has two factors, and each gets a gradient, which is a product again. The last line of the forward pass is
-# undone first, since its $dy$ is known first. **What the forward line did, the backward line undoes**, and three rules
-# cover nearly everything:
+# Instead, each forward function has a backward function, which takes $dy$ and returns $dx$. It costs about twice as
+# much: a product has two factors, and the gradient of each is a product again. The last line of the forward pass is
+# undone first, because its $dy$ is known first. **Each backward line undoes a forward line**, and three rules cover
+# nearly everything:
 #
-# - Where the forward pass *adds*, the gradient is handed to each term as it is.
+# - Where the forward pass *adds*, each term gets the gradient unchanged.
 # - Where it *uses an array twice*, the gradients of the uses are *added*.
 # - Where it *multiplies*, each factor gets $dy$ times the other factor.
 #
 # ## The check: finite differences
 #
-# A wrong gradient raises no error; a model trained with it only learns worse. So every backward function is held against
-# the definition of a slope: move one number a little, up and down, and see how the loss follows. It takes two forward
-# passes a number, so it is no way to train, but it knows nothing of the backward function:
+# A wrong gradient raises no error; a model trained with it just learns less well. So we compare every backward function
+# with the definition of a derivative: move one number a little, up and down, and see how the loss changes. This takes
+# two forward passes per number, so it is no way to train, but it is independent of the backward function:
 
 
 # %%
@@ -89,20 +89,21 @@ def measured(loss, x, step=1e-5):
     return slopes
 
 
-def hold(gradient, loss, x):
+def check_gradient(gradient, loss, x):
     """Fail unless the gradient of loss(x) is the measured one."""
     np.testing.assert_allclose(gradient, measured(loss, x), rtol=1e-6, atol=1e-8)
 
 
 # %% [markdown]
-# For one operation, any $dy$ will do: draw it at random, and take $L = \sum_j dy_j \, f(x)_j$, whose gradient with respect
-# to $f(x)$ is that $dy$. Here it is for the norm of [tutorial 2](02_rms_norm.ipynb). How far should one move?
+# For one operation, any $dy$ will do: choose it at random, and take $L = \sum_j dy_j \, f(x)_j$, whose gradient with
+# respect to $f(x)$ is that $dy$. Here it is for the norm of [tutorial 2](02_rms_norm.ipynb). How large should the step
+# be?
 
 # %%
 x, weight, dy, eps = draw(8), draw(8), draw(8), config.rms_norm_eps
 dx, dweight = rms_norm_backward(dy, x, weight, eps)
-hold(dx, lambda x: (dy * rms_norm(x, weight, eps)).sum(), x)
-hold(dweight, lambda weight: (dy * rms_norm(x, weight, eps)).sum(), weight)
+check_gradient(dx, lambda x: (dy * rms_norm(x, weight, eps)).sum(), x)
+check_gradient(dweight, lambda weight: (dy * rms_norm(x, weight, eps)).sum(), weight)
 
 # %%
 steps = np.geomspace(1e-13, 1, 40)
@@ -127,7 +128,7 @@ axes.loglog(steps, both, color="C0", label="up and down, float64")
 axes.loglog(steps, one, color="C1", label="up only, float64")
 axes.loglog(steps, coarse, color="C5", label="up and down, float32")
 axes.set(xlabel="step size h", ylabel="relative error of the measured slope", ylim=(1e-13, 1e2))
-axes.set_title("Too small a step drowns in rounding, too large a step misses the curve")
+axes.set_title("Small steps suffer from rounding, large steps from curvature")
 axes.legend(loc="lower left", fontsize=9)
 plt.show()
 
@@ -138,11 +139,11 @@ assert both[np.abs(np.log10(steps) + 5).argmin()] < 1e-8 and coarse.min() > 1e-6
 assert both[steps > 1e-6].min() < one.min() and both.min() < coarse.min() / 1000
 
 # %% [markdown]
-# Two errors make a V. To the right the function bends within the step: that error falls with $h$, or with $h^2$ when one
-# moves up and down, since then the first bend cancels. To the left the two losses are so alike that what is left of their
-# difference is rounding, divided by a small $h$. In between, with $h$ around $10^{-5}$ and in float64, a right gradient
-# agrees to more than eight digits. In float32 no step gives more than six, and most give hardly any: where the line is
-# flat at 1, the step was lost altogether.
+# Two errors make a V. On the right, the function curves within the step: this error falls with $h$, or with $h^2$ for
+# steps up and down, because the first-order curvature cancels. On the left, the two losses are so similar that rounding
+# dominates their difference, divided by a small $h$. In between, with $h$ around $10^{-5}$ and in float64, a correct
+# gradient agrees to more than eight digits. In float32 no step gives more than six, and most give hardly any: where the
+# line is flat at 1, the step was lost in rounding.
 #
 # ## Linear: the other factor
 #
@@ -150,8 +151,8 @@ assert both[steps > 1e-6].min() < one.min() and both.min() < coarse.min() / 1000
 #
 # $$dx = dy \, W \qquad dW = dy^\top x$$
 #
-# The shapes alone tell this: there is one way only to make [T, in] of $dy$ and $W$. The weight is used for each of the $T$
-# tokens, so that its gradient is a sum over them, which is what the product $dy^\top x$ does.
+# The shapes alone determine this: there is only one way to get [T, in] from $dy$ and $W$. The weight is used for each
+# of the $T$ tokens, so its gradient is a sum over them, which the product $dy^\top x$ computes.
 
 # %%
 lines(linear, "rows @")
@@ -162,14 +163,14 @@ lines(linear_backward, "return")
 # %%
 x, W, dy = draw((3, 4)), draw((5, 4)), draw((3, 5))
 dx, dW = linear_backward(dy, x, W)
-hold(dx, lambda x: (dy * linear(x, W)).sum(), x)
-hold(dW, lambda W: (dy * linear(x, W)).sum(), W)
+check_gradient(dx, lambda x: (dy * linear(x, W)).sum(), x)
+check_gradient(dW, lambda W: (dy * linear(x, W)).sum(), W)
 
 # %% [markdown]
-# ## RMSNorm: what lies along x is taken out
+# ## RMSNorm: the part along x is removed
 #
-# With $n = x / \mathrm{rms}(x)$ and $dn = dy \, (1 + w)$: growing $x$ along itself changes nothing, because the norm undoes
-# it, so the part of $dn$ along $n$ goes. (It was checked above.)
+# With $n = x / \mathrm{rms}(x)$ and $dn = dy \, (1 + w)$: scaling $x$ changes nothing, because the norm undoes it, so
+# the part of $dn$ along $n$ is removed. (We checked this above.)
 #
 # $$dx = \frac{dn - n \cdot \mathrm{mean}(dn \cdot n)}{\mathrm{rms}(x)} \qquad dw = \sum_{\text{tokens}} dy \cdot n$$
 
@@ -180,10 +181,10 @@ lines(rms_norm, "return")
 lines(rms_norm_backward, "n = x", "dn =", "dweight =", "dx =")
 
 # %% [markdown]
-# ## The soft cap: its slope, read off its output
+# ## The soft cap: its slope from its output
 #
-# For $y = c \tanh(x / c)$, the derivative of $\tanh$ is $1 - \tanh^2$, and the two $c$ cancel. The tanh need not be computed
-# again, since it is $y / c$:
+# For $y = c \tanh(x / c)$, the derivative of $\tanh$ is $1 - \tanh^2$, and the two $c$ cancel. We need not compute the
+# tanh again, because it is $y / c$:
 #
 # $$dx = dy \, \big(1 - (y / c)^2\big)$$
 
@@ -195,12 +196,13 @@ lines(soft_cap_backward, "slope")
 
 # %%
 x, dy, cap = draw((3, 4)), draw((3, 4)), 2.0
-hold(soft_cap_backward(dy, soft_cap(x, cap), cap), lambda x: (dy * soft_cap(x, cap)).sum(), x)
+check_gradient(soft_cap_backward(dy, soft_cap(x, cap), cap), lambda x: (dy * soft_cap(x, cap)).sum(), x)
 
 # %% [markdown]
-# ## RoPE: turn back
+# ## RoPE: rotate back
 #
-# A rotation $y = R x$ is undone by $R^\top$, which is the rotation by the opposite angle: the same function, with $-\sin$.
+# A rotation $y = R x$ is undone by $R^\top$, which is the rotation by the opposite angle: the same function, with
+# $-\sin$.
 
 # %%
 lines(rope, "first, second", "return")
@@ -211,19 +213,19 @@ lines(rope_backward, "return")
 # %%
 cos, sin = rope_cos_sin(range(3), 4, 10_000.0, 1.0, np.float64)
 x, dy = draw((3, 4)), draw((3, 4))  # [T, h]
-hold(rope_backward(dy, cos, sin), lambda x: (dy * rope(x, cos, sin)).sum(), x)
+check_gradient(rope_backward(dy, cos, sin), lambda x: (dy * rope(x, cos, sin)).sum(), x)
 np.testing.assert_allclose(rope_backward(rope(x, cos, sin), cos, sin), x, atol=1e-14)  # there, and back again
 
 # %% [markdown]
 # ## Masked softmax: only differences count
 #
-# For one query, with the probabilities $p$ [S] of its keys: to raise one score raises its own probability and lowers all
-# others, since they share one denominator. $\partial p_j / \partial s_i = p_j \, (\delta_{ij} - p_i)$, and so
+# Take one query and the probabilities $p$ [S] of its keys. Raising one score raises its own probability and lowers all
+# others, because they share one denominator. $\partial p_j / \partial s_i = p_j \, (\delta_{ij} - p_i)$, and so
 #
 # $$ds_i = p_i \, \Big(dp_i - \sum_j dp_j \, p_j\Big)$$
 #
-# The sum is the mean of $dp$ as the query weighs it: a key gains if it did better than that mean. A key that the mask hid
-# has $p_i = 0$, so that its gradient is zero without a word about the mask.
+# The sum is the mean of $dp$, weighted by the probabilities: a score gets a positive gradient if its $dp$ is above that
+# mean. A masked key has $p_i = 0$, so its gradient is zero, and the backward function does not need the mask.
 
 # %%
 lines(masked_softmax, "hide =", "probs")
@@ -234,20 +236,20 @@ lines(masked_softmax_backward, "return")
 # %%
 scores, dprobs, mask = draw((2, 3, 3)), draw((2, 3, 3)), attention_mask(range(3), range(3), None)  # [H, T, S], [T, S]
 dscores = masked_softmax_backward(dprobs, masked_softmax(scores, mask))
-hold(dscores, lambda scores: (dprobs * masked_softmax(scores, mask)).sum(), scores)
-np.testing.assert_allclose(dscores.sum(axis=-1), 0, atol=1e-12)  # what one key gains, others lose
+check_gradient(dscores, lambda scores: (dprobs * masked_softmax(scores, mask)).sum(), scores)
+np.testing.assert_allclose(dscores.sum(axis=-1), 0, atol=1e-12)  # what one key gains, the others lose
 assert (dscores[:, ~mask] == 0).all()
 
 # %% [markdown]
 # ## Grouped queries: a sum over the group
 #
-# The $G$ query heads of a group read the same keys and values: used more than once, hence added. With the probabilities
-# $P_g$ [T, S] of query head $g$ and $dO_g$ [T, h], the gradient of what it mixed:
+# The $G$ query heads of a group read the same keys and values, which are used more than once, so their gradients are
+# added. With the probabilities $P_g$ [T, S] of query head $g$ and $dO_g$ [T, h], the gradient of its output:
 #
 # $$dP_g = dO_g \, V^\top \qquad dV = \sum_{g \in \text{group}} P_g^\top \, dO_g$$
 #
-# and in the same way for queries and keys. Stacking the heads of a group into one tall matrix [G T, S] makes the product
-# sum by itself:
+# and likewise for queries and keys. When the heads of a group are stacked into one tall matrix [G T, S], the product
+# computes the sum:
 
 # %%
 lines(grouped_matmul, "stacked")
@@ -272,8 +274,8 @@ dprobs, dvalues = (
     grouped_matmul(dcontext, values.swapaxes(-1, -2)),
     grouped_matmul_backward(probs, dcontext, kv_heads=2),
 )
-hold(dvalues, lambda values: (dcontext * grouped_matmul(probs, values)).sum(), values)
-hold(dprobs, lambda probs: (dcontext * grouped_matmul(probs, values)).sum(), probs)
+check_gradient(dvalues, lambda values: (dcontext * grouped_matmul(probs, values)).sum(), values)
+check_gradient(dprobs, lambda probs: (dcontext * grouped_matmul(probs, values)).sum(), probs)
 
 # %% [markdown]
 # ## GeGLU: each factor gets the other
@@ -292,14 +294,15 @@ lines(feed_forward_backward, "activation, slope", "dup =", "slope *=", "dgate ="
 # %%
 gate, up, dhidden = draw((3, 4)), draw((3, 4)), draw((3, 4))
 activation, slope = gelu_and_slope(gate)
-hold(dhidden * activation, lambda up: (dhidden * gelu(gate) * up).sum(), up)
-hold(dhidden * up * slope, lambda gate: (dhidden * gelu(gate) * up).sum(), gate)
+check_gradient(dhidden * activation, lambda up: (dhidden * gelu(gate) * up).sum(), up)
+check_gradient(dhidden * up * slope, lambda gate: (dhidden * gelu(gate) * up).sum(), gate)
 
 # %% [markdown]
-# ## The embedding: add, as often as a token occurs
+# ## The embedding: add once per occurrence
 #
-# A lookup uses a row once for each time its token is in the text, so the gradients of all those places are added to it.
-# `gradient[ids] += ...` looks right and is not: NumPy writes each row once, and the last place wins. `np.add.at` adds all.
+# A lookup uses a row once for each occurrence of its token in the text, so the gradients of all occurrences are added.
+# `gradient[ids] += ...` looks right but is wrong: NumPy writes each row once, and the last occurrence wins. `np.add.at`
+# adds all of them.
 
 # %%
 lines(embed, "return")
@@ -310,7 +313,7 @@ lines(embed_backward, "add.at")
 # %%
 few, E, dx = np.array([1, 4, 1]), draw((5, 2)), draw((3, 2))  # token 1 occurs twice
 dE = embed_backward(dx, few, E)
-hold(dE, lambda E: (dx * embed(few, E)).sum(), E)
+check_gradient(dE, lambda E: (dx * embed(few, E)).sum(), E)
 
 wrong = np.zeros_like(E)
 wrong[few] += dx * np.sqrt(2)
@@ -319,13 +322,13 @@ assert np.allclose(wrong[4], dE[4]) and not np.allclose(wrong[1], dE[1])
 # %% [markdown]
 # ## Cross-entropy: softmax minus one-hot
 #
-# At the very end stands the loss of one position, $\ell = -\log P_t$ for the token $t$ that really came next. With $P =
+# At the very end is the loss of one position, $\ell = -\log P_t$ for the token $t$ that really came next. With $P =
 # \mathrm{softmax}(z)$ over the logits $z$ [V], $\ell = \log \sum_j e^{z_j} - z_t$, and so
 #
 # $$dz = P - \mathrm{onehot}(t)$$
 #
-# Each token is pushed down by the probability that it got, and the right one is
-# pushed up by what its probability lacks of 1. When all is right, nothing is left to push.
+# Each logit is pushed down in proportion to its probability, and the logit of the right token is pushed up by 1 minus
+# its probability. When the prediction is perfect, the gradient is zero.
 
 # %%
 lines(cross_entropy, "losses", "dlogits")
@@ -333,7 +336,7 @@ lines(cross_entropy, "losses", "dlogits")
 # %%
 z, target = draw((3, 6)), np.array([2, 0, 5])
 losses, dz = cross_entropy(z, target)
-hold(dz, lambda z: cross_entropy(z, target)[0].sum(), z)
+check_gradient(dz, lambda z: cross_entropy(z, target)[0].sum(), z)
 
 logits = model.logits(ids)  # [T + 1, V]
 losses, dlogits = cross_entropy(logits[:-1], ids[1:])
@@ -348,7 +351,7 @@ axes.axhline(0, color="C6", linewidth=0.8)
 axes.set_axisbelow(True)
 axes.set(xlabel="token (the ten largest)", ylabel="gradient of its logit [nats/unit]")
 read = tokenizer.decode(ids[position - 4 : position + 1].tolist())
-axes.set_title(f"After “…{read}”: one token is too low, all others are too high")
+axes.set_title(f"After “…{read}”: one logit is too low, all others are too high")
 plt.show()
 
 print(f"the right one, {tokenizer.piece(int(right))!r}, has {dlogits[position, right]:.3f}; the sum of all is 0")
@@ -356,10 +359,11 @@ assert order[0] == right and (dlogits[position] < 0).sum() == 1
 np.testing.assert_allclose(dlogits.sum(axis=-1), 0, atol=1e-12)
 
 # %% [markdown]
-# ## The block: the residual stream hands on
+# ## The block: along the residual stream
 #
-# In `x + y` both terms get $dy$ as it is. So the gradient runs down the residual stream past each layer, and what comes
-# through attention and feed-forward is added to it. However deep the model, on that way it does not fade.
+# In `x + y` both terms get $dy$ unchanged. So the gradient flows down the residual stream past each layer, and the
+# gradients through attention and feed-forward are added to it. On this path it does not vanish, however deep the model
+# is.
 
 # %%
 lines(block, "x + y")
@@ -368,8 +372,8 @@ lines(block, "x + y")
 lines(block_backward, "dz = dy", "dmid = dy +", "dz = dmid", "return dmid")
 
 # %% [markdown]
-# And in the whole model the embedding is used twice, as the table that tokens are looked up in, and as the head (the tied
-# head of table 1). The head's share is found first, and the lookup's is added to it:
+# In the whole model the embedding is used twice, for the lookup and as the head (the tied head of table 1). The
+# gradient from the head comes first, and that from the lookup is added to it:
 
 # %%
 lines(lm_head_backward, "gradients[name]")
@@ -380,8 +384,8 @@ lines(transformer_backward, "for layer in reversed", "block_backward", "embed_ba
 # %% [markdown]
 # ## The whole model
 #
-# The backward functions need what the forward pass computed, so it runs with a record. The loss of a text is the mean over
-# its positions, and `masked_mean` divides $dz$ accordingly. Everything together:
+# The backward functions need the intermediates of the forward pass, so it runs with a record. The loss of a text is the
+# mean over its positions, and `masked_mean` divides $dz$ accordingly. Here is everything together:
 
 # %%
 lines(loss_and_gradients, "logits =", "value, dlogits", "dx =", "transformer_backward")
@@ -394,8 +398,8 @@ assert all(gradients[name].shape == weights[name].shape for name in weights)
 np.testing.assert_allclose(loss, losses.mean())
 
 # %% [markdown]
-# A million slopes are too many to measure. A few random ones, one in each of some random weights, will do: a mistake in
-# any backward function falsifies all that comes after it.
+# A million derivatives are too many to measure. A few random ones are enough, one in each of several random weights: a
+# mistake in any backward function makes all gradients after it wrong.
 
 # %%
 generator = np.random.default_rng(0)
@@ -417,8 +421,8 @@ for name in generator.choice(sorted(weights), 8, replace=False):
     np.testing.assert_allclose(gradients[name][place], slope, rtol=1e-4, atol=1e-8)
 
 # %% [markdown]
-# What are they good for? A gradient points to where the loss grows, so a small step the other way makes it shrink, and
-# the text becomes likelier. That is all of training, but for the details, which are in
+# What are gradients for? A gradient points in the direction in which the loss grows, so a small step in the opposite
+# direction makes it shrink, and the text becomes more likely. That is training, except for the details, which are in
 # [tutorial 11](11_training_a_tiny_gemma.ipynb).
 
 # %%
@@ -428,10 +432,10 @@ print(f"loss {loss:.3f} nats, and {after:.3f} after one step of 0.1 against the 
 assert after < loss - 0.5
 
 # %% [markdown]
-# ## Who is asked to change most
+# ## Which weights have the largest gradients
 #
-# Here is how large the gradient of each weight is on this text, as a root mean square over its numbers, so that large and
-# small matrices can be compared.
+# Here is the size of each weight's gradient on this text, as a root mean square over its elements, so large and small
+# matrices are comparable.
 
 # %%
 kinds = {
@@ -455,7 +459,7 @@ sizes = {
 
 figure, axes = plt.subplots(figsize=(7, 4))
 matrix(axes, 1000 * np.array(list(sizes.values())), list(kinds), label="root mean square of the gradient, times 1000")
-axes.set(xticks=layers, xlabel="layer", title="How far the loss asks each weight to move")
+axes.set(xticks=layers, xlabel="layer", title="The size of each weight's gradient")
 plt.show()
 
 for layer in layers:
@@ -463,23 +467,23 @@ for layer in layers:
     assert sizes["k_proj"][layer] > sizes["q_proj"][layer]
 
 # %% [markdown]
-# In every layer, the matrix of the values has a larger gradient than those of queries and keys. What a value changes goes
-# straight into the mix; a query or a key only shifts weight between values, through a softmax that takes out whatever all
-# scores have in common. And the keys' matrix has a larger gradient than the queries': one reason is that each of its heads
-# collects the gradients of a group of two.
+# In every layer, the value matrix has a larger gradient than the query and key matrices. A change of a value goes
+# straight into the output; a change of a query or a key only shifts probability between values, through a softmax that
+# removes whatever all scores have in common. And the key matrix has a larger gradient than the query matrix: one reason
+# is that each key head collects the gradients of a group of two query heads.
 #
 # ## Exercises
 #
 # Replace `...` with your code and run the cell: it tells you what is wrong, if anything.
 #
-# **1.** The soft cap, undone.
+# **1.** The backward function of the soft cap.
 
 
 # %%
 def cap_gradient(dy, y, cap):
     """dy [...], y = cap * tanh(x / cap) [...] -> dx [...]
 
-    Hint: x is not needed; tanh(x / cap) is in y.
+    Hint: you do not need x; y contains tanh(x / cap).
     """
     ...
 
@@ -487,7 +491,7 @@ def cap_gradient(dy, y, cap):
 check(cap_gradient, exercises.SOFT_CAP)
 
 # %% [markdown]
-# **2.** The softmax, undone.
+# **2.** The backward function of softmax.
 
 
 # %%
@@ -509,7 +513,7 @@ check(softmax_gradient, exercises.SOFTMAX)
 def shared_gradient(probs, dcontext, kv_heads):
     """probs [H, T, S], dcontext [H, T, h] -> dvalues [K, S, h], K = kv_heads
 
-    Hint: query heads 0 to G - 1 share head 0; make the product for each head, then reshape H to [K, G].
+    Hint: query heads 0 to G - 1 share head 0; compute the product for each head, then reshape H to [K, G].
     """
     ...
 
@@ -523,9 +527,9 @@ check(shared_gradient, exercises.SHARED)
 #
 # - [gemma_np/model](../gemma_np/model): each forward function has its backward beside it;
 #   [attention.py](../gemma_np/model/attention.py) has the longest.
-# - [tests/support/finite_differences.py](../tests/support/finite_differences.py): the check of this page, made sharper: one random
-#   direction for all arguments, two steps, extrapolated.
+# - [tests/support/finite_differences.py](../tests/support/finite_differences.py): a sharper version of this check: one
+#   random direction for all arguments, two step sizes, extrapolated.
 # - Baydin et al., [Automatic Differentiation in Machine Learning: a Survey](https://arxiv.org/abs/1502.05767): how
-#   frameworks find these functions by themselves.
+#   frameworks derive these functions automatically.
 #
 # Next: [11. Training a tiny Gemma](11_training_a_tiny_gemma.ipynb).

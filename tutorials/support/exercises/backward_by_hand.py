@@ -30,10 +30,8 @@ SOFT_CAP = Exercise(
     reference=soft_cap_backward,
     cases=_soft_cap_cases,
     mistakes={
-        "y is squared as it is; divide it by the cap first: tanh(x / cap) is y / cap": lambda dy, y, cap: (
-            dy * (1 - y * y)
-        ),
-        "tanh is applied to y, which has been through it already; y / cap is the tanh": _tanh_twice,
+        "y is squared without division by the cap; tanh(x / cap) is y / cap": lambda dy, y, cap: dy * (1 - y * y),
+        "tanh is applied to y again; tanh(x / cap) is y / cap": _tanh_twice,
         "the result is divided by the cap; the cap in front and the one inside cancel": lambda dy, y, cap: (
             soft_cap_backward(dy, y, cap) / dy.dtype.type(cap)
         ),
@@ -54,7 +52,7 @@ def _softmax_cases(generator: np.random.Generator) -> Cases:
         "one query": (draw((1, 5)), probs(1, 5)),
         "several queries": (draw((3, 5)), probs(3, 5)),
         "heads": (draw((2, 3, 5)), probs(2, 3, 5)),
-        "keys that the mask hid": (draw((2, 4, 4)), causal),
+        "masked keys": (draw((2, 4, 4)), causal),
     }
 
 
@@ -62,7 +60,7 @@ SOFTMAX = Exercise(
     reference=masked_softmax_backward,
     cases=_softmax_cases,
     mistakes={
-        "each probability is taken to depend on its own score alone; all share one denominator: subtract "
+        "each probability is assumed to depend only on its own score; they share a denominator: subtract "
         "sum(dprobs * probs)": lambda dprobs, probs: dprobs * probs * (1 - probs),
         "nothing is subtracted: subtract sum(dprobs * probs) from dprobs before it is multiplied by probs": (
             lambda dprobs, probs: dprobs * probs
@@ -70,7 +68,7 @@ SOFTMAX = Exercise(
         "the mean over the keys is subtracted; it is the sum of dprobs * probs": lambda dprobs, probs: (
             probs * (dprobs - np.mean(dprobs * probs, axis=-1, keepdims=True))
         ),
-        "the sum is that of dprobs; each is weighed with its probability": lambda dprobs, probs: (
+        "the sum is that of dprobs; weight each by its probability": lambda dprobs, probs: (
             probs * (dprobs - dprobs.sum(axis=-1, keepdims=True))
         ),
         "one sum for all queries is subtracted; each query has its own (axis=-1, keepdims=True)": (
@@ -111,7 +109,7 @@ def _as_tiled(probs: np.ndarray, dcontext: np.ndarray, kv_heads: int) -> np.ndar
 
 
 def _probs_of_all(probs: np.ndarray, dcontext: np.ndarray, kv_heads: int) -> np.ndarray:
-    """The groups are added up on either side before the product."""
+    """Sum over the group on both sides before the product."""
     shape = (kv_heads, -1)
     left = probs.reshape(*shape, *probs.shape[1:]).sum(axis=1)
     right = dcontext.reshape(*shape, *dcontext.shape[1:]).sum(axis=1)
@@ -122,17 +120,17 @@ SHARED = Exercise(
     reference=grouped_matmul_backward,
     cases=_shared_cases,
     mistakes={
-        "the query heads of a group are averaged; each adds its own share: sum them": (
+        "the query heads of a group are averaged; sum them": (
             lambda probs, dcontext, kv_heads: _in_groups(probs, dcontext, kv_heads).mean(axis=1)
         ),
-        "only the first query head of each group is heard; sum over all of them": (
+        "only the first query head of each group is used; sum over all of them": (
             lambda probs, dcontext, kv_heads: _in_groups(probs, dcontext, kv_heads)[:, 0]
         ),
         known("gqa-tile"): _as_tiled,
         "probs and dcontext are summed over the group before they are multiplied; multiply head by head, then sum": (
             _probs_of_all
         ),
-        "there is one gradient for each query head; sum those of a group, so that K are left": (
+        "there is one gradient per query head; sum those of each group, which leaves K": (
             lambda probs, dcontext, kv_heads: _by_head(probs, dcontext)
         ),
     },

@@ -80,7 +80,7 @@ def _second_first(ids: Sequence[int], count: int, weights: Weights, config: Gemm
 
 
 def _reads_again(answer: Answer, cases: Cases) -> str | None:
-    """Whether an answer has the embedding look up more ids than the prompt and the new tokens, each of them once."""
+    """Return a remark when an answer embeds more ids than those of the prompt and the new tokens, each once."""
     looked_up: list[int] = []
 
     def counting(ids: np.ndarray, E: np.ndarray) -> np.ndarray:
@@ -92,9 +92,7 @@ def _reads_again(answer: Answer, cases: Cases) -> str | None:
         with patch.dict(transformer.__globals__, embed=counting):
             answer(list(ids), count, weights, config)
         if len(looked_up) > len(ids) + count:
-            return (
-                "right text, but everything is read again at each step; read only the new token, the cache has the rest"
-            )
+            return "right text, but every step reads everything again; read only the new token, the cache has the rest"
     return None
 
 
@@ -102,13 +100,13 @@ DECODE = Exercise(
     reference=_greedy,
     cases=_decode_cases,
     mistakes={
-        "the token is chosen from the first position; the last one tells what comes after the prompt": _first_position,
-        "each new token is read without the cache, so that it sees nothing before itself; pass the same cache "
+        "the token is chosen from the first position; the last one predicts what follows the prompt": _first_position,
+        "each new token is read without the cache, so it sees nothing before itself; pass the same cache "
         "to every call": _no_cache,
         "the whole text is read into the cache again at every step; read only the newest token": _everything_again,
-        "the prompt's last token is read twice; what the prefill returned tells the first new token": _last_twice,
-        "the first new token is left out; the prefill's last row gives it": _second_first,
-        "the prompt is returned, too; return the new tokens alone": lambda ids, count, weights, config: (
+        "the last token of the prompt is read twice; the result of the prefill predicts the first new token": _last_twice,
+        "the first new token is left out; the last row of the prefill predicts it": _second_first,
+        "the prompt is returned as well; return only the new tokens": lambda ids, count, weights, config: (
             [*ids, *_greedy(ids, count, weights, config)]
         ),
     },
@@ -136,7 +134,7 @@ def _softmax(logits: np.ndarray) -> np.ndarray:
 
 
 def _kept(probs: np.ndarray, ids: np.ndarray) -> np.ndarray:
-    """These tokens alone, with probabilities that sum to 1."""
+    """Keep only these tokens, with probabilities that sum to 1."""
     result = np.zeros_like(probs)
     result[ids] = probs[ids] / probs[ids].sum()
     return result
@@ -179,18 +177,18 @@ TOP_P = Exercise(
     reference=_top_p,
     cases=_top_p_cases,
     mistakes={
-        "what is kept does not add up to 1; divide it by its sum": _not_renormalized,
-        "the token that crosses top_p is dropped; it is needed to reach it: keep a token while those before it "
-        "hold less than top_p": _without_the_last,
+        "the kept probabilities do not sum to 1; divide them by their sum": _not_renormalized,
+        "the token that crosses top_p is dropped; keep a token while those before it "
+        "add up to less than top_p": _without_the_last,
         "the probabilities are added up in the order of the vocabulary; sort them first, the largest first": _unsorted,
-        "the result is left in sorted order; put each probability back into the place of its token": (
+        "the result is in sorted order; put each probability back at the index of its token": (
             lambda logits, temperature, top_p: np.sort(_top_p(logits, temperature, top_p))[::-1]
         ),
         "the least likely tokens are kept; sort the largest first": _smallest_first,
         "the temperature is not used; divide the logits by it": lambda logits, temperature, top_p: _top_p(
             logits, 1.0, top_p
         ),
-        "logits are multiplied by the temperature; divide them": lambda logits, temperature, top_p: _top_p(
+        "the logits are multiplied by the temperature; divide them": lambda logits, temperature, top_p: _top_p(
             logits, 1 / temperature, top_p
         ),
         "tokens are dropped before the temperature is applied; divide the logits by it first": _temperature_last,
