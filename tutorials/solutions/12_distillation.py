@@ -8,7 +8,7 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
     return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
 
 
-def distil(logits: np.ndarray, teacher_logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def distill(logits: np.ndarray, teacher_logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     log_student, teacher = log_softmax(logits), np.exp(log_softmax(teacher_logits))
     return -np.sum(teacher * log_student, axis=-1), np.exp(log_student) - teacher
 

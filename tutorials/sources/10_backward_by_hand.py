@@ -140,7 +140,7 @@ assert both[steps > 1e-6].min() < one.min() and both.min() < coarse.min() / 1000
 
 # %% [markdown]
 # Two errors make a V. On the right, the function curves within the step: this error falls with $h$, or with $h^2$ for
-# steps up and down, because the first-order curvature cancels. On the left, the two losses are so similar that rounding
+# steps up and down, because the second-order term cancels. On the left, the two losses are so similar that rounding
 # dominates their difference, divided by a small $h$. In between, with $h$ around $10^{-5}$ and in float64, a correct
 # gradient agrees to more than eight digits. In float32 no step gives more than six, and most give hardly any: where the
 # line is flat at 1, the step was lost in rounding.

@@ -1,10 +1,11 @@
 # %% [markdown]
 # # 11. Training a tiny Gemma
 #
-# After this you can write a training loop: draw a batch, find the loss and its gradients, clip them, take a step of
-# AdamW at the rate that the step asks for; and you can tell from four simple numbers whether the loop works. About 15
+# After this you can write a training loop: read a batch, compute the loss and its gradients, clip them, and take a step
+# of AdamW at the scheduled learning rate; and you can tell from four simple numbers whether the loop works. About 15
 # minutes; the notebook itself takes up to a minute to run. In the [Gemma 2 report](https://arxiv.org/abs/2408.00118):
-# section 3, "Pre-training", where the models learn from trillions of tokens; here one learns from some sixty thousand.
+# section 3, "Pre-training", where the models are trained on trillions of tokens; here we train one on about sixty
+# thousand.
 #
 # Before this: [10. The backward pass by hand](10_backward_by_hand.ipynb).
 # Terms and letters: [glossary](glossary.md).
@@ -41,13 +42,13 @@ tokenizer, V = author.tokenizer, author.config.vocab_size
 print(f"V = {V} tokens in the vocabulary")
 
 # %% [markdown]
-# ## Something to learn from
+# ## Training data
 #
 # No text comes with the package, so the bundled model is the author: it writes 512 texts of 128 tokens, each token
-# drawn from its distribution as it is. This has an advantage that no real text has. We know the distribution that every
-# token was drawn from, and so we know the best loss that any model can reach in the long run: the author's own.
+# sampled from its distribution. This has an advantage over real text: we know the distribution of every token, so we
+# know the best loss that any model can reach in the long run: the author's own.
 #
-# 480 texts are for training, laid end to end as one row of ids [N]. The other 32 are held out.
+# 480 texts are for training, joined into one row of ids [N]. The other 32 are held out.
 
 # %%
 LENGTH = 128
@@ -60,11 +61,11 @@ print(f"{train_ids.size} tokens to train on, {sum(batch.num_targets for batch in
 print(tokenizer.decode(texts[20, 1:].tolist())[:230])
 
 # %% [markdown]
-# Shakespeare would not have signed it: a million parameters, no temperature. It is text all the same, with
-# speakers, verses and stage directions.
+# It is not Shakespeare, with a million parameters and plain sampling, but it is text, with speakers, verses and stage
+# directions.
 #
-# A batch is ids [B, T + 1]. What is read is all but the last token, what is to be predicted is all but the first, so
-# that each of the T positions has its question and its answer:
+# A batch is ids [B, T + 1]. The model reads all but the last token and predicts all but the first, so each of the T
+# positions has an input and a target:
 
 # %%
 first_batch = random_batches(train_ids, batch_size=4, seq_len=LENGTH)(State({}, AdamW(), np.random.default_rng(0)))
@@ -76,8 +77,8 @@ assert np.array_equal(read[:, 1:], predicted[:, :-1])
 # %% [markdown]
 # ## The loss, and what it should be before anything is learned
 #
-# With logits $z$ [B, T, V] and targets $y$ [B, T], the loss of a position is how surprised the model is, and the loss
-# of a batch is the mean over its N positions:
+# With logits $z$ [B, T, V] and targets $y$ [B, T], the loss of a position is the negative log-likelihood of its target,
+# and the loss of a batch is the mean over its N positions:
 #
 # $$L = -\frac{1}{N} \sum_{b,t} \log P_{b,t}(y_{b,t}), \qquad P = \mathrm{softmax}(z),
 # \qquad \frac{\partial L}{\partial z} = \frac{1}{N} (P - \mathrm{onehot}(y))$$
@@ -89,12 +90,12 @@ lines(cross_entropy, "losses = ", "dlogits = ", "put_along_axis(dlogits")
 lines(masked_mean, "count =", "total", "return")
 
 # %% [markdown]
-# The mask is for positions that are read and not learned: in a conversation, what the user said. They must not
-# count in the sum, and not in N.
+# The mask excludes positions that are read but not trained on, such as the user's turns in a conversation. They must
+# count neither in the sum nor in N.
 #
-# A model that knows nothing gives each token $1/V$, and its loss is $\log V$. This is the first of the four numbers: a
-# loop that starts far from it is wrong before it starts. Here is a Gemma 2 of about a hundred thousand parameters, two
-# thirds of them the embedding, with one local and one global layer:
+# A model that knows nothing gives each token probability $1/V$, and its loss is $\log V$. This is the first of the four
+# numbers: if the loop starts far from it, something is wrong already. Here is a Gemma 2 of about a hundred thousand
+# parameters, two thirds of them the embedding, with one local and one global layer:
 
 # %%
 config = gemma2_config(
@@ -120,16 +121,16 @@ np.testing.assert_allclose(nothing_known, math.log(V))
 np.testing.assert_allclose(first_loss, math.log(V) + 0.5, atol=0.05)
 
 # %% [markdown]
-# It is half a nat more than $\log V$, and that has a reason:
+# It is half a nat more than $\log V$, for a reason:
 
 # %%
 lines(initial_weights, "std = ", "standard_normal")
 
 # %% [markdown]
 # The weights of norms start at 0, so a norm multiplies by 1. Each matrix starts with variance 1 / (number of inputs),
-# so that what comes out is as large as what goes in. Hence the logits, sums of D products with the rows of the
-# embedding, have variance 1, and not 0: the model starts with opinions, all of them wrong. For normal logits of
-# variance $\sigma^2$ the loss is about $\log V + \sigma^2 / 2$.
+# so its outputs are as large as its inputs. Hence the logits, sums of D products with the rows of the embedding, have
+# variance 1, not 0: the model starts with random preferences. For normally distributed logits of variance $\sigma^2$
+# the loss is about $\log V + \sigma^2 / 2$.
 
 # %%
 first_logits = Gemma(config, start, tokenizer).logits(read)  # [B, T, V]
@@ -138,16 +139,16 @@ print(f"variance of the logits: {variance:.2f}")
 np.testing.assert_allclose(variance, 1, atol=0.1)
 
 # %% [markdown]
-# ## Which way: gradients, clipped
+# ## The direction: clipped gradients
 #
-# One forward and one backward pass give the gradient of each weight, under its name. Their common length is the second
-# number to watch. Now and then a strange batch has a gradient many times as long as usual, and a single step along it
-# could undo a hundred others; so all gradients $g$ are scaled down together where their length is above a limit $c$:
+# One forward and one backward pass give the gradient of each weight, by name. Their global norm is the second number to
+# watch. Now and then an unusual batch has a gradient many times as long, and a single step along it could undo a
+# hundred others; so all gradients $g$ are scaled down together when their norm exceeds a limit $c$:
 #
 # $$\lVert g \rVert = \sqrt{\sum_{\text{weights}} \sum_i g_i^2},
 # \qquad g \leftarrow g \cdot \min(1, c / \lVert g \rVert)$$
 #
-# Together means that the direction stays. Cutting each array, or each number, on its own would turn it.
+# Scaling them together keeps the direction. Clipping each array or number separately would change it.
 
 # %%
 lines(clip_by_global_norm, "norm = ", "if max_norm", "for gradient", "gradient *=")
@@ -156,15 +157,15 @@ lines(clip_by_global_norm, "norm = ", "if max_norm", "for gradient", "gradient *
 loss, gradients, _ = loss_and_gradients(start, config, first_batch, next_token)
 before = clip_by_global_norm(gradients, max_norm=0.5)
 after = clip_by_global_norm(gradients, max_norm=0.5)
-print(f"loss {loss:.3f}; length of all gradients {before:.3f}, clipped to {after:.3f}")
+print(f"loss {loss:.3f}; norm of all gradients {before:.3f}, clipped to {after:.3f}")
 assert before > 0.5
 np.testing.assert_allclose(after, 0.5, rtol=1e-5)
 
 # %% [markdown]
-# ## How far: AdamW
+# ## The step: AdamW
 #
-# Plain gradient descent takes large steps where the gradient is large. But how large it is differs much from weight to
-# weight, and says little of how far that weight should go:
+# Plain gradient descent takes large steps where the gradient is large. But its size differs a lot between weights, and
+# says little about how far a weight should move:
 
 # %%
 sizes = {name: float(np.sqrt(np.mean(gradient**2))) for name, gradient in gradients.items()}
@@ -173,16 +174,16 @@ print(f"root mean square of the gradient: {sizes[largest]:.1e} in {largest},\n{s
 assert sizes[largest] > 10 * sizes[smallest]
 
 # %% [markdown]
-# One rate does not suit all. Adam divides by the size that a weight's gradient usually has. It keeps two running means
-# for each weight, of the gradient and of its square, and divides each by what has been averaged so far, since they
-# start from zero ($t$ counts steps from 1):
+# One learning rate does not suit all weights. Adam divides each gradient by its typical size. It keeps two running
+# means for each weight, $m$ of the gradient and $v$ of its square; because they start from zero, it divides each by the
+# total weight of what was averaged so far ($t$ counts steps from 1):
 #
 # $$m \leftarrow m + (1 - \beta_1)(g - m), \qquad v \leftarrow v + (1 - \beta_2)(g^2 - v)$$
 # $$w \leftarrow w \, (1 - \eta \lambda) - \eta \,
 # \frac{m / (1 - \beta_1^t)}{\sqrt{v / (1 - \beta_2^t)} + \varepsilon}$$
 #
-# The W is for weight decay, $1 - \eta \lambda$. It stands outside of the fraction: added to the gradient, it would be
-# divided by the gradient's size as well. It is for matrices alone; norms keep their weights.
+# The W is for weight decay, $1 - \eta \lambda$. It is outside the fraction: added to the gradient, it would be divided
+# by the gradient's size as well. It applies only to matrices, not to norms.
 
 # %%
 lines(
@@ -199,8 +200,8 @@ lines(
 )
 
 # %% [markdown]
-# So a step has the length $\eta$ for every weight, whatever its gradient: in the first step the fraction is $g / |g|$,
-# which is 1 or -1.
+# So every weight moves by about $\eta$, whatever its gradient: in the first step the fraction is $g / |g|$, which is 1
+# or -1.
 
 # %%
 moved = {name: weight.copy() for name, weight in start.items()}
@@ -213,18 +214,20 @@ assert gradient_sizes.max() > 10 * gradient_sizes.min()
 np.testing.assert_allclose(steps_taken, -0.01 * np.sign(gradients[name]), rtol=1e-3)
 
 # %% [markdown]
-# The rate $\eta$ itself changes: it grows over the first steps, when the running means know little yet, and shrinks
-# along a cosine to a tenth, so that the end is spent on details. The peak is the one number that one has to try out.
+# The learning rate $\eta$ changes over time: it grows during warm-up, while the running means are still unreliable, and
+# then decreases along a cosine to a tenth, to settle on details at the end. Its peak is the one number that has to be
+# found by experiment.
 
 # %%
 lines(cosine_schedule, "if step", "return", "progress = ")
 
 # %% [markdown]
-# ## First, one batch by heart
+# ## First, overfit one batch
 #
-# A test that takes seconds and saves days: train on the same batch again and again. If everything is wired up, the
-# loss goes to zero, since a hundred thousand parameters can learn a few hundred tokens by heart. If it stays up, there
-# is a mistake, and no amount of text will help. `train_step` is the package's step: draw, gradients, clip, AdamW.
+# This test takes seconds and can save days: train on the same batch again and again. If everything is right, the loss
+# goes to zero, because a hundred thousand parameters can memorize a few hundred tokens. If it does not, there is a
+# mistake, and no amount of text will help. `train_step` is the package's training step: batch, gradients, clipping,
+# AdamW.
 
 # %%
 training_config = TrainingConfig(steps=100, batch_size=4, seq_len=LENGTH, learning_rate=1e-2, warmup_steps=20)
@@ -242,13 +245,13 @@ print(f"on other texts: {validation_loss(state.weights, config, held_out, Ranks(
 assert validation_loss(state.weights, config, held_out, Ranks()) > math.log(V)
 
 # %% [markdown]
-# And it is worse than knowing nothing on all other texts: it is sure, and wrong. Hence the held-out texts: they are the
-# third thing to watch.
+# On other texts it is worse than a model that knows nothing: it is confident and wrong. That is why we need held-out
+# texts: their loss is the third number to watch.
 #
 # ## The loop
 #
-# Now for real, with the loop spelt out. It is `train_step` without what that has for several processes; the first
-# steps show that it is the same, to the bit.
+# Now the real training, with the loop written out. It is `train_step` without the parts for several processes; the
+# first steps show that both give the same result, bit by bit.
 
 # %%
 STEPS, PEAK, WARMUP_STEPS, MAX_NORM = 900, 1e-2, 50, 1.0
@@ -277,8 +280,8 @@ for step in range(3):
     assert train_step(twin, config, Task(next_batch), twin_config, Ranks())["loss"] == log[step][0]
 
 # %% [markdown]
-# To judge the loss we need marks to hold it against: $\log V$, knowing nothing; the loss of one who knows how often
-# each token occurs, and nothing else; and the author's own, which is the floor.
+# To judge the loss we need baselines: $\log V$, for knowing nothing; the loss of a model that knows only how often each
+# token occurs; and the author's own loss, which is the lower bound.
 
 # %%
 targets = np.concatenate([batch.ids[:, 1:] for batch in held_out])  # [32, T]
@@ -298,7 +301,7 @@ for value, what in ((math.log(V), "knowing nothing: log V"), (frequencies, "know
 axes.axhline(floor, color="black", linewidth=0.8, linestyle="--")
 axes.text(0, floor + 0.05, "the author's own loss", fontsize=9)
 axes.set(xlabel="steps (512 tokens each)", ylabel="loss (nats per token)", ylim=(floor - 0.4, 8.6))
-axes.set_title("The loss falls, and what is held out stays above what is read")
+axes.set_title("The loss falls; on held-out texts it stays higher")
 axes.legend(loc=(0.3, 0.61))
 plt.show()
 
@@ -310,41 +313,40 @@ assert smooth[-1] < last - 0.3
 assert list(validation)[np.argmin(list(validation.values()))] >= STEPS - 200
 
 # %% [markdown]
-# In the first hundred steps it learns how often tokens occur, and then some of what follows what. After that the gains
-# become small. Training and held-out loss part as the text is read for the second time and more: it begins to be
-# learned by heart, and the gap between the curves is progress that is worth nothing on other texts. The author remains
-# more than a nat ahead. To come nearer takes more text and more parameters, and the next tutorial has a third way.
+# In the first hundred steps the model learns how often tokens occur, and then some of which tokens follow which. After
+# that, progress slows down. Training and held-out loss separate as the text is read for the second time and more: the
+# model begins to memorize it, and the gap between the curves is progress that does not carry over to other texts. The
+# author is still more than a nat better. Getting closer takes more text and more parameters; the next tutorial shows a
+# third way.
 #
-# The gradient's length and the rate, step by step:
+# The norm of the gradient and the learning rate, step by step:
 
 # %%
 figure, (above, below) = plt.subplots(2, 1, figsize=(7, 4.2), sharex=True)
 above.plot(np.arange(1, STEPS + 1), norms, color="C0", linewidth=0.8)
 above.axhline(MAX_NORM, color="C5", linestyle="--", label="limit")
-above.set(
-    ylabel="length of the gradient", ylim=(0, None), title="The gradient of each batch, and the rate of each step"
-)
+above.set(ylabel="norm of the gradient", ylim=(0, None), title="The gradient norm and the learning rate of each step")
 above.legend(loc="lower right")
 below.plot(np.arange(1, STEPS + 1), rates, color="C2")
 below.set(xlabel="step", ylabel="learning rate", ylim=(0, None))
 plt.show()
 
 clipped = np.mean(norms > MAX_NORM)
-print(f"{clipped:.0%} of the steps were clipped; the longest gradient was {norms.max():.2f}")
+print(f"{clipped:.0%} of the steps were clipped; the largest norm was {norms.max():.2f}")
 assert clipped < 0.05 and norms[-50:].mean() > 1.5 * norms[50:100].mean()
 assert np.argmax(rates) in (WARMUP_STEPS - 1, WARMUP_STEPS)
 np.testing.assert_allclose([rates[0], rates.max(), rates[-1]], [PEAK / WARMUP_STEPS, PEAK, PEAK / 10], rtol=1e-3)
 
 # %% [markdown]
-# Here clipping had little to do; it is an insurance, and costs nothing. Odder is that after the warm-up the gradient
-# becomes *longer* while the loss falls. A batch's gradient has two parts: one that all batches share, and one that is
-# peculiar to the batch and points anywhere. The mean over many batches keeps the first and cancels most of the second;
-# were there no first, the mean of 32 would be $1 / \sqrt{32}$ times as long, about 0.18.
+# Here clipping had little to do; it is insurance that costs nothing. It is more surprising that after the warm-up the
+# gradient becomes *longer* while the loss falls. The gradient of a batch has two parts: one that all batches share, and
+# one that is specific to the batch and random in direction. The mean over many batches keeps the first and cancels most
+# of the second; without a shared part, the mean of 32 would be $1 / \sqrt{32}$ times as long, about 0.18.
 
 
 # %%
 def gradient_lengths(weights, batches=32):
-    """The length of single batches' gradients, on average, and the length of their mean."""
+    """The mean norm of the gradients of single batches, and the norm of their mean."""
     found = [loss_and_gradients(weights, config, next_batch(state), next_token)[1] for _ in range(batches)]
     common = {name: np.mean([gradients[name] for gradients in found], axis=0) for name in weights}
     single = np.mean([clip_by_global_norm(gradients, math.inf) for gradients in found])
@@ -357,10 +359,10 @@ for when, found in (("at first", start), ("at last", weights)):
     assert common > 0.4 * single if found is start else common < 0.3 * single
 
 # %% [markdown]
-# At first a good part is shared: nearly every token is too likely or too rare, whatever the batch. At the end it is
-# hardly more than the chance of which tokens the batch happened to have. That is why the rate should fall: many small
-# steps average over many batches. It is also why a target that depends less on chance is worth something, which is the
-# matter of the next tutorial.
+# At first a large part is shared: the probabilities of nearly all tokens are wrong, whatever the batch. At the end
+# there is hardly more than the noise of which tokens the batch contains. That is why the learning rate should fall:
+# many small steps average over many batches. It is also why a target with less noise helps, which is the subject of the
+# next tutorial.
 #
 # ## Before and after
 
@@ -370,13 +372,15 @@ for when, found in (("before", start), ("after", weights)):
     print(f"--- {when}\nKING RICHARD{text}\n")
 
 # %% [markdown]
-# Before, any piece of the vocabulary follows any other. After, it has the look of a play: capitals for names, lines,
-# commas and full stops where they may stand. It makes no sense, and with a hundred thousand parameters it hardly could.
+# Before training, any piece of the vocabulary follows any other. After, the text looks like a play: names in capitals,
+# lines, commas and full stops in plausible places. It makes no sense, which is no surprise with a hundred thousand
+# parameters.
 #
 # ## Where the time and the memory go
 #
-# The rule of thumb is 6 operations per parameter and token: 2 forward, a product and a sum, and twice that backward,
-# since each matrix product has two gradients. The parts of one step, measured here; they depend on the machine:
+# A rule of thumb is 6 operations per parameter and token: 2 in the forward pass, a product and a sum, and 4 in the
+# backward pass, because each matrix product has two gradients. Here we measure the parts of one step; they depend on
+# the machine:
 
 # %%
 began = time.perf_counter()
@@ -395,10 +399,10 @@ update = (time.perf_counter() - began) / 5
 
 speed = 512 / (both + update)
 print(f"forward {1e3 * forward:.1f} ms, with loss and backward {1e3 * both:.1f} ms, update {1e3 * update:.1f} ms")
-print(f"{speed:,.0f} tokens per second, {6 * count * speed / 1e9:.1f} billion operations a second")
+print(f"{speed:,.0f} tokens per second, {6 * count * speed / 1e9:.1f} billion operations per second")
 
 # %% [markdown]
-# The memory is known before a byte is allocated; `gemma-np info --training` prints the same for any model.
+# The memory can be computed in advance; `gemma-np info --training` estimates it for any model.
 
 # %%
 for name, shape, B, T in (("this one", config, 4, LENGTH), ("gemma-2-2b", RELEASED["gemma-2-2b"], 1, 1024)):
@@ -412,9 +416,9 @@ assert small["records of the forward pass"] > 10 * small["weights"]
 assert large["moments of AdamW"] == 2 * large["weights"]
 
 # %% [markdown]
-# The weights and AdamW's two means, twice as much again, do not depend on the batch. What the backward pass needs of
-# the forward pass does: it grows with the tokens of a batch. In a tiny model it is more than ten times the weights:
-# there are few of them, but each token has its logits [V] and its scores just the same.
+# The weights and AdamW's two running means, which take twice as much, do not depend on the batch. The records of the
+# forward pass, which the backward pass needs, grow with the tokens in a batch. In a tiny model they take more than ten
+# times the memory of the weights: there are few weights, but each token still has its logits [V] and its scores.
 #
 # ## The same from the command line
 #
@@ -428,21 +432,23 @@ assert large["moments of AdamW"] == 2 * large["weights"]
 # gemma-np plot-log run
 # ```
 #
-# which also saves as it goes on; a run that was stopped is continued by the same command with `--resume`.
+# which also saves checkpoints; to continue an interrupted run, use the same command with `--resume`. In Python,
+# `gemma_np.training.train` does the same in one call.
 #
-# The four numbers, then: the loss at first, near $\log V$; the length of the gradient, which should neither vanish nor
-# jump; the held-out loss beside the training loss; and the loss on one batch learned by heart, which should reach zero.
+# So these are the four numbers: the initial loss, near $\log V$; the norm of the gradient, which should neither vanish
+# nor jump; the held-out loss compared with the training loss; and the loss on one memorized batch, which should reach
+# zero.
 #
 # ## Exercises
 #
 # Replace `...` with your code and run the cell: it tells you what is wrong, if anything.
 #
-# **1.** The loss of a batch in which only some positions count.
+# **1.** The loss of a batch in which only the positions in a mask count.
 
 
 # %%
 def masked_loss(logits, targets, loss_mask):
-    """logits [B, T, V], targets int [B, T], loss_mask bool [B, T] -> number: the mean loss of the positions that count
+    """logits [B, T, V], targets int [B, T], loss_mask bool [B, T] -> number: the mean loss of the positions in the mask
 
     Hint: subtract each position's largest logit before np.exp, and take targets with np.take_along_axis.
     """
@@ -452,7 +458,7 @@ def masked_loss(logits, targets, loss_mask):
 check(masked_loss, exercises.MASKED_LOSS)
 
 # %% [markdown]
-# **2.** Clip two gradients by their common norm.
+# **2.** Clip two gradients by their global norm.
 
 
 # %%
@@ -475,7 +481,7 @@ check(clip, exercises.CLIP)
 def adamw(weight, gradient, m, v, step, learning_rate):
     """weight, gradient, m and v [D, F] or [D], step int, learning_rate number -> (weight, m, v)
 
-    Hint: only weights of two axes decay; the means that you return are not divided by 1 - beta ** step.
+    Hint: only weights with two axes decay; return m and v without dividing them by 1 - beta ** step.
     """
     ...
 
@@ -488,9 +494,10 @@ check(adamw, exercises.ADAMW)
 # ## Further reading
 #
 # - [gemma_np/training/trainer.py](../gemma_np/training/trainer.py): the step and the run;
-#   [optimizer.py](../gemma_np/training/optimizer.py): clipping, AdamW and the rate in 70 lines.
-# - [gemma_np/training/data.py](../gemma_np/training/data.py), [tokenizer_training.py](../gemma_np/training/tokenizer_training.py):
-#   texts as files of ids, and the tokenizer before that.
+#   [optimizer.py](../gemma_np/training/optimizer.py): clipping, AdamW and the learning-rate schedule in 70 lines.
+# - [gemma_np/training/data.py](../gemma_np/training/data.py),
+#   [tokenizer_training.py](../gemma_np/training/tokenizer_training.py): texts as files of ids, and the training of a
+#   tokenizer.
 # - Loshchilov and Hutter, [Decoupled Weight Decay Regularization](https://arxiv.org/abs/1711.05101) (AdamW); Pascanu et
 #   al., [On the difficulty of training recurrent neural networks](https://arxiv.org/abs/1211.5063) (clipping).
 #

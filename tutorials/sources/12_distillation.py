@@ -1,10 +1,10 @@
 # %% [markdown]
 # # 12. Distillation
 #
-# After this you can train a student towards a teacher's distribution instead of the one token that came, say why that
-# teaches more, and say when it does not. About 15 minutes; the notebook itself takes up to a minute to run. In the
+# After this you can train a student to match a teacher's distribution instead of the one token that came next, and say
+# why this teaches more, and when it does not. About 15 minutes; the notebook itself takes up to a minute to run. In the
 # [Gemma 2 report](https://arxiv.org/abs/2408.00118): section 3, "Knowledge Distillation", and tables 6 and 7. The 2B
-# and the 9B were trained in this way.
+# and the 9B were trained this way.
 #
 # Before this: [11. Training a tiny Gemma](11_training_a_tiny_gemma.ipynb).
 # Terms and letters: [glossary](glossary.md).
@@ -42,11 +42,11 @@ tokenizer, V = teacher.tokenizer, teacher.config.vocab_size
 print(f"the teacher: {sum(teacher.config.parameter_count().values())} parameters, V = {V}")
 
 # %% [markdown]
-# ## What one token does not say
+# ## What one token does not tell
 #
-# Here are lines of a play that the teacher has not read. It reads them, and gives a distribution $P_T$ over all V
-# tokens at each position. The text has one token there: a distribution with 1 in one place and 0 in all others,
-# "one-hot".
+# Here are lines of a play that the teacher was not trained on. It reads them, and predicts a distribution $P_T$ over
+# all V tokens at each position. The text has one token there: a "one-hot" distribution with 1 in one place and 0
+# elsewhere.
 
 # %%
 text = """But, soft! what light through yonder window breaks?
@@ -82,14 +82,14 @@ assert set(pieces(np.argsort(-P[15])[:2], tokenizer)) == {"⏎", "⏎⏎"}
 assert P[25, ids[26]] < 0.1 and P[36, ids[37]] < 0.01 and P[43, ids[44]] > 0.9
 
 # %% [markdown]
-# After "Jul" the text says "iet". The teacher says: a name, more likely Julius or Julia. After "Arise, fair" the text
-# says "sun". Among the teacher's six likeliest pieces are lady, queen and daughter, which are words of one kind; the
-# other three are a comma and the beginnings ▁H and ▁c, of which many words can be made. After a question mark the teacher
-# expects the end of the line, with or without an empty line after it. Only after "env" does it say little more than the
-# text. What it says beyond the text is often called its *dark knowledge*, a phrase of Hinton's.
+# After "Jul" the text says "iet". The teacher predicts a name, more likely Julius or Julia. After "Arise, fair" the
+# text says "sun". Among the teacher's six most likely pieces are lady, queen and daughter, which are related words; the
+# other three are a comma and the beginnings ▁H and ▁c of many words. After a question mark the teacher expects the end
+# of the line, with or without an empty line after it. Only after "env" does it say little more than the text. What it
+# knows beyond the text is often called *dark knowledge*, a phrase of Hinton's.
 #
-# How much of it there is, the entropy tells: $H(P) = -\sum_x P(x) \log_2 P(x)$, the bits that remain open when one
-# knows the distribution. That of a one-hot target is 0.
+# The entropy measures how much there is: $H(P) = -\sum_x P(x) \log_2 P(x)$, the uncertainty in bits. The entropy of a
+# one-hot target is 0.
 
 # %%
 entropy = -np.vecdot(P, log_softmax(teacher_logits)) / math.log(2)  # [T], in bits
@@ -97,9 +97,7 @@ stretch = range(24, 44)
 figure, axes = plt.subplots()
 axes.bar(range(len(stretch)), entropy[stretch], color="C0")
 axes.set_xticks(range(len(stretch)), [tokens[t] for t in stretch], rotation=60)
-axes.set(
-    xlabel="token that was read last", ylabel="entropy (bits)", title="How open the teacher leaves what comes next"
-)
+axes.set(xlabel="last token read", ylabel="entropy (bits)", title="The teacher's uncertainty about the next token")
 plt.show()
 
 possible = np.sum(P > 0.01, axis=-1)  # [T]
@@ -108,13 +106,13 @@ print(f"tokens with more than 1 %: {possible.min()} to {possible.max()}, {possib
 assert 4 < entropy.mean() < 6 and possible.mean() > 10
 
 # %% [markdown]
-# To learn from text alone that all these may follow, a student must meet the same context many times, with each
-# of them in turn. The teacher says it at once.
+# To learn from text alone that all these tokens may follow, a student must see the same context many times, with each
+# of them in turn. The teacher's distribution shows all of them at once.
 #
 # ## The loss
 #
-# The student's distribution $P_S$ is pulled towards all of $P_T$. Losses [B, T] and gradient [B, T, V], for logits $z$
-# of the student:
+# The student's distribution $P_S$ is trained to match all of $P_T$. For logits $z$ of the student, the losses are [B,
+# T] and the gradient is [B, T, V]:
 #
 # $$L = -\sum_x P_T(x) \log P_S(x), \qquad \frac{\partial L}{\partial z} = P_S - P_T$$
 
@@ -122,10 +120,10 @@ assert 4 < entropy.mean() < 6 and possible.mean() > 10
 lines(soft_cross_entropy, "log_student =", "teacher =", "losses =", "dlogits =")
 
 # %% [markdown]
-# Put one-hot for $P_T$, and it is tutorial 11's loss, with gradient $P_S - \mathrm{onehot}$. So nothing but the target
-# differs. A student that says just what its teacher says has no gradient. Its loss is not 0, though: it is the
-# teacher's entropy, since what is open stays open. Without that constant it is the Kullback-Leibler divergence,
-# $\mathrm{KL}(P_T \Vert P_S) = L - H(P_T)$, which is 0 there. Both have the same gradient.
+# With one-hot for $P_T$, this is the loss of tutorial 11, with gradient $P_S - \mathrm{onehot}$. So only the target
+# differs. A student that matches its teacher exactly has no gradient. Its loss is not 0, however, but the teacher's
+# entropy. Without that constant it is the Kullback-Leibler divergence, $\mathrm{KL}(P_T \Vert P_S) = L - H(P_T)$, which
+# is 0 there. Both have the same gradient.
 
 # %%
 to_itself, no_gradient = soft_cross_entropy(teacher_logits, teacher_logits)
@@ -142,12 +140,12 @@ np.testing.assert_allclose(gradient, same_gradient, atol=1e-6)
 assert (divergence > 0).all()
 
 # %% [markdown]
-# ## Why it is faster: the same direction, without the noise
+# ## Why it is faster: the same direction with less noise
 #
-# Suppose the text had really been written by the teacher, each token drawn from $P_T$. Then $\mathrm{onehot}$ is $P_T$
-# on average, and the gradient of the text is the gradient of distillation, on average: text teaches the same, with the
-# dice of one draw added. How large are these dice? The expected square of $\mathrm{onehot} - P_T$ is
-# $1 - \sum_x P_T(x)^2$. Try it at one position, with more and more draws:
+# Suppose the teacher really had written the text, each token sampled from $P_T$. Then $\mathrm{onehot}$ is $P_T$ on
+# average, and the gradient from the text is on average the gradient of distillation: text teaches the same, plus the
+# noise of one sample. How large is this noise? The expected square of $\mathrm{onehot} - P_T$ is $1 - \sum_x P_T(x)^2$.
+# We try it at one position, with more and more samples:
 
 # %%
 t = 25
@@ -158,25 +156,24 @@ goal = student_P - teacher_P
 for draws in (1, 10, 100, 1000, 10_000):
     from_text = student_P - np.bincount(drawn[:draws], minlength=V) / draws
     error = np.linalg.norm(from_text - goal)
-    print(f"{draws:>6} draws: the gradient is off by {error:.3f}, where it is {np.linalg.norm(goal):.3f} long")
+    print(f"{draws:>6} samples: the error of the gradient is {error:.3f}, its length {np.linalg.norm(goal):.3f}")
 
 np.testing.assert_allclose(error, math.sqrt((1 - np.sum(teacher_P**2)) / 10_000), rtol=0.5)
-dice = np.sqrt(1 - np.sum(P.astype(float) ** 2, axis=-1).mean())
+noise = np.sqrt(1 - np.sum(P.astype(float) ** 2, axis=-1).mean())
 signal = np.sqrt(np.sum((gradient.astype(float)) ** 2, axis=-1).mean())
-print(f"over all positions: dice {dice:.2f}, what there is to learn from the teacher {signal:.2f}")
-assert dice > 4 * signal
+print(f"over all positions: noise {noise:.2f}, what there is to learn from the teacher {signal:.2f}")
+assert noise > 4 * signal
 
 # %% [markdown]
-# For a student that is already near its teacher, the dice of one draw are more than four times as long as what is left
-# to learn. It takes many draws to see through them; the soft target has none.
+# For a student that is already close to its teacher, the noise of one sample is more than four times as large as what
+# is left to learn. It takes many samples to average it out; the soft target has no such noise.
 #
 # ## Two twins
 #
-# Now the experiment. No text comes with the package, so the teacher is the author of 256 short texts, drawn from its
-# distribution as it is. (This is the best that can happen to distillation: the teacher *is* the truth. With real text,
-# it is wrong in places; more of this below.) Two students of about a hundred thousand parameters start from the same
-# weights and read the same batches in the same order. One learns from the tokens, the other from what the teacher said
-# there.
+# Now the experiment. No text comes with the package, so the teacher writes 256 short texts, sampled from its
+# distribution. (This is the best case for distillation: the teacher *is* the truth. On real text, it is wrong in
+# places; more on this below.) Two students of about a hundred thousand parameters start from the same weights and read
+# the same batches in the same order. One is trained on the tokens, the other on the teacher's distributions.
 
 # %%
 LENGTH, TEXTS, K = 128, 256, 32
@@ -185,12 +182,14 @@ texts = sample_continuations(
     begin, LENGTH + 1, teacher.weights, teacher.config, np.random.default_rng(0)
 )  # [288, T + 1]
 held_out = [Batch(texts[first : first + 16]) for first in (TEXTS, TEXTS + 16)]
-said = [top_k(teacher.logits(texts[first : first + 8, :-1]), K) for first in range(0, TEXTS, 8)]
-stored = TopK(np.concatenate([part.ids for part in said]), np.concatenate([part.probs for part in said]))  # [256, T, K]
+distributions = [top_k(teacher.logits(texts[first : first + 8, :-1]), K) for first in range(0, TEXTS, 8)]
+stored = TopK(
+    np.concatenate([part.ids for part in distributions]), np.concatenate([part.probs for part in distributions])
+)  # [256, T, K]
 
 
 def next_batch(state):
-    """A batch of 4 texts, and what the teacher said of them."""
+    """A batch of 4 texts, with the teacher's distributions."""
     chosen = state.generator.integers(0, TEXTS, 4)
     return Batch(texts[chosen], teacher=TopK(stored.ids[chosen], stored.probs[chosen]))
 
@@ -210,8 +209,8 @@ config = gemma2_config(
 training_config = TrainingConfig(steps=700, batch_size=4, seq_len=LENGTH, learning_rate=1e-2, warmup_steps=50)
 
 # %% [markdown]
-# Of each distribution only the K = 32 likeliest tokens are stored; a section below compares what they teach with
-# what all of them teach. The two runs:
+# Only the K = 32 most likely tokens of each distribution are stored; a section below compares their effect with that of
+# all tokens. Here are the two runs:
 
 # %%
 curves, students = {}, {}
@@ -230,9 +229,9 @@ for (name, losses), colour in zip(curves.items(), ("C1", "C0"), strict=True):
     axes.plot(range(50, training_config.steps + 1, 50), losses, "o-", color=colour, label=name)
 axes.axhline(floor, color="black", linewidth=0.8, linestyle="--", label="the teacher's own loss")
 one_pass = TEXTS // training_config.batch_size
-axes.axvline(one_pass, color="grey", linewidth=0.8, linestyle=":", label="as many tokens as there are")
+axes.axvline(one_pass, color="grey", linewidth=0.8, linestyle=":", label="one pass over the texts")
 axes.set(xlabel="steps (512 tokens each)", ylabel="loss on held-out texts (nats per token)", ylim=(floor - 0.3, None))
-axes.set_title("Same texts, same first weights, another target")
+axes.set_title("Same texts, same initial weights, different targets")
 axes.legend(loc=(0.55, 0.14))
 plt.show()
 
@@ -247,13 +246,13 @@ assert gap[0] < gap[6] < gap[-1] and 50 * training_config.batch_size < TEXTS
 assert text_curve[-1] > text_curve.min() + 0.2 and teacher_curve[-1] < teacher_curve.min() + 0.05
 
 # %% [markdown]
-# The loss drawn is the same for both: $-\log P$ of the token that really came, in texts that neither has read. The
-# second student was not even trained for it, and is ahead at every mark. At the first mark fewer texts have been drawn
-# than there are, so most of them were new. Later the two part: one learns the dice by heart and becomes worse, the
-# other has none to learn, and stays where it has come to. This is one run of each; the experiments below have three.
+# The plotted loss is the same for both: $-\log P$ of the token that really came next, in held-out texts. The second
+# student was not even trained on this loss, and yet it is ahead at every point. At the first point less than one pass
+# has been read, so most texts were new. Later the two separate: one memorizes the noise and becomes worse; the other
+# has no noise to memorize, and stays where it is. This is one run of each; the experiments below have three.
 #
-# On real text, the lines from above, the order is the same, and both students do worse: they have read nothing but what
-# a small model wrote, beginnings of plays above all.
+# On real text, the lines from above, the order is the same, and both students do worse: they have only read what a
+# small model wrote, mostly beginnings of plays.
 
 # %%
 real = {name: student.text_loss(text) for name, student in students.items()} | {"the teacher": teacher.text_loss(text)}
@@ -265,10 +264,10 @@ assert real["the teacher"].nats < real["from the teacher"].nats < real["from the
 # %% [markdown]
 # ## What to store of a teacher
 #
-# A teacher can answer live, as `from_teacher` has it: one more forward pass at each step, by a model larger than the
-# student. Or it reads the texts once, and what it said is stored for any number of students. But V numbers per token
-# are many: for Gemma's vocabulary of 256,000 tokens, half a megabyte in 16 bits. So only the k likeliest are stored,
-# and the rest is lumped into one more outcome. How much of the probability the k have:
+# A teacher can run live, as in `from_teacher`: one more forward pass at each step, by a model larger than the student.
+# Or it reads the texts once, and its distributions are stored for any number of students. But V numbers per token are a
+# lot: for Gemma's vocabulary of 256,000 tokens, half a megabyte in 16 bits. So only the k most likely tokens are
+# stored, and all others are combined into one more outcome. How much of the probability do the k tokens have?
 
 # %%
 for k in (1, 8, 32, 128):
@@ -284,9 +283,10 @@ assert 0.75 < kept < 0.9
 lines(soft_cross_entropy_top_k, "rest =", "others =", "axis(others", "on_top =", "losses =")
 
 # %% [markdown]
-# The rest must not be dropped. Without it the loss would be least for a student that gives all its probability to the k
-# tokens, and nothing to any other; scaling the k up to 1 does the same. As one outcome the rest keeps its mass, and the
-# student may share it out as it sees fit. A student that is its own teacher still has no gradient:
+# The rest must not be dropped. Without it the loss would be smallest for a student that gives all its probability to
+# the k tokens and none to any other; scaling the k probabilities up to 1 has the same effect. As one outcome the rest
+# keeps its probability, and the student may distribute it freely. A student that matches its teacher still has no
+# gradient:
 
 # %%
 _, no_gradient = soft_cross_entropy_top_k(teacher_logits, top_k(teacher_logits, K))
@@ -300,9 +300,9 @@ print(f"the loss live {live.mean():.3f}, from {K} stored tokens {sparse.mean():.
 assert sparse.mean() < live.mean()
 
 # %% [markdown]
-# The two losses cannot be compared: lumping takes away all that is open within the rest. The gradients can. Here is the
-# cosine (1: the same direction) of the gradient of all weights from k stored tokens and that from all V, on held-out
-# texts, for a student that has learned nothing yet and for the one that has learned from 32:
+# The two losses are not comparable: combining the rest removes the uncertainty within it. The gradients are. Here is
+# the cosine (1: the same direction) between the gradient of all weights from k stored tokens and that from all V, on
+# held-out texts, for an untrained student and for the one trained on 32 tokens:
 
 
 # %%
@@ -326,16 +326,16 @@ assert cosines["at the start", 8] > 0.98
 assert cosines["at the end", 32] < 0.95 < cosines["at the end", 128]
 
 # %% [markdown]
-# At the start few tokens show nearly the same way as all. The student at the end has learned what 32 tokens can teach,
-# and more of what is left to learn lies in the others. What that costs in loss is not measured here: it would take a
-# student that learns from the live teacher for as many steps.
+# At the start, a few tokens give nearly the same direction as all of them. At the end, the student has learned what 32
+# tokens can teach, and more of what is left to learn is in the others. We do not measure the effect on the loss: that
+# would take a student trained with the live teacher for as many steps.
 #
 # ## Temperature
 #
-# Logits divided by a temperature $\tau$ above 1 give a softer distribution, in which the small probabilities, and with
-# them what the teacher thinks of unlikely tokens, weigh more. Both distributions are softened. For large $\tau$ the
-# gradient shrinks as $1 / \tau^2$: one $\tau$ from the division, and one since softer distributions differ less. The
-# factor $\tau^2$ makes up for that. The report's formula has no temperature; 1 is the default.
+# Logits divided by a temperature $\tau$ above 1 give a softer distribution, in which small probabilities, and so the
+# teacher's view of unlikely tokens, have more weight. Both distributions are softened. For large $\tau$ the gradient
+# shrinks as $1 / \tau^2$: one $\tau$ from the division, and one because softer distributions differ less. The factor
+# $\tau^2$ compensates for that. The report's formula has no temperature; 1 is the default.
 
 # %%
 lengths = {}
@@ -349,14 +349,14 @@ for temperature in (1.0, 2.0, 4.0):
 assert lengths[1.0] / 4 < lengths[4.0] < lengths[1.0] / 2
 
 # %% [markdown]
-# From 1 to 4 the factor makes up for most of it, not all: in between the probability also spreads over many more
-# tokens.
+# From 1 to 4 the factor compensates for most of the shrinking, but not all, because the probability also spreads over
+# many more tokens.
 #
 # ## The student's own texts
 #
-# A student that writes meets contexts of its own making, with mistakes that neither the texts nor the teacher have.
-# On-policy distillation, which the report uses after pre-training (section 4), lets the student write and the teacher
-# say what it would have expected there. The loss counts where the student wrote:
+# A student that generates text sees contexts that it wrote itself, with mistakes that occur neither in the texts nor in
+# the teacher's output. On-policy distillation, which the report uses after pre-training (section 4), trains the student
+# on its own continuations, with the teacher's distributions as targets. The loss counts on what the student wrote:
 
 # %%
 lines(on_policy, "prompts =", "ids =", "is_sampled =", "return Batch")
@@ -377,16 +377,16 @@ for name, batch in (("the teacher's texts", given), ("the student's own", own)):
 assert own.num_targets == 16 * (LENGTH - 15) and divergences[1] < 1.1 * divergences[0]
 
 # %% [markdown]
-# On-policy distillation is meant against a larger divergence on the student's own texts; ours does not show it: a student
-# this small is far from its teacher on any text. What one sees is only that there is much to learn where the student goes
-# by itself, too.
+# On-policy distillation is meant to reduce a larger divergence on the student's own texts. Ours does not show a larger
+# one: a student this small is far from its teacher on any text. We only see that there is also a lot to learn on the
+# student's own texts.
 
 # %% [markdown]
 # ## The report's tables, in miniature
 #
-# Our twins had the truth for a teacher, few texts, and many passes. [The experiments](experiments/README.md) are nearer
-# to the report: real Shakespeare, less than one pass, the bundled teacher, three seeds of weights and batches each, the
-# loss on two plays that no model has read. These are their stored results:
+# Our twins had a teacher that is the truth, few texts, and many passes. [The experiments](experiments/README.md) are
+# closer to the report: real Shakespeare, less than one pass, the bundled teacher, three seeds of weights and batches
+# each, and the loss on two held-out plays. These are their stored results:
 
 # %%
 table6 = json.loads(Path("experiments/distilled_against_scratch.json").read_text())["rows"]
@@ -432,19 +432,20 @@ print("the report, from its perplexities:", ", ".join(f"{size} {gain:.3f}" for s
 assert gains["0.6 M"] < gains["0.3 M"] < gains["1 M"] and list(reported.values()) == sorted(reported.values())
 
 # %% [markdown]
-# **What agrees.** Table 6: at equal tokens the distilled student is better, and the worst of its seeds is better than
-# the best from scratch. (The report: 67.7 against 60.3, on average over three benchmarks.) Table 7: this holds for all
-# three sizes, by more than four times the standard deviation, and the largest gains most, as there.
+# **What agrees with the report.** Table 6: with the same number of tokens the distilled student is better, and its
+# worst seed is better than the best seed from scratch. (The report: 67.7 and 60.3, on average over three benchmarks.)
+# Table 7: this holds for all three sizes, by more than four times the standard deviation, and as in the report the
+# largest gains most.
 #
 # **What does not.** In the report the gain grows from each size to the next, as far as perplexities without decimals
-# can tell. Here the middle one gains least, by so little that three seeds cannot tell it from the smallest.
+# show. Here the middle size gains least, but three seeds cannot distinguish it from the smallest.
 #
-# And the gain does not last: trained ten times as long, on texts that it then reads for the sixth time, the bundled
-# student was overtaken by its twin from scratch ([its card](../gemma_np/assets/shakespeare-1m/README.md) has both). Its
-# teacher knew these texts by heart, and what it said of them was hardly more than the texts themselves; on other texts
-# it was no better than the twin became. Our twins above, too, read their texts many times, and there distillation
-# gained more the longer it went on, since that teacher was the truth. A student can become as good as its targets, and
-# these are as good as what the teacher knows beyond the texts.
+# The gain does not last, either: when both were trained ten times as long, on texts that they then read for the sixth
+# time, the twin from scratch overtook the bundled student ([its card](../gemma_np/assets/shakespeare-1m/README.md) has
+# both). Its teacher had memorized these texts, and its distributions contained little more than the texts themselves;
+# on other texts it was no better than the twin became. The twins above also read their texts many times, but there the
+# advantage of distillation grew, because that teacher was the truth. A student can become as good as its targets, and
+# these are as good as the teacher's knowledge beyond the texts.
 #
 # From the command line:
 #
@@ -462,7 +463,7 @@ assert gains["0.6 M"] < gains["0.3 M"] < gains["1 M"] and list(reported.values()
 
 
 # %%
-def distil(logits, teacher_logits):
+def distill(logits, teacher_logits):
     """logits and teacher_logits [..., T, V] -> (losses [..., T], dlogits [..., T, V])
 
     Hint: write a stable log-softmax first, and use it for both.
@@ -470,11 +471,11 @@ def distil(logits, teacher_logits):
     ...
 
 
-check(distil, exercises.DISTIL)
+check(distill, exercises.DISTILL)
 
 # %% [markdown]
-# **2.** The Kullback-Leibler divergence from the teacher, both softened, with the factor that keeps the gradient's
-# size.
+# **2.** The Kullback-Leibler divergence from the teacher, both softened, with the factor that keeps the size of the
+# gradient.
 
 
 # %%
@@ -489,14 +490,14 @@ def softened_kl(logits, teacher_logits, temperature):
 check(softened_kl, exercises.SOFTENED_KL)
 
 # %% [markdown]
-# **3.** The loss towards a teacher of whom only k tokens are stored.
+# **3.** The loss against a teacher of which only k tokens are stored.
 
 
 # %%
 def sparse_loss(logits, top_ids, top_probs):
     """logits [T, V], top_ids int [T, k], top_probs [T, k] -> losses [T]
 
-    Hint: the student's probability of "any other token" is what its k probabilities lack of 1.
+    Hint: the student's probability of "any other token" is 1 minus the sum of its k probabilities.
     """
     ...
 
@@ -508,9 +509,9 @@ check(sparse_loss, exercises.SPARSE_LOSS)
 #
 # ## Further reading
 #
-# - [gemma_np/training/losses.py](../gemma_np/training/losses.py): these losses, the reverse divergence and the one
-#   between the two; [distillation.py](../gemma_np/training/distillation.py) and
-#   [teacher_targets.py](../gemma_np/training/teacher_targets.py): live and stored teachers.
+# - [gemma_np/training/losses.py](../gemma_np/training/losses.py): these losses, the reverse KL and the Jensen-Shannon
+#   divergence; [distillation.py](../gemma_np/training/distillation.py) and
+#   [teacher_targets.py](../gemma_np/training/teacher_targets.py): live and cached teachers.
 # - [experiments/README.md](experiments/README.md): these tables and three more.
 # - Hinton, Vinyals and Dean, [Distilling the Knowledge in a Neural Network](https://arxiv.org/abs/1503.02531); Agarwal
 #   et al., [On-Policy Distillation of Language Models](https://arxiv.org/abs/2306.13649).

@@ -104,7 +104,7 @@ DECODE = Exercise(
         "each new token is read without the cache, so it sees nothing before itself; pass the same cache "
         "to every call": _no_cache,
         "the whole text is read into the cache again at every step; read only the newest token": _everything_again,
-        "the last token of the prompt is read twice; the result of the prefill predicts the first new token": _last_twice,
+        "the last token of the prompt is read twice; its output predicts the first new token": _last_twice,
         "the first new token is left out; the last row of the prefill predicts it": _second_first,
         "the prompt is returned as well; return only the new tokens": lambda ids, count, weights, config: (
             [*ids, *_greedy(ids, count, weights, config)]

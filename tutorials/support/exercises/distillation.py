@@ -1,4 +1,4 @@
-"""The exercises on distillation: the loss with its gradient, the temperature, a teacher of k tokens."""
+"""The exercises on distillation: the loss and its gradient, the temperature, the k most likely tokens of a teacher."""
 
 import numpy as np
 
@@ -9,7 +9,7 @@ from support.exercise import Cases, Exercise
 Result = tuple[np.ndarray, np.ndarray]
 
 
-def _distil_cases(generator: np.random.Generator) -> Cases:
+def _distill_cases(generator: np.random.Generator) -> Cases:
     draw = generator.standard_normal
     return {
         "one position": (draw((1, 6)), draw((1, 6))),
@@ -56,25 +56,25 @@ def _opposite_loss(logits: np.ndarray, teacher_logits: np.ndarray) -> Result:
 
 
 def _teacher_weighs_by(weights: np.ndarray, logits: np.ndarray) -> Result:
-    """The loss and its gradient with these in place of the teacher's probabilities."""
+    """Return the loss and its gradient with these weights instead of the teacher's probabilities."""
     log_student = log_softmax(logits)
     return -np.vecdot(weights, log_student), np.exp(log_student) - weights
 
 
-DISTIL = Exercise(
+DISTILL = Exercise(
     reference=soft_cross_entropy,
-    cases=_distil_cases,
+    cases=_distill_cases,
     mistakes={
-        "teacher and student are exchanged in the loss; the teacher's probabilities weigh the student's logarithms": (
+        "teacher and student are swapped in the loss; the teacher's probabilities weight the student's logarithms": (
             _exchanged
         ),
-        "the gradient points the other way; it is the student's probabilities minus the teacher's": _opposite_gradient,
+        "the gradient has the wrong sign; it is the student's probabilities minus the teacher's": _opposite_gradient,
         "the mean over the vocabulary is taken; the loss is the sum": _mean_over_tokens,
-        "the loss lacks its minus; it is -sum P_T log P_S": _opposite_loss,
-        "the teacher's logits weigh the student's logarithms; make probabilities of them with softmax": (
+        "the minus is missing; the loss is -sum P_T log P_S": _opposite_loss,
+        "the student's logarithms are weighted by the teacher's logits; turn these into probabilities with softmax": (
             lambda logits, teacher_logits: _teacher_weighs_by(teacher_logits, logits)
         ),
-        "the teacher's logits weigh in the loss, though not in the gradient; make probabilities of them first": (
+        "the loss uses the teacher's logits as weights, the gradient does not; turn them into probabilities first": (
             lambda logits, teacher_logits: (
                 -np.vecdot(teacher_logits, log_softmax(logits)),
                 soft_cross_entropy(logits, teacher_logits)[1],
@@ -86,16 +86,16 @@ DISTIL = Exercise(
                 soft_cross_entropy(logits, teacher_logits)[1] / logits.dtype.type(logits.shape[-1]),
             )
         ),
-        "the logarithms of the teacher's probabilities weigh; take the probabilities, np.exp of them": (
+        "the weights are the logarithms of the teacher's probabilities; take np.exp of them": (
             lambda logits, teacher_logits: _teacher_weighs_by(log_softmax(teacher_logits), logits)
         ),
         "the gradient comes first; return the losses, then dlogits": lambda logits, teacher_logits: soft_cross_entropy(
             logits, teacher_logits
         )[::-1],
-        "only the teacher's likeliest token is learned; keep all of its distribution": _one_hot,
-        "the teacher's entropy is taken off, which is the divergence; the loss keeps it": forward_kl,
-        "the losses of all positions are added up; each position has its own": _summed_over_positions,
-        "the gradient is that of the log-probabilities; go on through the softmax, which adds the student's": (
+        "only the teacher's most likely token is used; use its whole distribution": _one_hot,
+        "the teacher's entropy is subtracted, which gives the divergence; do not subtract it": forward_kl,
+        "the losses of all positions are summed; return one per position": _summed_over_positions,
+        "it is the gradient of the log-probabilities; softmax adds the student's probabilities": (
             _gradient_of_log_probs
         ),
     },
@@ -135,24 +135,24 @@ SOFTENED_KL = Exercise(
         "the factor is the temperature; it is its square": lambda logits, teacher, temperature: (
             _softened_kl(logits, teacher, temperature) / temperature
         ),
-        "only the teacher is softened; divide the student's logits, too": lambda logits, teacher, temperature: (
+        "only the teacher is softened; divide the student's logits as well": lambda logits, teacher, temperature: (
             temperature**2 * forward_kl(logits, teacher / temperature)[0]
         ),
-        "only the student is softened; divide the teacher's logits, too": lambda logits, teacher, temperature: (
+        "only the student is softened; divide the teacher's logits as well": lambda logits, teacher, temperature: (
             temperature**2 * forward_kl(logits / temperature, teacher)[0]
         ),
         "the logits are multiplied by the temperature; divide": lambda logits, teacher, temperature: (
             temperature**2 * forward_kl(logits * temperature, teacher * temperature)[0]
         ),
         "the probabilities are divided by the temperature; divide the logits": _softened_probabilities,
-        "the temperature divides the logarithms, behind log-softmax; divide the logits before": _softened_logarithms,
+        "the temperature divides the log-probabilities; divide the logits": _softened_logarithms,
         "the sign is wrong; it is sum P_T (log P_T - log P_S)": lambda logits, teacher, temperature: (
             -_softened_kl(logits, teacher, temperature)
         ),
         "the mean over the vocabulary is taken; the divergence is the sum": lambda logits, teacher, temperature: (
             _softened_kl(logits, teacher, temperature) / logits.shape[-1]
         ),
-        "the divergence is that of the student from the teacher (reverse); the teacher's probabilities weigh": (
+        "it is the reverse divergence; weight by the teacher's probabilities": (
             lambda logits, teacher, temperature: (
                 temperature**2 * reverse_kl(logits / temperature, teacher / temperature)[0]
             )
@@ -165,7 +165,7 @@ SOFTENED_KL = Exercise(
 
 
 def _top_k(generator: np.random.Generator, positions: int, V: int, k: int, rest: float) -> TopK:
-    """k tokens at each position, with probabilities that lack `rest` of 1."""
+    """Return k tokens at each position, with probabilities that sum to 1 - rest."""
     ids = np.stack([generator.permutation(V)[:k] for _ in range(positions)])
     weights = generator.random((positions, k)) + 0.1
     return TopK(ids, (1 - rest) * weights / weights.sum(axis=-1, keepdims=True))
@@ -212,10 +212,10 @@ SPARSE_LOSS = Exercise(
     reference=_sparse_loss,
     cases=_sparse_cases,
     mistakes={
-        "the rest is dropped; it is one more outcome, with what the k probabilities lack of 1": _rest_dropped,
+        "the rest is dropped; it is one more outcome, with 1 minus the sum of the k probabilities": _rest_dropped,
         "the k probabilities are scaled up to 1; keep them, and count the rest as one more outcome": _scaled_up,
-        "the rest is spread evenly over the other tokens; lump them: the log of their summed probability": _rest_spread,
-        "the loss lacks its minus; it is -sum P_T log P_S": lambda logits, top_ids, top_probs: (
+        "the rest is spread evenly over the other tokens; use the log of their summed probability": _rest_spread,
+        "the minus is missing; the loss is -sum P_T log P_S": lambda logits, top_ids, top_probs: (
             -_sparse_loss(logits, top_ids, top_probs)
         ),
         "the student's softmax runs over the k tokens alone; it runs over the vocabulary": _student_among_k,

@@ -1,4 +1,4 @@
-"""The exercises on training: a loss over some positions, clipping, AdamW."""
+"""The exercises on training: a masked loss, clipping, AdamW."""
 
 import numpy as np
 
@@ -12,8 +12,8 @@ def _loss_cases(generator: np.random.Generator) -> Cases:
     some = np.array([[False, True, True, False], [True, True, False, True]])
     return {
         "all positions": (draw((1, 3, 6)), token(0, 6, (1, 3)), np.ones((1, 3), bool)),
-        "a text whose first half does not count": (draw((1, 4, 6)), token(0, 6, (1, 4)), np.arange(4)[None] >= 2),
-        "two texts that count unequally": (draw((2, 4, 6)), token(0, 6, (2, 4)), some),
+        "a text whose first half is masked": (draw((1, 4, 6)), token(0, 6, (1, 4)), np.arange(4)[None] >= 2),
+        "two texts with different masks": (draw((2, 4, 6)), token(0, 6, (2, 4)), some),
         "logits in the thousands": (draw((2, 4, 6)) * 2000, token(0, 6, (2, 4)), some),
     }
 
@@ -30,24 +30,24 @@ MASKED_LOSS = Exercise(
     reference=_masked_loss,
     cases=_loss_cases,
     mistakes={
-        "positions that do not count are left out of the sum, but not of the number it is divided by": (
+        "masked positions are left out of the sum, but not of the number it is divided by": (
             lambda logits, targets, loss_mask: float((_losses(logits, targets) * loss_mask).mean())
         ),
-        "the losses are added up; divide by how many positions count": lambda logits, targets, loss_mask: float(
-            _losses(logits, targets)[loss_mask].sum()
+        "the losses are summed; divide by the number of positions in the mask": lambda logits, targets, loss_mask: (
+            float(_losses(logits, targets)[loss_mask].sum())
         ),
         "the mask is not used; positions where loss_mask is False must not matter": lambda logits, targets, loss_mask: (
             float(_losses(logits, targets).mean())
         ),
-        "each text's mean is taken first, then the mean of these; every position that counts weighs the same": (
+        "the mean of each text is averaged; every position in the mask has the same weight": (
             lambda logits, targets, loss_mask: float(
                 np.mean([_masked_loss(*text) for text in zip(logits, targets, loss_mask, strict=True)])
             )
         ),
-        "the loss lacks its minus; it is -log of the target's probability": lambda logits, targets, loss_mask: (
+        "the minus is missing; the loss is -log of the target's probability": lambda logits, targets, loss_mask: (
             -_masked_loss(logits, targets, loss_mask)
         ),
-        "the probabilities' logarithm is to base 2; the loss is in nats (np.log)": lambda logits, targets, loss_mask: (
+        "the logarithm is to base 2; the loss is in nats (np.log)": lambda logits, targets, loss_mask: (
             _masked_loss(logits, targets, loss_mask) / np.log(2)
         ),
     },
@@ -59,9 +59,9 @@ Pair = tuple[np.ndarray, np.ndarray]
 def _clip_cases(generator: np.random.Generator) -> Cases:
     draw = generator.standard_normal
     return {
-        "gradients that are long": (10 * draw((3, 4)), 10 * draw(4), 1.0),
-        "gradients that are short already": (0.01 * draw((3, 4)), 0.01 * draw(4), 1.0),
-        "a long one beside a short one": (10 * draw((3, 4)), 0.1 * draw(4), 1.0),
+        "large gradients": (10 * draw((3, 4)), 10 * draw(4), 1.0),
+        "small gradients": (0.01 * draw((3, 4)), 0.01 * draw(4), 1.0),
+        "a large and a small gradient": (10 * draw((3, 4)), 0.1 * draw(4), 1.0),
         "another max_norm": (10 * draw((3, 4)), 10 * draw(4), 0.25),
     }
 
@@ -99,14 +99,14 @@ CLIP = Exercise(
     reference=_clip,
     cases=_clip_cases,
     mistakes={
-        "each gradient is clipped by its own norm, which turns the direction; one norm is common to both": _each_alone,
-        "every number is cut to max_norm; scale all of them by one factor": lambda first, second, max_norm: (
+        "each gradient is clipped by its own norm, which changes the direction; use one norm for both": _each_alone,
+        "every number is clipped to max_norm; scale all of them by one factor": lambda first, second, max_norm: (
             np.clip(first, -max_norm, max_norm),
             np.clip(second, -max_norm, max_norm),
         ),
-        "gradients that are shorter than max_norm are made longer; leave them": _always,
+        "gradients with a smaller norm than max_norm are scaled up; leave them": _always,
         "the two norms are added; add the squares, then take the root": _sum_of_norms,
-        "the gradients are divided by the sum of squares; its root is the norm": _no_root,
+        "the norm is taken to be the sum of squares; take its square root": _no_root,
     },
 )
 
@@ -206,17 +206,15 @@ ADAMW = Exercise(
     reference=_adamw,
     cases=_adamw_cases,
     mistakes={
-        "the means are not divided by what has been averaged, 1 - beta ** step": _uncorrected,
-        "beta is raised to step + 1; step is 1 for the first already": _step_from_zero,
+        "m and v are not divided by 1 - beta ** step": _uncorrected,
+        "beta is raised to step + 1; step is 1 in the first step": _step_from_zero,
         "the decay is added to the gradient (Adam with L2); multiply the weight by 1 - learning_rate * decay": (
             _decay_in_gradient
         ),
-        "vectors decay, too; only weights of two axes do": _vectors_decay,
-        "the step is divided by the mean of the squares; its root is the size": _no_root_of_v,
-        "eps is added below the root; add it to the root": _eps_in_root,
-        "the weight moves along the gradient, uphill; subtract the step": _uphill,
-        "the means that are returned are divided by 1 - beta ** step; the next step needs them as they are": (
-            _corrected_means
-        ),
+        "vectors decay as well; only weights with two axes do": _vectors_decay,
+        "the step is divided by v; divide it by the square root": _no_root_of_v,
+        "eps is added inside the square root; add it to the root": _eps_in_root,
+        "the weight moves along the gradient; subtract the step": _uphill,
+        "m and v are returned divided by 1 - beta ** step; the next step needs them undivided": (_corrected_means),
     },
 )
