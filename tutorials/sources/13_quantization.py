@@ -1,10 +1,10 @@
 # %% [markdown]
 # # 13. Quantization
 #
-# After this you can store a matrix in 8 or 4 bits, say how large the error is and which of four methods makes it
-# smaller, and do so with a whole model. About 15 minutes. In the [Gemma 2 report](https://arxiv.org/abs/2408.00118):
-# table 2, whose parameter counts become bytes here. "A practical size" is in the report's title, and it gets there by
-# distillation. Gemma 3's report ([arXiv 2503.19786](https://arxiv.org/abs/2503.19786)) has quantized models, too.
+# After this you can store a matrix in 8 or 4 bits, say how large the error is and which of four methods reduces it, and
+# quantize a whole model. About 15 minutes. In the [Gemma 2 report](https://arxiv.org/abs/2408.00118): table 2, whose
+# parameter counts become bytes here. The "practical size" in the report's title comes from distillation; Gemma 3's
+# report ([arXiv 2503.19786](https://arxiv.org/abs/2503.19786)) also has quantized models.
 #
 # Before this: [12. Distillation](12_distillation.ipynb).
 # Terms and letters: [glossary](glossary.md).
@@ -40,9 +40,9 @@ print(f"{W.shape[0]} rows of {W.shape[1]} channels, {W.nbytes:,} bytes in float3
 # %% [markdown]
 # ## Why
 #
-# A model writes one token at a time, and each token needs every weight once. For a large model, most of that time goes
-# into bringing the weights from memory to the processor, not into multiplying with them. A weight of half the bytes
-# takes half the memory and, where the multiplying keeps up, half the time. The weights of the report's table 2, in GB:
+# A model generates one token at a time, and each token needs every weight once. For a large model, most of that time is
+# spent reading the weights from memory, not multiplying with them. Weights of half the size take half the memory and,
+# if the arithmetic keeps up, half the time. Here are the weights of table 2 of the report, in GB:
 
 # %%
 formats = ("float32", "bfloat16", "int8", "int4")  # as published: bfloat16; int4 in groups of 64
@@ -54,14 +54,14 @@ for name in ("gemma-2-2b", "gemma-2-9b", "gemma-2-27b"):
 # %% [markdown]
 # ## One row, one step
 #
-# A number of $b$ bits can tell $2^b$ values apart. Put them at equal distances: a *grid*. In 8 bits, for each row of a
+# A number of $b$ bits has $2^b$ values. At equal distances they form a *grid*. In 8 bits, for each row of a
 # weight $W$ [out, in], with one step size (*scale*) $s$ [out, 1]:
 #
 # $$s_r = \frac{\max_c |W_{rc}|}{127} \qquad
 # q_{rc} = \mathrm{round}\!\left(\frac{W_{rc}}{s_r}\right) \in \{-127, \dots, 127\} \qquad
 # \hat W_{rc} = s_r \, q_{rc}$$
 #
-# Only $q$, a byte each, and $s$, a float for each row, are stored. The lines:
+# Only $q$, one byte per weight, and $s$, one float per row, are stored. The code:
 
 # %%
 lines(minmax_grid, "largest = ", "scales = _at_least(largest / 127")
@@ -70,7 +70,7 @@ lines(minmax_grid, "largest = ", "scales = _at_least(largest / 127")
 lines(Grid.nearest, "steps", "return")
 
 # %% [markdown]
-# Rounding is never off by more than half a step, since the nearest whole number is never further away than a half:
+# The rounding error is never more than half a step:
 
 # %%
 stored = quantize(W, Scheme("int8"))
@@ -81,8 +81,9 @@ assert np.abs(error / stored.scales).max() <= 0.5 + 1e-4
 assert stored_bytes(stored) < W.nbytes / 3.9
 
 # %% [markdown]
-# To multiply, the whole numbers are widened to floats, a few rows at a time, and the scale of a row is taken out of its
-# sum: $\sum_c s_r q_{rc} x_c = s_r \sum_c q_{rc} x_c$. So it costs one multiplication a row, not one a weight.
+# For a product, the integers are converted to floats, a few rows at a time, and the scale of a row is factored out of
+# its sum: $\sum_c s_r q_{rc} x_c = s_r \sum_c q_{rc} x_c$. So the scale costs one multiplication per row, not one per
+# weight.
 
 # %%
 lines(Int8.numbers_into, "def", "copyto")
@@ -94,9 +95,9 @@ np.testing.assert_allclose(linear(x, stored), x @ dequantize(stored).T, rtol=1e-
 # %% [markdown]
 # ## Four bits: the grid becomes visible
 #
-# Sixteen values are left. This is one row, the one with the largest weight for its spread, and the values that its
-# weights may take. The full grid (left) has to reach to the single largest weight, so its steps are wide where most
-# weights are. A *clipped* grid (right) does not reach so far: a few weights are cut off, and all others get finer
+# Sixteen values are left. Here is one row, the one with the largest weight relative to its standard deviation, and the
+# values that its weights can take. The full grid (left) has to reach the largest weight, so its steps are wide where
+# most weights are. A *clipped* grid (right) does not reach as far: a few weights are clipped, and all others get finer
 # steps.
 
 # %%
@@ -113,7 +114,7 @@ for axes, (name, grid) in zip(panels, grids.items(), strict=True):
     squared = np.square(grid.values(grid.nearest(W[:, None]))[row, 0] - W[row]).mean()
     axes.set(xlabel="weight", title=f"{name}\nroot mean square error {np.sqrt(squared):.4f}")
     axes.grid(False)
-panels[0].set_ylabel("how many weights")
+panels[0].set_ylabel("number of weights")
 figure.suptitle(f"Row {row} of down_proj in layer 0, and the 16 values of int4 (orange)")
 plt.show()
 
@@ -125,7 +126,7 @@ assert errors["grid of least error"][row] < errors["full grid"][row] / 2
 assert share > 0.15
 
 # %% [markdown]
-# For this row, clipping takes more than half of the squared error away. How far to reach is tried out, from the whole
+# For this row, clipping removes more than half of the squared error. The best range is found by trying, from the whole
 # range down to half of it:
 
 # %%
@@ -133,8 +134,8 @@ lines(mse_grid, "for shrink", "grid =", "error =", "best, least")
 
 # %% [markdown]
 # The symmetric grid has eight values below zero and seven above. With a *zero point* $z$, a second small number for
-# each scale, it need not be symmetric: $\hat W = s\,(q - z)$, and all sixteen values lie between the smallest and the
-# largest weight.
+# each scale, the grid need not be symmetric: $\hat W = s\,(q - z)$, and all sixteen values lie between the smallest and
+# the largest weight.
 
 # %%
 lines(minmax_grid, "scales = _at_least((high - low)", "zeros = np.rint")
@@ -145,23 +146,23 @@ print(f"error of the matrix: symmetric {sizes[0]:.2f}, with zero points {sizes[1
 assert sizes[1] < sizes[0]
 
 # %% [markdown]
-# ## Groups, and what bits cost
+# ## Groups, and the cost in bits
 #
 # The other answer to large weights is to let fewer weights share a scale: one for each *group* of neighbouring
-# channels. A large weight then spoils only the steps of its own group. But each group has to store its scale. The
-# figure counts that in, with scales of 16 bits, as many files have them (`Grid` takes any range of whole numbers, so
-# that we can try all widths). The bundled model has hardly any large weights. So we draw its matrix as it is, and then
-# with one weight in each row set to 20 times the spread of the others, as an example of what large models can have:
+# channels. A large weight then affects only the steps of its own group. But each group has to store its scale. The plot
+# includes that, with scales of 16 bits, as in many files (`Grid` takes any range of integers, so we can try all
+# widths). The bundled model has hardly any large weights. So we plot its matrix unchanged, and then with one weight in
+# each row set to 20 times the standard deviation of the others, as an example of what large models can have:
 
 # %%
-print(f"largest weight of a row: at most {(np.abs(W).max(axis=1) / W.std(axis=1)).max():.1f} times its spread")
+print(f"largest weight of a row: at most {(np.abs(W).max(axis=1) / W.std(axis=1)).max():.1f} standard deviations")
 assert (np.abs(W).max(axis=1) < 6 * W.std(axis=1)).all()
 outliers = W.copy()
 outliers[np.arange(len(W)), np.arange(len(W))] = 20 * W.std(axis=1)
 
 
 def relative_error(weight, bits, group):
-    """How far the rounded matrix is off, with a symmetric grid of that many bits, of the size of W."""
+    """The error of the matrix, rounded to a symmetric grid of that many bits, relative to the norm of W."""
     groups = weight.reshape(len(weight), -1, group)
     largest = 2 ** (bits - 1) - 1
     grid = Grid(np.abs(groups).max(axis=-1, keepdims=True) / largest, np.zeros(()), -largest, largest)
@@ -171,13 +172,13 @@ def relative_error(weight, bits, group):
 widths, groups = range(2, 9), (384, 128, 64, 32, 16)
 found = {}
 figure, panels = plt.subplots(1, 2, sharex=True, sharey=True)
-for axes, (title, weight) in zip(panels, {"as it is": W, "a large weight in each row": outliers}.items(), strict=True):
+for axes, (title, weight) in zip(panels, {"unchanged": W, "a large weight in each row": outliers}.items(), strict=True):
     for group, marker in zip(groups, "osD^v", strict=True):
         errors = found[title, group] = [relative_error(weight, bits, group) for bits in widths]
         axes.plot(
             [bits + 16 / group for bits in widths], errors, marker=marker, markersize=4, label=f"group of {group}"
         )
-    axes.set(yscale="log", xlabel="bits per weight, with its share of the scale", title=title)
+    axes.set(yscale="log", xlabel="bits per weight, including the scales", title=title)
 panels[0].set_ylabel("error / size of the matrix")
 panels[0].legend()
 figure.suptitle("Rounding down_proj of layer 0 by bits and group size (384: the whole row)")
@@ -186,24 +187,27 @@ plt.show()
 for (title, group), errors in found.items():
     print(f"{title:26} group {group:3}:", "  ".join(f"{n} bits {e:.1%}" for n, e in zip(widths, errors, strict=True)))
 for group in groups:
-    ratios = np.divide(found["as it is", group][2:-1], found["as it is", group][3:])
+    ratios = np.divide(found["unchanged", group][2:-1], found["unchanged", group][3:])
     assert (ratios > 1.9).all() and (ratios < 2.4).all()
-as_it_is, planted = ({g: found[title, g] for g in groups} for title in ("as it is", "a large weight in each row"))
-assert as_it_is[384][6] < 0.01 and as_it_is[384][2] > 0.1  # 8 and 4 bits, one scale per row
-assert as_it_is[16][2] > as_it_is[384][3]  # at 5 bits in all
-assert planted[384][2] > 3 * planted[32][2] and planted[384][3] > planted[32][2]
+unchanged, with_outliers = (
+    {g: found[title, g] for g in groups} for title in ("unchanged", "a large weight in each row")
+)
+assert unchanged[384][6] < 0.01 and unchanged[384][2] > 0.1  # 8 and 4 bits, one scale per row
+assert unchanged[16][2] > unchanged[384][3]  # at 5 bits in all
+assert with_outliers[384][2] > 3 * with_outliers[32][2] and with_outliers[384][3] > with_outliers[32][2]
 
 # %% [markdown]
-# From 4 bits on, each bit halves the error. In 8 bits it is below one hundredth of the matrix' size, and in 4 bits with
-# one scale per row it is above a tenth. On the matrix as it is, groups hardly pay: what they gain is what the bits of
-# their scales would have gained, and for groups of 16 it is even less. With large weights, groups win clearly: groups
-# of 32 leave less than a third of the error of 4 bits, which is even less than 5 bits with one scale per row.
+# From 4 bits on, each bit halves the error. In 8 bits the relative error is below one hundredth, and in 4 bits with one
+# scale per row it is above a tenth. For the unchanged matrix, groups hardly pay off: they gain no more than the bits of
+# their scales would gain as wider weights, and groups of 16 gain less. With large weights, groups win clearly: groups
+# of 32 have less than a third of the error of 4 bits with one scale per row, and less than 5 bits with one scale per
+# row.
 #
 # ## Two numbers in a byte
 #
 # NumPy's smallest numbers have 8 bits, so two 4-bit numbers from 0 to 15 share a byte. The first half of the row goes
-# into the lower four bits, the second half into the upper ones; each half is then unpacked with one operation and lands
-# in one piece.
+# into the lower four bits, the second half into the upper ones, so each half is unpacked in one operation as one
+# contiguous piece.
 
 # %%
 lines(pack, "low, high", "return")
@@ -214,15 +218,15 @@ print(numbers, "->", [f"{byte:08b}" for byte in pack(numbers)])
 assert np.array_equal(unpack(pack(numbers)), numbers)
 
 # %% [markdown]
-# ## What the weights are multiplied with
+# ## The inputs of the weights
 #
-# So far we compared weights with weights. What counts is what a layer returns: for inputs $X$ [N, in] and one row of
+# So far we compared weights with weights. What matters is the output of a layer: for inputs $X$ [N, in] and one row of
 # errors $e = \hat w - w$ [in],
 #
 # $$\lVert X e \rVert^2 = e^\top H e, \qquad H = X^\top X \quad [\text{in}, \text{in}]$$
 #
-# An error counts much where inputs are large, and errors of two channels can *cancel* where their inputs go together.
-# Two channels that always carry the same number, weights of 0.4, and a grid of whole numbers show it:
+# An error matters more where inputs are large, and the errors of two channels can *cancel* when their inputs are
+# correlated. Two channels that always have the same value, weights of 0.4 and a grid of integers show it:
 
 # %%
 weight = np.array([[0.4, 0.4]], np.float32)
@@ -230,14 +234,14 @@ gram = np.array([[1.0, 1.0], [1.0, 1.0]], np.float32)  # x_0 = x_1
 grid = Grid(np.ones((1, 1, 1), np.float32), np.zeros((1, 1, 1), np.float32), -7, 7)
 nearest, in_turn = grid.nearest(weight[:, None])[0], round_in_turn(weight, gram, grid)[0]
 for name, chosen in (("nearest", nearest), ("in turn", in_turn)):
-    print(f"{name}: {chosen[0]}, sum {chosen.sum():.0f} where 0.8 is right")
+    print(f"{name}: {chosen[0]}, sum {chosen.sum():.0f}, exact 0.8")
 assert nearest.sum() == 0 and in_turn.sum() == 1
 
 # %% [markdown]
 # The first weight was rounded down by 0.4. Nearly all of that was added to the second, which then rounds to 1: further
-# from its own value, and nearer to the right sum. This is *GPTQ*. Channel after channel is rounded, and each time those
-# not yet rounded take over what they can. With $H^{-1} = U^\top U$ ($U$ upper triangular), channel $c$'s error and the
-# correction of the channels $j > c$ are
+# from its own value, but closer to the right sum. This is *GPTQ*. It rounds one channel after another, and each time
+# the remaining channels compensate for the error as well as they can. With $H^{-1} = U^\top U$ ($U$ upper triangular),
+# channel $c$'s error and the correction of the channels $j > c$ are
 #
 # $$\epsilon_c = \frac{w_c - \hat w_c}{U_{cc}} \qquad w_j \leftarrow w_j - U_{cj} \, \epsilon_c$$
 
@@ -245,10 +249,10 @@ assert nearest.sum() == 0 and in_turn.sum() == 1
 lines(round_in_turn, "rounded[c] =", "errors[c - start] =", "left[c + 1 : stop] -=")
 
 # %% [markdown]
-# *AWQ* looks at the inputs in another way. A channel with large inputs is multiplied by a factor $f_c > 1$ before it is
-# rounded, and its input divided by it. The product stays the same, and the rounding error of that channel is now
-# divided by $f_c$. (The division costs nothing, it is moved into the norm or the matrix before.) The factors are powers
-# of each channel's typical input $\sqrt{H_{cc}}$, the best of eleven exponents:
+# *AWQ* uses the inputs differently. A channel with large inputs is multiplied by a factor $f_c > 1$ before it is
+# rounded, and its input is divided by $f_c$. The product stays the same, and the rounding error of that channel is
+# divided by $f_c$. (The division costs nothing; it is folded into the norm or the matrix before.) The factors are
+# powers of each channel's typical input $\sqrt{H_{cc}}$, with the best of eleven exponents:
 
 # %%
 lines(best_scales, "for exponent", "s = typical**exponent")
@@ -256,15 +260,15 @@ lines(best_scales, "for exponent", "s = typical**exponent")
 # %% [markdown]
 # ## A real layer with real inputs
 #
-# Which inputs are typical? Let the model read some texts, the *calibration*, and add up $X^\top X$ for each matrix:
+# Which inputs are typical? Let the model read some *calibration* texts, and sum $X^\top X$ for each matrix:
 
 # %%
 lines(InputGram.__call__, "rows = ", "self[name] =")
 
 # %% [markdown]
-# No texts come with this package, so we let models write some: the bundled one those to calibrate with, and its teacher
-# others to measure with, which neither has read. Shakespeare's own would be better; the
-# [experiments](experiments/README.md) use those.
+# No texts come with this package, so models write them: the bundled one writes the calibration texts, and its teacher
+# writes the evaluation texts. Shakespeare's own texts would be better; the [experiments](experiments/README.md) use
+# those.
 
 # %%
 teacher = gemma_np.load("shakespeare-4m")
@@ -274,8 +278,8 @@ texts = sample_continuations(bos, 256, teacher.weights, teacher.config, np.rando
 print(model.tokenizer.decode(texts[1, 1:60].tolist()))
 
 # %% [markdown]
-# For each matrix of layer 0, in int4 with groups of 64: how far is what it returns off, of its own size, on the texts
-# that were not used for calibration?
+# For each matrix of layer 0, in int4 with groups of 64: what is the relative error of its output, on texts that were
+# not used for calibration?
 
 # %%
 seen, fresh = model.trace(calibration), model.trace(texts)
@@ -310,9 +314,7 @@ for number, method in enumerate(methods):
     places = np.arange(len(names)) + 0.2 * (number - 1.5)
     axes.bar(places, [output_errors[name][number] for name in names], width=0.2, color=f"C{number}", label=method)
 axes.set_xticks(range(len(names)), [name.split(".")[1] for name in names])
-axes.set(
-    ylabel="error / size of the output", title="What layer 0's matrices return in int4, on texts not calibrated with"
-)
+axes.set(ylabel="error / size of the output", title="Output error of layer 0's matrices in int4, on evaluation texts")
 axes.grid(axis="x")
 axes.legend(ncols=4, loc="upper center")
 axes.set_ylim(0, 0.13)
@@ -321,7 +323,7 @@ plt.show()
 for name in names:
     print(name.ljust(24), f"output {output_errors[name][0]:.1%} rounded, {output_errors[name][2]:.1%} GPTQ;", end=" ")
     print(f"weights {weight_errors[name][0]:.1%} and {weight_errors[name][2]:.1%};", end=" ")
-    print(f"10 directions hold {concentration[name]:.0%} of the inputs' squares")
+    print(f"10 directions have {concentration[name]:.0%} of the inputs' energy")
     rounded, _, by_gptq, by_awq = output_errors[name]
     assert by_gptq < 0.8 * rounded and by_gptq == min(output_errors[name]) and by_awq > 0.8 * rounded
 o_proj = "self_attn.o_proj.weight"
@@ -332,18 +334,17 @@ print(f"no channel's input is more than {max(largest_input.values()):.1f} times 
 assert max(largest_input.values()) < 7
 
 # %% [markdown]
-# GPTQ is best everywhere, and for `o_proj` it leaves less than half of the error, although its weights are *further*
-# from the original ones. The last column says why: the inputs of `o_proj` keep mostly to a few directions, so there are
-# many others into which errors can be moved and do no harm. AWQ gains little here. It is made for models in which a few
-# channels carry inputs ten or a hundred times as large as the rest; in this layer none is even seven times as large as
-# the median one.
+# GPTQ is best everywhere, and for `o_proj` it has less than half of the error, although its weights are *further* from
+# the original ones. The last column shows why: the inputs of `o_proj` lie mostly in a few directions, so there are many
+# others in which errors do no harm. AWQ gains little here. It is made for models in which a few channels have inputs
+# ten or a hundred times as large as the rest; in this layer none is even seven times as large as the median.
 #
 # ## The whole model
 #
-# `quantize_model` takes the layers one after another, and calibrates each on what the already quantized layers before
-# it pass on. The embedding stays in 8 bits. *KL* is how far the distributions over the next token have moved from the
-# original's, in nats per token, *agreement* the share of the original's greedy tokens that the small model would write,
-# too.
+# `quantize_model` quantizes one layer after another, and calibrates each on the outputs of the quantized layers before
+# it. The embedding is stored in 8 bits. *KL* is the divergence from the original's distribution over the next token, in
+# nats per token; *agreement* is the fraction of the original's greedy tokens that the quantized model would also
+# choose.
 
 # %%
 rows = [measure("float32", model, model, texts)]  # 2,040 tokens to predict
@@ -366,9 +367,9 @@ assert max(row.kl for row in rows) == kl["int4 round"]
 assert max(row.perplexity for row in rows) < 1.1 * rows[0].perplexity and texts[:, 1:].size == 2040
 
 # %% [markdown]
-# bfloat16 costs nothing at all here, since the bundled checkpoint is stored in it. In 8 bits the loss can hardly be
-# measured. In 4 bits, plain rounding is worst and GPTQ is best. The perplexities stand within a tenth of each other: on
-# 2,040 tokens, KL tells methods apart far better, since it compares whole distributions and not one token each.
+# bfloat16 costs nothing here, because the bundled checkpoint is stored in it. In 8 bits the loss is hardly measurable.
+# In 4 bits, plain rounding is worst and GPTQ is best. The perplexities are within a tenth of each other: on 2,040
+# tokens, KL distinguishes methods far better, because it compares whole distributions instead of one token each.
 #
 # The [experiments](experiments/README.md) did the same on Shakespeare's own texts, also with the real Gemma 3 270M:
 
@@ -387,7 +388,7 @@ for axes, (name, measured) in zip(panels, results.items(), strict=True):
 panels[0].set_ylabel("KL from the original\n(nats per token)")
 panels[0].legend(ncols=2, loc="upper left")
 panels[0].set_ylim(7e-5, 3)
-figure.suptitle("What storage costs (int4: groups of 64, embedding in int8)")
+figure.suptitle("The cost of each format (int4: groups of 64, embedding in int8)")
 plt.show()
 
 real = {(row["setting"], row["method"]): row for row in results["gemma-3-270m"]}
@@ -404,28 +405,29 @@ assert real["int4, 64", "round"]["kl"] > 10 * kl["int4 round"]
 assert real["float8", "round"]["kl"] > real["int8", "round"]["kl"]
 
 # %% [markdown]
-# (The KL of the small model in bfloat16 is 0, which has no place on this axis; clipping was tried in 4 bits alone.)
-# The real model loses over ten times as much by plain rounding: it was trained far longer, and has more to lose. There
-# the method decides. GPTQ loses less than a third of what rounding loses, and AWQ, too, is now well ahead of rounding.
-# Float8, 8 bits with an exponent in each, is worse than 8-bit whole numbers with one scale per row.
+# (The KL of the small model in bfloat16 is 0, which a logarithmic axis cannot show; clipping was only tried in 4 bits.)
+# Plain rounding costs the real model over ten times as much: it was trained far longer, and has more to lose. There the
+# method matters. GPTQ loses less than a third of what rounding loses, and AWQ is also well ahead of rounding. Float8, 8
+# bits with an exponent each, is worse than 8-bit integers with one scale per row.
 #
 # ## Is it faster?
 #
-# If memory is what limits it, a token takes at least as long as reading all weights once. At 100 GB/s, a figure for an
-# ordinary computer with fast memory, the 9B could write at most:
+# If memory is the limit, a token takes at least as long as reading all weights once. At 100 GB/s, typical of an
+# ordinary computer with fast memory, the 9B could generate at most:
 
 # %%
 for format in formats:
     print(f"{format:24} {100e9 / weight_bytes(RELEASED['gemma-2-9b'], format):5.1f} tokens per second")
 
 speeds = {"float32": decoding_speed(model, texts[0]), "int4": decoding_speed(small, texts[0])}
-print("on the machine that made this page, the bundled model:", end=" ")
+print("on the machine that built this page, the bundled model:", end=" ")
 print(", ".join(f"{name} {speed:,.0f} tokens per second" for name, speed in speeds.items()))
 
 # %% [markdown]
-# That is a bound, not a promise: the numbers have to be widened, too. The bundled model is so small that caches hold
-# all of it, so it has nothing to gain; and NumPy cannot multiply 4-bit numbers, but writes them out as floats first.
-# Kernels made for the purpose widen in registers, and can come near the bound. What holds everywhere is the memory.
+# This is an upper bound: the integers also have to be converted. The bundled model is so small that it fits in the
+# processor's caches, so it has nothing to gain; and NumPy cannot multiply 4-bit numbers, but has to write them out as
+# floats first. Specialized kernels convert in registers, and can come close to the bound. The memory is saved in any
+# case.
 #
 # ## Exercises
 #
@@ -446,14 +448,14 @@ def round_rows(weight):
 check(round_rows, exercises.ROUND_ROWS)
 
 # %% [markdown]
-# **2.** Two numbers in a byte, as above.
+# **2.** Pack two numbers into a byte, as above.
 
 
 # %%
 def pack_halves(numbers):
     """numbers uint8 [..., n], 0 to 15 each, n even -> uint8 [..., n / 2]
 
-    Hint: `<<` moves bits to the left, `|` puts them together.
+    Hint: `<<` shifts bits to the left, `|` combines them.
     """
     ...
 
@@ -461,15 +463,16 @@ def pack_halves(numbers):
 check(pack_halves, exercises.PACK)
 
 # %% [markdown]
-# **3.** Choose how far the 4-bit grid of each row reaches. The levels are $s \cdot \{-8, \dots, 7\}$, and the full grid
-# has $s = \max|w| / 7$. Of the shrinks 1.0, 0.95, ... 0.5, take for each row the one whose squared error is least.
+# **3.** Choose the range of the 4-bit grid of each row. The levels are $s \cdot \{-8, \dots, 7\}$, and the full grid
+# has $s = \max|w| / 7$. For each row, choose the one of the shrink factors 1.0, 0.95, ... 0.5 with the smallest squared
+# error.
 
 
 # %%
 def least_error_shrinks(weight, shrinks):
     """weight float32 [out, in], shrinks: a list of numbers -> the best shrink of each row, [out]
 
-    Hint: what rounds to more than 7 or less than -8 has to be clipped; that is the price of finer steps.
+    Hint: clip what rounds to more than 7 or less than -8; that is the price of finer steps.
     """
     ...
 
@@ -481,12 +484,12 @@ check(least_error_shrinks, exercises.CLIP)
 #
 # ## Further reading
 #
-# - [gemma_np/weights/formats.py](../gemma_np/weights/formats.py) and [gemma_np/weights/linear.py](../gemma_np/weights/linear.py): the kinds of storage,
-#   and the product with them.
+# - [gemma_np/weights/formats.py](../gemma_np/weights/formats.py) and
+#   [gemma_np/weights/linear.py](../gemma_np/weights/linear.py): the formats, and the product with them.
 # - [gemma_np/compression/gptq.py](../gemma_np/compression/gptq.py): 70 lines;
-#   [awq.py](../gemma_np/compression/awq.py): where the factors go.
+#   [awq.py](../gemma_np/compression/awq.py): where the factors are folded in.
 # - Frantar et al., [GPTQ](https://arxiv.org/abs/2210.17323); Lin et al., [AWQ](https://arxiv.org/abs/2306.00978);
 #   Dettmers et al., [LLM.int8()](https://arxiv.org/abs/2208.07339), on large inputs in large models.
-# - `gemma-np quantize --help`: all of this as a command, with checkpoints that `load` reads.
+# - `gemma-np quantize --help`: all of this as a command, which writes checkpoints that `load` reads.
 #
 # Next: [14. Pruning and healing](14_pruning_and_healing.ipynb).

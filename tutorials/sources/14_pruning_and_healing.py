@@ -1,10 +1,10 @@
 # %% [markdown]
 # # 14. Pruning and healing
 #
-# After this you can take single weights, channels, heads or layers out of a model, say beforehand which of them matter,
-# and train what is left back into shape. About 15 minutes; running it all takes up to a minute, for the training. In
-# the [Gemma 2 report](https://arxiv.org/abs/2408.00118): tables 6 and 7, on small models that learn from a large one.
-# The report starts them from random weights; here they start as parts of the large one ([Muralidharan et
+# After this you can remove single weights, channels, heads or layers from a model, estimate beforehand which of them
+# matter, and retrain what is left. About 15 minutes; running it takes up to a minute, because of the training. In the
+# [Gemma 2 report](https://arxiv.org/abs/2408.00118): tables 6 and 7, on small models distilled from a large one. In the
+# report they start from random weights; here they start as parts of the large one ([Muralidharan et
 # al.](https://arxiv.org/abs/2407.14679)).
 #
 # Before this: [13. Quantization](13_quantization.ipynb).
@@ -50,9 +50,9 @@ print(f"{config.num_hidden_layers} layers, {config.intermediate_size} feed-forwa
 print(f"{config.num_key_value_heads} key-value heads (K) with {config.num_attention_heads} query heads (H)")
 
 # %% [markdown]
-# Quantization keeps all weights and stores each in fewer bits. Pruning leaves weights out. To see what that costs we
-# need texts, and none come with this package, so models write them: the bundled one those that show what is important,
-# its teacher others to measure with, which no model here has read or learned from.
+# Quantization keeps all weights and stores each in fewer bits. Pruning removes weights. To measure the cost we need
+# texts, and none come with this package, so models write them: the bundled one writes the calibration texts, and its
+# teacher writes the evaluation texts, which no model here was trained on.
 
 # %%
 bos = np.full((8, 1), model.tokenizer.bos)
@@ -63,7 +63,7 @@ right = model.logits(texts[:, :-1])  # [8, 255, V]
 
 
 def measured(small):
-    """Perplexity on the texts, and KL: how far its distributions are from the unpruned model's, in nats per token."""
+    """Perplexity on the texts, and the KL divergence from the unpruned model's distributions in nats per token."""
     logits = small.logits(texts[:, :-1])
     losses, _ = cross_entropy(logits, texts[:, 1:])
     divergences, _ = forward_kl(logits, right)
@@ -74,11 +74,12 @@ original = measured(model)
 print(f"unpruned: perplexity {original['perplexity']:.1f}, KL {original['kl']:.3f} nats per token")
 
 # %% [markdown]
-# ## Single weights: the small ones, or those that do little
+# ## Single weights: by size, or by effect
 #
-# The simplest choice is *magnitude*: in each row of each matrix, set the weights nearest to zero to zero. But what a
-# weight adds to the output is its product with an input. A small weight on a large input may do more than a large
-# weight on an input that is always small. *Wanda* scores weights by both, for $W$ [out, in] and inputs $X$ [N, in]:
+# The simplest method is *magnitude*: in each row of each matrix, set the smallest weights to zero. But a weight
+# contributes its product with an input to the output. A small weight with a large input may contribute more than a
+# large weight with an input that is always small. *Wanda* scores weights by both, for $W$ [out, in] and inputs $X$ [N,
+# in]:
 #
 # $$\mathrm{score}_{rc} = |W_{rc}| \cdot \sqrt{\textstyle\sum_n X_{nc}^2}$$
 
@@ -86,24 +87,24 @@ print(f"unpruned: perplexity {original['perplexity']:.1f}, KL {original['kl']:.3
 lines(prune_weights, "scores = np.abs(weight)", 'if method == "wanda":', "scores = scores * np.sqrt", "return np.where")
 
 # %% [markdown]
-# Of each row, the lowest share goes:
+# The lowest scores of each row are removed:
 
 # %%
 lines(keep_fraction, "mask", "dropped")
 
 # %% [markdown]
-# A planted example: two weights, and the channel of the smaller one carries inputs ten times as large.
+# A small example: two weights, where the channel of the smaller one has inputs ten times as large.
 
 # %%
 W, X = np.array([[0.5, 0.2]]), np.array([[0.1, 1.0], [-0.1, -1.0]])
 magnitude, wanda = np.abs(W), np.abs(W) * np.linalg.norm(X, axis=0)
 for name, scores in (("magnitude", magnitude), ("Wanda", wanda)):
     left = np.where(keep_fraction(0.5)(scores), W, 0)
-    print(f"{name}: keeps {left[0]}, output off by {np.abs(X @ (left - W).T).max():.2f}")
+    print(f"{name}: keeps {left[0]}, output error {np.abs(X @ (left - W).T).max():.2f}")
 assert np.argmax(magnitude) == 0 and np.argmax(wanda) == 1
 
 # %% [markdown]
-# On the bundled model, more and more of each matrix of each layer set to zero (the embedding stays):
+# Here more and more weights of each matrix in each layer of the bundled model are set to zero (the embedding stays):
 
 # %%
 shares = (0.1, 0.25, 0.4, 0.5, 0.6, 0.7)
@@ -119,7 +120,7 @@ for number, (method, found) in enumerate(single.items()):
     place = 0.5, pairs[method]["perplexity"]
     axes.plot(*place, "D^"[number], color=f"C{number}", markeredgecolor="black", markersize=8, label=f"{method}, 2:4")
 axes.axhline(original["perplexity"], color="black", linestyle=":", label="nothing pruned")
-axes.set(yscale="log", xlabel="share of zeros", ylabel="perplexity", title="Setting weights of the layers to zero")
+axes.set(yscale="log", xlabel="fraction of zeros", ylabel="perplexity", title="Setting weights of the layers to zero")
 axes.set_yticks([50, 70, 100, 150, 200], [50, 70, 100, 150, 200])
 axes.minorticks_off()
 axes.legend()
@@ -137,21 +138,21 @@ assert single["magnitude"][0]["perplexity"] < 1.02 * original["perplexity"]
 assert single["wanda"][3]["perplexity"] > 1.2 * original["perplexity"]
 
 # %% [markdown]
-# A tenth of the weights costs hardly anything, and half of them a lot: a million parameters have little to spare. From
-# a quarter on, Wanda is closer to the original (KL) than magnitude, though not by much. On a real model, further down,
-# it is a different matter.
+# Removing a tenth of the weights costs hardly anything, and removing half of them a lot: a million parameters have
+# little redundancy. From a quarter on, Wanda is closer to the original (KL) than magnitude, but not by much. On a real
+# model, further down, the difference is large.
 #
 # ## 2:4, and what really gets smaller
 #
-# Zeros in any places do not make a matrix product faster: the processor multiplies with them like with any number.
-# Sparse tensor cores of GPUs can skip them if they come in a fixed pattern: two in each four neighbours, *2:4*.
+# Zeros in arbitrary places do not make a matrix product faster: the processor multiplies by them like by any number.
+# Sparse tensor cores of GPUs can skip them in a fixed pattern: two of every four neighbours, *2:4*.
 
 # %%
 lines(two_of_four, "fours = ", "np.put_along_axis")
 
 # %% [markdown]
-# The figure shows its price: at the same half of zeros, the KL is over one and a half times as high, since a four with
-# three important weights has to lose one of them. And what it saves, in bytes of bfloat16:
+# The plot shows its price: with the same fraction of zeros, the KL is over one and a half times as high, because a
+# group of four with three important weights has to lose one of them. Here is what it saves, in bytes of bfloat16:
 
 # %%
 sparse = prune(model, PruningPlan(wanda="2:4"), calibration)
@@ -165,8 +166,8 @@ assert zeros == weights // 2
 assert sum(map(stored_bytes, sparse.weights.values())) == sum(map(stored_bytes, model.weights.values()))
 
 # %% [markdown]
-# (A place among four takes two bits.) This package stores the zeros like all other numbers. It has no kernel that could
-# skip them, so its pruned weights save neither memory nor time. What does, anywhere, is a *smaller matrix*.
+# (An index among four takes two bits.) This package stores zeros like all other numbers. It has no kernel that could
+# skip them, so pruned weights save neither memory nor time here. A *smaller matrix* always saves both.
 #
 # ## Channels: a smaller matrix
 #
@@ -176,7 +177,7 @@ assert sum(map(stored_bytes, sparse.weights.values())) == sum(map(stored_bytes, 
 # \qquad y = \sum_j h_j \, W^{\mathrm{down}}_{:j}
 # \qquad W^{\mathrm{gate}}, W^{\mathrm{up}}\ [F, D], \; W^{\mathrm{down}}\ [D, F]$$
 #
-# The three have to go together, and then exactly one summand is missing.
+# The three have to be removed together; then exactly one summand is missing.
 
 # %%
 lines(keep_channels, "chosen, part", "for name in", "[chosen]", "np.take")
@@ -191,7 +192,7 @@ for name in ("gate_proj", "up_proj", "down_proj"):
 kept = np.sort(np.argsort(-importance.channels[0])[:192])
 gate, up, down = (model.weights[f"model.layers.0.mlp.{name}_proj.weight"] for name in ("gate", "up", "down"))
 silenced = np.zeros_like(down)
-silenced[:, kept] = down[:, kept]  # all other channels say nothing
+silenced[:, kept] = down[:, kept]  # all other channels have no effect
 x = np.random.default_rng(0).standard_normal((5, config.hidden_size), dtype=np.float32)
 parts = ({"gate_proj.weight": gate, "up_proj.weight": up, "down_proj.weight": silenced}, {})
 for name in parts[0]:
@@ -208,13 +209,13 @@ lines(keep_groups, "keys = ", "queries = ", "q_proj", "k_proj", "v_proj", "o_pro
 # %% [markdown]
 # ## What is important
 #
-# A channel is worth what it adds to the output on real inputs. Over all tokens that is, as a sum of squares, its
-# summand above:
+# The importance of a channel is what it adds to the output on real inputs: the sum of squares of its summand above,
+# over all tokens:
 #
 # $$\mathrm{importance}_j = \sum_t h_{tj}^2 \cdot \lVert W^{\mathrm{down}}_{:j} \rVert^2$$
 #
-# Groups are measured in the same way, with $W^o$ in the place of $W^{\mathrm{down}}$. For a layer, the question is how
-# far it turns the residual stream: 1 minus the cosine between what goes in and what comes out.
+# Groups are measured in the same way, with $W^o$ in place of $W^{\mathrm{down}}$. The importance of a layer is how much
+# it changes the direction of the residual stream: 1 minus the cosine between its input and its output.
 
 # %%
 lines(measure_importance, "layers.append", "channels.append", "groups.append")
@@ -225,7 +226,7 @@ for layer, scores in enumerate(importance.channels):
     ordered = np.sort(scores)[::-1]
     panels[0].plot(np.arange(1, ordered.size + 1), np.cumsum(ordered) / ordered.sum(), label=f"layer {layer}")
 panels[0].plot([0, 384], [0, 1], color="black", linestyle=":", label="if all were equal")
-panels[0].set(xlabel="channels kept, the most important first", ylabel="share of the importance", ylim=(0, 1.02))
+panels[0].set(xlabel="channels kept, the most important first", ylabel="fraction of the importance", ylim=(0, 1.02))
 panels[0].set_title("Feed-forward channels")
 panels[0].legend(frameon=True, framealpha=1, edgecolor="none", fontsize=9)
 
@@ -239,7 +240,10 @@ panels[1].set_xticks(range(4), ["0\nlocal", "1\nglobal", "2\nlocal", "3\nglobal"
 plt.show()
 
 half = np.sort(importance.channels, axis=1)[:, 192:].sum(axis=1) / importance.channels.sum(axis=1)
-print("share of the better half of the channels:", "  ".join(f"layer {i}: {share:.0%}" for i, share in enumerate(half)))
+print(
+    "importance of the better half of the channels:",
+    "  ".join(f"layer {i}: {share:.0%}" for i, share in enumerate(half)),
+)
 for layer, row in enumerate(dropped):
     print(f"without layer {layer}: perplexity {row['perplexity']:.0f}, KL {row['kl']:.2f}")
 assert ((half > 0.65) & (half < 0.9)).all()
@@ -247,10 +251,10 @@ assert np.array_equal(np.argsort([row["kl"] for row in dropped]), np.argsort(imp
 assert [kind == "sliding_attention" for kind in config.layer_types] == [True, False, True, False]
 
 # %% [markdown]
-# The better half of the channels holds between two thirds and nine tenths of the importance. And the layers that turn
-# the stream least are those that are missed least: here the last hurts least and the first most, in the very order that
-# the importance foretold from one pass over the texts. Does the order of channels matter, too? Half of them, chosen in
-# three ways:
+# The better half of the channels has between two thirds and nine tenths of the importance. And the layers that change
+# the stream least are missed least: removing the last hurts least and the first most, exactly in the order that the
+# importance predicts from one pass over the texts. Does the importance of channels matter as well? Here is half of
+# them, chosen in three ways:
 
 # %%
 random = np.random.default_rng(0).random(importance.channels.shape)
@@ -262,20 +266,20 @@ assert halves["important"] < 0.75 * halves["random"] and halves["random"] < halv
 one_group = keep_groups(model, importance.groups, 1)
 of_groups = measured(one_group)["kl"]
 size, *left = (sum(weight.size for weight in gemma.weights.values()) for gemma in (model, smaller, one_group))
-print(f"half of the channels: {size - left[0]:,} weights less, KL {halves['important']:.2f}; ", end="")
-print(f"half of the groups: {size - left[1]:,} weights less, KL {of_groups:.2f}")
+print(f"half of the channels: {size - left[0]:,} fewer weights, KL {halves['important']:.2f}; ", end="")
+print(f"half of the groups: {size - left[1]:,} fewer weights, KL {of_groups:.2f}")
 assert 3 * (size - left[1]) == size - left[0] and of_groups > halves["important"] / 2
 assert cache_bytes(config, 256) == 2 * cache_bytes(one_group.config, 256)
 
 # %% [markdown]
-# Half of the key-value groups are a third as many weights as half of the channels, and cost more than half as much.
-# They save memory in another place, too: the cache of [tutorial 9](09_cache_and_generation.ipynb) is half as large.
+# Half of the key-value groups have a third as many weights as half of the channels, and removing them costs more than
+# half as much. But it also halves the cache of [tutorial 9](09_cache_and_generation.ipynb).
 #
-# ## Layers, in their pattern
+# ## Layers, and their pattern
 #
-# Local and global layers take turns, and many implementations tell them apart by their number alone. Whoever drops
-# layer 0 turns the pattern round for them. `choose_layers` looks for the greatest total importance among the choices
-# that keep it. With made-up importances, of which layer 1's is the least:
+# Local and global layers alternate, and many implementations derive the type of a layer from its number. Dropping layer
+# 0 would swap the types for them. `choose_layers` finds the choice with the greatest total importance that keeps the
+# pattern. Here it is with made-up importances, where layer 1 has the lowest:
 
 # %%
 made_up = np.array([0.4, 0.1, 0.3, 0.2])
@@ -286,26 +290,25 @@ for keep in (3, 2):
 assert choose_layers(made_up, config, 3) == [0, 1, 2] and choose_layers(made_up, config, 2) == [0, 3]
 
 # %% [markdown]
-# Three layers have to be local, global, local, so that layer 1 stays: it is the only global one between the others. Of
-# two, 0 and 3 are the best pair of a local one and a global one after it.
+# Three layers have to be local, global, local, so layer 1 stays: it is the only global layer between local ones. For
+# two layers, 0 and 3 are the best pair of a local layer and a later global one.
 #
 # ## Healing
 #
-# What is left computes something else, but most of what was learned is still in it. A short training towards the
-# unpruned model brings much of it back: *distillation* ([tutorial 12](12_distillation.ipynb)), with the original as the
-# teacher. The loss is the KL, whose gradient is that of $-\sum P_T \log P_S$, and which would be 0 for the original
-# itself. We heal three models:
+# The pruned model computes something different, but most of what was learned is still in it. A short *distillation*
+# ([tutorial 12](12_distillation.ipynb)) with the original as the teacher recovers much of it. The loss is the KL, which
+# has the gradient of $-\sum P_T \log P_S$ and would be 0 for the original itself. We heal three models:
 #
 # - half of the channels, the important ones: a smaller model;
-# - 2:4 by Wanda: the zeros must not come back, so what training sees of the weights is multiplied by the mask of each;
-# - for comparison, a model of the first one's shape with random weights: the way of the report's tables 6 and 7.
+# - 2:4 by Wanda: zeros must stay zero, so the forward pass sees each weight multiplied by its mask;
+# - for comparison, a model of the same shape as the first, with random weights, as in tables 6 and 7 of the report.
 
 # %%
 lines(keep_sparsity, "masks = ", "return")
 
 # %% [markdown]
-# The texts are again the original's own words, which every model can write for itself: 40,960 tokens, each read one and
-# a half times. With the texts that a model was trained on, one would heal on these.
+# The texts are again generated by the original, which works for any model: 40,960 tokens, each read one and a half
+# times. If the training texts of a model are available, use those.
 
 # %%
 own_words = sample_continuations(
@@ -317,7 +320,7 @@ training_config = TrainingConfig(
 
 
 def heal(small, view_weights):
-    """The model after the training, and the KL of each step."""
+    """The trained model, and the KL of each step."""
     task = Task(
         random_batches(own_words, training_config.batch_size, training_config.seq_len),
         from_teacher(model, forward_kl),
@@ -370,14 +373,15 @@ assert all((weight == 0).sum() >= weight.size // 2 for name, weight in healed["2
 assert training_config.steps * training_config.batch_size * training_config.seq_len == 1.5 * own_words.size
 
 # %% [markdown]
-# In 60 steps both pruned models win back about half of their distance from the original, or more, and the curves still
-# fall. The model that starts at random is, after the same 60 steps, still more than four times as far away as the one
-# that starts as half of the original. That is what pruning is for: the small model need not learn again what the large
-# one knows. The report's students, on trillions of tokens, can afford to start from nothing. (The curves end lower than
-# the numbers below them: they are measured on the original's own words, the numbers on texts of another model.)
+# In 60 steps both pruned models recover about half of their distance from the original, or more, and the curves are
+# still falling. After the same 60 steps, the model with random weights is still more than four times as far away as the
+# one that started as half of the original. That is the point of pruning: the small model need not learn again what the
+# large one knows. The report's students, on trillions of tokens, can afford to start from scratch. (The curves end
+# lower than the printed numbers, because they are measured on texts of the original, the numbers on texts of another
+# model.)
 #
-# Of the two, only the one with half of the channels is smaller in memory. The one of 2:4 came out nearer to the
-# original, and needs hardware that knows what to do with it.
+# Of the two, only the model with half of the channels takes less memory. The 2:4 model is closer to the original, but
+# needs hardware that supports the pattern.
 
 # %%
 assert after["2:4"]["kl"] < after["half of F"]["kl"]
@@ -401,10 +405,10 @@ for axes, (name, found) in zip(panels, results.items(), strict=True):
         places = [settings.index(row["setting"]) + 0.12 * (number - 1.5) for row in chosen]
         axes.plot(places, [row["kl"] for row in chosen], "osD^"[number], color=f"C{number}", label=method)
     axes.set_xticks(range(len(settings)), settings)
-    axes.set(title=name, yscale="log", xlim=(-0.5, 2.5), xlabel="what goes")
+    axes.set(title=name, yscale="log", xlim=(-0.5, 2.5), xlabel="removed")
 panels[0].set_ylabel("KL from the original\n(nats per token)")
 panels[0].legend(loc="lower right")
-figure.suptitle("What pruning costs before any healing")
+figure.suptitle("The cost of pruning before healing")
 plt.show()
 
 real = {(row["setting"], row["method"]): row for row in results["gemma-3-270m"]}
@@ -418,10 +422,11 @@ for found in results.values():
     assert max(quarter, key=quarter.get) == "layers"
 
 # %% [markdown]
-# (`32 bits` is the original.) On the real model, looking at the inputs pays: a quarter of the weights chosen by Wanda
-# costs less than a third of what it costs chosen by size. Half of them chosen by size ruins it; even half of the
-# channels, chosen by what they do, costs less. Whole layers cost most. All in one command, with a table after each step:
-# `gemma-np compress texts/ --prune intermediate-size=192 --distill 2000 --quantize int4 -o smaller`.
+# (`32 bits` is the original.) On the real model, it pays off to look at the inputs: removing a quarter of the weights
+# by Wanda costs less than a third of removing them by magnitude. Removing half by magnitude ruins the model; even
+# removing half of the channels, by importance, costs less. Removing whole layers costs most. Here is all of it in one
+# command, with a table after each step: `gemma-np compress texts/ --prune intermediate-size=192 --distill 2000
+# --quantize int4 -o smaller`.
 #
 # ## Exercises
 #
@@ -457,14 +462,14 @@ def mask_two_of_four(scores):
 check(mask_two_of_four, exercises.TWO_OF_FOUR)
 
 # %% [markdown]
-# **3.** A feed-forward with fewer channels. Keep the `keep` most important ones, in the order in which they stood.
+# **3.** A feed-forward with fewer channels. Keep the `keep` most important ones, in their original order.
 
 
 # %%
 def keep_important(gate, up, down, hidden, keep):
     """gate and up [F, D], down [D, F], hidden [N, F] -> gate and up [keep, D], down [D, keep], as a tuple
 
-    Hint: np.argsort, then np.sort of the places that are kept; the same places for all three.
+    Hint: np.argsort, then np.sort of the indices to keep; the same indices for all three.
     """
     ...
 
@@ -477,7 +482,7 @@ check(keep_important, exercises.KEEP_CHANNELS)
 # ## Further reading
 #
 # - [gemma_np/compression/pruning.py](../gemma_np/compression/pruning.py) and
-#   [structured_pruning.py](../gemma_np/compression/structured_pruning.py): single weights, and whole parts.
+#   [structured_pruning.py](../gemma_np/compression/structured_pruning.py): single weights, and whole structures.
 # - [gemma_np/compression/pipeline.py](../gemma_np/compression/pipeline.py): prune, heal, quantize, measured after each.
 # - Sun et al., [Wanda](https://arxiv.org/abs/2306.11695); Mishra et al., [2:4](https://arxiv.org/abs/2104.08378); Men
 #   et al., [ShortGPT](https://arxiv.org/abs/2403.03853), on layers; Muralidharan et al., [Compact Language Models via

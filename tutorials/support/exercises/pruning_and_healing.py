@@ -12,7 +12,7 @@ from support.exercise import Cases, Exercise
 
 
 def _input_energy(inputs: np.ndarray) -> np.ndarray:
-    """The sum of squares of each channel, as the calibration adds it up: [N, in] -> [in]."""
+    """Return the sum of squares of each channel, as calibration computes it: [N, in] -> [in]."""
     gram = InputGram()
     gram("mlp.hidden", inputs)
     return np.diagonal(gram["mlp.hidden"])
@@ -44,9 +44,7 @@ WANDA = Exercise(
     reference=_wanda_scores,
     cases=_wanda_cases,
     mistakes={
-        "the weights keep their signs; what counts is their size (np.abs)": lambda weight, inputs: (
-            weight * np.sqrt(_input_energy(inputs))
-        ),
+        "the weights keep their signs; use np.abs": lambda weight, inputs: weight * np.sqrt(_input_energy(inputs)),
         "the mean of the squares is taken; each channel's norm is the root of their sum": lambda weight, inputs: (
             np.abs(weight) * np.sqrt(_input_energy(inputs) / len(inputs))
         ),
@@ -54,8 +52,8 @@ WANDA = Exercise(
             np.abs(weight) * _input_energy(inputs)
         ),
         "the inputs are summed with their signs and cancel; take the root of the sum of squares": _summed,
-        "the norm is that of each token; take that of each channel (axis=0)": _norm_of_each_token,
-        "the inputs are left out: these are the scores of magnitude": lambda weight, inputs: np.abs(weight),
+        "it is the norm of each token; use that of each channel (axis=0)": _norm_of_each_token,
+        "the inputs are not used; these are the scores of magnitude pruning": lambda weight, inputs: np.abs(weight),
     },
 )
 
@@ -93,10 +91,10 @@ TWO_OF_FOUR = Exercise(
     cases=_mask_cases,
     mistakes={
         "the two lowest of each four are kept; keep the two highest": lambda scores: ~two_of_four(scores),
-        "half of the row is kept, wherever it is; keep two of each four neighbours": _half_of_the_row,
+        "half of each row is kept, anywhere; keep two of each four neighbours": _half_of_the_row,
         "one of each four is kept; keep two": _one_of_four,
-        "the four lie a quarter of the row apart; four neighbours are the last axis of [out, in / 4, 4]": _far_apart,
-        "argsort gives the place of each rank, not the rank of each place; apply it twice": _argsort_as_rank,
+        "the four are a quarter of the row apart; four neighbours are the last axis of [out, in / 4, 4]": _far_apart,
+        "argsort returns the index of each rank, not the rank of each index; apply it twice": _argsort_as_rank,
     },
 )
 
@@ -125,7 +123,7 @@ def _importance(down: np.ndarray, hidden: np.ndarray) -> np.ndarray:
 
 
 def _keep_by(importance: np.ndarray, gate: np.ndarray, up: np.ndarray, down: np.ndarray, keep: int) -> Matrices:
-    """What the package keeps of a model of one layer with these matrices."""
+    """Return what `keep_channels` keeps of a model of one layer with these matrices."""
     bundled = resolve_config("shakespeare-1m")
     config = replace(
         bundled,
@@ -178,10 +176,10 @@ KEEP_CHANNELS = Exercise(
     cases=_channel_cases,
     mistakes={
         "the least important channels are kept; sort the other way": _least_important,
-        "the columns of down are not looked at; multiply by the sum of their squares": _by_hidden_alone,
-        "hidden is not looked at; multiply by the sum of its squares over the tokens": _by_down_alone,
-        "the channels stand in the order of their importance; sort the places that are kept": _by_rank,
-        "each matrix is cut by its own size, so that channels no longer belong together; choose once": _each_on_its_own,
-        "down has lost rows; its channels are its columns, down[:, chosen]": _rows_of_down,
+        "the columns of down are not used; multiply by the sum of their squares": _by_hidden_alone,
+        "hidden is not used; multiply by the sum of its squares over the tokens": _by_down_alone,
+        "the channels are in the order of their importance; sort the kept indices": _by_rank,
+        "each matrix keeps its own largest channels, which no longer match; choose once for all three": _each_on_its_own,
+        "rows of down were removed; its channels are its columns, down[:, chosen]": _rows_of_down,
     },
 )

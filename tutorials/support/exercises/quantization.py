@@ -59,18 +59,18 @@ ROUND_ROWS = Exercise(
     reference=_round_rows,
     cases=_round_cases,
     mistakes={
-        "the fraction is cut off, which is off by up to a whole step; round to the nearest (np.rint)": _truncated,
-        "every number is rounded down, which is off by up to a whole step; round to the nearest (np.rint)": (
+        "the fraction is cut off, with errors of up to a whole step; round to the nearest (np.rint)": _truncated,
+        "every number is rounded down, with errors of up to a whole step; round to the nearest (np.rint)": (
             _rounded_down
         ),
         "all rows share one scale; take the largest of each row (axis=-1, keepdims=True)": _one_scale,
-        "the scale is that of the largest weight; of the largest size, np.abs, it has to be": lambda weight: (
-            _with_scales(weight, weight.max(axis=-1, keepdims=True) / np.float32(127))
+        "the scale is that of the largest weight with its sign; use the largest np.abs": lambda weight: _with_scales(
+            weight, weight.max(axis=-1, keepdims=True) / np.float32(127)
         ),
-        "the largest size becomes 255 steps, which do not fit into a signed byte; 127 do": lambda weight: _with_scales(
-            weight, np.abs(weight).max(axis=-1, keepdims=True) / np.float32(255)
+        "the largest weight becomes 255 steps, which do not fit into a signed byte; use 127": lambda weight: (
+            _with_scales(weight, np.abs(weight).max(axis=-1, keepdims=True) / np.float32(255))
         ),
-        "the scale is returned upside down; weight = scale * integer": lambda weight: (
+        "the inverse of the scale is returned; weight = scale * integer": lambda weight: (
             _round_rows(weight)[0],
             1 / np.where(_round_rows(weight)[1], _round_rows(weight)[1], 1),
         ),
@@ -118,10 +118,10 @@ PACK = Exercise(
     reference=pack,
     cases=_pack_cases,
     mistakes={
-        "neighbours share a byte; let a number of the first half share it with one of the second half": _neighbours,
-        "the first half is in the upper bits; put it into the lower ones, and move the second half": _swapped,
-        "nothing is moved, so that both lie on the same four bits; move the second half by 4": _not_moved,
-        "the second half is moved by 3 bits; numbers up to 15 take 4": _moved_by_three,
+        "neighbours share a byte; combine a number of the first half with one of the second half": _neighbours,
+        "the first half is in the upper bits; put it into the lower ones, and shift the second half": _swapped,
+        "nothing is shifted, so both use the same four bits; shift the second half by 4": _not_moved,
+        "the second half is shifted by 3 bits; numbers up to 15 take 4": _moved_by_three,
     },
 )
 
@@ -142,13 +142,13 @@ def _clip_cases(generator: np.random.Generator) -> Cases:
 
 
 def _errors(weight: np.ndarray, shrink: float) -> np.ndarray:
-    """How far each weight is off: [out, in]."""
+    """Return the error of each weight: [out, in]."""
     grid = minmax_grid(weight, INT4, shrink)
     return (grid.values(grid.nearest(weight[:, None])) - weight[:, None])[:, 0]
 
 
 def _best(sums: Sequence[np.ndarray], shrinks: list[float]) -> np.ndarray:
-    """The shrink of the least of the sums, [out] for each shrink."""
+    """Return the shrink with the smallest sum for each row: sums [out] for each shrink -> [out]."""
     return np.array(shrinks)[np.argmin(sums, axis=0)]
 
 
@@ -157,7 +157,7 @@ def _least_error_shrinks(weight: np.ndarray, shrinks: list[float]) -> np.ndarray
 
 
 def _never_clipped(weight: np.ndarray, shrinks: list[float]) -> np.ndarray:
-    """The shrink of the finest steps, since nothing is cut off."""
+    """Return the shrink with the finest steps, because nothing is clipped."""
     sums = []
     for shrink in shrinks:
         scales = np.abs(weight).max(axis=1, keepdims=True) * shrink / (INT4_LEVELS - 1 - INT4_ZERO)
@@ -178,10 +178,10 @@ CLIP = Exercise(
     reference=_least_error_shrinks,
     cases=_clip_cases,
     mistakes={
-        "nothing is clipped, as if there were more than 16 numbers; clip to -8 ... 7": _never_clipped,
-        "all rows get one shrink; choose for each row on its own (sum over axis 1)": _one_for_all,
-        "the shrink of the least largest error is chosen; take that of the least sum of squares": _least_largest,
-        "the errors are summed with their signs, so that they cancel; square them first": lambda weight, shrinks: _best(
+        "nothing is clipped, as if there were more than 16 levels; clip to -8 ... 7": _never_clipped,
+        "all rows get the same shrink; choose one for each row (sum over axis 1)": _one_for_all,
+        "the shrink with the smallest maximum error is chosen; use the sum of squares": _least_largest,
+        "the errors are summed with their signs, so they cancel; square them first": lambda weight, shrinks: _best(
             [np.abs(_errors(weight, shrink).sum(axis=1)) for shrink in shrinks], shrinks
         ),
     },
