@@ -3,16 +3,16 @@
 import numpy as np
 
 
-def relative_error(found: np.ndarray, expected: np.ndarray, hidden: np.ndarray) -> float:
-    difference = np.where(hidden, 0, np.abs(found - expected))
-    size = np.where(hidden, 0, np.abs(expected))
+def relative_error(found: np.ndarray, expected: np.ndarray, masked: np.ndarray) -> float:
+    difference = np.where(masked, 0, np.abs(found - expected))
+    size = np.where(masked, 0, np.abs(expected))
     return difference.max() / size.max()
 
 
-def first_wrong(theirs: list[np.ndarray], ours: list[np.ndarray], passes: list[float]) -> int:
-    for number, (found, expected, limit) in enumerate(zip(theirs, ours, passes, strict=True)):
+def first_wrong(theirs: list[np.ndarray], ours: list[np.ndarray], thresholds: list[float]) -> int:
+    for number, (found, expected, threshold) in enumerate(zip(theirs, ours, thresholds, strict=True)):
         error = np.abs(found - expected).max() / np.abs(expected).max()
-        if not error <= limit:  # NaN, too
+        if not error <= threshold:  # also for NaN
             return number
     return -1
 

@@ -1,10 +1,10 @@
 # %% [markdown]
 # # 15. Gemma 1, 2 and 3
 #
-# After this you can say what changed from Gemma 1 to 2 to 3 and why, read the differences off a config, and compute a model's
-# parameters and the memory of its cache. About 15 minutes. In the [Gemma 2 report](https://arxiv.org/abs/2408.00118): section 2 and
-# tables 1 and 2; beside it the reports of [Gemma 1](https://arxiv.org/abs/2403.08295) and
-# [Gemma 3](https://arxiv.org/abs/2503.19786), table 1 of each.
+# After this you can say what changed from Gemma 1 to 2 to 3 and why, read the differences off a config, and compute a
+# model's parameters and the memory of its cache. About 15 minutes. In the [Gemma 2
+# report](https://arxiv.org/abs/2408.00118): section 2 and tables 1 and 2; beside it the reports of [Gemma
+# 1](https://arxiv.org/abs/2403.08295) and [Gemma 3](https://arxiv.org/abs/2503.19786), table 1 of each.
 #
 # Before this: [14. Pruning and healing](14_pruning_and_healing.ipynb).
 # Terms and letters: [glossary](glossary.md).
@@ -31,13 +31,13 @@ use_style()
 print(f"{len(RELEASED)} released text models:", *RELEASED)
 
 # %% [markdown]
-# No weights are needed here: all comes from the configs, which are part of the package, and from small models with random weights.
-# The names are Google's; "gemma-2b" is the 2B of Gemma 1, and "gemma-2-2b" that of Gemma 2.
+# No weights are needed here: everything comes from the configs, which are part of the package, and from small models
+# with random weights. The names are Google's; "gemma-2b" is the 2B of Gemma 1, and "gemma-2-2b" that of Gemma 2.
 #
 # ## Side by side: the sizes
 #
-# The letters are those of all the tutorials: D channels, H query heads, K key-value heads, h channels per head, F channels of the
-# feed-forward, V tokens.
+# The letters are those of all the tutorials: D channels, H query heads, K key-value heads, h channels per head, F
+# channels of the feed-forward, V tokens.
 
 # %%
 print(f"{'model':13} layers     D   H   K    h      F       V  context")
@@ -53,11 +53,11 @@ assert all(H == 2 * K for name, (H, K) in heads.items() if name.startswith("gemm
 assert {c.vocab_size for c in RELEASED.values()} == {256_000, 262_144}
 
 # %% [markdown]
-# - **Heads.** Gemma 1 had either one key-value head for all query heads (*multi-query attention*, the 2B) or one for each
-#   (*multi-head attention*, the 7B). Gemma 2 settled in between: two query heads share one. The small models of Gemma 3 share
-#   one among four.
-# - **Vocabulary.** Gemma 3 has a new one, a little larger.
-# - **Context.** 8,192 tokens in Gemma 1 and 2. Gemma 3 went up to 131,072, and most of its other changes serve that.
+# - **Heads.** Gemma 1 had either one key-value head for all query heads (*multi-query attention*, the 2B) or one for
+#   each (*multi-head attention*, the 7B). Gemma 2 is in between: two query heads share one. In the small models of
+#   Gemma 3, four share one.
+# - **Vocabulary.** Gemma 3 has a new, slightly larger one.
+# - **Context.** 8,192 tokens in Gemma 1 and 2. Gemma 3 has up to 131,072, and most of its other changes serve that.
 #
 # The head is tied in all of them: there is one matrix with V rows, the embedding.
 
@@ -73,7 +73,7 @@ print(
     f"{'model':13} local:global  window  RoPE base local / global   caps     norms per layer  q and k norms  scores / sqrt of"
 )
 for name, c in RELEASED.items():
-    local_per_global = c.layer_types.index(GLOBAL)  # so many local layers come before the first global one
+    local_per_global = c.layer_types.index(GLOBAL)  # local layers before the first global one
     bases = {
         kind: c.rope(c.layer_types.index(kind)) for kind in (LOCAL, GLOBAL) if kind in c.layer_types
     }  # (base, divisor)
@@ -91,14 +91,15 @@ for name, c in RELEASED.items():
     assert c.query_pre_attn_scalar == (c.hidden_size / c.num_attention_heads if name.endswith("27b") else c.head_dim)
 
 # %% [markdown]
-# ("p/8": positions are divided by 8 on global layers.) Read from top to bottom, this is the story of three models:
+# ("p/8": positions are divided by 8 on global layers.) From top to bottom, the table shows three generations:
 #
-# - **Gemma 1** is plain: every layer sees everything, two norms per layer, nothing holds the scores back.
-# - **Gemma 2** makes every second layer local ([tutorial 5](05_local_and_global_layers.ipynb)), normalizes also what attention and
-#   feed-forward return, and caps scores and logits ([tutorial 6](06_soft_capping.ipynb)).
-# - **Gemma 3** has five local layers for each global one, with a smaller window; a second RoPE base for the global layers, so that
-#   far positions stay apart ([tutorial 3](03_positions_and_rope.ipynb)); and norms of queries and keys in place of the caps.
-# - The scores are divided by $\sqrt{h}$, but for the two 27B models, which take $\sqrt{D / H}$.
+# - **Gemma 1** is plain: every layer sees everything, there are two norms per layer, and nothing bounds the scores.
+# - **Gemma 2** makes every second layer local ([tutorial 5](05_local_and_global_layers.ipynb)), also normalizes the
+#   outputs of attention and feed-forward, and caps scores and logits ([tutorial 6](06_soft_capping.ipynb)).
+# - **Gemma 3** has five local layers for each global one, with a smaller window; a second RoPE base for the global
+#   layers, which keeps distant positions apart ([tutorial 3](03_positions_and_rope.ipynb)); and norms of queries and
+#   keys instead of the caps.
+# - The scores are divided by $\sqrt{h}$, except in the two 27B models, which use $\sqrt{D / H}$.
 
 # %%
 figure, axes = plt.subplots(figsize=(7, 3.6))
@@ -136,7 +137,7 @@ for colour, part in enumerate(("embedding", "attention", "feed-forward")):
     left += shares
 axes.invert_yaxis()
 axes.set(xlabel="share of the parameters (%); the norms are too few to be seen", xlim=(0, 100))
-axes.set_title("What the parameters are spent on")
+axes.set_title("Where the parameters are")
 axes.legend(ncols=3, loc="upper center", bbox_to_anchor=(0.3, -0.14))
 plt.show()
 
@@ -146,13 +147,14 @@ assert all(parts["feed-forward"] > parts["attention"] for parts in counts.values
 assert all(parts["norms"] < 0.001 * totals[name] for name, parts in counts.items())
 
 # %% [markdown]
-# The feed-forward is always larger than attention. The vocabulary is the same for small and large, so the smallest model is mostly
-# vocabulary.
+# The feed-forward is always larger than attention. The vocabulary is the same for small and large models, so the
+# smallest model is mostly embedding.
 #
-# ## What the long context costs
+# ## The cost of a long context
 #
-# While a model writes, it keeps keys and values of all tokens that may still be looked at ([tutorial 9](09_cache_and_generation.ipynb)).
-# Of $n$ tokens, layer $l$ keeps $\min(n, W_l)$, where $W_l$ is its window, and no limit on a global layer. So, in float32,
+# While a model generates text, it keeps the keys and values of all tokens that may still be looked at ([tutorial
+# 9](09_cache_and_generation.ipynb)). Of $n$ tokens, layer $l$ keeps $\min(n, W_l)$, where $W_l$ is its window, and no
+# limit on a global layer. So, in float32,
 #
 # $$\mathrm{bytes} = \sum_l 2 \cdot K \cdot h \cdot \min(n, W_l) \cdot 4$$
 
@@ -160,7 +162,7 @@ assert all(parts["norms"] < 0.001 * totals[name] for name, parts in counts.items
 lines(cache_bytes, "per_token", "windows =", "return")
 
 # %% [markdown]
-# Three models of like size, up to the context that each can read; dashed, the last one if all its layers were global:
+# Three models of similar size, up to the context of each; dashed is the last one if all its layers were global:
 
 # %%
 figure, axes = plt.subplots(figsize=(7, 3.8))
@@ -173,7 +175,7 @@ for colour, name in enumerate(("gemma-7b", "gemma-2-9b", "gemma-3-12b")):
 gemma3 = RELEASED["gemma-3-12b"]
 all_global = replace(gemma3, layer_types=(GLOBAL,) * gemma3.num_hidden_layers)
 gigabytes = [cache_bytes(all_global, int(n)) / 1e9 for n in lengths]
-axes.plot(lengths, gigabytes, "--", color="C2", label="gemma-3-12b, were it all global")
+axes.plot(lengths, gigabytes, "--", color="C2", label="gemma-3-12b, all layers global")
 axes.set_xscale("log", base=2)
 axes.set(yscale="log", xlabel="tokens", ylabel="keys and values (GB, float32)", xticks=2 ** np.arange(8, 18))
 axes.set(xticklabels=[256, 512, "1K", "2K", "4K", "8K", "16K", "32K", "64K", "128K"])
@@ -191,27 +193,28 @@ assert 5.5 < as_global / at_end < 6
 assert at_8192["gemma-7b"] > at_8192["gemma-2-9b"] > at_8192["gemma-3-12b"]
 
 # %% [markdown]
-# The line of the local layers bends where the window is full, at 1,024 tokens for Gemma 3, and from there on only one layer in six
-# grows: at the far end little more than a sixth is left. The 7B has the steepest price, for it keeps a key-value head for each query
-# head. At 8,192 tokens the larger models need *less* memory than the smaller ones before them.
+# The curve of Gemma 3 bends where the windows are full, at 1,024 tokens; from there on only one layer in six grows, so
+# at the far end it takes little more than a sixth. The 7B costs most, because it keeps a key-value head for each query
+# head. At 8,192 tokens each newer, larger model needs *less* memory than the one before.
 #
-# ## What keeps the scores in bounds
+# ## What bounds the scores
 #
-# Nothing in the formula of attention keeps a score $q \cdot k$ from growing during training. When scores are large, softmax puts all
-# its weight on one key and its gradient dies. Gemma 2 squeezes the score; Gemma 3 normalizes $q$ and $k$ [h] first, so that
-# their lengths, and with them the score, cannot grow with the matrices that make them:
+# Nothing in the formula of attention keeps a score $q \cdot k$ from growing during training. When scores are large,
+# softmax puts all probability on one key and its gradient vanishes. Gemma 2 caps the score; Gemma 3 normalizes $q$ and
+# $k$ [h] first, so their lengths, and therefore the score, cannot grow with the matrices that compute them:
 #
 # $$\text{Gemma 2: } 50 \tanh\!\Big(\frac{q \cdot k}{50 \sqrt{s}}\Big) \qquad
 # \text{Gemma 3: } \frac{\mathrm{norm}(q) \cdot \mathrm{norm}(k)}{\sqrt{s}} \qquad s = \texttt{query\_pre\_attn\_scalar}$$
 #
-# All of it is one function, with the differences as config fields:
+# All of it is one function; config fields select the differences:
 
 # %%
 lines(attention, "config.rope", "has_qk_norm", "rms_norm(", "softcapping", "config.window")
 
 # %% [markdown]
-# The same for the norms of a layer. Here Gemma 1 has a trap: its checkpoint has a weight named `post_attention_layernorm`, but it is
-# the norm *before the feed-forward*, named after where it stands. In Gemma 2 and 3 the same name means another norm.
+# The same holds for the norms of a layer. Gemma 1 has a trap here: its checkpoint has a weight named
+# `post_attention_layernorm`, but it is the norm *before the feed-forward*, named after its place. In Gemma 2 and 3 the
+# same name means another norm.
 
 # %%
 lines(block, "has_post_norms", 'tape("post_', 'tape("pre_')
@@ -255,8 +258,8 @@ print(f"and {sum(not row.needs for row in RECORDS)} that all three have")
 assert "layers.0.self_attn.q_norm" in records["Gemma 3"] and "logits_capped" not in records["Gemma 3"]
 
 # %% [markdown]
-# Now let training go wrong: multiply the matrices of queries and keys by a factor, and look at the largest score that reaches softmax
-# in layer 0. (Random weights have no trained scores; they show what each formula does.)
+# Now suppose that training goes wrong: multiply the query and key matrices by a factor, and look at the largest score
+# that reaches softmax in layer 0. (Random weights are not trained, but they show the effect of each formula.)
 
 
 # %%
@@ -274,9 +277,11 @@ figure, axes = plt.subplots()
 for (title, line), how in zip(largest.items(), ("no bound", "soft cap of 50", "norms of q and k"), strict=True):
     axes.plot(factors, line, "o-", label=f"{title}: {how}")
 axes.set_xscale("log", base=2)
-axes.set(yscale="log", xlabel="factor on the matrices of queries and keys", ylabel="largest score at the softmax")
+axes.set(yscale="log", xlabel="factor of the query and key matrices", ylabel="largest score at the softmax")
 axes.set(
-    xticks=factors, xticklabels=[f"{factor:.0f}" for factor in factors], title="What growing weights do to the scores"
+    xticks=factors,
+    xticklabels=[f"{factor:.0f}" for factor in factors],
+    title="The effect of growing weights on the scores",
 )
 axes.set(yticks=(1, 10, 100, 1000), yticklabels=("1", "10", "100", "1,000"), ylim=(1, 6000))
 axes.legend()
@@ -289,8 +294,8 @@ assert 49 < max(largest["Gemma 2"]) <= 50
 np.testing.assert_allclose(largest["Gemma 3"], largest["Gemma 3"][0], rtol=1e-3)
 
 # %% [markdown]
-# Gemma 1's scores grow with the square of the factor. Gemma 2's end at the cap. Gemma 3's do not notice the factor, since the norm
-# has taken it out; and a kernel that computes attention in one piece needs no special case for a cap, which many lacked.
+# Gemma 1's scores grow with the square of the factor. Gemma 2's stop at the cap. Gemma 3's do not change, because the
+# norm removes the factor; and fused attention kernels, many of which had no cap, need no special case.
 #
 # ## Exercises
 #
@@ -303,7 +308,7 @@ np.testing.assert_allclose(largest["Gemma 3"], largest["Gemma 3"][0], rtol=1e-3)
 def local_layers(layers, local_per_global):
     """two whole numbers -> list of bool, one for each layer, True for a local one
 
-    Hint: count the layers from 1; which of them are global when one local layer comes before each? When five do?
+    Hint: count the layers from 1; which are global if each comes after one local layer? After five?
     """
     ...
 
@@ -326,8 +331,8 @@ def kept_bytes(config, length):
 check(kept_bytes, exercises.CACHE_BYTES)
 
 # %% [markdown]
-# **3.** Count the parameters, as table 2 of the report does. This needs all that you know about the layers of Gemma 2, and what is
-# different in 1 and 3. `GemmaConfig` has the names of the fields:
+# **3.** Count the parameters, as table 2 of the report does. This needs everything that you know about the layers of
+# Gemma 2, and the differences in 1 and 3. `GemmaConfig` has these fields:
 
 # %%
 lines(GemmaConfig, "_size: int", "layers: int", "heads: int", "head_dim: int", "def has_")
@@ -351,7 +356,8 @@ check(parameters, exercises.PARAMETERS)
 #
 # - [gemma_np/config.py](../gemma_np/config.py): all differences in one file.
 # - [gemma_np/memory.py](../gemma_np/memory.py), or `gemma-np info --model gemma-2-27b`: the memory of weights, cache
-#   and work for each way to store them.
-# - Ainslie et al., [GQA](https://arxiv.org/abs/2305.13245); the [Gemma 3 report](https://arxiv.org/abs/2503.19786), section 2.
+#   and activations in each format.
+# - Ainslie et al., [GQA](https://arxiv.org/abs/2305.13245); the [Gemma 3 report](https://arxiv.org/abs/2503.19786),
+#   section 2.
 #
 # Next: [16. Finding the bug](16_finding_the_bug.ipynb).

@@ -1,9 +1,9 @@
 # %% [markdown]
 # # 16. Finding the bug
 #
-# After this you can take a Gemma that is subtly wrong, your own or somebody else's, and find the line that is: write its
-# intermediates down, hold them against this package, and read what the comparison says. About 15 minutes. In the
-# [Gemma 2 report](https://arxiv.org/abs/2408.00118): section 2 and table 1, which are what a port has to get right.
+# After this you can find the wrong line in a Gemma that is subtly wrong, your own or somebody else's: dump its
+# intermediates, compare them with this package, and interpret the comparison. About 15 minutes. In the [Gemma 2
+# report](https://arxiv.org/abs/2408.00118): section 2 and table 1, which are what a port has to get right.
 #
 # Before this: [15. Gemma 1, 2 and 3](15_gemma_1_2_and_3.ipynb).
 # Terms and letters: [glossary](glossary.md).
@@ -46,10 +46,9 @@ print(f"{len(short)} and {len(speech)} tokens; the window of local layers is {mo
 # %% [markdown]
 # ## A port
 #
-# Here is all of Gemma 2 once more, written anew, with nothing taken from the package. It reads one text, keeps keys and
-# values from call to call, and keeps every intermediate by the name that `gemma-np records` prints (other names are
-# fine, too: a small JSON file translates them). Two of its lines are wrong, in ways that people have really been wrong. Can
-# you see them?
+# Here is all of Gemma 2 again, written from scratch without the package. It reads one text, keeps keys and values
+# between calls, and records every intermediate by the name that `gemma-np records` prints (other names also work: a
+# small JSON file translates them). Two of its lines are wrong, with mistakes that people really made. Can you see them?
 
 
 # %%
@@ -135,14 +134,14 @@ class Port:
 
 
 # %% [markdown]
-# ## What it writes
+# ## What it generates
 #
-# The first thing one tries with a new port is to let it write.
+# The first test of a new port is usually to generate text.
 
 
 # %%
 def write(port, prompt, tokens):
-    """Greedy text: always the likeliest token."""
+    """Greedy text: always the most likely token."""
     ids, unread = [], model.tokenizer.encode(prompt)
     for _ in range(tokens):
         unread = [int(port.read(unread)[-1].argmax())]
@@ -155,8 +154,8 @@ print(f"THE PORT: {theirs}\n\nTHE PACKAGE: {ours}")
 assert theirs != ours and theirs[:10] == ours[:10]
 
 # %% [markdown]
-# Both write a list of persons, as the plays have it, and both begin with the same one. If you had only the first text, you
-# would say: the port works, the model is small. How likely it finds a real text tells more, but not what is wrong:
+# Both write a list of characters, as in the plays, and both begin with the same one. From the first text alone you
+# would say that the port works and the model is small. The loss on a real text tells more, but not what is wrong:
 
 
 # %%
@@ -174,21 +173,20 @@ assert 1.01 < port_loss / right_loss < 1.1
 # %% [markdown]
 # ## The first comparison
 #
-# So look inside. Three steps, as [one page of the
-# documentation](capture_another_framework.md) has them. First, the reference writes down its intermediates of some
-# tokens; in a shell that is
+# So look inside, in the three steps of [this page](capture_another_framework.md). First, the reference dumps its
+# intermediates for some tokens; in a shell:
 #
 # ```sh
 # gemma-np trace --prompt "To be, or not to be, that is the question." -o ref.safetensors
 # ```
 #
-# Second, the port writes down its own, in a file of the same kind, with the token ids in its metadata. A *pass* is one call of
-# the model: the prompt, or later a token of decoding, whose names begin with `pass.1.`, `pass.2.` and so on.
+# Second, the port dumps its own to a file in the same format, with the token ids in the metadata. A *pass* is one call
+# of the model: the prompt, or later a decoded token, whose names begin with `pass.1.`, `pass.2.` and so on.
 
 
 # %%
 def capture(port, passes, path):
-    """Let the port read these passes, and write what it kept to a file."""
+    """Run the port on these passes, and write its records to a file."""
     records = {}
     for number, ids in enumerate(passes):
         port.kept = {}
@@ -230,13 +228,13 @@ assert wrong[0].key == "layers.0.mlp.hidden" and len(wrong) > 60
 assert all(row.status == "OK" for row in rows[:first])
 
 # %% [markdown]
-# Two numbers decide. The *error* of a record $x$, where $x^*$ is the reference's in float64:
+# Two numbers matter. The *error* of a record $x$, where $x^*$ is the reference in float64:
 #
 # $$\mathrm{error} = \frac{\max_i |x_i - x^*_i|}{\max_i |x^*_i|}$$
 #
-# And what *passes*. No two programs round alike, so an error is never zero. The oracle measures what rounding alone does:
-# it runs the reference again, with every intermediate rounded to the dtype of the dump, several times up and down at
-# random, and takes a multiple of the largest error that it sees, record by record:
+# And the *threshold* below which a record passes. No two programs round in the same way, so an error is never zero. The
+# oracle measures the effect of rounding alone: it runs the reference again with every intermediate rounded to the dtype
+# of the dump, several times, up or down at random, and takes a multiple of the largest error of each record:
 
 # %%
 lines(noise_thresholds, "for trial", "all_rounded = ", "rounded = ", "for key, (error", "noise[key] = max", "return")
@@ -244,9 +242,10 @@ lines(noise_thresholds, "for trial", "all_rounded = ", "rounded = ", "for key, (
 # %% [markdown]
 # ## What is wrong, and what only inherits it
 #
-# Most of the records differ, but most of them only inherit the error. So the oracle also judges each operation *on the port's own
-# inputs*: the reference runs once more, a tape keeps what the reference makes of the records so far, and then puts the
-# port's record in its place ([tutorial 8](08_the_whole_model.ipynb) has such tapes). In a shell that is `--isolate`.
+# Most of the records differ, but most of them only inherit the error. So the oracle also checks each operation *on the
+# port's own inputs*: the reference runs once more, and a tape keeps what the reference computes from the records so
+# far, then replaces it by the port's record ([tutorial 8](08_the_whole_model.ipynb) has such tapes). In a shell, this
+# is `--isolate`.
 
 # %%
 lines(
@@ -261,7 +260,7 @@ lines(
 )
 
 # %%
-isolated = judged(port_file, [short], isolate=True)
+isolated_rows = judged(port_file, [short], isolate=True)
 
 
 def draw(axes, rows, title):
@@ -280,7 +279,7 @@ def draw(axes, rows, title):
 
 figure, (top, bottom) = plt.subplots(2, 1, figsize=(7, 5.4), sharex=True)
 draw(top, rows, "The port against the reference")
-draw(bottom, isolated, "Each operation on the port's own inputs")
+draw(bottom, isolated_rows, "Each operation on the port's own inputs")
 bottom.set_xlabel("records, in the order of execution")
 top.annotate(
     wrong[0].key, (first, wrong[0].error), (2, 2), textcoords="data", fontsize=9, arrowprops={"arrowstyle": "->"}
@@ -288,32 +287,34 @@ top.annotate(
 top.legend(loc="lower right", ncols=3)
 plt.show()
 
-culprits = [row.key for row in isolated if row.status == "DIFF"]
+culprits = [row.key for row in isolated_rows if row.status == "DIFF"]
 print("wrong given their inputs:", *culprits)
 assert culprits == [f"layers.{layer}.mlp.hidden" for layer in range(4)]
 
 # %% [markdown]
-# Above, everything after the first mistake is off. Below, one operation a layer is: `hidden`, which is $\mathrm{gelu}(
-# \text{gate}) \odot \text{up}$. Its inputs `gate` and `up` are right, so the mistake is between these lines.
+# In the upper plot, everything after the first mistake is wrong. In the lower plot, only one operation per layer is:
+# `hidden`, which is $\mathrm{gelu}(\text{gate}) \odot \text{up}$. Its inputs `gate` and `up` are right, so the mistake
+# is between these lines.
 #
 # ## The diagnosis
 #
-# Which mistake is it? The oracle has a catalogue of those that people really made, each a small patch of the reference. It
-# plants them one by one and looks which of them gives the port's numbers. This is the command, run from Python:
+# Which mistake is it? The oracle has a catalogue of mistakes that people really made, each a small patch of the
+# reference. It injects them one by one and checks which of them reproduces the port's numbers. This is the command, run
+# from Python:
 
 # %%
 status = main(["diagnose", "--model", "shakespeare-1m", str(port_file)])
 assert status == 1  # something is wrong
-assert max(row.error / row.threshold for row in isolated) > 1e4
+assert max(row.error / row.limit for row in isolated_rows) > 1e4
 
 # %% [markdown]
-# The last line is the proof. Before, the worst record was tens of thousands of times further off than rounding explains; with
-# SiLU in the reference, nothing is left. Mend it:
+# The last line is the proof. Before, the error of the worst record was tens of thousands of times larger than rounding
+# explains; with SiLU in the reference, no difference is left. Fix it:
 
 
 # %%
 class PortWithGelu(Port):
-    """The first mistake is mended."""
+    """The port with the first mistake fixed."""
 
     def activation(self, x):
         return x / 2 * (1 + np.tanh((2 / np.pi) ** 0.5 * (x + 0.044715 * x * x * x)))
@@ -333,9 +334,9 @@ print("and its text is the package's:", same_text.split("\n")[1])
 #
 # ## The second mistake
 #
-# But the text had 16 tokens, fewer than the window of 64, and was read in one pass. What happens only past the window, or
-# only in decoding, could not show. So take the speech, longer than the window, and read its last two tokens one by one, as
-# decoding does (`gemma-np trace --decode 2` writes such a reference):
+# But the text had 16 tokens, fewer than the window of 64, and was read in one pass. Mistakes that only matter past the
+# window, or in decoding, could not show. So take the speech, which is longer than the window, and read its last two
+# tokens one by one, as in decoding (`gemma-np trace --decode 2` writes such a reference):
 
 # %%
 passes = [speech[:-2], speech[-2:-1], speech[-1:]]
@@ -350,8 +351,8 @@ assert all(f"layers.{layer}" in " ".join(row.key for row in long_isolated) for l
 assert long_isolated[0].where[1] >= model.config.sliding_window  # [head, query, key]
 
 # %% [markdown]
-# Only the probabilities are wrong, only on the local layers 0 and 2, and the largest error is at a query past position 64:
-# it smells of the window. What do the numbers themselves say?
+# Only the probabilities are wrong, only on the local layers 0 and 2, and the largest error is at a query past position
+# 64: this suggests the window. What do the numbers themselves say?
 
 # %%
 reference = Reference(truth, passes)
@@ -361,7 +362,7 @@ assert [mistake.id for mistake in long_diagnosis.mistakes] == ["window-off-by-on
 assert "up to 65 keys" in long_diagnosis.signatures[0]
 
 # %% [markdown]
-# A row of probabilities has 65 that are more than zero. A window of 64 is the query itself and the 63 before it: a key must
+# A row of probabilities has 65 values above zero. A window of 64 is the query itself and the 63 before it: a key must
 # be *fewer* than 64 steps back. The port has `<=` where the package has `<`:
 
 # %%
@@ -370,7 +371,7 @@ lines(attention_mask, "distance = ", "return")
 
 # %%
 class MendedPort(PortWithGelu):
-    """Both mistakes are mended."""
+    """The port with both mistakes fixed."""
 
     def sees(self, back, window):
         return (back >= 0) & (back < window) if window else back >= 0
@@ -379,7 +380,7 @@ class MendedPort(PortWithGelu):
 final_rows = judged(capture(MendedPort(model.weights, model.config), passes, folder / "final.safetensors"), passes)
 
 figure, (top, bottom) = plt.subplots(2, 1, figsize=(7, 5.4), sharex=True)
-for axes, found, title in [(top, long_rows, "SiLU mended, window not"), (bottom, final_rows, "Both mended")]:
+for axes, found, title in [(top, long_rows, "SiLU fixed, window not"), (bottom, final_rows, "Both fixed")]:
     draw(axes, found, title)
     starts = [n for n, row in enumerate(found) if row.key.endswith("embedding")]
     axes.set_xticks(starts, ["the prompt", "pass 1", "pass 2"])
@@ -394,7 +395,7 @@ print(f"of {len(final_rows)} records {before} differ before, {after} after")
 assert before > 200 and after == 0
 
 # %% [markdown]
-# How would one have noticed otherwise? By the loss, on a text longer than the window:
+# Could we have noticed it otherwise? Perhaps by the loss on a text longer than the window:
 
 # %%
 off_by_one = loss(PortWithGelu(model.weights, model.config).read(speech), speech)
@@ -402,28 +403,28 @@ print(f"nats per token of the speech: {off_by_one:.4f} with 65 keys, {right_loss
 assert 0 < abs(off_by_one / right_loss - 1) < 0.005
 
 # %% [markdown]
-# Hardly ever. Of a mistake like this, the output alone tells nothing; the first wrong record tells it at once.
+# Hardly. The output alone does not show a mistake like this; the first wrong record shows it at once.
 #
-# What to remember when you hold a port of your own against the reference:
+# What to remember when you compare your own port with the reference:
 #
-# - take a text longer than the window, and decode some tokens: position 0 hides RoPE, one token hides every mistake in scores
-#   and masks, a short text hides the window, one pass hides the cache;
+# - use a text longer than the window, and decode some tokens: position 0 hides RoPE, one token hides every mistake in
+#   scores and masks, a short text hides the window, one pass hides the cache;
 # - look at the first record that differs, then at those that are wrong given their inputs;
-# - mend, and compare again until nothing differs.
+# - fix it, and compare again until nothing differs.
 #
 # ## Exercises
 #
 # Replace `...` with your code and run the cell: it tells you what is wrong, if anything.
 #
-# **1.** The error of a record, as above. Scores of keys that a query may not see say nothing, and may be minus infinity in
-# a port: `hidden` is True where the numbers do not count.
+# **1.** The error of a record, as above. Scores of masked keys carry no information, and may be minus infinity in a
+# port: `masked` is True where numbers do not count.
 
 
 # %%
-def relative_error(found, expected, hidden):
-    """found and expected [...], hidden bool [...] -> number
+def relative_error(found, expected, masked):
+    """found and expected [...], masked bool [...] -> number
 
-    Hint: np.where(hidden, 0, ...) leaves numbers out, of the differences and of the sizes alike.
+    Hint: np.where(masked, 0, ...) excludes numbers, both from the differences and from the sizes.
     """
     ...
 
@@ -431,15 +432,15 @@ def relative_error(found, expected, hidden):
 check(relative_error, exercises.RELATIVE_ERROR)
 
 # %% [markdown]
-# **2.** Which record is the first that is wrong? Two dumps, as lists of arrays in the order of execution, and what passes
-# for each. Beware of NaN: no comparison with NaN is true.
+# **2.** Which record is the first wrong one? You get two dumps, as lists of arrays in the order of execution, and the
+# threshold of each record. Beware of NaN: every comparison with NaN is false.
 
 
 # %%
-def first_wrong(theirs, ours, passes):
-    """theirs and ours, lists of arrays, passes, a list of numbers -> the index of the first wrong one, -1 for none
+def first_wrong(theirs, ours, thresholds):
+    """theirs and ours: lists of arrays, thresholds: a list of numbers -> the index of the first wrong one, -1 for none
 
-    Hint: a record is right when its error is at most what passes; all else is wrong.
+    Hint: a record is right when its error is at most its threshold; otherwise it is wrong.
     """
     ...
 
@@ -447,7 +448,7 @@ def first_wrong(theirs, ours, passes):
 check(first_wrong, exercises.FIRST_WRONG)
 
 # %% [markdown]
-# **3.** Be the oracle. Somebody's norm of `x` gave `found`. Which of the catalogue's mistakes is it: 0, none; 1,
+# **3.** Be the oracle. Somebody's norm of `x` returned `found`. Which of the catalogue's mistakes is it: 0, none; 1,
 # `norm-no-plus1` (times $w$); 2, `norm-plus1-twice` (times $2 + w$); 3, something else?
 
 
@@ -455,7 +456,7 @@ check(first_wrong, exercises.FIRST_WRONG)
 def which_mistake(found, x, weight):
     """found and x [T, D], weight [D] -> 0, 1, 2 or 3
 
-    Hint: normalize x without a weight, then try each; np.allclose tells whether two arrays are the same but for rounding.
+    Hint: normalize x without a weight, then try each; np.allclose checks whether two arrays are equal up to rounding.
     """
     ...
 
@@ -467,10 +468,11 @@ check(which_mistake, exercises.WHICH_MISTAKE)
 #
 # ## Further reading
 #
-# - [Hold your own implementation against this one](capture_another_framework.md): for ports in other languages, and for
+# - [Compare your own implementation with this one](capture_another_framework.md): for ports in other languages, and for
 #   single functions in your tests.
 # - [gemma_np/oracle](../gemma_np/oracle): [noise.py](../gemma_np/oracle/noise.py) and
-#   [isolation.py](../gemma_np/oracle/isolation.py) first; [mistakes/](../gemma_np/oracle/mistakes) is the catalogue.
-# - [gemma_np/model](../gemma_np/model), top to bottom: by now, you know every line.
+#   [isolation.py](../gemma_np/oracle/isolation.py) first; [mistakes.py](../gemma_np/oracle/mistakes.py) is the
+#   catalogue.
+# - [gemma_np/model](../gemma_np/model), top to bottom: you know every line by now.
 #
 # This was the last tutorial. Back to the first: [1. Tokens and the embedding](01_tokens_and_embedding.ipynb).

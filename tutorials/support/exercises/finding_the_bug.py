@@ -20,36 +20,36 @@ def _error_cases(generator: np.random.Generator) -> Cases:
         "a vector": (np.array([1.0, -3.5, 2.0]), np.array([1.0, -4.0, 0.5]), np.zeros(3, bool)),
         "a matrix": (expected + 0.1 * draw((4, 6)), expected, none),
         "a zero among the expected": (np.array([0.1, 5.0]), np.array([0.0, 5.0]), np.zeros(2, bool)),
-        "hidden scores": (scores + 0.1 * draw((4, 6)), np.where(future, 100 * scores, scores), future),
-        "hidden scores of minus infinity": (np.where(future, -np.inf, scores + 0.1), scores, future),
+        "masked scores": (scores + 0.1 * draw((4, 6)), np.where(future, 100 * scores, scores), future),
+        "masked scores of minus infinity": (np.where(future, -np.inf, scores + 0.1), scores, future),
     }
 
 
-def _error(found: np.ndarray, expected: np.ndarray, hidden: np.ndarray) -> float:
-    return relative_error(found, expected, hidden)[0]
+def _error(found: np.ndarray, expected: np.ndarray, masked: np.ndarray) -> float:
+    return relative_error(found, expected, masked)[0]
 
 
-def _sizes(found: np.ndarray, expected: np.ndarray, hidden: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Differences and sizes, zero where hidden."""
-    return np.where(hidden, 0, np.abs(found - expected)), np.where(hidden, 0, np.abs(expected))
+def _sizes(found: np.ndarray, expected: np.ndarray, masked: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return differences and sizes, zero where masked."""
+    return np.where(masked, 0, np.abs(found - expected)), np.where(masked, 0, np.abs(expected))
 
 
-def _number_by_number(found: np.ndarray, expected: np.ndarray, hidden: np.ndarray) -> float:
-    difference, size = _sizes(found, expected, hidden)
+def _number_by_number(found: np.ndarray, expected: np.ndarray, masked: np.ndarray) -> float:
+    difference, size = _sizes(found, expected, masked)
     return float((difference / np.maximum(size, 1e-12)).max())
 
 
-def _by_the_found(found: np.ndarray, expected: np.ndarray, hidden: np.ndarray) -> float:
-    return float(_sizes(found, expected, hidden)[0].max() / np.where(hidden, 0, np.abs(found)).max())
+def _by_the_found(found: np.ndarray, expected: np.ndarray, masked: np.ndarray) -> float:
+    return float(_sizes(found, expected, masked)[0].max() / np.where(masked, 0, np.abs(found)).max())
 
 
-def _by_the_mean(found: np.ndarray, expected: np.ndarray, hidden: np.ndarray) -> float:
-    difference, size = _sizes(found, expected, hidden)
+def _by_the_mean(found: np.ndarray, expected: np.ndarray, masked: np.ndarray) -> float:
+    difference, size = _sizes(found, expected, masked)
     return float(difference.mean() / size.mean())
 
 
-def _by_the_largest(found: np.ndarray, expected: np.ndarray, hidden: np.ndarray) -> float:
-    return float(_sizes(found, expected, hidden)[0].max() / np.where(hidden, -np.inf, expected).max())
+def _by_the_largest(found: np.ndarray, expected: np.ndarray, masked: np.ndarray) -> float:
+    return float(_sizes(found, expected, masked)[0].max() / np.where(masked, -np.inf, expected).max())
 
 
 RELATIVE_ERROR = Exercise(
@@ -59,14 +59,16 @@ RELATIVE_ERROR = Exercise(
         "each difference is divided by its own number, and a number near zero makes it huge; "
         "divide the largest difference by the largest number": _number_by_number,
         "it is divided by the largest number found; divide by the largest expected": _by_the_found,
-        "means are compared, which hide a single wrong number; take the largest": _by_the_mean,
-        "it is divided by the largest number with its sign; take its size, np.abs": _by_the_largest,
-        "the difference is not divided: of large numbers a large one is no mistake": lambda found, expected, hidden: (
-            float(_sizes(found, expected, hidden)[0].max())
+        "means are compared, which hide a single wrong number; use the maximum": _by_the_mean,
+        "it is divided by the largest signed number; use np.abs": _by_the_largest,
+        "the difference is not divided; divide it by the largest number expected": lambda found, expected, masked: (
+            float(_sizes(found, expected, masked)[0].max())
         ),
-        "hidden numbers are counted": lambda found, expected, hidden: _error(found, expected, np.zeros_like(hidden)),
-        "hidden numbers are left out of the differences, but not of the sizes": lambda found, expected, hidden: float(
-            _sizes(found, expected, hidden)[0].max() / np.abs(expected).max()
+        "masked numbers are counted; exclude them": lambda found, expected, masked: _error(
+            found, expected, np.zeros_like(masked)
+        ),
+        "masked numbers are excluded from the differences, but not from the sizes": lambda found, expected, masked: (
+            float(_sizes(found, expected, masked)[0].max() / np.abs(expected).max())
         ),
     },
 )
@@ -76,7 +78,7 @@ def _first_cases(generator: np.random.Generator) -> Cases:
     ours = [generator.standard_normal((3, 4)) for _ in range(6)]
 
     def dump(*wrong: tuple[int, float]) -> list[np.ndarray]:
-        """Each of these records with an error of this size."""
+        """Return the records with errors of these sizes in these places."""
         theirs = [record.copy() for record in ours]
         for number, error in wrong:
             record = theirs[number]
@@ -89,7 +91,7 @@ def _first_cases(generator: np.random.Generator) -> Cases:
         "one wrong record": (dump((3, 0.1)), ours, same),
         "a wrong record and those behind it": (dump((2, 0.1), (4, 0.5), (5, 0.2)), ours, same),
         "nothing wrong": (dump((1, 1e-5)), ours, same),
-        "a limit for each record": (dump((0, 0.05), (1, 0.05), (3, 0.05)), ours, [0.1, 0.1, 0.1, 1e-3, 1e-3, 1e-3]),
+        "a threshold for each record": (dump((0, 0.05), (1, 0.05), (3, 0.05)), ours, [0.1, 0.1, 0.1, 1e-3, 1e-3, 1e-3]),
         "large numbers": ([1000 * record for record in dump((0, 1e-5), (4, 0.1))], large, same),
         "NaN": (dump((2, np.nan), (4, 0.1)), ours, same),
     }
@@ -100,19 +102,22 @@ def _largest_share(found: np.ndarray, expected: np.ndarray) -> float:
 
 
 def _wrong(
-    theirs: Sequence[np.ndarray], ours: Sequence[np.ndarray], passes: Sequence[float], error: Errors = _largest_share
+    theirs: Sequence[np.ndarray],
+    ours: Sequence[np.ndarray],
+    thresholds: Sequence[float],
+    error: Errors = _largest_share,
 ) -> list[int]:
-    """The numbers of all wrong records."""
-    records = enumerate(zip(theirs, ours, passes, strict=True))
-    return [number for number, (found, expected, limit) in records if not error(found, expected) <= limit]
+    """Return the indices of all wrong records."""
+    records = enumerate(zip(theirs, ours, thresholds, strict=True))
+    return [number for number, (found, expected, threshold) in records if not error(found, expected) <= threshold]
 
 
 def _first(wrong: Sequence[int], none: int = -1) -> int:
     return wrong[0] if wrong else none
 
 
-def _largest(theirs: Sequence[np.ndarray], ours: Sequence[np.ndarray], passes: Sequence[float]) -> int:
-    wrong = _wrong(theirs, ours, passes)
+def _largest(theirs: Sequence[np.ndarray], ours: Sequence[np.ndarray], thresholds: Sequence[float]) -> int:
+    wrong = _wrong(theirs, ours, thresholds)
     errors = [_largest_share(found, expected) for found, expected in zip(theirs, ours, strict=True)]
     return int(np.argmax(errors)) if wrong else -1
 
@@ -123,27 +128,27 @@ def _past_nan(found: np.ndarray, expected: np.ndarray) -> float:
 
 
 FIRST_WRONG = Exercise(
-    reference=lambda theirs, ours, passes: _first(_wrong(theirs, ours, passes)),
+    reference=lambda theirs, ours, thresholds: _first(_wrong(theirs, ours, thresholds)),
     cases=_first_cases,
     mistakes={
-        "it is the record with the largest error, which may have inherited it; take the first": _largest,
-        "it is the last wrong record; take the first": lambda theirs, ours, passes: _first(
-            _wrong(theirs, ours, passes)[::-1]
+        "it is the record with the largest error, which may be inherited; take the first wrong one": _largest,
+        "it is the last wrong record; take the first": lambda theirs, ours, thresholds: _first(
+            _wrong(theirs, ours, thresholds)[::-1]
         ),
-        "when nothing is wrong it returns 0, as argmax does, which is the first record; return -1": (
-            lambda theirs, ours, passes: _first(_wrong(theirs, ours, passes), none=0)
+        "when nothing is wrong it returns 0, which is the first record; return -1": (
+            lambda theirs, ours, thresholds: _first(_wrong(theirs, ours, thresholds), none=0)
         ),
-        "NaN passes, since no comparison with NaN is true; ask `not error <= limit`": (
-            lambda theirs, ours, passes: _first(_wrong(theirs, ours, passes, _past_nan))
+        "NaN passes, since no comparison with NaN is true; ask `not error <= threshold`": (
+            lambda theirs, ours, thresholds: _first(_wrong(theirs, ours, thresholds, _past_nan))
         ),
-        "the difference is not divided by the largest number expected": lambda theirs, ours, passes: _first(
-            _wrong(theirs, ours, passes, lambda found, expected: float(np.abs(found - expected).max()))
+        "the difference is not divided by the largest number expected": lambda theirs, ours, thresholds: _first(
+            _wrong(theirs, ours, thresholds, lambda found, expected: float(np.abs(found - expected).max()))
         ),
-        "all records are held against the smallest limit; each has its own": lambda theirs, ours, passes: _first(
-            _wrong(theirs, ours, [min(passes)] * len(passes))
+        "all records are compared with the smallest threshold; each has its own": lambda theirs, ours, thresholds: (
+            _first(_wrong(theirs, ours, [min(thresholds)] * len(thresholds)))
         ),
-        "it asks for equality; a right program rounds, too": lambda theirs, ours, passes: _first(
-            _wrong(theirs, ours, [0.0] * len(passes))
+        "it tests for equality; a correct program also rounds": lambda theirs, ours, thresholds: _first(
+            _wrong(theirs, ours, [0.0] * len(thresholds))
         ),
     },
 )
@@ -174,7 +179,7 @@ def _named(
     rtol: float = 1e-4,
     atol: float = 1e-8,
 ) -> int:
-    """The number of the first weight that gives what was found; 3 when none does."""
+    """Return the number of the first weight that reproduces `found`, or 3."""
     tried = (weight, weight - 1, weight + 1)
     return next(
         (n for n, w in zip(order, tried, strict=True) if np.allclose(found, rms_norm(x, w, EPS), rtol, atol)), 3
@@ -182,7 +187,7 @@ def _named(
 
 
 def _never_else(found: np.ndarray, x: np.ndarray, weight: np.ndarray) -> int:
-    """The nearest of the three."""
+    """Return the nearest of the three."""
     return int(np.argmin([np.abs(found - rms_norm(x, weight + more, EPS)).max() for more in (0, -1, 1)]))
 
 
@@ -190,13 +195,13 @@ WHICH_MISTAKE = Exercise(
     reference=_named,
     cases=_mistake_cases,
     mistakes={
-        "1 and 2 are the wrong way round": lambda found, x, weight: _named(found, x, weight, order=(0, 2, 1)),
-        "it names the nearest, even where none of the three explains the numbers; then it is 3": _never_else,
-        "it looks at the first token alone": lambda found, x, weight: _named(found[:1], x[:1], weight),
-        "it asks for equality; the rounding of float32 is no mistake": lambda found, x, weight: _named(
+        "1 and 2 are swapped": lambda found, x, weight: _named(found, x, weight, order=(0, 2, 1)),
+        "it returns the nearest even when none of the three explains the numbers; return 3 then": _never_else,
+        "it looks only at the first token": lambda found, x, weight: _named(found[:1], x[:1], weight),
+        "it tests for equality; the rounding of float32 is no mistake": lambda found, x, weight: _named(
             found, x, weight, rtol=0, atol=0
         ),
-        "it compares sizes, and does not see a wrong sign": lambda found, x, weight: next(
+        "it compares sizes and misses a wrong sign": lambda found, x, weight: next(
             (
                 n
                 for n, more in enumerate((0, -1, 1))
@@ -204,7 +209,7 @@ WHICH_MISTAKE = Exercise(
             ),
             3,
         ),
-        "the right norm is not tried: when nothing is wrong it is 0": lambda found, x, weight: (
+        "the correct norm is not tried; return 0 when nothing is wrong": lambda found, x, weight: (
             _named(found, x, weight) or 3
         ),
     },

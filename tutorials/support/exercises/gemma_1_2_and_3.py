@@ -1,4 +1,4 @@
-"""The exercises on what tells Gemma 1, 2 and 3 apart."""
+"""The exercises on the differences between Gemma 1, 2 and 3."""
 
 from dataclasses import replace
 
@@ -32,7 +32,7 @@ LOCAL_LAYERS = Exercise(
         "the pattern begins with the global layer; the local ones come first": lambda layers, local_per_global: [
             layer % (local_per_global + 1) != 0 for layer in range(layers)
         ],
-        "a global layer comes every local_per_global layers; every local_per_global + 1": (
+        "every local_per_global-th layer is global; every (local_per_global + 1)-th is": (
             lambda layers, local_per_global: [(layer + 1) % max(1, local_per_global) != 0 for layer in range(layers)]
         ),
     },
@@ -52,20 +52,20 @@ CACHE_BYTES = Exercise(
     reference=cache_bytes,
     cases=_cache_cases,
     mistakes={
-        "half is counted; keys and values are kept, in float32, of 4 bytes a number": lambda config, length: (
+        "only half is counted; both keys and values are kept, in float32": lambda config, length: (
             cache_bytes(config, length) // 2
         ),
         "the query heads are counted; only the key-value heads are kept": lambda config, length: (
             cache_bytes(config, length) // config.num_key_value_heads * config.num_attention_heads
         ),
-        "every layer keeps the whole text; a local one keeps no more than its window": lambda config, length: (
+        "every layer keeps the whole text; a local one keeps at most its window": lambda config, length: (
             config.num_hidden_layers
             * cache_bytes(replace(config, num_hidden_layers=1, layer_types=("full_attention",)), length)
         ),
-        "every layer keeps no more than the window; a global one keeps the whole text": lambda config, length: (
-            cache_bytes(config, min(length, config.sliding_window or length))
+        "every layer keeps at most the window; a global one keeps the whole text": lambda config, length: cache_bytes(
+            config, min(length, config.sliding_window or length)
         ),
-        "a local layer counts its whole window; of a shorter text it keeps what there is": lambda config, length: sum(
+        "a local layer always counts its whole window; it keeps no more than the text": lambda config, length: sum(
             cache_bytes(replace(config, num_hidden_layers=1, layer_types=(kind,)), _whole_window(config, kind, length))
             for kind in config.layer_types
         ),
@@ -102,7 +102,7 @@ PARAMETERS = Exercise(
     reference=_parameters,
     cases=_parameter_cases,
     mistakes={
-        "the head is counted as a matrix of its own; it is the embedding": lambda config: _with_more(
+        "the head is counted as a separate matrix; it is the embedding": lambda config: _with_more(
             config, config.vocab_size * config.hidden_size, 0
         ),
         "the feed-forward is counted with two matrices; gate, up and down are three": lambda config: _with_more(
@@ -111,10 +111,10 @@ PARAMETERS = Exercise(
         "keys and values are counted with H heads; they have K": lambda config: _parameters(
             replace(config, num_key_value_heads=config.num_attention_heads)
         ),
-        "head_dim is taken to be D / H; it is a field of its own": lambda config: _parameters(
+        "head_dim is assumed to be D / H; it is a separate field": lambda config: _parameters(
             replace(config, head_dim=config.hidden_size // config.num_attention_heads)
         ),
-        "the norm behind the last layer is left out": lambda config: _with_more(config, 0, -config.hidden_size),
+        "the norm after the last layer is left out": lambda config: _with_more(config, 0, -config.hidden_size),
         "Gemma 1 has two norms per layer, not four": lambda config: _with_more(
             config, 0, 0 if config.has_post_norms else 2 * config.num_hidden_layers * config.hidden_size
         ),

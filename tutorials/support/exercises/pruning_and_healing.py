@@ -179,7 +179,7 @@ KEEP_CHANNELS = Exercise(
         "the columns of down are not used; multiply by the sum of their squares": _by_hidden_alone,
         "hidden is not used; multiply by the sum of its squares over the tokens": _by_down_alone,
         "the channels are in the order of their importance; sort the kept indices": _by_rank,
-        "each matrix keeps its own largest channels, which no longer match; choose once for all three": _each_on_its_own,
+        "each matrix keeps other channels, which no longer match; choose once for all three": _each_on_its_own,
         "rows of down were removed; its channels are its columns, down[:, chosen]": _rows_of_down,
     },
 )
