@@ -1,7 +1,7 @@
-"""Make the notebooks from their sources: run each from top to bottom and keep what it shows.
+"""Build the notebooks from their sources: run each from top to bottom and store its outputs.
 
     python tutorials/build.py            # all
-    python tutorials/build.py 02 05      # those whose names begin so
+    python tutorials/build.py 02 05      # those whose names begin like this
 
 Needs pip install -e ".[notebooks]".
 """
@@ -27,7 +27,7 @@ METADATA = {
 
 
 def read(source: Path) -> nbformat.NotebookNode:
-    """The notebook of a source, not run yet; its cells are numbered, so that it is the same each time."""
+    """Return the notebook of a source without outputs; numbered cells make it the same each time."""
     notebook = jupytext.read(source, fmt="py:percent")
     notebook.metadata = nbformat.from_dict(METADATA)
     for number, cell in enumerate(notebook.cells):
@@ -37,14 +37,14 @@ def read(source: Path) -> nbformat.NotebookNode:
 
 
 def run(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """Run every cell in order, without progress bars. Raises CellExecutionError for the first that fails."""
+    """Run every cell in order, without progress bars. Raises CellExecutionError when a cell fails."""
     where = {"metadata": {"path": str(TUTORIALS)}}
     client = NotebookClient(notebook, timeout=600, resources=where, record_timing=False)
     return client.execute(env={**os.environ, "TQDM_DISABLE": "1"})
 
 
 def notebook_of(source: Path) -> Path:
-    """Where the notebook of a source is kept."""
+    """Return the path of the notebook of a source."""
     return TUTORIALS / f"{source.stem}.ipynb"
 
 
@@ -53,7 +53,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__.split("\n\n")[0], epilog="example: python tutorials/build.py 02 05"
     )
-    parser.add_argument("beginnings", nargs="*", metavar="NN", help="how the names begin (default: all)")
+    parser.add_argument("beginnings", nargs="*", metavar="NN", help="beginnings of names (default: all)")
     chosen = tuple(parser.parse_args().beginnings) or ("",)
     sources = [source for source in SOURCES if source.stem.startswith(chosen)]
     if not sources:

@@ -1,10 +1,10 @@
-"""Write the reference: a page for each module, made from its docstrings.
+"""Write the API reference: a page for each module, made from its docstrings.
 
     pip install -e ".[docs]"
     python tutorials/reference.py site/reference
 
-A module that needs a package which is not installed is left out, and named: the adapter for lm-evaluation-harness
-needs the extra `evaluation`, the pytest plugin the extra `test`.
+Modules that need a package that is not installed are left out and listed: `testing` needs the extra `test`, and
+`integrations.lm_eval` the extra `evaluation`.
 """
 
 import argparse
@@ -31,7 +31,7 @@ _walk_tree = pdoc.doc_ast.walk_tree
 
 
 def with_comments(thing: typing.Any) -> typing.Any:
-    """What pdoc finds out about a class or module, and of a class the comments behind its fields."""
+    """Return what pdoc finds in a class or module, plus the comments on the fields of a class."""
     found = _walk_tree(thing)
     if isinstance(thing, type):
         for line in pdoc.doc_ast.get_source(thing).splitlines():
@@ -41,7 +41,7 @@ def with_comments(thing: typing.Any) -> typing.Any:
 
 
 def show_what_is_below(package: str) -> None:
-    """pdoc shows what `__all__` names, which leaves out the modules: name these, too."""
+    """Add the modules of a package to its `__all__`, which is what pdoc shows."""
     module = importlib.import_module(package)
     if hasattr(module, "__all__"):
         below = [part.name for part in pkgutil.iter_modules(module.__path__)]

@@ -31,7 +31,7 @@ except ImportError as error:
 REPOSITORY = Path(__file__).resolve().parents[2]
 TUTORIALS = REPOSITORY / "tutorials"
 
-# Pyodide reads our list of packages instead of its own; and tqdm need not say that a browser has no threads.
+# Pyodide reads our list of packages instead of its own, and tqdm does not warn that a browser has no threads.
 PYODIDE_OPTIONS = {
     "lockFileURL": "./static/packages/pyodide-lock.json",
     "env": {"PYTHONWARNINGS": "ignore:tqdm"},
@@ -44,7 +44,7 @@ SETTINGS = {
     },
 }
 
-# The script is empty, and read all the same: JupyterLite looks for its settings on the first page, too.
+# The script is empty, but JupyterLite also looks for its settings on the first page.
 PAGE = """<!doctype html>
 <html lang="en">
 <meta charset="utf-8">
@@ -53,7 +53,7 @@ PAGE = """<!doctype html>
 <script id="jupyter-config-data" type="application/json">{{}}</script>
 <style>body {{ font: 18px/1.6 sans-serif; max-width: 40em; margin: 3em auto; padding: 0 1em }}</style>
 <h1>gemma_np: the tutorials</h1>
-<p>They run in this browser, with nothing to install. The first cell takes a while: it loads Python and NumPy.</p>
+<p>They run in this browser, without any installation. The first cell takes a while: it loads Python and NumPy.</p>
 <ul>
 {links}
 </ul>
@@ -73,8 +73,7 @@ def main() -> None:
         "--pyodide",
         type=Path,
         metavar="FOLDER",
-        help="an unpacked Pyodide to serve with the site; what it lacks, and without it all, the browser loads from "
-        f"{PYODIDE_CDN_URL}",
+        help=f"an unpacked Pyodide to serve with the site; the browser loads everything else from {PYODIDE_CDN_URL}",
     )
     options = parser.parse_args()
     notebooks = sorted(TUTORIALS.glob("*.ipynb"))
@@ -97,7 +96,7 @@ def main() -> None:
 
 
 def read_lock(pyodide: Path | None) -> dict[str, Any]:
-    """Pyodide's list of its packages, with the place of each: in that folder, which goes into the site, or online."""
+    """Return Pyodide's list of packages with the location of each: in that folder, or online."""
     try:
         if pyodide:
             lock = json.loads((pyodide / "pyodide-lock.json").read_text())
@@ -113,13 +112,13 @@ def read_lock(pyodide: Path | None) -> dict[str, Any]:
 
 
 def requirements() -> list[Requirement]:
-    """What the tutorials import: the requirements of gemma_np, and matplotlib."""
+    """Return the packages that the tutorials import: the requirements of gemma_np, and matplotlib."""
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
     return [Requirement(line) for line in project["dependencies"] + project["optional-dependencies"]["plot"]]
 
 
 def check_requirements(lock: dict[str, Any]) -> None:
-    """Exit when Pyodide has a required package not at all, or too old."""
+    """Exit when a required package is missing from Pyodide, or too old."""
     for requirement in requirements():
         package = lock["packages"].get(canonicalize_name(requirement.name))
         if not package or not requirement.specifier.contains(package["version"], prereleases=True):
@@ -128,7 +127,7 @@ def check_requirements(lock: dict[str, Any]) -> None:
 
 
 def build_wheel(folder: Path) -> Path:
-    """The wheel of gemma_np, built from a copy, so that nothing is left in the repository."""
+    """Build the wheel of gemma_np from a copy, which leaves the repository clean."""
     source = folder / "source"
     ignored = shutil.ignore_patterns("__pycache__")
     shutil.copytree(REPOSITORY / "gemma_np", source / "gemma_np", ignore=ignored)
@@ -140,7 +139,7 @@ def build_wheel(folder: Path) -> Path:
 
 
 def run_jupyterlite(folder: Path, site: Path, pyodide: Path | None) -> None:
-    """Build the site. Its files lie as in the repository, so that the notebooks' links lead to the code."""
+    """Build the site. Its files have the layout of the repository, so links of the notebooks to the code work."""
     ignored = shutil.ignore_patterns("__pycache__", "assets", "browser", ".*")
     shutil.copytree(REPOSITORY / "gemma_np", folder / "files/gemma_np", ignore=ignored)
     shutil.copytree(TUTORIALS, folder / "files/tutorials", ignore=ignored)
@@ -154,7 +153,7 @@ def run_jupyterlite(folder: Path, site: Path, pyodide: Path | None) -> None:
 
 
 def join_lines(path: Path) -> None:
-    """Make each output of a notebook one text: JupyterLite's table of contents fails for lists of lines."""
+    """Join the lines of each output of a notebook: JupyterLite's table of contents fails for lists of lines."""
     notebook = json.loads(path.read_text(encoding="utf-8"))
     for cell in notebook["cells"]:
         for data in (output.get("data", {}) for output in cell.get("outputs", [])):
@@ -163,9 +162,9 @@ def join_lines(path: Path) -> None:
 
 
 def add_packages(folder: Path, lock: dict[str, Any], wheel: Path) -> None:
-    """Put the wheel, and the list of packages with gemma_np on it, into the site.
+    """Add the wheel, and the list of packages that includes gemma_np, to the site.
 
-    Pyodide loads what a cell imports, and what that requires, when it is on this list.
+    Pyodide loads the packages on this list that a cell imports, and their requirements.
     """
     folder.mkdir(parents=True)
     shutil.copy(wheel, folder)
@@ -185,7 +184,7 @@ def add_packages(folder: Path, lock: dict[str, Any], wheel: Path) -> None:
 
 
 def write_page(path: Path, notebooks: list[Path]) -> None:
-    """The first page: a link to each tutorial, by its title."""
+    """Write the first page, with a link to each tutorial."""
     links = []
     for notebook in notebooks:
         cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
@@ -196,7 +195,7 @@ def write_page(path: Path, notebooks: list[Path]) -> None:
 
 
 def run(module: str, *arguments: object, cwd: Path | None = None) -> None:
-    """Run a Python module as a command; exit with its words when it fails."""
+    """Run a Python module as a command; exit with its output when it fails."""
     command = [sys.executable, "-m", module, *map(str, arguments)]
     done = subprocess.run(command, cwd=cwd, capture_output=True, text=True)
     if done.returncode:

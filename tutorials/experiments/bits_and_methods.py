@@ -1,4 +1,4 @@
-"""Quantization: bits and methods against what they cost, on the bundled model and on the real Gemma 3 270M.
+"""Quantization: the cost of bits and methods, on the bundled model and on the real Gemma 3 270M.
 
 python tutorials/experiments/bits_and_methods.py texts/
 """
@@ -29,7 +29,7 @@ ROWS = {  # setting: scheme, scheme of the embedding, methods
 
 
 def rows(model: Gemma, ids: np.ndarray) -> Iterator[tuple[str, str, Callable[[], Gemma]]]:
-    """The model, quantized in every way."""
+    """Yield the model quantized in every way."""
 
     def quantized(scheme: Scheme, method: str, embedding: Scheme | None) -> Gemma:
         return Gemma(model.config, dict(quantize_model(model, scheme, method, ids, embedding)), model.tokenizer)

@@ -1,4 +1,4 @@
-"""What the experiments share: the corpus, models of a shape, runs that are not repeated, and their results."""
+"""The corpus, models, training runs and results of the experiments."""
 
 import argparse
 import json
@@ -29,7 +29,7 @@ TOKENS = TRAINING.steps * TRAINING.batch_size * TRAINING.seq_len
 
 @dataclass(frozen=True)
 class Shape:
-    """What varies; all else is as in the bundled models."""
+    """The sizes that vary; everything else is as in the bundled models."""
 
     hidden_size: int = 128
     num_hidden_layers: int = 4
@@ -40,7 +40,7 @@ class Shape:
     sliding_window: int = 64
 
     def model(self, seed: int) -> Gemma:
-        """A model of this shape, freshly initialized."""
+        """Return a model of this shape with random weights."""
         tokenizer = gemma_np.load(TEACHER).require_tokenizer()
         config = gemma2_config(
             **asdict(self),
@@ -52,38 +52,38 @@ class Shape:
 
     @property
     def parameters(self) -> int:
-        """How many parameters a model of this shape has."""
+        """Return the number of parameters of a model of this shape."""
         return sum(self.model(0).config.parameter_count().values())
 
 
 class Lab:
-    """A folder where corpus and runs are kept: what was interrupted goes on, what was finished is not repeated."""
+    """A folder with the corpus and the runs: interrupted runs are continued, finished ones are not repeated."""
 
     def __init__(self, description: str | None) -> None:
         parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
         parser.add_argument("texts", type=Path, help="folder with the 42 modern editions, *_gut.txt")
-        parser.add_argument("--work", type=Path, default=Path("experiments-work"), help="where the runs are kept")
+        parser.add_argument("--work", type=Path, default=Path("experiments-work"), help="folder of the runs")
         options = parser.parse_args()
         self.work = options.work
         tokenizer = gemma_np.load(TEACHER).require_tokenizer()
         split = tokenize_texts(options.texts, tokenizer, options.work / "data", val_fraction=0.05, seed=0, keep=True)
         self.tokens = split.train
         self.validation = consecutive_batches(split.validation, 8, TRAINING.seq_len, limit=100)
-        self.seconds = 0.0  # of training, of all runs asked for
+        self.seconds = 0.0  # of training, over all runs
 
     def trained(self, name: str, shape: Shape, task: Task, seed: int) -> Gemma:
-        """The model that this task makes of this shape, from this seed."""
+        """Train a model of this shape on a task, or return it if it is trained already."""
         folder = self.work / f"{name}-seed-{seed}"
         model = run_task(shape.model(seed), task, replace(TRAINING, seed=seed), folder, resume=True)
         self.seconds += TOKENS / read_log(folder)[-1]["tokens_per_second"]
         return model
 
     def loss(self, model: Gemma) -> float:
-        """The loss on the plays that no model has read, in nats per token."""
+        """Return the loss on the held-out plays, in nats per token."""
         return validation_loss(model.weights, model.config, self.validation, Ranks())
 
     def write(self, name: str, rows: Iterable[dict]) -> list[dict]:
-        """Write the results down as JSON and print them as a table; mean and standard deviation are over the seeds."""
+        """Write the results as JSON and print them as a table; mean and standard deviation are over the seeds."""
         rows = [
             {**row, "mean": float(np.mean(losses)), "std": float(np.std(losses, ddof=1)) if len(losses) > 1 else 0.0}
             for row in rows

