@@ -202,8 +202,8 @@ port_file = capture(Port(model.weights, model.config), [short], folder / "port.s
 print(f"{count} records in ref.safetensors, {len(read_dump(port_file).records)} in {port_file.name}")
 
 # %% [markdown]
-# Third, the comparison: `gemma-np compare ref.safetensors port.safetensors` in a shell. In Python it returns a row a
-# record, in the order of execution:
+# Third, the comparison: `gemma-np compare ref.safetensors port.safetensors` in a shell. In Python, `compare`
+# returns one row per record, in the order of execution:
 
 # %%
 truth = gemma_np.load("shakespeare-1m", "float64")
