@@ -138,7 +138,7 @@ text = "To be, or not to be, that is the question."
 right = model.perplexity(text)
 with inject_mistakes([norm_no_plus1], model.config, [len(ids)]):
     wrong = model.perplexity(text)
-print(f"{mistake.instead}: perplexity {wrong:.0f} instead of {right:.0f}")
+print(f"{norm_no_plus1.instead}: perplexity {wrong:.0f} instead of {right:.0f}")
 assert wrong > model.config.vocab_size == 2048 and wrong > 5 * right
 
 # %% [markdown]

@@ -244,7 +244,7 @@ lines(grouped_matmul, "stacked")
 # %%
 with inject_mistakes([gqa_tile], model.config, [len(verse_ids)]):
     wrong = model.perplexity(verse)
-print(f"{mistake.instead}: perplexity {wrong:.0f} instead of {together:.0f}")
+print(f"{gqa_tile.instead}: perplexity {wrong:.0f} instead of {together:.0f}")
 assert wrong > 2 * together
 
 # %% [markdown]

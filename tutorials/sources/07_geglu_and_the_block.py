@@ -117,7 +117,7 @@ silu_error = np.abs(silu.faulty(line) - gelu(line))
 
 figure, (curves, errors) = plt.subplots(1, 2, figsize=(7, 3.4))
 curves.plot(line, gelu(line), label="gelu (tanh)")
-curves.plot(line, silu(line), "--", label="SiLU")
+curves.plot(line, silu.faulty(line), "--", label="SiLU")
 curves.hist(gates, bins=60, density=True, color="0.8", label="gates, density")
 curves.set(xlabel="gate", ylabel="value", xlim=(-5, 4), ylim=(-0.4, 4), title="Two similar functions")
 curves.legend(loc="upper left")

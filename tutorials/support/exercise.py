@@ -42,7 +42,8 @@ class Verdict(NamedTuple):
 def known(id: str) -> str:
     """Return the hint for a mistake of `gemma_np.oracle.mistakes`: what is wrong, and the fix."""
     [mistake] = (mistake for mistake in CATALOGUE if mistake.id == id)
-    return f"{mistake.instead}; {mistake.fix}"
+    instead = mistake.instead if mistake.instead[:2].isupper() else mistake.instead[0].lower() + mistake.instead[1:]
+    return f"{instead}; {mistake.fix}"
 
 
 def check(answer: Answer, exercise: Exercise, seed: int = 0) -> Verdict:

@@ -35,7 +35,7 @@ def norm_plus1_twice(x: np.ndarray, weight: np.ndarray, eps: float, *, original:
 
 @mistake(fix="multiply in float32, and round the product", right=rms_norm, replaces=EVERY_NORM, shows="*norm")
 def norm_cast_early(x: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray:
-    """X / rms(x) is rounded to bfloat16 before it is multiplied by 1 + w.
+    """The normalized x is rounded to bfloat16 before it is multiplied by 1 + w.
 
     Round x / rms(x), then multiply it: x [..., D], weight [D] -> [..., D].
     """

@@ -73,8 +73,8 @@ FEED_FORWARD = Exercise(
     cases=_feed_forward_cases,
     mistakes={
         known("gate-up-swapped"): lambda x, gate, up, down: _feed_forward(x, up, gate, down),
-        known("silu"): lambda x, gate, up, down: linear(faults.silu(linear(x, gate)) * linear(x, up), down),
-        known("gelu-exact"): lambda x, gate, up, down: linear(faults.gelu_exact(linear(x, gate)) * linear(x, up), down),
+        known("silu"): lambda x, gate, up, down: linear(silu.faulty(linear(x, gate)) * linear(x, up), down),
+        known("gelu-exact"): lambda x, gate, up, down: linear(gelu_exact.faulty(linear(x, gate)) * linear(x, up), down),
         "GELU is applied to both products; up stays as it is": lambda x, gate, up, down: linear(
             gelu(linear(x, gate)) * gelu(linear(x, up)), down
         ),
@@ -163,7 +163,9 @@ BLOCK = Exercise(
         known("postnorm-misplaced"): lambda x, weights, config, layer: postnorm_misplaced.faulty(
             x, weights, config, layer, None, no_tape
         ),
-        known("norm-names-crossed"): _crossed,
+        known("norm-names-crossed"): lambda x, weights, config, layer: norm_names_crossed.faulty(
+            x, weights, config, layer, original=block
+        ),
         "the feed-forward reads the stream from before attention; add the output of attention first": _parallel,
         "the output of a half is added to the normalized stream; add it to the stream itself": _normalized_stream,
         "the output of each half replaces the stream; add it to the stream": _without_residual,

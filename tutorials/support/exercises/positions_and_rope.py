@@ -99,7 +99,7 @@ ROPE = Exercise(
     reference=rope,
     cases=_rope_cases,
     mistakes={
-        known("rope-interleaved"): rope_interleaved,
+        known("rope-interleaved"): rope_interleaved.faulty,
         "the pairs are rotated the other way; the minus belongs to the first half": lambda x, cos, sin: rope(
             x, cos, -sin
         ),
