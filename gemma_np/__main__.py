@@ -1,4 +1,4 @@
-"""`python -m gemma_np` is `gemma-np`."""
+"""Run `gemma-np` as `python -m gemma_np`."""
 
 import sys
 

@@ -30,7 +30,7 @@ SIZES = (
     "intermediate_size",
     "max_position_embeddings",
 )
-"""The fields that are whole numbers, in every config."""
+"""The integer fields, which every config has."""
 
 _NUMBERS = ("query_pre_attn_scalar", "rope_theta", "rope_scaling_factor", "rms_norm_eps")
 _OPTIONAL_NUMBERS = ("sliding_window", "rope_local_base_freq", "attn_logit_softcapping", "final_logit_softcapping")
@@ -42,7 +42,7 @@ _PARTS = {"embed_tokens": "embedding", "norm": "norms", "self_attn": "attention"
 
 @dataclass(frozen=True, kw_only=True)
 class GemmaConfig:
-    """The config of one model. Field names are those of the published ``config.json``.
+    """The config of one model. The fields have the names of the published `config.json`.
 
     Raises GemmaError when a value is out of range or two values contradict each other.
     """
@@ -58,10 +58,10 @@ class GemmaConfig:
     max_position_embeddings: int  # context length, in tokens
     query_pre_attn_scalar: float  # scores are divided by its square root
     layer_types: tuple[str, ...]  # LOCAL or GLOBAL, one per layer
-    sliding_window: int | None = None  # keys that a local layer sees, including the query's own
+    sliding_window: int | None = None  # keys that a query of a local layer sees, its own included
     rope_theta: float = 10_000.0  # RoPE base
     rope_local_base_freq: float | None = None  # RoPE base of the local layers, if different (Gemma 3)
-    rope_scaling_factor: float = 1.0  # global layers divide positions by it
+    rope_scaling_factor: float = 1.0  # global layers divide positions by this number
     attn_logit_softcapping: float | None = None
     final_logit_softcapping: float | None = None
     rms_norm_eps: float = 1e-6
@@ -146,7 +146,7 @@ class GemmaConfig:
         yield "model.norm.weight", (D,)
 
     def parameter_count(self) -> dict[str, int]:
-        """Return the parameters by part; embedding and the rest are the columns of table 2 of the Gemma 2 report."""
+        """Return the number of parameters by part; table 2 of the Gemma 2 report has the embedding and the rest."""
         count = dict.fromkeys(_PARTS.values(), 0)
         for name, shape in self.weight_shapes():
             part = next(part for fragment, part in _PARTS.items() if fragment in name)
@@ -157,7 +157,7 @@ class GemmaConfig:
 def layer_pattern(layers: int, local_per_global: int) -> tuple[str, ...]:
     """Return `local_per_global` local layers, then a global one, and so on (Gemma 1: 0; Gemma 2: 1; Gemma 3: 5).
 
-    Raises GemmaError for a number of layers that only a damaged file has, and that would fill the memory.
+    Raises GemmaError unless the number of layers is from 1 to 1000: a damaged file could name billions.
     """
     if not isinstance(layers, int) or not 0 < layers <= _MOST_LAYERS:
         raise GemmaError(f"num_hidden_layers: {layers!r}, expected a whole number from 1 to {_MOST_LAYERS}")
@@ -165,9 +165,9 @@ def layer_pattern(layers: int, local_per_global: int) -> tuple[str, ...]:
 
 
 def gemma2_config(num_hidden_layers: int, **shape: Any) -> GemmaConfig:
-    """Return a Gemma 2 of any size: local and global layers in turn, caps of 50 and 30.
+    """Return the config of a Gemma 2 of any size: alternating local and global layers, caps of 50 and 30.
 
-    shape: the sizes of `GemmaConfig`, by name.
+    shape: the remaining fields of `GemmaConfig`, by name.
     """
     return GemmaConfig(
         model_type="gemma2",
@@ -180,7 +180,7 @@ def gemma2_config(num_hidden_layers: int, **shape: Any) -> GemmaConfig:
 
 
 def _columns(*values: int) -> dict[str, Any]:
-    """Return the columns of the table below by their names in the config."""
+    """Return one row of the table below, with the names of the config."""
     names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim")
     return dict(zip((*names, "intermediate_size", "query_pre_attn_scalar"), values, strict=True))
 
@@ -225,5 +225,5 @@ RELEASED: dict[str, GemmaConfig] = {
     "gemma-3-12b": _gemma3(3840, 48, 16, 8, 256, 15360, 256, window=1024, length=131_072, factor=8.0),
     "gemma-3-27b": _gemma3(5376, 62, 32, 16, 128, 21504, 168, window=1024, length=131_072, factor=8.0),
 }
-"""The released text models, by the name of their repository on the hub. The multimodal Gemma 3 checkpoints (4B and
+"""The released text models by the names of their hub repositories. The multimodal Gemma 3 checkpoints (4B and
 up) store 64 more embedding rows for image tokens, as their own config.json states."""

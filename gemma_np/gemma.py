@@ -1,4 +1,4 @@
-"""Load a Gemma checkpoint, and generate, chat, trace and measure with it."""
+"""Load a Gemma checkpoint and use it: generate text, chat, trace, measure perplexity."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,7 +28,7 @@ from gemma_np.weights.formats import Weights, dequantize
 ASSETS = Path(__file__).parent / "assets"
 
 BUNDLED = {name: ASSETS / name for name in ("shakespeare-1m", "shakespeare-4m")}
-"""The models that come with the package: a student, and the teacher that it was distilled from."""
+"""The models that come with the package: a student and the teacher it was distilled from."""
 
 DEFAULT = "shakespeare-1m"
 
@@ -40,10 +40,11 @@ _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 def load(name_or_path: str | Path = DEFAULT, dtype: str = "float32") -> "Gemma":
     """Load a model: a Hugging Face folder, a .gguf file, a hub id such as google/gemma-2-2b-it, or a bundled model.
 
-    dtype: "float32"; "float64", to measure the error of float32; "stored" leaves bfloat16 matrices in their file, at
-    half the memory and two thirds of the speed. Quantized weights stay quantized, except for "float64".
+    dtype: "float32"; "float64", to measure the rounding error of float32; or "stored", which leaves bfloat16 matrices
+    in their file, at half the memory and two thirds of the speed. Quantized weights stay quantized, except for
+    "float64".
 
-    Raises GemmaError for whatever is missing or wrong.
+    Raises GemmaError for an unknown dtype, and when the checkpoint is missing, damaged or does not match its config.
 
     >>> gemma_np.load().generate("To be", max_new_tokens=20)
     >>> gemma_np.load("google/gemma-2-2b").generate("The capital of France is", max_new_tokens=8)
@@ -60,7 +61,7 @@ def load(name_or_path: str | Path = DEFAULT, dtype: str = "float32") -> "Gemma":
 
 
 def resolve_checkpoint(name_or_path: str | Path) -> Path:
-    """Return the checkpoint folder or .gguf file of a path or a bundled name; a hub id is downloaded first.
+    """Return the checkpoint folder or .gguf file that a name or path stands for; download it if it is a hub id.
 
     Raises GemmaError when it is none of them.
     """
@@ -77,7 +78,7 @@ def resolve_checkpoint(name_or_path: str | Path) -> Path:
 
 
 def resolve_config(name_or_path: str | Path) -> GemmaConfig:
-    """Return the config without the weights; for a released name, such as gemma-2-2b, without any file."""
+    """Return the config of a checkpoint without loading its weights; released names, as gemma-2-2b, need no file."""
     released = re.sub(r"^google/|-(it|pt)$", "", str(name_or_path))
     if released in RELEASED and not Path(name_or_path).exists():
         return RELEASED[released]
@@ -87,14 +88,14 @@ def resolve_config(name_or_path: str | Path) -> GemmaConfig:
 
 @dataclass
 class Gemma:
-    """A model in memory. `tokenizer` is None when the checkpoint has none; then it takes token ids only."""
+    """A loaded model. Without a tokenizer in its checkpoint, `tokenizer` is None and the model takes token ids only."""
 
     config: GemmaConfig
     weights: Weights
     tokenizer: Tokenizer | None
 
     def logits(self, ids: ArrayLike) -> np.ndarray:
-        """Return the score of every token to come next, at each position.
+        """Return the logits of the next token at each position.
 
         ids [..., T] -> [..., T, V]
         """
@@ -111,14 +112,14 @@ class Gemma:
         return record
 
     def generate(self, prompt: str | Sequence[int], max_new_tokens: int = 128, **options: Any) -> str:
-        """Return the text that the model writes after a prompt: a text, or token ids.
+        """Generate text after a prompt, which is a text or token ids.
 
         The options are those of `stream_ids`. Raises GemmaError for an empty prompt, and when there is no tokenizer.
         """
         return "".join(self.stream(prompt, max_new_tokens, **options))
 
     def stream(self, prompt: str | Sequence[int], max_new_tokens: int = 128, **options: Any) -> Iterator[str]:
-        """Return the same text as `generate`, piece by piece as it is written. Raises GemmaError as `generate` does."""
+        """Yield the text of `generate` piece by piece. Raises GemmaError, when called, as `generate` does."""
         tokenizer = self.require_tokenizer()
         if isinstance(prompt, str):
             if not prompt:
@@ -137,7 +138,7 @@ class Gemma:
         seed: int | None = None,
         int8_cache: bool = False,
     ) -> Iterator[int]:
-        """Return the tokens that the model writes after those of the prompt; it needs no tokenizer.
+        """Generate token ids after those of the prompt; this needs no tokenizer.
 
         `Sampling` explains temperature, top_k and top_p; the same seed gives the same tokens. int8_cache: keep keys and
         values in 8 bits.
@@ -159,9 +160,9 @@ class Gemma:
         max_new_tokens: int | None = None,
         **options: Any,
     ) -> str:
-        """Return the model's answer to a conversation: [{"role": "user", "content": "Hello"}, ...].
+        """Generate the model's answer to a conversation: [{"role": "user", "content": "Hello"}, ...].
 
-        `chat_ids` explains the form of a conversation, `stream_ids` the options. By default the answer has at most 512
+        `chat_ids` describes the messages, `stream_ids` the options. By default the answer has at most 512
         tokens, or as many as the context has room for.
         """
         return "".join(self.stream_chat(messages, max_new_tokens, **options))
@@ -172,7 +173,7 @@ class Gemma:
         max_new_tokens: int | None = None,
         **options: Any,
     ) -> Iterator[str]:
-        """Return the same answer as `chat`, piece by piece as it is written."""
+        """Yield the answer of `chat` piece by piece."""
         ids = chat_ids(messages, self.require_tokenizer())
         if max_new_tokens is None:
             max_new_tokens = max(1, min(512, self.config.max_position_embeddings - len(ids)))
@@ -183,7 +184,7 @@ class Gemma:
         return self.text_loss(text).perplexity
 
     def text_loss(self, text: str, context: int | None = None, stride: int | None = None) -> TextLoss:
-        """Measure the loss on a text: perplexity, bits per token and per byte.
+        """Measure the loss on a text, as perplexity, bits per token and bits per byte.
 
         A text longer than `context` tokens is read through windows that move by `stride` (see `sliding_losses`).
         Raises GemmaError for an empty text, and when the loss is not finite.
@@ -199,17 +200,19 @@ class Gemma:
         return TextLoss(nats, len(ids), len(text.encode()))
 
     def dequantized(self) -> "Gemma":
-        """Return the same model with every weight as a plain array: to train it, or to quantize it again."""
+        """Return the same model with every weight as a plain array, to train it or to quantize it again."""
         return replace(self, weights={name: dequantize(weight) for name, weight in self.weights.items()})
 
     def save(self, folder: str | Path) -> None:
-        """Write a checkpoint folder that `load` and the framework read. Raises GemmaError when it is not empty."""
+        """Write a checkpoint folder that `load` and transformers read. Raises GemmaError when it is not empty."""
         save_folder(Path(folder), self.config, self.weights.items(), self.tokenizer_model)
 
     def require_tokenizer(self) -> Tokenizer:
         """Return the tokenizer. Raises GemmaError when the checkpoint has none."""
         if self.tokenizer is None:
-            raise GemmaError("tokenizer.model: missing from the checkpoint, expected for text; token ids work without")
+            raise GemmaError(
+                "tokenizer.model: missing from the checkpoint, expected to read text (token ids work without)"
+            )
         return self.tokenizer
 
     @property

@@ -1,4 +1,4 @@
-"""Estimate the memory of weights, cache, activations and training; and read what this machine has."""
+"""Estimate the memory of weights, cache, activations and training; read how much memory is available."""
 
 import math
 import os
@@ -52,7 +52,7 @@ def training_bytes(config: GemmaConfig, batch_size: int, seq_len: int) -> dict[s
     """Estimate the bytes of each kind of tensor at the peak of a float32 training step.
 
     The records of the forward pass are needed until the end of the backward pass. Which of five moments is the peak
-    depends on the shapes: the largest counts.
+    depends on the shapes; the estimate takes the largest.
     """
     shapes = dict(config.weight_shapes())
     weights = sum(map(math.prod, shapes.values()))
@@ -79,7 +79,7 @@ def training_bytes(config: GemmaConfig, batch_size: int, seq_len: int) -> dict[s
 
 
 def _itemsize(format: str) -> int:
-    """Return the bytes of a number in the norms and in what is computed."""
+    """Return the bytes of one number in the norms and the activations of a model in this format."""
     return np.dtype(FORMATS[format].computes_in).itemsize
 
 

@@ -1,4 +1,4 @@
-"""What all plots share: a matplotlib figure, and how it is saved (pip install "gemma-np[plot]")."""
+"""Create and save matplotlib figures, for all plots of the package (pip install "gemma-np[plot]")."""
 
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ def new_figure(width: float, height: float) -> Any:
 
 
 def save_figure(figure: Any, output: str | Path) -> None:
-    """Write a figure in the format of the suffix (png, svg, pdf). Raises GemmaError for a suffix of another format."""
+    """Save a figure in the format of the file's suffix (png, svg, pdf). Raises GemmaError when it cannot be saved."""
     for axes in figure.axes:
         axes.spines[["top", "right"]].set_visible(False)
     path = Path(output)

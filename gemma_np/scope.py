@@ -1,4 +1,4 @@
-"""Scope, a view of named arrays through a prefix; and the tape that every intermediate passes."""
+"""Scope: a view of named arrays through a prefix. Tape: a function that every intermediate passes through."""
 
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from typing import Any
@@ -42,21 +42,21 @@ class Scope(MutableMapping[str, Any]):
 
 
 def no_tape(name: str, value: np.ndarray) -> np.ndarray:
-    """Return the value [...] and keep nothing: the tape that is off."""
+    """Return the value [...] unchanged and record nothing."""
     return value
 
 
 class Record(dict[str, np.ndarray]):
-    """A tape that keeps everything: name -> value, in the order of execution."""
+    """A tape that records every value: name -> value, in the order of execution."""
 
     def __call__(self, name: str, value: np.ndarray) -> np.ndarray:
-        """Keep the value under its name and return it."""
+        """Record the value under its name and return it."""
         self[name] = value
         return value
 
 
 def prefixed(tape: Tape, prefix: str) -> Tape:
-    """Return the same tape for a part of the model, whose names get the prefix of the part."""
+    """Return the tape for a part of the model: it prefixes every name with that of the part."""
     if tape is no_tape:
         return no_tape
     return lambda name, value: tape(f"{prefix}.{name}", value)

@@ -1,4 +1,4 @@
-"""Check your own functions against the reference, in your tests, on inputs drawn by hypothesis.
+"""Compare your own functions with the reference in your tests, on random inputs from hypothesis.
 
     from gemma_np.testing import assert_matches_reference
 
@@ -6,7 +6,7 @@
         assert_matches_reference("rms_norm", my_rms_norm)
 
 A function takes NumPy arrays and numbers in the order of `OPERATIONS[name].arguments`, and returns an array, or a tuple
-of arrays for a backward pass. A function in another language is called through a command: see `from_command`.
+of arrays for a backward pass. `from_command` calls a function in another language.
 """
 
 import inspect
@@ -31,7 +31,7 @@ Arguments = dict[str, Any]
 
 
 class Operation(NamedTuple):
-    """An operation: its reference, and how its arguments are drawn."""
+    """An operation: its reference function, and how to draw random arguments."""
 
     reference: Callable[..., Any]
     draw: Callable[[np.random.Generator, Callable[[str], int]], Arguments]  # (random numbers, size by letter)
@@ -84,7 +84,7 @@ def _mlp(gate: np.ndarray, up: np.ndarray, down: np.ndarray) -> Scope:
 
 
 def _normal(*names_and_letters: str) -> Callable[[np.random.Generator, Callable[[str], int]], Arguments]:
-    """Draw normal arrays: "x: T D", "weight: D"."""
+    """Return a function that draws normal arrays, such as "x: T D", "weight: D"."""
 
     def draw(generator: np.random.Generator, size: Callable[[str], int]) -> Arguments:
         drawn = {}
@@ -97,7 +97,7 @@ def _normal(*names_and_letters: str) -> Callable[[np.random.Generator, Callable[
 
 
 def _with(draw: Callable[..., Arguments], **more: Callable[..., Any]) -> Callable[..., Arguments]:
-    """Draw more arguments, each computed from (generator, size)."""
+    """Return `draw` with more arguments, each drawn from (generator, size)."""
     return lambda generator, size: draw(generator, size) | {name: make(generator, size) for name, make in more.items()}
 
 
@@ -162,7 +162,7 @@ def assert_matches_reference(
     tolerance: float | None = None,
     examples: int = 50,
 ) -> None:
-    """Call a function on drawn inputs of a dtype; fail with the smallest shapes for which it is wrong.
+    """Compare a function with the reference on random inputs; report the smallest shapes for which it is wrong.
 
     tolerance: relative to the largest number expected (default: `TOLERANCES`).
 
@@ -199,9 +199,9 @@ def assert_matches_reference(
 def _size(letter: str, size: Callable[[str], int], st: Any) -> Any:
     if letter == "H":  # query heads share key-value heads
         return st.integers(1, 3).map(lambda group: group * size("K"))
-    if letter == "h":  # RoPE turns pairs
+    if letter == "h":  # RoPE rotates pairs
         return st.integers(1, 4).map(lambda half: 2 * half)
-    return st.integers(2 if letter in "VD" else 1, 6)  # a norm of one channel has no digits to compare
+    return st.integers(2 if letter in "VD" else 1, 6)  # the norm of a single channel is just its sign
 
 
 def _cast(value: Any, dtype: str) -> Any:

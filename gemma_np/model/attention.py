@@ -1,7 +1,7 @@
 """Grouped-query attention: project, rotate, score, cap, mask, softmax, weighted sum.
 
-Source: Gemma 2 report, section 2 and table 1; Ainslie et al., arXiv 2305.13245, for the groups; Gemma 3 report,
-section 2.1, for the norm of queries and keys in place of the cap.
+Source: Gemma 2 report, section 2 and table 1; Ainslie et al., arXiv 2305.13245 (grouped-query attention); Gemma 3
+report, section 2.1 (QK-norm, which replaces the cap).
 """
 
 import math
@@ -29,7 +29,7 @@ def attention(
     """Compute attention: every token gathers information from the tokens it can see.
 
     x [..., T, D] -> [..., T, D]; weights are those of the layer's `self_attn`. With a cache, the T tokens follow
-    the ones it holds, and are added to it; without, they start at position 0.
+    those in it and are added to it; without one, they start at position 0.
     """
     start = cache.length if cache else 0
     positions = range(start, start + x.shape[-2])
@@ -88,7 +88,7 @@ def attention_backward(
 
 
 def split_heads(x: np.ndarray, head_dim: int) -> np.ndarray:
-    """Give each head its h neighbouring channels: [..., T, H*h] -> [..., H, T, h]."""
+    """Split the channels into heads of h consecutive ones: [..., T, H*h] -> [..., H, T, h]."""
     return x.reshape(*x.shape[:-1], -1, head_dim).swapaxes(-2, -3)
 
 
@@ -99,17 +99,17 @@ def merge_heads(x: np.ndarray) -> np.ndarray:
 
 
 def grouped_matmul(heads: np.ndarray, shared: np.ndarray) -> np.ndarray:
-    """Multiply the matrix of each query head by that of the key-value head that its group shares.
+    """Multiply the matrix of each query head by that of its key-value head.
 
     heads [..., H, T, a], shared [..., K, a, b] -> [..., H, T, b]. Query heads g * G to g * G + G - 1 share head g:
-    their rows are stacked into one tall matrix, so that the shared matrix is never repeated.
+    their rows are stacked into one tall matrix, so the shared matrix is never repeated.
     """
     stacked = heads.reshape(*shared.shape[:-2], -1, heads.shape[-1])  # [..., K, G*T, a]
     return (stacked @ shared).reshape(*heads.shape[:-1], shared.shape[-1])
 
 
 def grouped_matmul_backward(left: np.ndarray, right: np.ndarray, kv_heads: int) -> np.ndarray:
-    """Return left^T @ right of each query head, summed over the heads of a group: the gradient of the shared matrix.
+    """Compute the gradient of the shared matrix: left^T @ right, summed over the query heads of each group.
 
     left [..., H, T, S], right [..., H, T, h] -> [..., K, S, h]
     """

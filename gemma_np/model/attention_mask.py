@@ -1,6 +1,6 @@
-"""The attention mask, from positions alone; and the masked softmax.
+"""The attention mask, computed from positions, and the masked softmax.
 
-Source: Gemma 2 report, section 2: local layers see a sliding window, global layers everything up to the query.
+Source: Gemma 2 report, section 2 (local layers with a sliding window, global layers).
 """
 
 from collections.abc import Sequence
@@ -15,8 +15,8 @@ def attention_mask(
 
     query_positions [T], key_positions [S] -> bool [T, S]
 
-    It does not depend on where a key is stored, so one line serves prefill, chunks, decoding and a ring whose slots are
-    out of order.
+    The mask does not depend on where a key is stored, so one line serves prefill, chunks, decoding and the ring buffer,
+    whose slots are out of order.
     """
     distance = np.asarray(query_positions)[:, None] - np.asarray(key_positions)
     return (distance >= 0) & (distance < window) if window else distance >= 0
@@ -25,7 +25,7 @@ def attention_mask(
 def masked_softmax(scores: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """Compute the softmax over the keys in the mask; all other probabilities are exactly zero.
 
-    scores [..., T, S], mask bool [T, S], at least one True a row -> probabilities [..., T, S], rows sum to 1
+    scores [..., T, S], mask bool [T, S] with at least one True per row -> probabilities [..., T, S], rows sum to 1
     """
     hide = np.where(mask, scores.dtype.type(0), scores.dtype.type(-np.inf))
     probs = scores + hide
@@ -36,7 +36,7 @@ def masked_softmax(scores: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 
 def masked_softmax_backward(dprobs: np.ndarray, probs: np.ndarray) -> np.ndarray:
-    """Compute the gradient of the scores from the probabilities; it is zero outside the mask, where they are zero.
+    """Compute the gradient of the scores; it is zero outside the mask, where the probabilities are zero.
 
     dprobs and probs [..., T, S] -> dscores [..., T, S]
     """

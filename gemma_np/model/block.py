@@ -79,6 +79,6 @@ def block_backward(
 
 
 def pre_feedforward_name(config: GemmaConfig) -> str:
-    """Return the weight name of the norm before the feed-forward: Gemma 1, which has no post-norms, names it for its
-    position after attention."""
+    """Return the weight name of the norm before the feed-forward. Gemma 1, which has no post-norms, calls it
+    post_attention_layernorm."""
     return "pre_feedforward_layernorm" if config.has_post_norms else "post_attention_layernorm"

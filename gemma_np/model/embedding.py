@@ -1,6 +1,6 @@
-"""The embedding: tokens to vectors, and vectors to a score for every token, with one matrix (tied head).
+"""The embedding: one matrix maps tokens to vectors, and vectors to logits (tied head).
 
-Source: Gemma 2 report, section 2 and table 1 (tied embeddings); gemma_pytorch for the scale.
+Source: Gemma 2 report, section 2 and table 1 (tied embeddings); gemma_pytorch (the scale).
 """
 
 import math
@@ -12,7 +12,7 @@ from gemma_np.weights.linear import linear
 
 
 def embed(ids: np.ndarray, embedding: Weight) -> np.ndarray:
-    """Look up the tokens and scale by sqrt(D).
+    """Look up the vectors of the tokens and scale them by sqrt(D).
 
     ids [..., T], embedding [V, D] -> [..., T, D]
 
@@ -23,7 +23,7 @@ def embed(ids: np.ndarray, embedding: Weight) -> np.ndarray:
 
 
 def embed_backward(dx: np.ndarray, ids: np.ndarray, embedding: np.ndarray) -> np.ndarray:
-    """Compute the gradient of `embed`: add the gradient of each token to its row, as often as it occurs.
+    """Compute the gradient of `embed`: each row sums the gradients of all occurrences of its token.
 
     dx [..., T, D], ids [..., T], embedding [V, D] -> dembedding [V, D]
     """
@@ -33,7 +33,7 @@ def embed_backward(dx: np.ndarray, ids: np.ndarray, embedding: np.ndarray) -> np
 
 
 def unembed(x: np.ndarray, embedding: Weight) -> np.ndarray:
-    """Score every token of the vocabulary against x, with the same matrix and no scale.
+    """Compute the logits of every token of the vocabulary, with the same matrix and no scale.
 
     x [..., T, D], embedding [V, D] -> logits [..., T, V]
     """

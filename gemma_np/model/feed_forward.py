@@ -1,7 +1,7 @@
 """GeGLU: a feed-forward layer in which a gate scales every hidden channel.
 
-Source: Shazeer, arXiv 2002.05202; Gemma 2 report, section 2. GELU in its tanh form: Hendrycks and Gimpel,
-arXiv 1606.08415, section 2.
+Source: Shazeer, arXiv 2002.05202; Gemma 2 report, section 2; Hendrycks and Gimpel, arXiv 1606.08415, section 2 (GELU
+in its tanh form).
 """
 
 import math
@@ -41,7 +41,7 @@ def feed_forward_backward(dy: np.ndarray, x: np.ndarray, weights: Scope, record:
 
 def gelu(x: np.ndarray) -> np.ndarray:
     """Compute x/2 * (1 + tanh(sqrt(2/pi) * (x + 0.044715 x^3))): x [...] -> [...], in one buffer."""
-    y = x * x  # x * x * x costs a hundredth of x**3
+    y = x * x  # x * x * x is a hundred times as fast as x**3
     y *= 0.044715
     y += 1
     y *= x

@@ -1,4 +1,4 @@
-"""Keys and values in int8, each vector with its own scale: a cache at a quarter of the memory.
+"""Keys and values in int8, each vector with its own scale: a quarter of the memory of a float32 cache.
 
 Source: Dettmers et al., arXiv 2208.07339 (one scale per vector).
 """
@@ -12,16 +12,16 @@ from gemma_np.weights.linear import round_to_int8
 
 
 class Int8Vectors:
-    """An array [..., n] whose vectors are rounded when they are written, and dequantized when they are read."""
+    """An array [..., n] whose vectors are rounded when written and dequantized when read."""
 
     def __init__(self, shape: tuple[int, ...], dtype: DTypeLike) -> None:
-        """Allocate vectors along the last axis of `shape`; dtype: of what is read."""
+        """Allocate an array of this shape, whose last axis is that of the vectors; dtype: that of the values read."""
         self.integers = np.zeros(shape, np.int8)
         self.scales = np.zeros((*shape[:-1], 1), dtype)
 
     @property
     def nbytes(self) -> int:
-        """Return the bytes that it takes."""
+        """Return the bytes of the integers and scales."""
         return self.integers.nbytes + self.scales.nbytes
 
     def __setitem__(self, index: Any, vectors: np.ndarray) -> None:

@@ -25,7 +25,7 @@ class LayerCache:
         self.length = 0  # tokens read so far, which is the position of the next one
 
     def append(self, k: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Store the keys and values of T new tokens; return all that these tokens may attend to.
+        """Store the keys and values of T new tokens; return all keys and values that these tokens may attend to.
 
         k, v [..., K, T, h] -> keys, values [..., K, S, h] and the position of each, [S]; valid until the next call.
         """
@@ -36,13 +36,13 @@ class LayerCache:
             self.values[..., start:end, :] = v
             return self.keys[..., :end, :], self.values[..., :end, :], np.arange(end)
 
-        if end == start + 1:  # one token overwrites the key that has just left its window
+        if end == start + 1:  # the token overwrites the key that has just left its window
             self.keys[..., start % self.slots, :] = k[..., 0, :]
             self.values[..., start % self.slots, :] = v[..., 0, :]
             positions = start - (start - np.arange(self.slots)) % self.slots
             return self.keys[...], self.values[...], positions
 
-        # Several tokens wrap around: the first of them still see keys that the last of them overwrite.
+        # Several tokens wrap around: the first ones still see keys that the last ones overwrite.
         before = np.arange(max(0, start - self.slots), start)
         keys = np.concatenate([self.keys[..., before % self.slots, :], k], axis=-2)
         values = np.concatenate([self.values[..., before % self.slots, :], v], axis=-2)
@@ -53,7 +53,7 @@ class LayerCache:
 
 
 class KVCache:
-    """The caches of all layers. Pass it to `transformer` with each call; it keeps track of the position."""
+    """The caches of all layers. Pass it to every call of `transformer`; it keeps track of the position."""
 
     def __init__(
         self,
@@ -64,9 +64,9 @@ class KVCache:
         *,
         int8: bool = False,
     ) -> None:
-        """Allocate `max_length` tokens (default and limit: the model's context length) for each text of the batch.
+        """Allocate room for `max_length` tokens of each text (default and limit: the model's context length).
 
-        dtype: that of the weights. int8: keep keys and values in 8 bits, at a quarter of the memory.
+        batch: the leading axes; dtype: that of the weights; int8: keep keys and values in 8 bits.
 
         Raises GemmaError when `max_length` exceeds the model's context length.
         """
@@ -92,9 +92,9 @@ class KVCache:
         return self.layers[0].length
 
     def repeated(self, *batch: int) -> "KVCache":
-        """Return a cache for a batch of texts that have all read what this one has; without `batch`, a copy.
+        """Return a copy of this cache, repeated for a batch of texts that share its tokens.
 
-        batch: the axes to put before its own.
+        batch: the axes to add before its own; none for a plain copy.
         """
         new = KVCache(self.config, self.max_length, (*batch, *self.batch), self.dtype, int8=self.int8)
         for layer, copy in zip(self.layers, new.layers, strict=True):

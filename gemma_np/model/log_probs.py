@@ -9,14 +9,14 @@ import numpy as np
 def log_softmax(logits: np.ndarray) -> np.ndarray:
     """Return the log of the softmax over the last axis: [..., V] -> [..., V].
 
-    Only differences of logits are exponentiated, so it is stable for logits of any size.
+    Only differences from the largest logit are exponentiated, so nothing overflows.
     """
     shifted = logits - logits.max(axis=-1, keepdims=True)
     return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
 
 
 def negative_log_likelihood(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """Return -log P(target) at each position, in nats, summed over the vocabulary in float64.
+    """Return -log P(target) at each position, in nats; the sum over the vocabulary is in float64.
 
     logits [..., V], targets [...] -> float64 [...]
     """

@@ -1,7 +1,7 @@
 """The table of every intermediate that passes the tape: name, shape, meaning.
 
-The output of a projection is named for it, as q of q_proj and down of down_proj. `tests/model/test_records.py` checks
-the table against the code.
+The output of a projection is named after its weight: `q` for `q_proj`, `down` for `down_proj`.
+`tests/model/test_records.py` compares the table with the code.
 """
 
 from typing import NamedTuple
@@ -10,7 +10,7 @@ from gemma_np.config import GemmaConfig
 
 
 class RecordInfo(NamedTuple):
-    """One row: `layers.*` stands for each layer; `needs` is the config property without which it is absent."""
+    """One row. `layers.*` stands for every layer; `needs` names the config property that turns the record on."""
 
     name: str
     letters: str
@@ -51,7 +51,7 @@ RECORDS = (
     ),
     RecordInfo("layers.*.resid_post", "T D", "residual stream after the layer"),
     RecordInfo("norm", "T D", "residual stream after the final norm"),
-    RecordInfo("logits", "T V", "score of every token to come next"),
+    RecordInfo("logits", "T V", "scores of every possible next token"),
     RecordInfo("logits_capped", "T V", "logits after the soft cap", "final_logit_softcapping"),
 )
 
@@ -72,7 +72,7 @@ def record_shapes(config: GemmaConfig, T: int, S: int | None = None) -> dict[str
 
 
 def _in_order(layers: int) -> list[tuple[str, RecordInfo]]:
-    """Return each row with its full name, the rows of a layer once for every layer."""
+    """Return each row with its full name; the rows of a layer are repeated for every layer."""
     in_layer = [row for row in RECORDS if "*" in row.name]
     before, after = RECORDS[: RECORDS.index(in_layer[0])], RECORDS[RECORDS.index(in_layer[-1]) + 1 :]
     repeated = [(row.name.replace("*", str(layer)), row) for layer in range(layers) for row in in_layer]

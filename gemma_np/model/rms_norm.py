@@ -1,6 +1,8 @@
 """RMSNorm: scale every vector to length sqrt(D), then multiply each channel by 1 + weight.
 
-Source: Zhang and Sennrich, arXiv 1910.07467; Gemma's 1 + w makes a weight of zero the identity.
+With 1 + w, a weight of zero is the identity.
+
+Source: Zhang and Sennrich, arXiv 1910.07467; gemma_pytorch (1 + w).
 """
 
 import numpy as np
@@ -20,8 +22,8 @@ def rms_norm_backward(dy: np.ndarray, x: np.ndarray, weight: np.ndarray, eps: fl
 
     dy and x [..., D], weight [D] -> dx [..., D], dweight [D]
 
-    With n = x / rms: scaling x changes only its length, which the norm removes, so the part of the gradient along n is
-    subtracted (not quite all of it, because of eps).
+    With n = x / rms: the norm removes the length of x, so the component of the gradient along n is subtracted (almost
+    all of it, because of eps).
     """
     rms = np.sqrt(np.vecdot(x, x)[..., None] / x.shape[-1] + eps)
     n = x / rms

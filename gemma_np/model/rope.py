@@ -1,8 +1,9 @@
 """RoPE, rotary position embedding: rotate the pair of channels i and i + h/2 by an angle that grows with position.
 
 The dot product of a rotated query and a rotated key depends only on the difference of their positions.
-Source: Su et al., arXiv 2104.09864; Gemma 3 report (arXiv 2503.19786), section 2.1, for the second base and the
-scaling of the global layers.
+
+Source: Su et al., arXiv 2104.09864; Gemma 3 report, arXiv 2503.19786, section 2.1 (separate bases for local and global
+layers, position scaling).
 """
 
 from functools import lru_cache
@@ -15,11 +16,11 @@ from numpy.typing import DTypeLike
 def rope_cos_sin(
     positions: range, head_dim: int, base: float, divisor: float, dtype: DTypeLike
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return cosine and sine of the angles of each position, [T, h/2] each, read-only.
+    """Return the cosine and sine of the angles at each position, [T, h/2] each, read-only.
 
-    The angle of pair i at position p is p / divisor * base^(-2i/h) radians. It is computed in float64 whatever the
-    dtype: at position 8191 a float32 angle would be off by 5e-4. All layers of one kind need the same angles, hence
-    the cache.
+    The angle of pair i at position p is p / divisor * base^(-2i/h) radians. It is always computed in
+    float64: at position 8191 a float32 angle would be off by 5e-4. The results are cached, since all layers of one kind
+    use the same angles.
     """
     frequencies = base ** -(np.arange(0, head_dim, 2) / head_dim)  # [h/2]
     angles = np.outer(np.asarray(positions) / divisor, frequencies)  # [T, h/2]

@@ -7,7 +7,7 @@ import numpy as np
 
 
 def soft_cap(x: np.ndarray, cap: float) -> np.ndarray:
-    """Compute cap * tanh(x / cap): x [...] -> [...]. Near zero it is the identity."""
+    """Compute cap * tanh(x / cap): x [...] -> [...]. Near zero it is close to the identity."""
     y = x / cap
     np.tanh(y, out=y)
     y *= cap

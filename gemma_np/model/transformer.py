@@ -30,15 +30,15 @@ def transformer(
     """Run the model up to the final norm.
 
     ids [..., T] -> [..., T, D]; weights by the names of the published checkpoints. With a cache, the ids follow the
-    tokens that it holds, and are added to it; without, they start at position 0.
+    tokens in it and are added to it; without one, they start at position 0.
 
-    Raises GemmaError when there are no ids, when an id is not in the vocabulary, when they exceed the context length of
-    the model or the cache, and when the cache was made for another batch or dtype.
+    Raises GemmaError when there are no ids, when an id is not in the vocabulary, when they exceed the context length or
+    the room in the cache, and when the cache was made for another batch or dtype.
     """
     ids = validate_token_ids(ids, config, cache)
     model = Scope(weights) / "model"
     if cache and cache.dtype != model["norm.weight"].dtype:
-        raise GemmaError(f"cache: dtype {cache.dtype}, expected {model['norm.weight'].dtype} as the weights")
+        raise GemmaError(f"cache: dtype {cache.dtype}, expected {model['norm.weight'].dtype}, that of the weights")
     x = tape("embedding", embed(ids, model["embed_tokens.weight"]))
     for layer in range(config.num_hidden_layers):
         part = f"layers.{layer}"
@@ -48,9 +48,9 @@ def transformer(
 
 
 def lm_head(x: np.ndarray, weights: Weights, config: GemmaConfig, tape: Tape = no_tape) -> np.ndarray:
-    """Return the score of every token to come next, from the output of `transformer` (all positions, or only the last).
+    """Return the logits of the next token, from the output of `transformer` at all positions or only the last.
 
-    x [..., T, D] -> logits [..., T, V]; softmax of a row is the model's distribution of the next token.
+    x [..., T, D] -> logits [..., T, V]; the softmax of a row is the model's distribution of the next token.
     """
     logits = tape("logits", unembed(x, weights["model.embed_tokens.weight"]))
     if config.final_logit_softcapping:
@@ -66,7 +66,7 @@ def transformer_backward(
     record: Mapping[str, np.ndarray],
     gradients: MutableMapping[str, np.ndarray],
 ) -> None:
-    """Compute the gradients of `transformer` without a cache, last line first; they get the names of the weights.
+    """Compute the gradients of `transformer` without a cache, last line first; they have the names of the weights.
 
     dx [..., T, D], ids [..., T], record of the forward pass. The gradient of the embedding is added to that of the
     head, which is the same matrix.
@@ -91,7 +91,7 @@ def lm_head_backward(
     record: Mapping[str, np.ndarray],
     gradients: MutableMapping[str, np.ndarray],
 ) -> np.ndarray:
-    """Compute the gradients of `lm_head`, the first of the two contributions to the tied matrix.
+    """Compute the gradients of `lm_head`; `transformer_backward` adds its own to that of the tied matrix.
 
     dlogits [..., T, V], record of the forward pass -> dx [..., T, D]
     """

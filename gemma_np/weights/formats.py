@@ -1,10 +1,10 @@
-"""The formats that a weight can be stored in, in one table: plain floats, or 16, 8 or 4 bits.
+"""The formats in which a weight can be stored, in one table: plain floats, or 16, 8 or 4 bits.
 
-A weight is a plain array, or one of the classes below, which take a half to an eighth of its memory. Each class holds
-numbers and scales: the weight is their product, a scale for every group of neighbouring channels of a row. It can be
-sliced by rows, and dequantized to float32; `linear.py` multiplies with it.
+A weight is a plain array or one of the classes below, which take a half to an eighth of the memory of float32. Each
+class holds numbers and scales, one scale for every group of consecutive channels of a row; the weight is their product.
+It can be sliced by rows and dequantized to float32; `linear.py` multiplies by it.
 
-Sources: OCP Microscaling formats for E4M3 (float8); Dettmers et al., arXiv 2208.07339, for a scale per channel.
+Sources: OCP Microscaling formats (E4M3, here float8); Dettmers et al., arXiv 2208.07339 (a scale per channel).
 """
 
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ from numpy.typing import DTypeLike
 
 INT4_LEVELS = 16
 INT4_ZERO = 8
-"""The stored number that means 0 in an `Int4` without zero points."""
+"""The stored number that stands for 0 in an `Int4` without zero points."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class BFloat16:
 
 @dataclass(frozen=True)
 class Int8:
-    """Integers times scales: one scale for each row, or for each group of neighbouring channels of a row."""
+    """Integers times scales: one scale for each row, or for each group of consecutive channels of a row."""
 
     integers: np.ndarray  # int8 [out, in]
     scales: np.ndarray  # float [out, groups]
@@ -69,7 +69,7 @@ class Int8:
 
 @dataclass(frozen=True)
 class Int4:
-    """Integers from 0 to 15, two to a byte: scale * (integer - zero), in groups of neighbouring channels."""
+    """Integers from 0 to 15, two to a byte: scale * (integer - zero), in groups of consecutive channels."""
 
     packed: np.ndarray  # uint8 [out, in / 2], see `pack`
     scales: np.ndarray  # float [out, groups]
@@ -98,7 +98,7 @@ class Int4:
 
 @dataclass(frozen=True)
 class Float8:
-    """Floats of a sign, four bits of exponent and three of fraction (E4M3), times one scale per row."""
+    """8-bit floats with four exponent and three mantissa bits (E4M3), times one scale per row."""
 
     numbers: np.ndarray  # float8_e4m3fn [out, in]
     scales: np.ndarray  # float [out, 1]
@@ -122,8 +122,8 @@ Quantized = Int8 | Int4 | Float8
 Stored = BFloat16 | Quantized
 Weight = np.ndarray | Stored
 Weights = Mapping[str, Any]
-"""The weights of a model by the names of the published checkpoints: each matrix a `Weight`, each norm an array. What
-the model computes has the dtype of its norms."""
+"""The weights of a model by the names of the published checkpoints: each matrix a `Weight`, each norm an array. The
+activations have the dtype of the norms."""
 
 
 class Format(NamedTuple):
@@ -131,8 +131,8 @@ class Format(NamedTuple):
 
     bits: int  # of a weight, without its scales
     stored_as: type  # the class of a matrix in this format
-    arrays: Mapping[str, tuple[DTypeLike, ...]] = {}  # of a quantized matrix: each field of its class, and its dtypes
-    group_size: int | None = None  # channels that share a scale, by default; None: one scale per row
+    arrays: Mapping[str, tuple[DTypeLike, ...]] = {}  # fields of a quantized matrix, and the dtypes of each
+    group_size: int | None = None  # default number of channels that share a scale; None: one scale per row
     scale_dtype: DTypeLike = np.float32
     can_group: bool = False  # whether a row may have more than one scale
     int8_activations: bool = False
@@ -156,12 +156,12 @@ FORMATS = {
     "Q8_0": Format(8, Int8, _INT8, group_size=32, scale_dtype=np.float16, can_group=True, gguf=True),
     "Q4_0": Format(4, Int4, _INT4, group_size=32, scale_dtype=np.float16, can_group=True, gguf=True),
 }
-"""Every format by its name. Q8_0 and Q4_0 are the names that GGUF has for int8 and int4 in groups of 32, with scales in
-float16; in a safetensors checkpoint these are int8 and int4."""
+"""Every format by its name. Q8_0 and Q4_0 are GGUF's names for int8 and int4 in groups of 32 with float16 scales; a
+safetensors checkpoint calls them int8 and int4."""
 
 
 def matrix_bytes(shape: tuple[int, int], format: str, group_size: int | None = None) -> int:
-    """Return the bytes of a matrix of this shape, with its scales; group_size: default that of the format."""
+    """Return the bytes of a matrix of this shape, with its scales; group_size: by default that of the format."""
     rows, columns = shape
     row = FORMATS[format]
     scales = columns // (group_size or row.group_size or columns) if "scales" in row.arrays else 0
@@ -176,7 +176,7 @@ def dequantize_into(weight: Stored, out: np.ndarray) -> None:
 
 
 def dequantize(weight: Weight) -> np.ndarray:
-    """Return a weight as a plain array: float32 [out, in] of a stored one, a plain array as it is."""
+    """Return a weight as a plain array: a stored one as float32 [out, in], a plain array unchanged."""
     if isinstance(weight, np.ndarray):
         return weight
     floats = np.empty(weight.shape, np.float32)
@@ -190,20 +190,20 @@ def embedding_rows(weight: Weight, rows: np.ndarray) -> np.ndarray:
 
 
 def stored_bytes(weight: Weight) -> int:
-    """Return the bytes that a weight takes."""
+    """Return the bytes of the arrays of a weight."""
     arrays = [weight] if isinstance(weight, np.ndarray) else vars(weight).values()
     return sum(array.nbytes for array in arrays if isinstance(array, np.ndarray))
 
 
 def is_quantized(weight: Weight) -> bool:
-    """Return whether a weight has scales, so that it cannot be trained or quantized again as it is."""
+    """Return whether a weight is quantized; it must be dequantized before it is trained or quantized again."""
     return isinstance(weight, Int8 | Int4 | Float8)
 
 
 def pack(numbers: np.ndarray) -> np.ndarray:
     """Pack two numbers from 0 to 15 into a byte: uint8 [..., n] -> uint8 [..., n / 2].
 
-    The first half of the last axis goes into the lower four bits, the second half into the upper ones.
+    The first half of the last axis goes into the lower four bits, the second half into the upper four.
     """
     low, high = np.split(numbers, 2, axis=-1)
     return low | high << 4

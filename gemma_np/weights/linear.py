@@ -1,6 +1,6 @@
-"""The product with a weight, in whatever format it is stored.
+"""The product with a weight in any format.
 
-A stored weight is dequantized a few rows at a time, on all cores: the whole matrix is never in memory as floats.
+A stored weight is dequantized a few rows at a time, on all cores, so the whole matrix is never in memory as floats.
 """
 
 import os
@@ -17,8 +17,8 @@ from gemma_np.weights.formats import Int8, Stored, Weight, dequantize_into
 def linear(x: np.ndarray, weight: Weight) -> np.ndarray:
     """Multiply each vector of x by a weight in the layout of the checkpoints, [out, in].
 
-    x [..., in], weight [out, in] -> [..., out]. The leading axes are folded into one, so that a batch is a single
-    matrix product. NumPy passes the transposed view of an array to BLAS as it is: no copy of the weight is made.
+    x [..., in], weight [out, in] -> [..., out]. The leading axes are merged into one, so a batch is a single matrix
+    product. NumPy passes the transposed view of an array straight to BLAS, without copying the weight.
     """
     rows = x.reshape(-1, x.shape[-1])
     if isinstance(weight, np.ndarray):
@@ -42,7 +42,7 @@ def linear_backward(dy: np.ndarray, x: np.ndarray, weight: np.ndarray) -> tuple[
 def integer_product(x: np.ndarray, weight: Int8) -> np.ndarray:
     """Compute x @ weight.T with both sides in int8: x [N, in], weight [out, in] with one scale per row -> [N, out].
 
-    Each vector of x has its own scale; the sums of products are the integers of an int32 accumulator.
+    Each vector of x has its own scale. Products are summed exactly, as in an int32 accumulator.
     """
     activations, scales = round_to_int8(x)
     return (scales * integer_sums(activations, weight.integers) * weight.scales.T).astype(x.dtype)
@@ -51,7 +51,7 @@ def integer_product(x: np.ndarray, weight: Int8) -> np.ndarray:
 def integer_sums(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
     """Return the exact sums of products: int8 x [N, in], int8 weight [out, in] -> int32 [N, out].
 
-    They are computed in float64, which holds every integer up to 2^53: BLAS multiplies no integers.
+    The sums are computed in float64, which holds every integer up to 2^53, because BLAS has no integer product.
     """
     sums = np.empty((len(x), len(weight)), np.int32)
     wide = x.astype(np.float64)
@@ -66,13 +66,13 @@ def round_to_int8(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.rint(x / np.where(scales, scales, 1)).astype(np.int8), scales
 
 
-_TILE = 2**18  # floats, 1 MB: a tile is dequantized and multiplied while it is in a core's own cache
+_TILE = 2**18  # floats, 1 MB: a tile stays in a core's own cache while it is dequantized and multiplied
 _LARGE_TILE = 2**20  # with many vectors the product takes longer than dequantizing, and BLAS wants large matrices
 _MANY = 8
 
 
 def _product_by_tiles(x: np.ndarray, weight: Stored) -> np.ndarray:
-    """Multiply by tiles of rows: x [N, in], weight [out, in] -> [N, out]. Each core takes a share of the rows."""
+    """Multiply tile by tile: x [N, in], weight [out, in] -> [N, out]. Each core takes a share of the rows."""
     y = np.empty((len(x), weight.shape[0]), x.dtype)
     size = _TILE if len(x) < _MANY else _LARGE_TILE
     has_row_scales = weight.scales.shape[-1] == 1
@@ -108,7 +108,7 @@ def _tiles(shape: tuple[int, ...], size: int) -> list[tuple[int, int]]:
 
 
 def on_all_cores(work: Callable[[Any], object], parts: Sequence[Any]) -> None:
-    """Call `work` on each part in threads, since NumPy releases the lock; one after another on a single core."""
+    """Call `work` on each part, in threads if there are several cores: NumPy releases the interpreter lock."""
     if len(parts) == 1 or os.cpu_count() in (1, None):
         for part in parts:
             work(part)

@@ -287,7 +287,7 @@ def test_a_cache_made_for_another_batch_is_refused(batch, ids):
 
 def test_a_cache_of_another_dtype_is_refused():
     config = MODELS["gemma2"]
-    with pytest.raises(GemmaError, match="cache: dtype float64, expected float32 as the weights"):
+    with pytest.raises(GemmaError, match="cache: dtype float64, expected float32, that of the weights"):
         transformer([1], random_weights(config, 0, np.float32), config, KVCache(config, dtype=np.float64))
 
 
