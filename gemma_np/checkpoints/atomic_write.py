@@ -1,4 +1,4 @@
-"""Write files whole or not at all."""
+"""Write files atomically: completely or not at all."""
 
 import os
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from gemma_np.errors import GemmaError
 def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
     """Write a file beside its target and rename it once it is complete and on disk.
 
-    Raises GemmaError when the target is a folder, or in a folder that does not exist.
+    Raises GemmaError when the target is a folder, or its folder does not exist.
     """
     if not path.name or path.is_dir():
         raise GemmaError(f"{path}: a folder, expected a file to write")

@@ -1,6 +1,6 @@
-"""Read and write config.json, the form of a GemmaConfig in Hugging Face checkpoints.
+"""Read and write config.json, the config file of Hugging Face checkpoints.
 
-Its keys changed over the years, and all of them are read: `rope_theta`, `rope_local_base_freq` and `rope_scaling`
+Its keys have changed over the years; old and new ones are read: `rope_theta`, `rope_local_base_freq` and `rope_scaling`
 became `rope_parameters`; `sliding_window_pattern` became `layer_types`; `hidden_act` became `hidden_activation`.
 """
 
@@ -11,7 +11,7 @@ from typing import Any
 from gemma_np.config import GLOBAL, LOCAL, SIZES, GemmaConfig, layer_pattern
 from gemma_np.errors import GemmaError
 
-# The text part of a multimodal config.json has only the values that differ from these defaults of the framework.
+# The text part of a multimodal config.json has only the values that differ from these defaults of transformers.
 _GEMMA3_TEXT_DEFAULTS = {
     "vocab_size": 262_208,
     "hidden_size": 2304,
@@ -29,7 +29,7 @@ _ARCHITECTURES = {"gemma": "GemmaForCausalLM", "gemma2": "Gemma2ForCausalLM", "g
 
 
 def read_config(path: Path) -> GemmaConfig:
-    """Read the GemmaConfig of a config.json file. Raises GemmaError, with the path, for whatever is wrong with it."""
+    """Read the GemmaConfig of a config.json file. Raises GemmaError, with the path, when it is invalid."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -47,7 +47,7 @@ def read_config(path: Path) -> GemmaConfig:
 def config_from_json(values: dict[str, Any]) -> GemmaConfig:
     """Return the GemmaConfig of the values of a config.json (model types gemma, gemma2, gemma3_text, gemma3).
 
-    Raises GemmaError for a missing or invalid value, and for a variant that this package does not compute.
+    Raises GemmaError for a missing or invalid value, and for a variant that this package does not support.
     """
     model_type = values.get("model_type")
     if model_type == "gemma3":
@@ -77,7 +77,7 @@ def config_from_json(values: dict[str, Any]) -> GemmaConfig:
 
 
 def config_to_json(config: GemmaConfig) -> dict[str, Any]:
-    """Return the values of a config.json, with keys that old and new versions of the framework read."""
+    """Return the values of a config.json, with the keys of both old and new versions of transformers."""
     values: dict[str, Any] = {"architectures": [_ARCHITECTURES[config.model_type]], "model_type": config.model_type}
     values |= {name: getattr(config, name) for name in SIZES}
     values |= {"hidden_activation": "gelu_pytorch_tanh", "rms_norm_eps": config.rms_norm_eps}
@@ -102,7 +102,7 @@ def _required(values: dict[str, Any], name: str) -> Any:
 
 
 def _object(values: dict[str, Any], name: str) -> dict[str, Any]:
-    """Return values[name] as a JSON object; a missing or null one is empty."""
+    """Return values[name], which must be a JSON object; a missing or null one is empty."""
     value = values.get(name) or {}
     if not isinstance(value, dict):
         raise GemmaError(f"{name}: {value!r}, expected a JSON object")
@@ -110,8 +110,8 @@ def _object(values: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def _refuse_variants(values: dict[str, Any]) -> None:
-    """Check that the config is none of the variants that no released Gemma text model has."""
-    # The first Gemma 1 files say "gelu", but were trained with the tanh form, as later files say.
+    """Refuse variants that no released Gemma text model uses."""
+    # The first Gemma 1 files say "gelu", but the models were trained with the tanh form, as later files say.
     activation = values.get("hidden_activation") or values.get("hidden_act") or "gelu_pytorch_tanh"
     if activation not in ("gelu_pytorch_tanh", "gelu"):
         raise GemmaError(f"hidden_activation: {activation!r}, expected 'gelu_pytorch_tanh'")
@@ -136,7 +136,7 @@ def _layer_types(model_type: str, values: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _rope(model_type: str, values: dict[str, Any]) -> dict[str, float]:
-    """Return RoPE base and scaling of each kind of layer, from the new keys or else the old ones."""
+    """Return the RoPE base and scaling of each kind of layer, from the new keys or else the old ones."""
     new = _object(values, "rope_parameters")
     if model_type != "gemma3_text":
         theta = new.get("rope_theta", values.get("rope_theta", 10_000.0))

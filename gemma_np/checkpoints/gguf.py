@@ -1,7 +1,7 @@
-"""Read a GGUF file: config, weights and vocabulary in one, with the `gguf` library (pip install "gemma-np[gguf]").
+"""Read config, weights and vocabulary from a GGUF file with the `gguf` library (pip install "gemma-np[gguf]").
 
-Tensors in Q8_0 and Q4_0 stay quantized, those of other types are dequantized. GGUF stores the weight of a norm as
-1 + w; the published checkpoints, and this package, store w.
+Tensors in Q8_0 and Q4_0 stay quantized; those of other types are dequantized. GGUF stores the weight of a norm as
+1 + w; the published checkpoints and this package store w.
 """
 
 import re
@@ -66,8 +66,9 @@ def open_gguf(path: Path) -> tuple[Any, dict[str, Any]]:
         raise GemmaError(f'{path}: needs the gguf library, which pip install "gemma-np[gguf]" brings') from None
 
     class Reader(GGUFReader):
-        """The library slices its memory map a million times, and a plain view of it is three times as fast. It also
-        reads beyond the end of the file as empty arrays, so that a wrong length becomes an endless loop."""
+        """Work around two problems of the library. It slices its memory map a million times, which is three times as
+        fast on a plain array. It reads empty arrays past the end of the file, so a wrong length causes an endless loop.
+        """
 
         def __setattr__(self, name: str, value: Any) -> None:
             super().__setattr__(name, value.view(np.ndarray) if name == "data" else value)
@@ -80,12 +81,12 @@ def open_gguf(path: Path) -> tuple[Any, dict[str, Any]]:
     try:
         reader = Reader(path)
         return reader, {name: field.contents() for name, field in reader.fields.items()}
-    except Exception as error:  # the library raises whatever a damaged file happens to trigger
-        raise GemmaError(f"{path}: damaged ({error}), expected a whole GGUF file") from None
+    except Exception as error:  # a damaged file can make the library raise anything
+        raise GemmaError(f"{path}: damaged ({error}), expected a complete GGUF file") from None
 
 
 def _stored_tensor(path: Path, tensor: Any) -> StoredTensor:
-    """Return a tensor of a GGUFReader, dequantized some rows at a time (`tensor.data` has the stored shape)."""
+    """Return a tensor of a GGUFReader, to be dequantized a few rows at a time (`tensor.data` has the stored shape)."""
     from gguf import dequantize
 
     rows = row_reader(path, int(tensor.data_offset), tensor.data.dtype, tensor.data.shape[1:])
@@ -103,7 +104,7 @@ def _stored_tensor(path: Path, tensor: Any) -> StoredTensor:
 def weight_name(name: str, config: GemmaConfig) -> str:
     """Return the published name of a GGUF tensor: blk.3.attn_q.weight is model.layers.3.self_attn.q_proj.weight.
 
-    An unknown name is returned as it is, and reported as extra.
+    An unknown name is returned unchanged; `load_weights` then reports it as extra.
     """
     match = re.fullmatch(r"(?:blk\.(\d+)\.)?(\w+)\.weight", name)
     if not match or match[2] not in _NAMES:
@@ -125,8 +126,8 @@ def gguf_name(name: str, config: GemmaConfig) -> str:
 def config_from_metadata(metadata: dict[str, Any]) -> GemmaConfig:
     """Return the GemmaConfig that a GGUF file's metadata describes.
 
-    The format leaves some values to the reader, which are filled in here: the query scale, the pattern of local layers,
-    and the local RoPE base. Raises GemmaError for a missing or absurd value.
+    Some values are not in the file and are filled in here: the query scale, the pattern of local layers, the local RoPE
+    base. Raises GemmaError for a missing or invalid value.
     """
     architecture = metadata.get("general.architecture")
     if architecture not in MODEL_TYPES:
@@ -136,12 +137,12 @@ def config_from_metadata(metadata: dict[str, Any]) -> GemmaConfig:
         value = metadata.get(f"{architecture}.{name}", default)
         if value is None:
             raise GemmaError(f"{architecture}.{name}: missing")
-        return float(f"{value:.7g}") if isinstance(value, float) else value  # 1e-6 was a float32
+        return float(f"{value:.7g}") if isinstance(value, float) else value  # undoes the rounding of 1e-6 to float32
 
     D, H, layers = get("embedding_length"), get("attention.head_count"), get("block_count")
     head_dim = get("attention.key_length")
     local_per_global = {"gemma": 0, "gemma2": 1, "gemma3": get("attention.sliding_window_pattern", 6) - 1}[architecture]
-    # The two 27B models scale queries by hidden_size / num_attention_heads, all others by head_dim.
+    # The two 27B models divide scores by sqrt(hidden_size / num_attention_heads), all others by sqrt(head_dim).
     is_27b = (architecture, layers) in (("gemma2", 46), ("gemma3", 62))
     is_gemma2, theta = architecture == "gemma2", get("rope.freq_base", 1e6 if architecture == "gemma3" else 1e4)
     return GemmaConfig(
@@ -167,10 +168,10 @@ def config_from_metadata(metadata: dict[str, Any]) -> GemmaConfig:
 
 
 def sentencepiece_model(metadata: dict[str, Any]) -> bytes:
-    """Rebuild the sentencepiece model file of the vocabulary: its pieces, scores and types, with the settings of
-    Gemma's tokenizer (byte-pair merges, byte fallback, no normalization of whitespace).
+    """Rebuild the sentencepiece model from the pieces, scores and types of the vocabulary, with the settings of Gemma's
+    tokenizer (byte-pair merges, byte fallback, no normalization of whitespace).
 
-    Raises GemmaError when protobuf is missing, or a part of the vocabulary.
+    Raises GemmaError when protobuf or a part of the vocabulary is missing.
     """
     try:
         from sentencepiece import sentencepiece_model_pb2
@@ -179,13 +180,13 @@ def sentencepiece_model(metadata: dict[str, Any]) -> bytes:
     names = ("tokens", "scores", "token_type")
     tokens, scores, types = (metadata.get(f"tokenizer.ggml.{name}") for name in names)
     if not tokens or not scores or not types or not len(tokens) == len(scores) == len(types):
-        raise GemmaError("tokenizer.ggml: expected tokens, scores and token_type of one length")
-    protobuf: Any = sentencepiece_model_pb2  # its classes are made when it is imported
+        raise GemmaError("tokenizer.ggml: expected tokens, scores and token_type of the same length")
+    protobuf: Any = sentencepiece_model_pb2  # its classes are created at import time, so type checkers do not know them
     model = protobuf.ModelProto()
     for token, score, kind in zip(tokens, scores, types, strict=True):
-        # Sentencepiece writes a space as U+2581; GGUF files have it as a space again in user-defined pieces.
+        # Sentencepiece writes a space as U+2581; GGUF files have plain spaces in user-defined pieces.
         piece = token.replace(" ", "\N{LOWER ONE EIGHTH BLOCK}")
-        model.pieces.add(piece=piece, score=score, type=kind)  # both formats number the types alike
+        model.pieces.add(piece=piece, score=score, type=kind)  # both formats use the same numbers for types
     model.trainer_spec.model_type = protobuf.TrainerSpec.BPE
     model.trainer_spec.byte_fallback = True
     model.trainer_spec.vocab_size = len(tokens)

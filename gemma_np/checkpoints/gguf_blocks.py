@@ -1,11 +1,11 @@
-"""The two block formats of GGUF that this package computes with as they are: Q8_0 and Q4_0.
+"""Q8_0 and Q4_0, the two block formats of GGUF that this package computes with directly.
 
-Both split each row into blocks of 32 channels, and store the scale of a block in front of its numbers:
+Both split each row into blocks of 32 channels and store the scale of a block before its numbers:
 
     Q8_0  float16 scale, 32 x int8                            w = scale * number
     Q4_0  float16 scale, 16 bytes of two numbers from 0 to 15  w = scale * (number - 8)
 
-In a Q4_0 block, byte i holds channel i in its lower half and channel 16 + i in its upper one.
+In a Q4_0 block, byte i holds channel i in its lower four bits and channel 16 + i in its upper four.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ BLOCK = 32
 SCALE_BYTES = 2
 GGUF_FORMATS = tuple(name for name, row in FORMATS.items() if row.gguf)
 
-_ROWS = 4096  # unpacked at once
+_ROWS = 4096  # rows unpacked at once
 
 
 def block_bytes(format: str) -> int:
@@ -47,7 +47,7 @@ def read_blocks(format: str, shape: tuple[int, ...], read: Callable[[int, int], 
 
 
 def is_stored_as(weight: object, format: str) -> bool:
-    """Return whether the blocks of this format hold a weight exactly."""
+    """Return whether a weight can be written in this format without rounding."""
     if isinstance(weight, Int8):
         fits = format == "Q8_0" and not weight.int8_activations
     elif isinstance(weight, Int4):
@@ -58,7 +58,7 @@ def is_stored_as(weight: object, format: str) -> bool:
 
 
 def to_blocks(weight: Int8 | Int4) -> np.ndarray:
-    """Return the bytes of a weight with a float16 scale per 32 channels: uint8 [out, n], n bytes a row."""
+    """Return the bytes of a weight with a float16 scale per 32 channels: uint8 [out, n], n bytes per row."""
     rows, groups = weight.scales.shape
     if isinstance(weight, Int8):
         numbers = weight.integers.view(np.uint8).reshape(rows, groups, BLOCK)

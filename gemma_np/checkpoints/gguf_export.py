@@ -1,6 +1,6 @@
 """Write a GGUF file in Q8_0 or Q4_0, for llama.cpp and other GGUF readers (pip install "gemma-np[gguf]").
 
-Matrices are written one at a time; norms are stored in float32, as 1 + w.
+Matrices are written one at a time; norms are stored as 1 + w in float32.
 """
 
 from collections.abc import Iterable
@@ -20,10 +20,10 @@ from gemma_np.weights.formats import Int4, Int8, Weight
 def write_gguf(
     path: Path, config: GemmaConfig, weights: Iterable[tuple[str, Weight]], tokenizer_model: bytes, format: str
 ) -> None:
-    """Write a GGUF file; weights in the order of `GemmaConfig.weight_shapes`, their matrices quantized already.
+    """Write a GGUF file from weights in the order of `GemmaConfig.weight_shapes`, whose matrices are already quantized.
 
-    Raises GemmaError when the library is missing, and when GGUF cannot describe the config (it leaves the pattern of
-    layers and the query scale to the reader).
+    Raises GemmaError when the library is missing, and when GGUF cannot describe the config (it does not store the
+    pattern of layers or the query scale).
     """
     atomic_write(path, lambda partial: _write(partial, config, weights, tokenizer_model, format))
 
@@ -64,7 +64,7 @@ def _write(
 
 
 def _stored(weight: Weight) -> np.ndarray:
-    """Return what is written of a weight: 1 + w of a norm, the blocks of a matrix."""
+    """Return the array to write for a weight: 1 + w of a norm, the blocks of a matrix."""
     if isinstance(weight, np.ndarray):
         return (weight + 1).astype(np.float32)
     assert isinstance(weight, Int8 | Int4)
@@ -95,7 +95,7 @@ def _add_config(writer: Any, config: GemmaConfig) -> None:
 
 
 def _add_vocabulary(writer: Any, config: GemmaConfig, tokenizer_model: bytes) -> None:
-    """Add the pieces, scores and types of the sentencepiece model; extra rows of the embedding are unused pieces."""
+    """Add the pieces, scores and types of the sentencepiece model; extra rows of the embedding become unused pieces."""
     from sentencepiece import sentencepiece_model_pb2
 
     protobuf: Any = sentencepiece_model_pb2

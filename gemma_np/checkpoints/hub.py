@@ -1,4 +1,4 @@
-"""Download a checkpoint from the Hugging Face hub, such as google/gemma-2-2b-it, into the cache of its library."""
+"""Download a checkpoint, such as google/gemma-2-2b-it, from the Hugging Face hub into the hub's local cache."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ _FILES = ["config.json", "tokenizer.model", "*.safetensors", "model.safetensors.
 def download(repo: str) -> Path:
     """Download the missing files of a hub repository, with a progress bar; return its local folder.
 
-    Raises GemmaError that says what to do when the library, the licence, the login or the network is missing.
+    Raises GemmaError, with what to do, when the library, the license, the login or the network is missing.
     """
     try:
         from huggingface_hub import errors, snapshot_download
@@ -20,7 +20,7 @@ def download(repo: str) -> Path:
         return Path(snapshot_download(repo, allow_patterns=_FILES))
     except errors.GatedRepoError:
         raise GemmaError(
-            f"{repo}: its licence is not accepted yet, or you are not logged in; accept it at "
+            f"{repo}: its license is not accepted yet, or you are not logged in; accept it at "
             f"https://huggingface.co/{repo} and then run: hf auth login"
         ) from None
     except errors.RepositoryNotFoundError:
@@ -30,6 +30,6 @@ def download(repo: str) -> Path:
         ) from None
     except errors.HFValidationError as error:
         raise GemmaError(f"{repo}: neither a folder, nor a file, nor a hub id ({error})") from None
-    except Exception as error:  # the library passes on whatever its HTTP client raises
+    except Exception as error:  # anything that the library's HTTP client raises
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise GemmaError(f"{repo}: not downloaded before, and the hub cannot be reached ({reason})") from None

@@ -1,7 +1,7 @@
 """Read a Hugging Face folder: config.json, tokenizer.model, and weights in one safetensors file or in shards.
 
-The safetensors library checks the header of each file (sizes, overlaps, end of file). The numbers are memory-mapped,
-not read: what the model does not use takes no memory.
+The safetensors library checks the header of each file (sizes, overlaps, end of file). The numbers are memory-mapped:
+what the model does not use takes no memory.
 """
 
 import json
@@ -26,7 +26,7 @@ _IMAGE_PREFIXES = ("vision_tower.", "multi_modal_projector.", "model.vision_towe
 def load_folder(folder: Path, dtype: str = "float32") -> tuple[GemmaConfig, dict[str, Weight], bytes | None]:
     """Return config, weights (see `load_weights`) and tokenizer.model (None if there is none) of a checkpoint folder.
 
-    Raises GemmaError for anything missing or wrong in it.
+    Raises GemmaError when a part of it is missing, damaged or invalid.
     """
     config = read_config(folder / "config.json")
     stored = {}
@@ -56,7 +56,9 @@ def _weight_files(folder: Path) -> list[Path]:
     try:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise GemmaError(f"{index}: no index of shards ({error!r}), expected a JSON object with weight_map") from None
+        raise GemmaError(
+            f"{index}: not an index of shards ({error!r}), expected a JSON object with weight_map"
+        ) from None
     for name in names:
         if not isinstance(name, str) or Path(name).name != name or name in ("", ".."):
             raise GemmaError(f"{index}: names {name!r}, expected a file in the same folder")
@@ -66,7 +68,7 @@ def _weight_files(folder: Path) -> list[Path]:
 
 
 def _with_quantized(path: Path) -> Iterator[tuple[str, StoredTensor]]:
-    """Yield the name and location of each weight of a safetensors file; the arrays of a quantized one become one."""
+    """Yield each weight of a safetensors file by name; the arrays of a quantized weight are joined into one tensor."""
     tensors = stored_tensors(path, FLOATS | QUANTIZED)
     arrays = {name: tensor.mapped for name, tensor in tensors.items()}
     try:
@@ -81,7 +83,7 @@ def _with_quantized(path: Path) -> Iterator[tuple[str, StoredTensor]]:
         if tensor.mapped is not None and tensor.mapped.dtype not in FLOATS.values():
             raise GemmaError(
                 f"{path}: {name}: dtype {tensor.mapped.dtype}, expected one of {', '.join(FLOATS)} "
-                "(the file's metadata names no quantized weights of it)"
+                "(the metadata does not list it as quantized)"
             )
         yield name, tensor
 

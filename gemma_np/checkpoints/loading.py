@@ -1,4 +1,4 @@
-"""Load the weights of a model from tensors in files: check every name and shape, and save memory."""
+"""Load the weights of a model from tensors in files: check every name and shape, and use little memory."""
 
 import math
 import warnings
@@ -27,7 +27,7 @@ class StoredTensor(NamedTuple):
     mapped: np.ndarray | None = None
     """The whole tensor [...] as a view of the memory-mapped file, when it is stored as plain numbers."""
     quantized: Callable[[], Stored] | None = None
-    """quantized() -> the tensor as it is stored, when its format is a quantized one."""
+    """quantized() -> the tensor in its stored format, when that is a quantized one."""
 
 
 def row_reader(
@@ -35,7 +35,7 @@ def row_reader(
 ) -> Callable[[int, int], np.ndarray]:
     """Return a function (start, stop) -> those rows of the array at `offset` of a file: [rows, *row_shape].
 
-    It reads into new memory; a memory map would keep the pages of the file as well.
+    It reads into new memory; a memory map would keep the file's pages in memory as well.
     """
     row_bytes = math.prod(row_shape) * np.dtype(dtype).itemsize
 
@@ -49,12 +49,12 @@ def row_reader(
 def load_weights(stored: Mapping[str, StoredTensor], config: GemmaConfig, dtype: str = "float32") -> dict[str, Weight]:
     """Return the model's weights in a dtype: "float32", "float64", or "stored" (see `gemma_np.load`).
 
-    What the file stores in that dtype stays in the file (memory-mapped, read-only); the rest is converted block by
-    block, so that the peak memory is the weights themselves. Quantized weights stay as they are, except for "float64";
-    "stored" also leaves bfloat16 matrices in the file.
+    Tensors already in that dtype stay in the file (memory-mapped, read-only); the others are converted block by block,
+    so that the peak memory is that of the weights. Quantized weights stay quantized, except for "float64"; "stored"
+    also leaves bfloat16 matrices in the file.
 
-    Raises GemmaError for missing, extra and misshapen tensors (each is named) and for too little memory; warns of
-    NaN and infinity.
+    Raises GemmaError that names all missing, extra and misshapen tensors, or when memory is too small; warns about NaN
+    and infinity.
     """
     from tqdm import tqdm
 

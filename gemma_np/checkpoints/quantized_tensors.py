@@ -1,11 +1,11 @@
-"""Quantized weights in safetensors files: numbers under the name of the weight, scales and zero points beside it.
+"""Quantized weights in safetensors files: the numbers under the name of the weight, scales and zero points beside it.
 
     model.layers.0.mlp.up_proj.weight          I8 [out, in], U8 [out, in / 2] or F8_E4M3 [out, in]
     model.layers.0.mlp.up_proj.weight.scales   F32 or F16 [out, groups]
     model.layers.0.mlp.up_proj.weight.zeros    U8 [out, groups], for int4 with zero points
 
-The file's metadata has the format of each under `storage`: {"model.layers.0.mlp.up_proj.weight": "int4"}. What the
-arrays of each format mean is in `gemma_np.weights.formats`.
+The metadata key `storage` has the format of each: {"model.layers.0.mlp.up_proj.weight": "int4"}.
+`gemma_np.weights.formats` defines the formats.
 """
 
 import json
@@ -18,11 +18,11 @@ from gemma_np.errors import GemmaError
 from gemma_np.weights.formats import FORMATS, BFloat16, Quantized, Weight, is_quantized
 
 QUANTIZED_FORMATS = {name: row for name, row in FORMATS.items() if row.arrays and not row.gguf}
-"""The formats that have names of their own in a safetensors checkpoint; those of GGUF are stored as int8 and int4."""
+"""The quantized formats of a safetensors checkpoint; those of GGUF are stored as int8 and int4."""
 
 
 def to_tensors(name: str, weight: Weight) -> dict[str, np.ndarray]:
-    """Return the arrays that a weight is stored as, by their names in a file: [out, in] and its scales."""
+    """Return the arrays of a weight by their names in a file: the numbers [out, in], scales and zero points."""
     if isinstance(weight, np.ndarray):
         return {name: weight}
     if isinstance(weight, BFloat16):
@@ -56,9 +56,9 @@ def read_formats(metadata: Mapping[str, str]) -> dict[str, str]:
 
 
 def from_tensors(name: str, format: str, tensors: Mapping[str, Any]) -> Quantized:
-    """Return the weight of that name and format, from a file's arrays by name.
+    """Return the weight of this name and format from the arrays of a file.
 
-    Raises GemmaError when an array is missing, has another dtype or shape, or when a scale is not finite.
+    Raises GemmaError when an array is missing or has the wrong dtype or shape, and when a scale is not finite.
     """
     row = QUANTIZED_FORMATS[format]
     arrays: dict[str, Any] = {}
@@ -82,5 +82,5 @@ def from_tensors(name: str, format: str, tensors: Mapping[str, Any]) -> Quantize
     if not np.isfinite(scales).all():
         raise GemmaError(f"{name}.scales: has NaN or infinity, expected finite numbers")
     if "zeros" in arrays and arrays["zeros"].shape != scales.shape:
-        raise GemmaError(f"{name}.zeros: shape {arrays['zeros'].shape}, expected {scales.shape} as of its scales")
+        raise GemmaError(f"{name}.zeros: shape {arrays['zeros'].shape}, expected {scales.shape}, that of its scales")
     return weight

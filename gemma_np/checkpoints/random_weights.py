@@ -1,4 +1,4 @@
-"""Random weights in the shapes of a config: to try whether a model fits in memory, and how fast it is."""
+"""Random weights in the shapes of a config, to test whether a model fits in memory and how fast it is."""
 
 import math
 from collections.abc import Iterator
@@ -13,11 +13,11 @@ from gemma_np.weights.formats import BFloat16, Int4, Int8, Weight
 RANDOM_FORMATS = ("float32", "bfloat16", "int8", "int4")
 
 _GROUP_SIZE = 64
-_ROWS = 4096  # filled at once
+_ROWS = 4096  # rows filled at once
 
 
 def random_weights(config: GemmaConfig, format: str, seed: int = 0) -> Iterator[tuple[str, Weight]]:
-    """Return weights by name, made one by one: matrices of variance 1 / in, norms at the identity.
+    """Return random weights by name, generated one at a time: matrices of variance 1 / in, norms at the identity.
 
     Raises GemmaError when the format is not one of `RANDOM_FORMATS`.
     """
@@ -39,7 +39,7 @@ def _matrix(shape: tuple[int, ...], format: str, generator: np.random.Generator)
             block = weight[start : start + _ROWS]
             block[...] = std * generator.standard_normal(block.shape, np.float32)
         return weight if format == "float32" else BFloat16(weight)
-    # Integers that are equally likely from -m to m have a variance of about m^2 / 3.
+    # Integers uniform from -m to m have a variance of about m^2 / 3.
     if format == "int8":
         integers = np.maximum(_random_bytes(shape, generator).view(np.int8), -127)
         return Int8(integers, np.full((rows, 1), std * math.sqrt(3) / 127, np.float32))

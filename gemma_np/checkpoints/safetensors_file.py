@@ -1,4 +1,4 @@
-"""Read safetensors files: the library checks the header, and the numbers are memory-mapped."""
+"""Read safetensors files: the library checks the header, the numbers are memory-mapped."""
 
 import json
 import math
@@ -24,11 +24,11 @@ def read_metadata(path: Path) -> dict[str, str]:
         with safe_open(path, "numpy") as file:  # opening checks the header
             return file.metadata() or {}
     except (SafetensorError, OSError) as error:
-        raise GemmaError(f"{path}: damaged ({error}), expected a whole safetensors file") from None
+        raise GemmaError(f"{path}: damaged ({error}), expected a complete safetensors file") from None
 
 
 def stored_tensors(path: Path, dtypes: Mapping[str, DTypeLike] = FLOATS) -> dict[str, StoredTensor]:
-    """Return the tensors of a safetensors file by name. Raises GemmaError for a damaged file, and for other dtypes."""
+    """Return the tensors of a safetensors file by name. Raises GemmaError when it is damaged or has other dtypes."""
     read_metadata(path)
     with path.open("rb") as file:
         header_size = int.from_bytes(file.read(8), "little")
@@ -41,7 +41,7 @@ def stored_tensors(path: Path, dtypes: Mapping[str, DTypeLike] = FLOATS) -> dict
             raise GemmaError(f"{path}: {name}: dtype {entry['dtype']}, expected one of {', '.join(dtypes)}")
         start, end = entry["data_offsets"]
         if data is None or start == end:
-            raise GemmaError(f"{path}: {name}: shape {tuple(entry['shape'])}, expected a tensor that is not empty")
+            raise GemmaError(f"{path}: {name}: shape {tuple(entry['shape'])}, expected a non-empty tensor")
         mapped = data[start:end].view(dtypes[entry["dtype"]]).reshape(entry["shape"])
         reader = row_reader(path, 8 + header_size + start, mapped.dtype, mapped.shape[1:])
         tensors[name] = StoredTensor(mapped.shape, reader, mapped)
@@ -51,8 +51,8 @@ def stored_tensors(path: Path, dtypes: Mapping[str, DTypeLike] = FLOATS) -> dict
 def file_header(
     tensors: Mapping[str, tuple[DTypeLike, tuple[int, ...]]], metadata: Mapping[str, str]
 ) -> tuple[bytes, dict[str, int]]:
-    """Return the header of a safetensors file with tensors of these dtypes and shapes, and the offset of each tensor
-    after it, for files that are written piece by piece."""
+    """Return the header of a safetensors file for tensors of these dtypes and shapes, and the offset of each tensor
+    after the header. With it a file can be written piece by piece."""
     names = {np.dtype(dtype): name for name, dtype in (FLOATS | QUANTIZED).items()}
     entries: dict[str, object] = {"__metadata__": dict(metadata)}
     offsets, end = {}, 0

@@ -1,4 +1,4 @@
-"""Format conversations as the instruction-tuned models were trained to read them.
+"""Format conversations the way the instruction-tuned models were trained to read them.
 
 Source: Gemma 2 report, tables 4 and 5. There are two roles; there is no system role.
 """
@@ -12,12 +12,12 @@ ROLES = ("user", "model")
 
 
 def chat_ids(messages: Sequence[Mapping[str, str]], tokenizer: Tokenizer) -> list[int]:
-    """Encode a conversation up to the beginning of the model's next turn.
+    """Encode a conversation, up to and including the start of the model's next turn.
 
     messages: {"role": "user" or "model", "content": text}, alternating, the user's first and last. Control pieces in
-    the content are encoded as text; white space around it is stripped.
+    the content are encoded as text; whitespace around it is stripped.
 
-    Raises GemmaError for another role or another order.
+    Raises GemmaError for an unknown role and when the turns do not alternate.
     """
     check_messages(messages)
     ids = [tokenizer.bos]
@@ -36,12 +36,12 @@ def turn_ids(message: Mapping[str, str], tokenizer: Tokenizer) -> tuple[list[int
 
 
 def check_messages(messages: Sequence[Mapping[str, str]], last: str = "user") -> None:
-    """Check that user and model alternate, the user first and `last` last. Raises GemmaError when they do not."""
+    """Check that user and model alternate, from the user to `last`. Raises GemmaError when they do not."""
     if not messages:
         raise GemmaError("messages: none, expected at least one from the user")
     for number, message in enumerate(messages):
         if set(message) != {"role", "content"} or not isinstance(message["content"], str):
-            raise GemmaError(f"message {number}: {message!r}, expected a role and a content, both text")
+            raise GemmaError(f"message {number}: {message!r}, expected exactly role and content, both text")
         role, expected = message["role"], ROLES[number % 2]
         if role not in ROLES:
             raise GemmaError(f"message {number}: role {role!r}, expected 'user' or 'model' (the format has no other)")

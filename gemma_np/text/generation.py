@@ -1,4 +1,4 @@
-"""Generate tokens: read the prompt, choose a token, read it, choose the next."""
+"""Generate tokens: read the prompt, choose the next token, read it, and repeat."""
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 
@@ -22,12 +22,12 @@ def generate_ids(
     stop: Collection[int] = (),
     int8_cache: bool = False,
 ) -> Iterator[int]:
-    """Generate the ids after the prompt, up to `max_new_tokens` of them or the first in `stop`, which is left out.
+    """Generate up to `max_new_tokens` ids after the prompt; stop before the first id in `stop`.
 
     choose: logits [V] -> id. int8_cache: keep keys and values in 8 bits.
 
-    Raises GemmaError when the prompt is no list of token ids, and when prompt and new tokens together exceed the
-    model's context length; while generating, when the logits are not finite.
+    Raises GemmaError when the prompt is not a list of token ids, when `max_new_tokens` is less than 1, and when prompt
+    and new tokens together exceed the model's context length; during generation, when the logits are not finite.
     """
     if max_new_tokens < 1:
         raise GemmaError(f"max_new_tokens: {max_new_tokens}, expected 1 or more")
@@ -56,7 +56,7 @@ def generate_ids(
 
 
 def prefill(ids: Sequence[int], weights: Weights, config: GemmaConfig, cache: KVCache) -> np.ndarray:
-    """Read ids into the cache, a chunk at a time, and return the final hidden vector of the last of them: [D]."""
+    """Read ids into the cache, one chunk at a time, and return the model's output at the last of them: [D]."""
     from tqdm import tqdm
 
     with tqdm(total=len(ids), desc="reading", unit=" tokens", delay=2, leave=False) as progress:

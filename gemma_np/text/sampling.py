@@ -13,8 +13,10 @@ from gemma_np.errors import GemmaError
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to sample. Temperature 0 is greedy decoding. Otherwise the logits are divided by the temperature, only the
-    `top_k` largest are kept, and of these only the fewest most likely tokens whose probability adds up to `top_p`.
+    """How to choose the next token.
+
+    Temperature 0 is greedy decoding. Otherwise the logits are divided by the temperature, and a token is sampled from
+    the `top_k` most likely ones, or of these from the fewest whose probabilities add up to `top_p`.
 
     Raises GemmaError for values out of range.
     """
@@ -32,7 +34,7 @@ class Sampling:
             raise GemmaError(f"top_p: {self.top_p}, expected more than 0 and at most 1")
 
     def choose(self, logits: np.ndarray, generator: np.random.Generator) -> int:
-        """Return the id of the next token: logits [V]."""
+        """Choose the next token from its logits [V]; return its id."""
         if self.temperature == 0:
             return int(logits.argmax())
         ids, probs = self.distribution(logits)
@@ -44,13 +46,13 @@ class Sampling:
         logits [V] -> ids [n], probs [n]; temperature above 0.
         """
         kept = min(self.top_k or logits.size, logits.size)
-        ids = np.argpartition(-logits, kept - 1)[:kept]  # the largest, unsorted: cheaper than sorting all of them
+        ids = np.argpartition(-logits, kept - 1)[:kept]  # the largest, unsorted, which is cheaper than sorting all
         ids = ids[np.argsort(-logits[ids], kind="stable")]
         scaled = logits[ids].astype(np.float64) / self.temperature
         probs = np.exp(scaled - scaled[0])
         probs /= probs.sum()
         if self.top_p is not None:
-            before = np.cumsum(probs) - probs  # the probability of all more likely tokens
+            before = np.cumsum(probs) - probs  # the total probability of all more likely tokens
             ids, probs = ids[before < self.top_p], probs[before < self.top_p]
             probs /= probs.sum()
         return ids, probs

@@ -49,7 +49,7 @@ class Tokenizer:
         return self._processor.PieceToId(piece)
 
     def piece(self, id: int) -> str:
-        """Return the piece of an id, with U+2581 for a space."""
+        """Return the piece of an id; a space is written as U+2581."""
         return self._processor.IdToPiece(id)
 
     @property
@@ -58,9 +58,9 @@ class Tokenizer:
         return {self.id(piece) for piece in (EOS, END_OF_TURN) if piece in self}
 
     def encode(self, text: str, *, bos: bool = True) -> list[int]:
-        """Encode a text; control pieces in it, such as `<start_of_turn>`, become control tokens.
+        """Encode a text; control pieces such as `<start_of_turn>` become control tokens.
 
-        `<bos>` comes first exactly once, whether or not the text begins with it; `bos=False` leaves it out.
+        `<bos>` is put first exactly once, even if the text begins with it; `bos=False` leaves it out.
         """
         text = text.removeprefix(BOS)
         ids = [self.bos] if bos else []
@@ -88,7 +88,7 @@ class Tokenizer:
         return "".join(self.decode_stream(ids))
 
     def decode_stream(self, ids: Iterable[int]) -> Iterator[str]:
-        """Yield the text of each id as it arrives; the bytes of an incomplete character wait for the rest of it."""
+        """Yield the text of each id as it arrives; the bytes of a character are held back until it is complete."""
         decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         for id in ids:
             yield decoder.decode(self._bytes(id))

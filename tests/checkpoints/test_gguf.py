@@ -239,7 +239,7 @@ def test_a_file_cut_short_is_damaged(share, tmp_path):
 
 def test_no_gguf_at_all(tmp_path):
     (tmp_path / "model.gguf").write_bytes(b"GGML and some more bytes that say nothing" * 10)
-    with pytest.raises(GemmaError, match=r"damaged \(.*expected a whole GGUF file"):
+    with pytest.raises(GemmaError, match=r"damaged \(.*expected a complete GGUF file"):
         load_gguf(tmp_path / "model.gguf", "float32")
 
 

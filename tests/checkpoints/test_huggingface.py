@@ -185,7 +185,7 @@ def test_integers_are_no_weights(folder):
 
 def test_an_empty_tensor_is_no_weight(folder):
     map_layers(folder, lambda weights: weights.update({NAME: np.zeros((0, 12), np.float32)}))
-    with pytest.raises(GemmaError, match=rf"{NAME}: shape \(0, 12\), expected a tensor that is not empty"):
+    with pytest.raises(GemmaError, match=rf"{NAME}: shape \(0, 12\), expected a non-empty tensor"):
         load_folder(folder, "float32")
 
 

@@ -146,7 +146,7 @@ def nan_scale(tensors):
         ),
         (
             lambda t: t.update({f"{NAME}.zeros": np.ones((8, 2), np.uint8)}),
-            rf"{NAME}.zeros: shape \(8, 2\), expected \(8, 3\) as of its scales",
+            rf"{NAME}.zeros: shape \(8, 2\), expected \(8, 3\), that of its scales",
         ),
         (
             lambda t: t.update({f"{NAME}.scales": np.ones((8, 3), np.float64)}),

@@ -58,9 +58,9 @@ def test_nothing_a_user_writes_ends_the_turn(text):
         ([model("x")], "message 0: role 'model', expected 'user'"),
         ([user("x"), user("y")], "message 1: role 'user', expected 'model'"),
         ([user("x"), model("y")], "the last is the model's"),
-        ([{"role": "user"}], "message 0: .*expected a role and a content"),
-        ([{"role": "user", "content": 5}], "message 0: .*expected a role and a content"),
-        ([{"role": "user", "content": "x", "name": "y"}], "message 0: .*expected a role and a content"),
+        ([{"role": "user"}], "message 0: .*expected exactly role and content"),
+        ([{"role": "user", "content": 5}], "message 0: .*expected exactly role and content"),
+        ([{"role": "user", "content": "x", "name": "y"}], "message 0: .*expected exactly role and content"),
     ],
 )
 def test_conversations_that_the_format_lacks(messages, message):
