@@ -1,4 +1,4 @@
-"""Paired bootstrap: is the difference between two models more than chance?
+"""Paired bootstrap: test whether the difference between two models is significant.
 
 Source: Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapters 13 and 16.
 """
@@ -27,7 +27,7 @@ class Difference(NamedTuple):
 
 
 def paired_bootstrap(first: np.ndarray, second: np.ndarray, seed: int = 0) -> Difference:
-    """Return the mean difference of two models' results on the same questions: first and second [N]."""
+    """Estimate the mean difference of two models' results on the same questions: first and second [N]."""
     differences = np.asarray(second, float) - np.asarray(first, float)
     generator, count = np.random.default_rng(seed), len(differences)
     resampled = np.concatenate(
@@ -35,5 +35,5 @@ def paired_bootstrap(first: np.ndarray, second: np.ndarray, seed: int = 0) -> Di
     )
     mean = float(differences.mean())
     low, high = np.quantile(resampled, [0.025, 0.975])
-    as_large = np.abs(resampled - mean) >= abs(mean) - 1e-12  # centred at zero: the null hypothesis
+    as_large = np.abs(resampled - mean) >= abs(mean) - 1e-12  # centered at zero, the null hypothesis
     return Difference(mean, float(low), float(high), (as_large.sum() + 1) / (RESAMPLES + 1), resampled)

@@ -1,7 +1,7 @@
-"""Log-likelihoods of continuations; a beginning that several contexts share is read once.
+"""Log-likelihoods of continuations; a prefix that several contexts share is read once.
 
-Source: the definition of lm-evaluation-harness: the sum of log P of the continuation's tokens, given the context and
-the tokens before.
+Source: lm-evaluation-harness, whose definition is the sum of log P of the continuation's tokens, each given the context
+and the tokens before it.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,7 +17,7 @@ from gemma_np.model.transformer import lm_head, transformer
 from gemma_np.text.generation import prefill
 from gemma_np.weights.formats import Weights
 
-_ROWS = 256  # logits of V numbers a row: 262 MB at V = 256,000
+_ROWS = 256  # rows of V logits: 262 MB at V = 256,000
 
 Ids = tuple[int, ...]
 
@@ -33,23 +33,25 @@ class Likelihood(NamedTuple):
     """The score of one continuation."""
 
     log_prob: float  # nats
-    is_greedy: bool  # whether greedy decoding would have written it
+    is_greedy: bool  # whether greedy decoding would generate it
 
 
 def likelihoods(pairs: Sequence[Pair], weights: Weights, config: GemmaConfig) -> list[Likelihood]:
     """Score each continuation after its context; the results are in the order of the pairs.
 
-    A common beginning of several contexts is read once, and the continuations of one context are read as a batch.
+    A prefix that contexts share is read once, and the continuations of one context are read as a batch.
     Raises GemmaError for an empty context or continuation, and when both together exceed the model's context length.
     """
     from tqdm import tqdm
 
     for pair in pairs:
         if not pair.context or not pair.continuation:
-            raise GemmaError("expected at least one token of context, and one to score")
+            raise GemmaError("empty context or continuation, expected at least one token of each")
         length, limit = len(pair.context) + len(pair.continuation) - 1, config.max_position_embeddings
         if length > limit:
-            raise GemmaError(f"{length} tokens, expected at most {limit} (max_position_embeddings)")
+            raise GemmaError(
+                f"context and continuation: {length} tokens, expected at most {limit} (max_position_embeddings)"
+            )
     by_context: dict[Ids, list[Ids]] = {}
     for context, continuation in dict.fromkeys(pairs):
         by_context.setdefault(context, []).append(continuation)
@@ -71,10 +73,10 @@ def likelihoods(pairs: Sequence[Pair], weights: Weights, config: GemmaConfig) ->
 def read_sharing(
     contexts: Sequence[Ids], room: int, weights: Weights, config: GemmaConfig
 ) -> Iterator[tuple[np.ndarray, KVCache]]:
-    """Read sorted, distinct contexts; for each, yield the final hidden vector of its last token, [D], and its cache.
+    """Read sorted, distinct contexts; for each, yield the model's output at its last token, [D], and its cache.
 
-    The cache has room for `room` tokens. Where the next context shares a beginning, a copy of the cache is kept from
-    the position where the two diverge.
+    The cache has room for `room` tokens. Where the next context shares a prefix, a copy of the cache is kept at the
+    position where the two diverge.
     """
     empty = KVCache(config, room, dtype=weights["model.norm.weight"].dtype)
     kept = [(0, empty)]  # (n, a cache that holds the first n tokens of this context), the longest last
@@ -97,9 +99,9 @@ def read_sharing(
 def _continue(
     x: np.ndarray, cache: KVCache, continuations: Sequence[Ids], weights: Weights, config: GemmaConfig
 ) -> list[Likelihood]:
-    """Score continuations of one context, from its last x [D] and its cache, as one batch.
+    """Score continuations of one context as one batch, from its last output x [D] and its cache.
 
-    They are padded at the end, where no token that is scored sees the padding."""
+    They are padded at the end, where no scored token sees the padding."""
     count, longest = len(continuations), max(map(len, continuations))
     rows = np.broadcast_to(x, (count, 1, len(x)))
     if longest > 1:

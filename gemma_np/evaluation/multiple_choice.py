@@ -1,9 +1,9 @@
-"""Multiple choice: score every answer by its log-likelihood; accuracy and calibration.
+"""Multiple choice: score every answer by its log-likelihood; measure accuracy and calibration.
 
-Answers differ in length, and longer ones are less likely. So there are three scores: the log-likelihood, the same per
-token, and the same per byte of UTF-8.
+Longer answers are less likely, so there are three scores: the log-likelihood, the log-likelihood per token, and the
+log-likelihood per byte of UTF-8.
 
-Sources: lm-evaluation-harness for the scores; Guo et al., arXiv 1706.04599, for calibration.
+Sources: lm-evaluation-harness (the scores); Guo et al., arXiv 1706.04599 (calibration).
 """
 
 import json
@@ -40,7 +40,7 @@ def read_questions(path: Path) -> list[Question]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise GemmaError(f"{path}: {error}, expected a file of questions, one JSON object per line") from None
+        raise GemmaError(f"{path}: {error}, expected a file with one question per line, as JSON") from None
     questions = []
     for number, line in enumerate(lines, start=1):
         if line.strip():
@@ -63,7 +63,7 @@ def _question(values: Any) -> Question:
             raise GemmaError(f"{name}: {values[name]!r}, expected {'a list' if kind is list else f'{kind.__name__}'}")
     choices, answer = values["choices"], values["answer"]
     if not choices or not all(isinstance(choice, str) and choice.strip() for choice in choices):
-        raise GemmaError(f"choices: {choices!r}, expected at least one text, none of them empty")
+        raise GemmaError(f"choices: {choices!r}, expected one or more non-empty texts")
     if not 0 <= answer < len(choices):
         raise GemmaError(f"answer: {answer}, expected 0 to {len(choices) - 1}")
     return Question(values["question"], tuple(choices), answer)
@@ -82,7 +82,7 @@ def _ask(question: Question) -> str:
 def encode_pair(context: str, continuation: str, tokenizer: Tokenizer) -> Pair:
     """Encode a context and its continuation together, and split them where the context alone ends.
 
-    A token may begin with the space between them; spaces at the end of the context go to the continuation.
+    A token may begin with the space between them; spaces at the end of the context count as the continuation's.
     """
     stripped = context.rstrip()
     whole, alone = tokenizer.encode(context + continuation), tokenizer.encode(stripped)
@@ -96,18 +96,18 @@ class Answers(NamedTuple):
     right: np.ndarray  # [N], index of the right choice
 
     def is_correct(self, score: str = "raw") -> np.ndarray:
-        """Return whether the choice of the highest score is right: bool [N]."""
+        """Return whether the choice with the highest score is right: bool [N]."""
         row = SCORES.index(score)
         return np.array([scores[row].argmax() for scores in self.scores]) == self.right
 
     def accuracy(self, score: str = "raw") -> tuple[float, float]:
-        """Return the fraction of right answers, and its standard error."""
+        """Return the fraction of right answers and its standard error (NaN for a single question)."""
         correct = self.is_correct(score)
         share = float(correct.mean())
         return share, math.sqrt(share * (1 - share) / (len(correct) - 1)) if len(correct) > 1 else math.nan
 
     def confidences(self) -> np.ndarray:
-        """Return the probability of the choice of the highest raw score among the choices: [N]."""
+        """Return the probability, among the choices, of the one with the highest raw score: [N]."""
         return np.array([1 / np.exp(scores[0] - scores[0].max()).sum() for scores in self.scores])
 
     def log_prob_of_right(self) -> np.ndarray:
@@ -142,7 +142,7 @@ def answer_questions(
 def expected_calibration_error(answers: Answers) -> tuple[float, np.ndarray]:
     """Return the expected calibration error, and the ten bins of confidence behind it.
 
-    Of each bin: the number of answers, their mean confidence, their accuracy, [10, 3].
+    The bins are [10, 3]: the number of answers, their mean confidence, and their accuracy.
     """
     confidences, correct = answers.confidences(), answers.is_correct()
     bins = np.zeros((BINS, 3))

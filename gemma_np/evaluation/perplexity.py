@@ -1,9 +1,10 @@
 """Perplexity: exp of the mean negative log-likelihood per token.
 
-A text longer than the context is read through a sliding window: each position keeps some of the tokens before it as
-context, and every token is scored once.
+A text longer than the context is read through a sliding window: every token is scored once, with some of the tokens
+before it as context.
 
-Source: Jelinek et al., 1977 (perplexity); Baevski and Auli, arXiv 1809.10853 (windows that score their last tokens).
+Source: Jelinek et al., 1977 (perplexity); Baevski and Auli, arXiv 1809.10853 (windows that score only their last
+tokens).
 """
 
 import math
@@ -56,9 +57,9 @@ def sliding_losses(
 ) -> np.ndarray:
     """Return -log P of each token of a text, given the tokens before it in a window that begins with `<bos>`.
 
-    The window has `context` tokens and moves by `stride`. Each window scores its last `stride` tokens (the first one
-    all of its own), so each token has at least context - 1 - stride tokens before it. Defaults: the model's longest
-    context, and windows that do not overlap.
+    The window has `context` tokens and moves by `stride`. The first window scores all of its tokens, each later one its
+    last `stride`, which have at least context - 1 - stride tokens before them. Defaults: the model's context length and
+    windows that do not overlap.
 
     ids [N], without `<bos>` -> float64 [N], nats. Raises GemmaError for a context or a stride out of range.
     """
@@ -83,7 +84,7 @@ def sliding_losses(
 def token_losses(ids: ArrayLike, weights: Weights, config: GemmaConfig) -> np.ndarray:
     """Return -log P of each token but the first, given all tokens before it.
 
-    ids [T], T at most the model's context length -> float64 [T - 1], nats. The perplexity is exp of their mean.
+    ids [T], T at most the model's context length -> float64 [T - 1], nats. Perplexity is exp of their mean.
     """
     from tqdm import tqdm
 

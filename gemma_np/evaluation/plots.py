@@ -9,7 +9,10 @@ from gemma_np.plotting import new_figure, save_figure
 
 
 def plot_calibration(bins: np.ndarray, error: float, path: Path) -> None:
-    """Plot accuracy over confidence, bins [10, 3] of `expected_calibration_error`; the area of a dot is its answers."""
+    """Plot accuracy over confidence; bins [10, 3] are those of `expected_calibration_error`.
+
+    The area of a dot grows with the number of answers.
+    """
     figure = new_figure(5.5, 4.2)
     axes = figure.subplots()
     used = bins[bins[:, 0] > 0]
@@ -20,13 +23,13 @@ def plot_calibration(bins: np.ndarray, error: float, path: Path) -> None:
             f"{count:.0f}", (confidence, accuracy), (0, 12), textcoords="offset points", ha="center", fontsize=8
         )
     axes.set(xlim=(0, 1.02), ylim=(-0.05, 1.1), xlabel="confidence", ylabel="accuracy")
-    axes.set_title(f"Calibration (expected error {error:.3f}), with the number of answers")
+    axes.set_title(f"Calibration (expected error {error:.3f}), with numbers of answers")
     axes.legend(frameon=False, loc="upper left")
     save_figure(figure, path)
 
 
 def plot_differences(differences: dict[str, Difference], names: tuple[str, str], path: Path) -> None:
-    """Plot the bootstrap distribution of each measure, its 95 % interval, and zero."""
+    """Plot the bootstrap distribution of each measure, with its 95 % confidence interval and a line at zero."""
     figure = new_figure(5.5 * len(differences), 4.2)
     columns = figure.subplots(1, len(differences), squeeze=False)[0]
     for axes, (label, difference) in zip(columns, differences.items(), strict=True):

@@ -1,4 +1,4 @@
-"""Train Gemma: the calls that run everything from Python, from `gemma_np.training.runs`."""
+"""Train, fine-tune and distill Gemma: the public functions, most of them from `gemma_np.training.runs`."""
 
 from gemma_np.training.merging import merge
 from gemma_np.training.mpi import mpi_ranks

@@ -1,7 +1,7 @@
-"""Conversations for fine-tuning: the loss counts on the model's turns only.
+"""Conversations for fine-tuning, with a loss on the model's turns only.
 
 A file has one JSON object per line: {"messages": [{"role": "user", "content": "..."}, {"role": "model", ...}, ...]};
-"assistant" means the same as "model".
+the role "assistant" means "model".
 
 Source: Gemma 2 report, section 4 (supervised fine-tuning) and tables 4 and 5 (the turns).
 """
@@ -26,7 +26,7 @@ from gemma_np.training.training_state import State
 def read_conversations(file: Path) -> list[list[dict[str, str]]]:
     """Read the conversations of a file. Raises GemmaError, with the line number, for an invalid one."""
     try:
-        lines = file.read_text(encoding="utf-8").split("\n")  # a JSON string may contain other line breaks
+        lines = file.read_text(encoding="utf-8").split("\n")  # a JSON string may contain other line separators
     except (OSError, UnicodeDecodeError) as error:
         raise GemmaError(f"{file}: {error}, expected a file with one conversation per line") from None
     conversations = []
@@ -48,8 +48,10 @@ def read_conversations(file: Path) -> list[list[dict[str, str]]]:
 
 
 def conversation_ids(messages: list[dict[str, str]], tokenizer: Tokenizer) -> tuple[list[int], list[bool]]:
-    """Encode a conversation: its ids, and for each whether its loss counts: the content of the model's turns and
-    `<end_of_turn>`."""
+    """Encode a conversation: return its ids and, for each, whether it counts in the loss.
+
+    What counts is the content of the model's turns and the `<end_of_turn>` after it.
+    """
     ids, mask = [tokenizer.bos], [False]
     for message in messages:
         opening, content, closing = turn_ids(message, tokenizer)
@@ -70,12 +72,14 @@ def tokenize_conversations(
     keep: bool = False,
     ranks: Ranks | None = None,
 ) -> Split:
-    """Tokenize conversations (a file, or lists of messages) into a folder, a row each: [N, 2, seq_len + 1], first the
-    ids, then 1 where the loss counts.
+    """Tokenize conversations (a file, or lists of messages) into a folder, as rows [N, 2, seq_len + 1]: the ids, and 1
+    where the loss counts.
 
-    Short ones are padded with `<eos>`, long ones are cut; conversations whose first answer begins after the cut are
-    left out, with a warning. With `keep`, rows that an earlier call made of the same conversations are used again. Only
-    rank 0 writes. Raises GemmaError when they were made of something else, and when there are too few to split.
+    Short conversations are padded with `<eos>` and long ones are cut; those whose first answer begins after the cut are
+    left out, with a warning. With `keep`, the rows of an earlier call on the same conversations are reused. Only rank 0
+    writes.
+
+    Raises GemmaError when an earlier call had other conversations or settings, and when there are too few to split.
     """
     ranks = ranks or Ranks()
     if ranks.rank == 0:
@@ -102,7 +106,7 @@ def tokenize_conversations(
 def conversation_rows(
     conversations: Sequence[list[dict[str, str]]], tokenizer: Tokenizer, seq_len: int, name: str = "conversations"
 ) -> np.ndarray:
-    """Return one row for each conversation with an answer in its first `seq_len` tokens: uint32 [N, 2, seq_len + 1]."""
+    """Return a row for each conversation with an answer in its first `seq_len` tokens: uint32 [N, 2, seq_len + 1]."""
     rows = np.zeros((len(conversations), 2, seq_len + 1), np.uint32)
     rows[:, 0] = tokenizer.eos
     for row, messages in zip(rows, conversations, strict=True):
@@ -117,7 +121,7 @@ def conversation_rows(
 
 
 def random_conversations(rows: np.ndarray, batch_size: int) -> Callable[[State], Batch]:
-    """Return the `next_batch` of a task that reads random conversations from rows [N, 2, T + 1]."""
+    """Return the `next_batch` of a task that trains on random conversations from rows [N, 2, T + 1]."""
     return lambda state: as_batch(rows[state.generator.integers(0, len(rows), batch_size)])
 
 
@@ -127,5 +131,5 @@ def as_batch(rows: np.ndarray) -> Batch:
 
 
 def all_conversations(rows: np.ndarray, batch_size: int) -> list[Batch]:
-    """Return every conversation once, in batches, to evaluate on: rows [N, 2, T + 1]."""
+    """Return the batches of an evaluation, with every conversation once: rows [N, 2, T + 1]."""
     return [as_batch(rows[first : first + batch_size]) for first in range(0, len(rows), batch_size)]

@@ -1,4 +1,4 @@
-"""Texts for training: documents are tokenized once into a file of ids, which is then memory-mapped."""
+"""Training data: tokenize documents once into a file of ids, memory-map it, and draw batches from it."""
 
 import json
 import zlib
@@ -20,14 +20,14 @@ Texts = str | Path | np.ndarray
 
 
 class Split(NamedTuple):
-    """What a run is trained and evaluated on."""
+    """The data that a run is trained and evaluated on."""
 
-    train: np.ndarray  # ids [N]; of conversations, rows [N, 2, T + 1]
+    train: np.ndarray  # ids [N]; for conversations, rows [N, 2, T + 1]
     validation: np.ndarray  # the same, held out; may be empty
 
 
 def text_files(path: Path) -> list[Path]:
-    """Return the .txt files below a folder, or the file itself, sorted by name. One file is one document.
+    """Return the .txt files below a folder, sorted by name, or the file itself. One file is one document.
 
     Raises GemmaError when there is none.
     """
@@ -57,8 +57,9 @@ def tokenize_texts(
 ) -> Split:
     """Tokenize texts into a folder, split by document; of token ids [N], the last `val_fraction` are held out.
 
-    With `keep`, tokens that an earlier call made of the same texts are used again. Only rank 0 writes. Raises
-    GemmaError when they were made of something else, and when there are too few documents to split.
+    With `keep`, the tokens of an earlier call on the same texts are reused. Only rank 0 writes.
+
+    Raises GemmaError when an earlier call had other texts or settings, and when there are too few documents to split.
     """
     ranks = ranks or Ranks()
     if ranks.rank == 0:
@@ -83,11 +84,11 @@ def tokenize_texts(
 
 
 def write_tokens(files: Sequence[Path], tokenizer: Tokenizer, folder: Path, val_fraction: float, seed: int) -> None:
-    """Tokenize documents into folder/train.npy and folder/validation.npy: each one array of ids, `<bos>` before every
+    """Tokenize documents into folder/train.npy and folder/validation.npy: arrays of ids with `<bos>` before every
     document.
 
-    The split is by document, so that no part of a validation document is trained on: documents are shuffled by the
-    seed, and the first `val_fraction` of them (at least one, unless it is 0) are held out.
+    The split is by document, so no part of a validation document is trained on: documents are shuffled with the seed,
+    and the first `val_fraction` of them (at least one, unless it is 0) are held out.
 
     Raises GemmaError when there are too few documents to split.
     """
@@ -105,14 +106,14 @@ def write_tokens(files: Sequence[Path], tokenizer: Tokenizer, folder: Path, val_
 
 
 def check_fraction(val_fraction: float) -> float:
-    """Return a fraction of texts to hold out. Raises GemmaError when it is none."""
+    """Return `val_fraction`. Raises GemmaError unless it is at least 0 and less than 1."""
     if not 0 <= val_fraction < 1:
         raise GemmaError(f"val_fraction: {val_fraction}, expected 0 or more and less than 1")
     return val_fraction
 
 
 def train_val_split(count: int, what: str, val_fraction: float, seed: int) -> dict[str, np.ndarray]:
-    """Return the indices of the documents to validate and to train on, shuffled by the seed.
+    """Return the indices of the documents to validate and to train on, shuffled with the seed.
 
     `val_fraction` of them are held out, at least one unless it is 0. Raises GemmaError when there are too few to split.
     """
@@ -124,7 +125,7 @@ def train_val_split(count: int, what: str, val_fraction: float, seed: int) -> di
 
 
 def write_array(path: Path, array: np.ndarray) -> None:
-    """Write an array [...] to an .npy file, whole or not at all."""
+    """Write an array [...] to an .npy file, completely or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
 
     def write(partial: Path) -> None:
@@ -135,9 +136,9 @@ def write_array(path: Path, array: np.ndarray) -> None:
 
 
 def prepare(folder: Path, origin: dict[str, Any], write: Callable[[], None], *, keep: bool) -> None:
-    """Write the data of a run and then its origin; with `keep`, use what is there.
+    """Write the data of a run and a record of its origin; with `keep`, reuse existing data.
 
-    Raises GemmaError when what is there has another origin.
+    Raises GemmaError when the existing data has another origin.
     """
     label = folder / "origin.json"
     if keep and label.exists():
@@ -163,31 +164,31 @@ def open_tokens(path: Path) -> np.ndarray:
 
 
 def check_tokens(tokens: np.ndarray, seq_len: int, what: str = "training texts") -> np.ndarray:
-    """Return tokens [N] that are long enough for one text. Raises GemmaError when they are not."""
+    """Return the tokens [N]. Raises GemmaError when they are too few for one text of `seq_len` and its targets."""
     if len(tokens) <= seq_len:
         raise GemmaError(f"{what}: {len(tokens)} tokens, expected more than seq_len={seq_len}")
     return tokens
 
 
 def random_windows(tokens: np.ndarray, count: int, length: int, generator: np.random.Generator) -> np.ndarray:
-    """Return windows of a token file [N] at random positions: ids [count, length]."""
+    """Return windows at random positions of tokens [N]: ids [count, length]."""
     starts = generator.integers(0, len(tokens) - length + 1, count)
     return np.stack([tokens[start : start + length] for start in starts]).astype(np.int64)
 
 
 def random_batches(tokens: np.ndarray, batch_size: int, seq_len: int) -> Callable[[State], Batch]:
-    """Return the `next_batch` of a task that reads random windows of a token file [N]: ids [batch_size, seq_len + 1].
+    """Return the `next_batch` of a task that trains on random windows of tokens [N]: ids [batch_size, seq_len + 1].
 
-    Raises GemmaError when the file is too short.
+    Raises GemmaError when there are too few tokens.
     """
     check_tokens(tokens, seq_len)
     return lambda state: Batch(random_windows(tokens, batch_size, seq_len + 1, state.generator))
 
 
 def consecutive_batches(tokens: np.ndarray, batch_size: int, seq_len: int, limit: int = 20) -> list[Batch]:
-    """Return the windows of a validation file [N] in order, without overlap: at most `limit` batches, always the same.
+    """Return the first windows of tokens [N], in order and without overlap, as at most `limit` batches.
 
-    Raises GemmaError when the file is too short.
+    Raises GemmaError when there are too few tokens.
     """
     starts = range(0, len(check_tokens(tokens, seq_len, "validation texts")) - seq_len, seq_len)
     texts = [tokens[start : start + seq_len + 1].astype(np.int64) for start in starts[: batch_size * limit]]

@@ -1,10 +1,10 @@
-"""Distillation: the student is trained to match a teacher's distribution, not only the token that came next.
+"""Distillation: train a student to match a teacher's distribution instead of the next token alone.
 
-The teacher runs live (`from_teacher`), or its distributions were cached before (`teacher_targets.py`). The texts are
-given ones, or the student's own continuations (`on_policy`), so that it learns from its own mistakes.
+The teacher runs live (`from_teacher`), or its distributions were cached earlier (`teacher_targets.py`). The texts are
+those of a dataset, or the student's own continuations (`on_policy`), so that it learns from its own mistakes.
 
-Source: Gemma 2 report, section 3 (Knowledge Distillation), tables 6 and 7, and section 4 for the student's own texts;
-Hinton et al., arXiv 1503.02531; Agarwal et al., arXiv 2306.13649 (on-policy).
+Source: Gemma 2 report, section 3 (Knowledge Distillation), section 4 (on-policy), tables 6 and 7; Hinton et al., arXiv
+1503.02531; Agarwal et al., arXiv 2306.13649 (on-policy).
 """
 
 import zlib
@@ -28,13 +28,13 @@ Divergence = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 DIVERGENCES = ("cross-entropy", "reverse-kl", "jensen-shannon")
 
-_SAMPLES = 256  # numbers of each tensor that a digest reads
+_SAMPLES = 256  # numbers of each tensor that go into a digest
 
 
 def choose_divergence(name: str, *, temperature: float = 1.0, beta: float = 0.5) -> Divergence:
-    """Return one of `DIVERGENCES`; temperature: of the cross-entropy; beta: the teacher's part in Jensen-Shannon.
+    """Return one of `DIVERGENCES`; temperature: of the cross-entropy; beta: weight of the teacher in Jensen-Shannon.
 
-    "cross-entropy" is -sum P_T log P_S: the forward KL divergence up to the teacher's entropy, which has no gradient.
+    "cross-entropy" is -sum P_T log P_S: the forward KL divergence plus the teacher's entropy, which has no gradient.
 
     Raises GemmaError for another name, and for values out of range.
     """
@@ -54,7 +54,7 @@ def choose_divergence(name: str, *, temperature: float = 1.0, beta: float = 0.5)
 def from_teacher(teacher: Gemma, divergence: Divergence = soft_cross_entropy) -> Loss:
     """Return the loss against a live teacher, which reads the same texts as the student.
 
-    A `Task` with it in place of `next_token` is all there is to distillation.
+    Distillation is training on a `Task` with this loss in place of `next_token`.
     """
 
     def loss(logits: np.ndarray, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
@@ -68,7 +68,7 @@ def on_policy(
 ) -> Callable[[State], Batch]:
     """Return the `next_batch` of a task that trains on the student's own continuations.
 
-    Each text begins with `prompt_tokens` tokens of a token file [N]; the loss counts on what the student wrote.
+    Each text begins with `prompt_tokens` consecutive tokens from tokens [N]; the loss counts on the tokens after them.
 
     Raises GemmaError when the prompt is longer than the texts of the training config.
     """
@@ -91,7 +91,7 @@ def sample_continuations(
     config: GemmaConfig,
     generator: np.random.Generator,
 ) -> np.ndarray:
-    """Continue all prompts as one batch, each token sampled from the model's distribution.
+    """Continue all prompts as one batch, sampling each token from the model's distribution.
 
     prompts [B, P] -> ids [B, length]
     """
@@ -107,7 +107,7 @@ def sample_continuations(
 
 
 def weights_digest(model: Gemma) -> int:
-    """Return a number that tells one model from another: a hash of its config and of samples of every tensor."""
+    """Return a number that identifies a model: a hash of its config and of samples of every tensor."""
     digest = zlib.crc32(repr(model.config).encode())
     for name, weight in sorted(model.weights.items()):
         arrays = [weight] if isinstance(weight, np.ndarray) else vars(weight).values()
@@ -120,7 +120,7 @@ def weights_digest(model: Gemma) -> int:
 
 
 def check_same_vocabulary(teacher: Gemma, student: Gemma) -> None:
-    """Check that teacher and student read the same tokens. Raises GemmaError when they do not."""
+    """Check that teacher and student have the same vocabulary. Raises GemmaError when they do not."""
     if (teacher.tokenizer_model or b"") != (student.tokenizer_model or b""):
         raise GemmaError("teacher: its tokenizer.model is not the student's, expected the same vocabulary")
     if teacher.config.vocab_size != student.config.vocab_size:

@@ -1,11 +1,11 @@
-"""The losses that a model is trained on, each with its gradient.
+"""Training losses, each with its gradient.
 
 Every loss works position by position: it returns the loss at each position, in nats, and the gradient of that loss with
 respect to the logits of the position. `masked_mean` averages them. All are stable for logits of any size, because only
 differences of logits are exponentiated.
 
-Source: Gemma 2 report, section 3 (Knowledge Distillation: minimise -sum_x P_T(x) log P_S(x)); Hinton et al., arXiv
-1503.02531, for the temperature; Agarwal et al., arXiv 2306.13649, for the divergences between the two.
+Source: Gemma 2 report, section 3 (Knowledge Distillation: minimize -sum_x P_T(x) log P_S(x)); Hinton et al., arXiv
+1503.02531 (temperature); Agarwal et al., arXiv 2306.13649 (reverse KL, generalized Jensen-Shannon).
 """
 
 import math
@@ -17,14 +17,14 @@ from gemma_np.model.log_probs import log_softmax, negative_log_likelihood
 
 
 class TopK(NamedTuple):
-    """The k most likely tokens of a teacher's distribution; all other tokens are one outcome."""
+    """The k most likely tokens of a teacher's distribution; all other tokens count as one outcome."""
 
     ids: np.ndarray  # [..., T, k]
     probs: np.ndarray  # [..., T, k], k < V; 1 minus their sum is the mass of the other tokens
 
 
 def cross_entropy(logits: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return -log P(target): the loss of predicting the next token.
+    """Return -log P(target), the loss of next-token prediction.
 
     logits [..., T, V], targets [..., T] -> losses [..., T], dlogits [..., T, V]
     """
@@ -38,10 +38,10 @@ def cross_entropy(logits: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, 
 def soft_cross_entropy(
     logits: np.ndarray, teacher_logits: np.ndarray, temperature: float = 1.0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the cross-entropy -sum P_T log P_S against a teacher's distribution: the loss of distillation.
+    """Return the cross-entropy -sum P_T log P_S against a teacher's distribution, the loss of distillation.
 
     Both distributions are softened by the temperature. The gradient of the softened loss shrinks with the square of the
-    temperature, so the loss is multiplied by it.
+    temperature, so the loss is multiplied by that square.
 
     logits and teacher_logits [..., T, V] -> losses [..., T], dlogits [..., T, V]
     """
@@ -53,7 +53,7 @@ def soft_cross_entropy(
 
 
 def soft_cross_entropy_top_k(logits: np.ndarray, teacher: TopK) -> tuple[np.ndarray, np.ndarray]:
-    """Return -sum P_T log P_S over the teacher's k most likely tokens and one more outcome: any other token.
+    """Return -sum P_T log P_S over the teacher's k most likely tokens and one outcome for all other tokens.
 
     logits [..., T, V] -> losses [..., T], dlogits [..., T, V]
     """
@@ -66,7 +66,7 @@ def soft_cross_entropy_top_k(logits: np.ndarray, teacher: TopK) -> tuple[np.ndar
 
     on_top = np.take_along_axis(log_student, teacher.ids, axis=-1)
     losses = -np.vecdot(teacher.probs, on_top) - (rest * log_rest)[..., 0]
-    # The rest of the mass is split among the other tokens in the student's own proportions.
+    # The rest of the mass is shared among the other tokens in the student's own proportions.
     target = rest * np.exp(others - log_rest)
     np.put_along_axis(target, teacher.ids, teacher.probs, axis=-1)
     return losses, student - target
@@ -75,7 +75,7 @@ def soft_cross_entropy_top_k(logits: np.ndarray, teacher: TopK) -> tuple[np.ndar
 def forward_kl(logits: np.ndarray, teacher_logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return KL(P_T || P_S) = sum P_T (log P_T - log P_S), the soft cross-entropy minus the teacher's entropy.
 
-    It makes the student cover everything that the teacher finds possible.
+    It makes the student cover every token that the teacher finds possible.
 
     logits and teacher_logits [..., T, V] -> losses [..., T], dlogits [..., T, V]
     """
@@ -87,7 +87,7 @@ def forward_kl(logits: np.ndarray, teacher_logits: np.ndarray) -> tuple[np.ndarr
 def reverse_kl(logits: np.ndarray, teacher_logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return KL(P_S || P_T) = sum P_S (log P_S - log P_T).
 
-    It keeps the student to what the teacher finds likely.
+    It keeps the student to tokens that the teacher finds likely.
 
     logits and teacher_logits [..., T, V] -> losses [..., T], dlogits [..., T, V]
     """
@@ -120,7 +120,7 @@ def masked_mean(
 ) -> tuple[float, np.ndarray]:
     """Average the losses of the positions in the mask (default: all of them), and scale their gradient to match.
 
-    num_targets: divide by this number instead of the number of positions, when these are a part of a larger batch.
+    num_targets: the number to divide by, when these positions are a part of a larger batch (default: their number).
 
     losses [..., T], dlogits [..., T, V], mask bool [..., T] -> nats, dlogits [..., T, V]
     """

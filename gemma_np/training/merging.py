@@ -1,4 +1,4 @@
-"""Weight averaging: merge several models that were trained from one start into one that is better than each.
+"""Weight averaging: merge models that were trained from a common start into one, often better than each of them.
 
 Source: Gemma 2 report, section 4 (model merging); Ramé et al., arXiv 2406.16768.
 """
@@ -15,7 +15,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 
 def merge(models: Sequence[Gemma], dtype: str = "float32") -> Gemma:
-    """Average the weights of models of one config and tokenizer; of a single model, convert it to the dtype.
+    """Average the weights of models with the same config and tokenizer; a single model is converted to the dtype.
 
     Raises GemmaError when configs or tokenizers differ, and for a dtype that is not in `DTYPES`.
     """

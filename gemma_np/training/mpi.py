@@ -1,7 +1,7 @@
-"""Data-parallel training with MPI: each rank computes the gradients of its share of a batch, and they are summed.
+"""Data-parallel training with MPI: each rank computes the gradients of its share of a batch; they are then summed.
 
-Started on one machine or on several: `mpiexec -n 4 gemma-np train ...`. All ranks hold the same weights and draw the
-same batches, so that only gradients and losses are exchanged. Only rank 0 writes files.
+`mpiexec -n 4 gemma-np train ...` starts a run on one machine or on several. All ranks hold the same weights and draw
+the same batches, so only gradients and losses are exchanged. Rank 0 writes the files of the run.
 """
 
 import os
@@ -42,10 +42,10 @@ class Ranks:
 
 @contextmanager
 def mpi_ranks() -> Iterator[Ranks]:
-    """Return the ranks that `mpiexec` started, or a single process.
+    """Yield the ranks that `mpiexec` started, or a single process.
 
-    Each gets its share of the cores: two ranks with one BLAS thread each are faster than one rank with two. A rank that
-    fails prints why and aborts the others, which would wait for it forever.
+    Each rank gets its share of the cores: two ranks with one BLAS thread each are faster than one rank with two. A rank
+    that fails prints the reason and aborts the others, which would otherwise wait for it forever.
 
     Raises GemmaError when mpi4py is missing.
     """
@@ -63,7 +63,7 @@ def mpi_ranks() -> Iterator[Ranks]:
         with threadpool_limits(max(1, (os.cpu_count() or 1) // neighbours)):
             yield ranks
     except BaseException as error:
-        time.sleep(3 if ranks.rank else 0)  # an error that all ranks find is printed by rank 0 alone
+        time.sleep(3 if ranks.rank else 0)  # an error on all ranks is printed by rank 0 alone
         what = str(error) if isinstance(error, GemmaError) else traceback.format_exc()
         print(f"gemma-np: rank {ranks.rank} of {ranks.size}: {what}", file=sys.stderr, flush=True)
         time.sleep(1)  # mpiexec forwards the line only while the rank is alive

@@ -1,4 +1,4 @@
-"""From gradients to the next weights: clipping, AdamW and the learning-rate schedule.
+"""Gradient clipping, AdamW, and the learning-rate schedule.
 
 Source: Loshchilov and Hutter, arXiv 1711.05101 (AdamW), arXiv 1608.03983 (cosine); Pascanu et al., arXiv 1211.5063
 (clipping).
@@ -13,7 +13,7 @@ import numpy as np
 
 @dataclass(kw_only=True)
 class AdamW:
-    """Adam with decoupled weight decay. The moments carry the names of their weights.
+    """Adam with decoupled weight decay. The moments have the names of their weights.
 
     Weight decay applies to matrices, not to the vectors of the norms.
     """
@@ -31,7 +31,7 @@ class AdamW:
     ) -> None:
         """Update every weight in place."""
         self.steps += 1
-        # The running means start at zero; dividing by the weight of what was averaged removes that bias.
+        # The running means start at zero; these corrections remove the bias towards it.
         correction1, correction2 = 1 - self.beta1**self.steps, 1 - self.beta2**self.steps
         for name, gradient in gradients.items():
             weight = weights[name]
@@ -47,8 +47,7 @@ class AdamW:
 def clip_by_global_norm(gradients: MutableMapping[str, np.ndarray], max_norm: float) -> float:
     """Scale all gradients by one factor, in place, so that their global norm is at most `max_norm`.
 
-    Returns the norm before clipping; the rows' squares are summed in float64. Gradients of infinite norm stay as they
-    are.
+    Return the norm before clipping, summed over rows in float64. Gradients with an infinite or NaN norm are unchanged.
     """
     norm = math.sqrt(sum(float(np.vecdot(g, g).sum(dtype=np.float64)) for g in gradients.values()))
     if max_norm < norm < math.inf:
@@ -60,7 +59,7 @@ def clip_by_global_norm(gradients: MutableMapping[str, np.ndarray], max_norm: fl
 def cosine_schedule(step: int, steps: int, peak: float, warmup_steps: int, final: float = 0.1) -> float:
     """Return the learning rate of a step: linear warm-up to the peak, then half a cosine to `final` times the peak.
 
-    step: 0 for the first of `steps`.
+    step: counted from 0 to steps - 1.
     """
     if step < warmup_steps:
         return peak * (step + 1) / warmup_steps

@@ -16,11 +16,11 @@ class RunLog:
     """The log of a run in progress; a silent one writes nothing."""
 
     def __init__(self, folder: Path, steps: int, step: int, *, silent: bool = False) -> None:
-        """Open the folder's log and keep the lines up to `step`: a killed run may have logged steps after its last
+        """Open the log of a folder and drop the lines after `step`, which a killed run may have written after its last
         checkpoint."""
         from tqdm import tqdm
 
-        hide = True if silent else None  # None: hide the bar when there is no terminal
+        hide = True if silent else None  # None: hide the bar when the output is not a terminal
         self.progress = tqdm(total=steps, initial=step, desc="training", unit=" steps", disable=hide)
         self.file: TextIO | None = None
         if silent:
@@ -32,7 +32,7 @@ class RunLog:
         self.file = path.open("a")
 
     def write(self, entry: Mapping[str, float]) -> None:
-        """Add a line, and advance the progress bar."""
+        """Add a line and advance the progress bar."""
         if self.file:
             self.file.write(json.dumps(entry) + "\n")
         self.progress.update()
@@ -65,7 +65,7 @@ def read_log(folder: Path) -> list[dict[str, float]]:
 
 
 def _entries(path: Path) -> list[dict[str, float]]:
-    """Return the complete lines of a log; a killed run may have left a part of the last one."""
+    """Return the complete lines of a log; a killed run may have left an incomplete one."""
     entries = []
     for line in path.read_text().splitlines():
         try:
@@ -77,7 +77,7 @@ def _entries(path: Path) -> list[dict[str, float]]:
 
 
 def plot_logs(folders: Sequence[Path], output: Path) -> None:
-    """Plot the losses of runs over their steps, and their learning rates below, to a png, svg or pdf file.
+    """Plot the losses of runs, with their learning rates below, to a png, svg or pdf file.
 
     Raises GemmaError when a log or matplotlib is missing.
     """
@@ -103,7 +103,7 @@ def plot_logs(folders: Sequence[Path], output: Path) -> None:
 
 
 def running_mean(values: np.ndarray) -> np.ndarray:
-    """Average each value with up to N / 50 values before it: [N] -> [N]."""
+    """Return the running mean over windows of N / 50 values, each ending at its value: [N] -> [N]."""
     width = max(1, len(values) // 50)
     sums = np.cumsum(np.concatenate([[0.0], values]))
     first = np.maximum(np.arange(len(values)) - width + 1, 0)

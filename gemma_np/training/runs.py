@@ -1,4 +1,4 @@
-"""Train, fine-tune and distill in one call, on paths or arrays: what the command line does, from Python.
+"""Train, fine-tune and distill in one call each, on paths or arrays.
 
     from gemma_np import training
 
@@ -6,8 +6,9 @@
     run = training.train(model, "texts/", "run", config=training.TrainingConfig(steps=200))
     print(run.log[-1]["loss"], run.model.generate("To be"))
 
-Every call writes a run folder, which is also a checkpoint, and can be resumed. Under MPI, call them inside
-`with mpi_ranks() as ranks:` and pass the ranks.
+A run writes its output folder, which is also a checkpoint, and can be resumed. A `Gemma` object that is passed in is
+trained in place if its weights are writable. Under MPI, call these functions inside `with mpi_ranks() as ranks:` and
+pass the ranks.
 """
 
 from collections.abc import Sequence
@@ -58,14 +59,14 @@ class TrainingRun(NamedTuple):
     """The result of a training run."""
 
     model: Gemma
-    log: list[dict[str, float]]  # one entry per step: step, loss, grad_norm, learning_rate, tokens_per_second, val_loss
+    log: list[dict[str, float]]  # per step: step, loss, grad_norm, learning_rate, tokens_per_second, sometimes val_loss
 
 
 class RunOptions(TypedDict, total=False):
-    """Keyword arguments of every call that trains."""
+    """The keyword arguments that all training functions share."""
 
     config: TrainingConfig
-    view_weights: WeightView | None  # what the forward pass sees in place of the weights, such as `FakeQuantize`
+    view_weights: WeightView | None  # the weights that the forward pass uses, such as `FakeQuantize`
     resume: bool  # continue the run in the output folder
     ranks: Ranks
 
@@ -75,7 +76,7 @@ def new_model(
 ) -> Gemma:
     """Return a Gemma 2 with random weights; shape: sizes of `GemmaConfig` that differ from `SMALL_SHAPE`.
 
-    vocab_size: by default that of the tokenizer. Raises GemmaError for a shape that is no Gemma 2, and when training it
+    vocab_size: by default that of the tokenizer. Raises GemmaError for an invalid shape, and when training the model
     would not fit in memory.
     """
     tokenizer = tokenizer if isinstance(tokenizer, Tokenizer) else read_tokenizer(tokenizer)
@@ -137,10 +138,10 @@ def distill(
     """Train a student to match the distribution of a live teacher.
 
     divergence, temperature, beta: see `choose_divergence`. prompt_tokens: train on-policy, on the student's own
-    continuations of so many tokens of the texts (file, folder, or token ids [N]), instead of on the texts.
+    continuations of prompts of this many tokens from the texts (file, folder, or token ids [N]).
 
-    Raises GemmaError for input that is missing or wrong, when teacher and student have other vocabularies, and when the
-    output folder cannot be used.
+    Raises GemmaError for input that is missing or wrong, when teacher and student have different vocabularies, and when
+    the output folder cannot be used.
     """
     loss = choose_divergence(divergence, temperature=temperature, beta=beta)
     run, teacher = _Run(student, output, **options), _loaded(teacher)
@@ -172,7 +173,7 @@ def cache_teacher(
 ) -> None:
     """Compute a teacher's top-k probabilities on texts (file, folder, or token ids [N]), for `distill_from_cache`.
 
-    An interrupted call is continued by the same call. Raises GemmaError for input that is missing or wrong.
+    To continue an interrupted call, repeat it. Raises GemmaError for input that is missing or wrong.
     """
     teacher, folder = _loaded(teacher), Path(output)
     tokenizer = teacher.require_tokenizer()
@@ -223,7 +224,7 @@ def _loaded(model: Model) -> Gemma:
 
 @dataclass
 class _Run:
-    """A model to train, and where and how."""
+    """A model to train, its output folder, and how to train it."""
 
     source: Model
     output: str | Path
@@ -261,7 +262,7 @@ class _Run:
         return consecutive_batches(tokens, self.config.batch_size, self.config.seq_len) if len(tokens) else []
 
     def train(self, task: Task) -> TrainingRun:
-        """Train the model on a task, with the weights seen through `view_weights` if there is one."""
+        """Train the model on a task, through `view_weights` if there is one."""
         if self.view_weights is not None:
             identity = {**task.identity, "view_weights": repr(self.view_weights)}
             task = replace(task, view_weights=self.view_weights, identity=identity)

@@ -1,4 +1,4 @@
-"""What a training run learns: the batches it reads, the loss on them, and the batches it is evaluated on."""
+"""What a run is trained on: its batches, its loss, and the batches it is evaluated on."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ class Batch(NamedTuple):
 
     ids: np.ndarray  # [B, T + 1]: inputs and, shifted by one, targets
     loss_mask: np.ndarray | None = None  # bool [B, T], the targets whose loss counts; None: all of them
-    teacher: TopK | None = None  # [B, T, k], a teacher's cached distribution of each target
+    teacher: TopK | None = None  # [B, T, k], the teacher's cached distribution for each target
 
     @property
     def num_targets(self) -> int:
@@ -23,7 +23,7 @@ class Batch(NamedTuple):
         return int(self.loss_mask.sum()) if self.loss_mask is not None else self.ids[:, 1:].size
 
     def share(self, rank: int, size: int) -> "Batch":
-        """Return every size-th text from the rank-th on: the share of one of `size` processes."""
+        """Return the share of one of `size` processes: every size-th text, starting at the rank-th."""
         part = slice(rank, None, size)
         teacher = TopK(*(values[part] for values in self.teacher)) if self.teacher else None
         return Batch(self.ids[part], self.loss_mask[part] if self.loss_mask is not None else None, teacher)
@@ -37,7 +37,7 @@ WeightView = Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]
 
 
 def next_token(logits: np.ndarray, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
-    """Return the loss of training from scratch: -log P of each next token, in nats.
+    """Return the loss of next-token prediction: -log P of each next token, in nats.
 
     logits [B, T, V] -> losses [B, T], dlogits [B, T, V]
     """
@@ -53,11 +53,11 @@ class Task:
     """Batches, loss and evaluation of one run."""
 
     next_batch: Callable[[State], Batch]
-    """Uses the state's random generator, so that a resumed run draws the batches of an uninterrupted one; and its
-    weights, when a student writes its own texts."""
+    """Draws a batch with the state's random generator, so that a resumed run draws the batches of an uninterrupted one,
+    and on-policy also with its weights."""
     loss: Loss = next_token
     validation: Sequence[Batch] = ()
     view_weights: WeightView = _same_weights
-    """What the forward pass, and the checkpoint, see of the weights: quantized or pruned ones. Their gradients go to
-    the weights behind them unchanged (straight-through estimator: Bengio et al., arXiv 1308.3432)."""
-    identity: Mapping[str, Any] = field(default_factory=dict)  # must be the same when a run is resumed
+    """Returns the weights that the forward pass and the checkpoint use, as quantized or pruned ones. Their gradients go
+    to the original weights unchanged (straight-through estimator: Bengio et al., arXiv 1308.3432)."""
+    identity: Mapping[str, Any] = field(default_factory=dict)  # must not change when a run is resumed

@@ -1,11 +1,12 @@
-"""A teacher's distributions on disk: it reads the texts once, and any number of students train on its targets.
+"""Cache a teacher's distributions on disk: it reads the texts once, for any number of students.
 
-A whole distribution is V numbers per token; its k most likely tokens and the mass of the others carry nearly as much.
-They are stored in safetensors files of up to 256 texts each: ids [n, T + 1], top [n, T, k] and probs [n, T, k] in
-float16. Each file is written whole or not at all, so that an interrupted run continues with the first missing one.
+A full distribution is V numbers per token; its k most likely tokens and the total mass of the others carry nearly as
+much information. They are stored in safetensors files of up to 256 texts each: ids [n, T + 1], top [n, T, k], and probs
+[n, T, k] in float16. Each file is written completely or not at all, so an interrupted run continues with the missing
+ones.
 
-Source: Gemma 2 report, section 3 (Knowledge Distillation). The Gemma 3 report, arXiv 2503.19786, section 2.2, likewise
-keeps a part of the teacher's vocabulary: 256 tokens at each position.
+Source: Gemma 2 report, section 3 (Knowledge Distillation). The Gemma 3 report, arXiv 2503.19786, section 2.2, also
+keeps a part of the teacher's vocabulary: 256 sampled tokens at each position.
 """
 
 import json
@@ -29,7 +30,7 @@ from gemma_np.training.task import Batch
 from gemma_np.training.training_state import State
 
 _SETTINGS = "targets.json"
-_TEXTS = 256  # in a file
+_TEXTS = 256  # per file
 _BATCH_SIZE = 8  # texts that the teacher reads at once
 
 
@@ -43,7 +44,7 @@ def top_k(logits: np.ndarray, k: int) -> TopK:
 
 
 def check_targets(teacher: Gemma, seq_len: int, k: int) -> None:
-    """Check that a teacher can read texts of that length, and has more than k tokens. Raises GemmaError if not."""
+    """Check that a teacher can read texts of that length and has more than k tokens. Raises GemmaError if not."""
     context = teacher.config.max_position_embeddings
     if not 0 < seq_len <= context:
         raise GemmaError(f"seq_len: {seq_len}, expected 1 to the teacher's context of {context}")
@@ -54,9 +55,9 @@ def check_targets(teacher: Gemma, seq_len: int, k: int) -> None:
 def write_targets(
     teacher: Gemma, tokens: np.ndarray, seq_len: int, k: int, folder: Path, ranks: Ranks | None = None
 ) -> None:
-    """Let the teacher read a token file, tokens [N], in texts of `seq_len`, and write its top-k probabilities.
+    """Write a teacher's top-k probabilities on tokens [N], read in texts of `seq_len`, to a folder.
 
-    Existing files are kept; each rank writes some of the others. Raises GemmaError for what `check_targets` checks, and
+    Existing files are kept; the ranks share the missing ones. Raises GemmaError for what `check_targets` checks, and
     when the folder was started with other settings.
     """
     from safetensors.numpy import save_file
@@ -77,7 +78,7 @@ def write_targets(
     dtype = np.uint16 if teacher.config.vocab_size <= 2**16 else np.uint32
     missing = [(number, path) for number, path in enumerate(_files(folder, texts)) if not path.exists()]
     ranks.barrier()  # all ranks list the missing files before any of them is written
-    hide = True if ranks.rank else None  # None: hide the bar when there is no terminal
+    hide = True if ranks.rank else None  # None: hide the bar when the output is not a terminal
     for number, path in tqdm(missing[ranks.rank :: ranks.size], desc="caching teacher", unit=" files", disable=hide):
         starts = range(number * _TEXTS * seq_len, min((number + 1) * _TEXTS, texts) * seq_len, seq_len)
         ids = np.stack([tokens[start : start + seq_len + 1] for start in starts])
@@ -94,7 +95,7 @@ def write_targets(
 
 
 def random_targets(folder: Path, batch_size: int) -> Callable[[State], Batch]:
-    """Return the `next_batch` of a task that reads random texts, with the teacher's targets, from `write_targets`.
+    """Return the `next_batch` of a task that trains on random texts with cached targets, written by `write_targets`.
 
     Raises GemmaError when a file is missing or damaged.
     """
@@ -137,9 +138,9 @@ def from_targets(logits: np.ndarray, batch: Batch) -> tuple[np.ndarray, np.ndarr
 
 
 def read_settings(folder: Path) -> dict[str, int]:
-    """Return how the targets in a folder were made: seq_len, top_k, tokens, and the digest of the teacher.
+    """Return the settings of the targets in a folder: seq_len, top_k, number of tokens, digest of the teacher.
 
-    Raises GemmaError when the folder has none.
+    Raises GemmaError when the folder has no targets.
     """
     try:
         settings = json.loads((folder / _SETTINGS).read_text())

@@ -1,7 +1,7 @@
-"""Train a tokenizer with sentencepiece, with the settings of Gemma's own.
+"""Train a tokenizer with sentencepiece and the settings of Gemma's own.
 
 Source: Gemma 2 report, section 3: SentencePiece with split digits, preserved whitespace, byte-level encodings; Gemma 1
-report (arXiv 2403.08295), section 3.3. The special pieces have the ids that they have in Gemma 1 and 2.
+report (arXiv 2403.08295), section 3.3. The special pieces have the same ids as in Gemma 1 and 2.
 """
 
 import io
@@ -23,7 +23,7 @@ SPECIAL_PIECES = (
     *(_SPACE * length for length in range(2, 32)),  # 138 to 167
     *(f"<{slash}{tag}>" for tags in (_OPENING, _HEADINGS, _INLINE) for slash in ("", "/") for tag in tags),
 )
-"""256 bytes follow, and then the pieces that are trained."""
+"""The first pieces; 256 bytes follow, then the trained pieces."""
 
 
 def train_tokenizer(lines: Iterable[str], vocab_size: int) -> bytes:
@@ -56,9 +56,9 @@ def train_tokenizer(lines: Iterable[str], vocab_size: int) -> bytes:
             eos_piece="<eos>",
             bos_piece="<bos>",
             unk_piece="<unk>",
-            user_defined_symbols=list(SPECIAL_PIECES[4:]),  # sentencepiece takes a tuple for one name
-            max_sentence_length=4 * _LONGEST,  # bytes; sentencepiece leaves out longer ones
-            num_threads=1,  # with more the result is not reproducible
+            user_defined_symbols=list(SPECIAL_PIECES[4:]),  # sentencepiece would read a tuple as one name
+            max_sentence_length=4 * _LONGEST,  # bytes; sentencepiece skips longer lines
+            num_threads=1,  # with more threads the result is not reproducible
             minloglevel=2,
         )
     except RuntimeError as error:
@@ -68,5 +68,5 @@ def train_tokenizer(lines: Iterable[str], vocab_size: int) -> bytes:
 
 
 def _short(line: str) -> Iterator[str]:
-    """Split a line into parts that are not too long."""
+    """Split a line into parts of at most 10,000 characters."""
     return (line[start : start + _LONGEST] for start in range(0, len(line), _LONGEST))

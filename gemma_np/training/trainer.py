@@ -1,4 +1,4 @@
-"""Training: read a batch, compute the gradients, take a step; a run that is killed can be resumed."""
+"""The training loop: draw a batch, compute the gradients, take a step. A killed run can be resumed."""
 
 import math
 import time
@@ -24,7 +24,7 @@ from gemma_np.training.training_state import STATE_FILE, State, TrainingConfig, 
 def initial_weights(config: GemmaConfig, generator: np.random.Generator) -> dict[str, np.ndarray]:
     """Return random weights to train from: norms at the identity, matrices normal with variance 1 / in.
 
-    The embedding, too, which is of order 1 after scaling by sqrt(D).
+    The embedding has variance 1 / D, so that its rows are of order 1 after scaling by sqrt(D).
     """
     weights = {}
     for name, shape in config.weight_shapes():
@@ -38,9 +38,9 @@ def loss_and_gradients(
 ) -> tuple[float, dict[str, np.ndarray], Record]:
     """Run one forward and one backward pass: return the mean loss in nats, the weights' gradients and the record.
 
-    num_targets: divide by this number of targets instead of the batch's own, when the batch is a part of a larger one.
+    num_targets: the number to divide by, when the batch is a part of a larger one (default: the batch's own).
 
-    Raises GemmaError when a weight is quantized.
+    Raises GemmaError when a weight is not a plain array.
     """
     check_trainable(weights)
     record, gradients, ids = Record(), dict[str, np.ndarray](), batch.ids[:, :-1]
@@ -63,7 +63,7 @@ def train_step(
 ) -> dict[str, float]:
     """Take one step, in place. Return its entry in the log.
 
-    Every target has the same weight, in whichever batch and on whichever rank it is.
+    All targets have the same weight, whatever their batch and rank.
 
     Raises GemmaError, before any weight is changed, when the loss or a gradient is not finite.
     """
@@ -94,7 +94,7 @@ def train_step(
 
 
 def _not_finite(step: int, what: str, *groups: Mapping[str, np.ndarray]) -> GemmaError:
-    """Return the error that names the first array with NaN or infinity in these groups."""
+    """Return an error that names the first array with NaN or infinity in these groups."""
     names = (name for group in groups for name, value in group.items() if not np.isfinite(value).all())
     return GemmaError(f"step {step + 1}: the {what} is not finite; first in {next(names, 'none of the arrays')}")
 
@@ -102,7 +102,7 @@ def _not_finite(step: int, what: str, *groups: Mapping[str, np.ndarray]) -> Gemm
 def validation_loss(
     weights: Mapping[str, np.ndarray], config: GemmaConfig, batches: Sequence[Batch], ranks: Ranks
 ) -> float:
-    """Return the mean of -log P of the next token over all batches, in nats; each rank reads some of them."""
+    """Return the mean of -log P of the next token over all batches, in nats; the ranks share the batches."""
     totals = np.zeros(2)  # sum of the losses, number of targets
     for batch in batches[ranks.rank :: ranks.size]:
         logits = lm_head(transformer(batch.ids[:, :-1], weights, config), weights, config)
@@ -122,14 +122,14 @@ def run_task(
     resume: bool = False,
     ranks: Ranks | None = None,
 ) -> Gemma:
-    """Train a model on a task; from the first save on, the folder is a checkpoint folder. Return the trained model.
+    """Train a model on a task and return it; from the first save on, the folder is also a checkpoint.
 
-    Writable weights are changed in place; those of a memory-mapped file are copied first. With `resume`, continue from
-    what the folder holds: the result is bit-identical to that of an uninterrupted run.
+    Writable weights are changed in place; those of a memory-mapped file are copied first. With `resume`, continue the
+    run in the folder; the result is bit-identical to that of an uninterrupted run.
 
-    Raises GemmaError when a weight is quantized, when the folder holds a run already (without `resume`), when it was
-    started with another config, training config or task, when a batch has fewer texts than there are ranks, and when
-    the loss is not finite; the last good checkpoint is kept.
+    Raises GemmaError when a weight is not a plain array, when the folder already holds a run (without `resume`), when
+    that run has another config, training config or task, when a batch has fewer texts than there are ranks, and when
+    the loss is not finite, in which case the last good checkpoint is kept.
     """
     ranks = ranks or Ranks()
     check_trainable(model.weights)
@@ -138,7 +138,7 @@ def run_task(
             f"batch_size: {training_config.batch_size} texts for {ranks.size} ranks, expected at least one for each"
         )
     state = _first_state(model, task, training_config, folder, resume)
-    ranks.barrier()  # rank 0 may write only after all have read
+    ranks.barrier()  # rank 0 may write only after all ranks have read
 
     def trained() -> Gemma:
         return Gemma(model.config, task.view_weights(state.weights), model.tokenizer)
@@ -164,7 +164,7 @@ def run_task(
 
 
 def _first_state(model: Gemma, task: Task, training_config: TrainingConfig, folder: Path, resume: bool) -> State:
-    """Return the state that the folder holds, if it is resumed, or that of step 0."""
+    """Return the state in the folder, if there is one to resume, or that of step 0."""
     check_folder(folder, resume=resume)
     saved = folder / STATE_FILE
     if saved.exists():

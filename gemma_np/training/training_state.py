@@ -1,8 +1,8 @@
 """The training config, and the state needed to resume a run.
 
-The folder of a run is a checkpoint folder that `load` and the framework read, with one more file,
-training.safetensors. It holds everything that the next step depends on in a single file, so that all of it belongs to
-the same step. Each file is written beside its target and renamed.
+The folder of a run is a checkpoint folder that `load` and transformers read, with one more file: training.safetensors
+holds everything that the next step depends on, in one file, so that all of it belongs to the same step. Each file is
+written beside its target and renamed.
 """
 
 import json
@@ -29,7 +29,7 @@ class TrainingConfig:
     """How to train. Raises GemmaError for values out of range."""
 
     steps: int = 1000
-    batch_size: int = 8  # texts in one batch, shared by the ranks
+    batch_size: int = 8  # texts in a batch, shared by the ranks
     seq_len: int = 128  # tokens in a text
     learning_rate: float = 1e-3  # peak
     warmup_steps: int = 50
@@ -51,7 +51,7 @@ class TrainingConfig:
 
 @dataclass
 class State:
-    """Everything that the next step depends on."""
+    """The state of a run: everything that the next step depends on."""
 
     weights: dict[str, np.ndarray]
     optimizer: AdamW
@@ -83,7 +83,7 @@ def save_state(
     try:
         write_checkpoint(folder, model.config, model.weights.items(), model.tokenizer_model)
         atomic_write(folder / STATE_FILE, lambda path: save_file(tensors, path, metadata))
-    except Exception as error:  # the safetensors library has an exception of its own for a full disk
+    except Exception as error:  # the safetensors library raises an exception of its own when the disk is full
         before = "; the checkpoint before is whole" if (folder / STATE_FILE).exists() else ""
         raise GemmaError(f"{folder}: could not be saved ({error}){before}") from None
 
@@ -119,6 +119,6 @@ def load_state(path: Path, config: GemmaConfig, training_config: TrainingConfig,
 def _resume_conditions(
     config: GemmaConfig, training_config: TrainingConfig, identity: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return what must be the same when a run is resumed: all but how often it saves."""
+    """Return what must not change when a run is resumed: everything but `save_every`."""
     fields = {name: value for name, value in asdict(training_config).items() if name != "save_every"}
     return {"config": asdict(config), "training_config": fields, "identity": dict(identity)}

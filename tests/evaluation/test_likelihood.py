@@ -82,8 +82,8 @@ def test_the_same_choice_twice_scores_the_same_and_the_order_does_not_matter():
 @pytest.mark.parametrize(
     ("pair", "message"),
     [
-        (Pair((), (5,)), "expected at least one token of context"),
-        (Pair((5,), ()), "and one to score"),
+        (Pair((), (5,)), "empty context or continuation, expected at least one token"),
+        (Pair((5,), ()), "empty context or continuation"),
         (Pair((5,) * 60, (5,) * 6), "65 tokens, expected at most 64"),
     ],
 )

@@ -101,7 +101,7 @@ GOOD = {"question": "Q", "choices": ["a", "b"], "answer": 1}
         (json.dumps(GOOD | {"choices": []}), r"line 2: choices: \[\], expected at least one text"),
         (
             json.dumps(GOOD | {"choices": ["a", " "]}),
-            "line 2: choices: .*, expected at least one text, none of them empty",
+            "line 2: choices: .*, expected one or more non-empty texts",
         ),
         (json.dumps({"question": "Q", "answer": 0}), "line 2: choices: missing"),
         (json.dumps(GOOD | {"answer": 2}), "line 2: answer: 2, expected 0 to 1"),
