@@ -1,7 +1,7 @@
-"""AWQ, activation-aware scaling: channels with large inputs are quantized more finely.
+"""AWQ, activation-aware weight quantization: channels with large inputs are rounded more finely.
 
-A channel of a matrix is multiplied by s before it is quantized, and its input is divided by s. The division costs
-nothing: it is folded into the weights that compute the input, those of a norm or the rows of the matrix before.
+Each channel of a matrix is multiplied by a scale s before it is quantized, and its input is divided by s. The division
+is free: it is folded into the weights that compute the input, a norm or the rows of the matrix before.
 
 Source: Lin et al., arXiv 2306.00978 (AWQ).
 """
@@ -21,7 +21,7 @@ _EXPONENTS = tuple(step / 10 for step in range(11))
 def awq_scale(
     layer: dict[str, np.ndarray], gram: InputGram, scheme: Scheme, config: GemmaConfig
 ) -> dict[str, np.ndarray]:
-    """Scale a layer's weights: they compute the same as before, with a smaller error once they are quantized."""
+    """Scale a layer's weights without changing its output, so that quantizing them causes a smaller error."""
     layer = dict(layer)
     attention = ("self_attn.q_proj.weight", "self_attn.k_proj.weight", "self_attn.v_proj.weight")
     gate, up, down, value = "mlp.gate_proj.weight", "mlp.up_proj.weight", "mlp.down_proj.weight", attention[2]
@@ -37,7 +37,7 @@ def awq_scale(
     s = best_scales([layer[down]], gram["mlp.hidden"], scheme)
     layer[down], layer[up] = layer[down] * s, layer[up] / s[:, None]
 
-    # A channel of v reaches o_proj once for each query head of its group, so these share a scale.
+    # Each channel of v is an input of o_proj once for every query head of its group; these share a scale.
     share = (config.num_key_value_heads, -1, config.head_dim)
     s = best_scales([layer["self_attn.o_proj.weight"]], gram["self_attn.context"], scheme, share)
     layer["self_attn.o_proj.weight"] = layer["self_attn.o_proj.weight"] * s
@@ -48,10 +48,11 @@ def awq_scale(
 def best_scales(
     matrices: list[np.ndarray], gram: np.ndarray, scheme: Scheme, share: tuple[int, int, int] | None = None
 ) -> np.ndarray:
-    """Return the scale of each channel: the power 0.0, 0.1, ... 1.0 of its typical input with the least output error.
+    """Return the scale of each channel: its RMS input to the power of 0.0, 0.1, ... or 1.0, whichever gives the least
+    output error.
 
-    matrices [out, in] with one input of Gram matrix gram [in, in] -> scales [in]. share: [in] as [K, G, h], when the G
-    scales of each key-value head's channel have to be the same.
+    matrices [out, in] that share an input with Gram matrix gram [in, in] -> scales [in]. share: (K, G, h), when the G
+    query heads of a key-value head must have the same scales.
     """
     typical = np.sqrt(np.diagonal(gram)) + 1e-6 * np.sqrt(np.diagonal(gram).max()) + 1e-30
     if share:

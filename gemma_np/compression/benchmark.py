@@ -1,4 +1,4 @@
-"""Measure what compression costs and saves: one row of a table for each model."""
+"""Measure the size, speed and quality of compressed models."""
 
 import math
 import time
@@ -14,24 +14,24 @@ from gemma_np.text.generation import generate_ids
 from gemma_np.weights.formats import stored_bytes
 
 _TEXTS, _PROMPT_TOKENS, _NEW_TOKENS = 8, 32, 32
-_ROWS = 128  # positions; the logits of so many take 134 MB at V = 262,144, and there are several copies
+_ROWS = 128  # positions at once; their logits take 134 MB at V = 262,144, and there are several copies
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """A compressed model, measured against the original."""
+    """The measurements of a compressed model, one row of the table."""
 
     step: str
     parameters: int
     bytes: int
     perplexity: float
-    kl: float  # nats per token, from the original's distribution to this model's
+    kl: float  # nats per token, KL(original || this model)
     agreement: float  # fraction of the original's greedy tokens that this model would also choose
     tokens_per_second: float  # decoding after a short prompt
 
 
 def measure(step: str, model: Gemma, original: Gemma, texts: np.ndarray) -> Measurement:
-    """Measure a model and the original on texts, ids [N, T]."""
+    """Compare a model with the original on texts, ids [N, T]."""
     from tqdm import tqdm
 
     loss = divergence = 0.0
@@ -57,7 +57,7 @@ def measure(step: str, model: Gemma, original: Gemma, texts: np.ndarray) -> Meas
 
 
 def greedy_agreement(model: Gemma, original: Gemma, texts: np.ndarray) -> float:
-    """Return the fraction of the original's greedy tokens that this model, reading the same, would also choose.
+    """Return the fraction of the original's greedy tokens that this model would also choose after the same tokens.
 
     texts [N, T]; the original continues the beginning of each.
     """
@@ -72,7 +72,7 @@ def greedy_agreement(model: Gemma, original: Gemma, texts: np.ndarray) -> float:
 
 
 def decoding_speed(model: Gemma, text: np.ndarray) -> float:
-    """Return the tokens per second of decoding one after another, after the beginning of a text [T]."""
+    """Return the speed of decoding one token at a time, in tokens per second, after the beginning of a text [T]."""
     prompt = text[: min(_PROMPT_TOKENS, len(text) // 2)]
     cache = KVCache(model.config, 2 * len(prompt) + 1, dtype=model.weights["model.norm.weight"].dtype)
     transformer(prompt, model.weights, model.config, cache)

@@ -1,6 +1,6 @@
-"""Calibration: collect the inputs of each matrix with the tape while a model reads sample texts.
+"""Calibration: collect statistics of the inputs of each matrix, with a tape, while a model reads sample texts.
 
-Source: Frantar et al., arXiv 2210.17323 (second moments of the inputs that the quantized layers before produce).
+Source: Frantar et al., arXiv 2210.17323 (Gram matrices of inputs, as computed by the layers already quantized).
 """
 
 from collections.abc import Callable, Iterator
@@ -27,10 +27,10 @@ INPUTS = {
 
 
 class InputGram(dict[str, np.ndarray]):
-    """A tape that sums the Gram matrix of each matrix' inputs: record name -> X^T X, [in, in]."""
+    """A tape that sums the Gram matrices of the inputs of matrices: record name -> X^T X, [in, in]."""
 
     def __call__(self, name: str, value: np.ndarray) -> np.ndarray:
-        """Add a record [..., in], if it is the input of some matrix."""
+        """Add a record [..., in] if it is the input of a matrix."""
         if name in INPUTS.values():
             rows = value.reshape(-1, value.shape[-1])
             self[name] = self.get(name, 0) + rows.T @ rows
@@ -47,7 +47,7 @@ def calibration_ids(model: Gemma, text: str, samples: int, length: int) -> np.nd
     Raises GemmaError when the model has no tokenizer or the text is too short.
     """
     tokenizer = model.require_tokenizer()
-    ids = tokenizer.encode(text[: 20 * samples * length], bos=False)  # hardly any token has more characters
+    ids = tokenizer.encode(text[: 20 * samples * length], bos=False)  # tokens of more than 20 characters are rare
     return split_samples(np.array(ids, int), samples, length, model)
 
 
@@ -69,13 +69,13 @@ def map_layers(
 ) -> Iterator[tuple[str, Weight]]:
     """Yield all weights of a model by name, one layer after another, each replaced by `map_layer`.
 
-    ids [texts, T] are read again in each layer, by the new weights of the layers before it, so that the Gram matrices
-    are of the inputs that the layer will have. Without ids there are none.
+    ids [texts, T] pass through each layer with its old weights, to collect Gram matrices, and then with its new ones, so
+    that later layers see the inputs that they will have. Without ids, there are no Gram matrices.
     """
     config, weights = model.config, Scope(model.weights) / "model"
     yield "model.embed_tokens.weight", embedding
     texts = [] if ids is None else [embed(text, embedding) for text in ids]
-    del embedding  # the largest weight of all, and written by now
+    del embedding  # frees the largest weight, which the caller has written by now
     for number in range(config.num_hidden_layers):
         layer = {name: dequantize(weight) for name, weight in (weights / f"layers.{number}").items()}
         gram = InputGram()

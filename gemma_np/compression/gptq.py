@@ -1,8 +1,8 @@
-"""GPTQ: round one channel after another, and let the remaining channels compensate for each rounding error.
+"""GPTQ: round the channels one after another, and let the remaining ones compensate for each rounding error.
 
-A rounding error matters as much as it changes the outputs for real inputs. With the Gram matrix of the inputs,
-H = X^T X, that is error @ H @ error^T for each row. The inverse of H tells how the remaining channels best compensate
-for the error of one.
+A rounding error matters as far as it changes the outputs for real inputs. With H = X^T X, the Gram matrix of the
+inputs, that change is error @ H @ error^T for each row. The inverse of H determines how the remaining channels best
+compensate for the error of one channel.
 
 Source: Frantar et al., arXiv 2210.17323.
 """
@@ -12,15 +12,15 @@ import numpy as np
 from gemma_np.compression.quantization import Grid, Scheme, in_groups, minmax_grid, mse_grid, store
 from gemma_np.weights.formats import Int4, Int8
 
-_DAMPING = 0.01  # of the mean of H's diagonal, added to it: with few calibration texts H has no inverse
+_DAMPING = 0.01  # times the mean of H's diagonal, added to the diagonal: with few texts H has no inverse
 _BLOCK = 128  # channels whose corrections are applied to the rest in one product
 
 
 def gptq(weight: np.ndarray, gram: np.ndarray, scheme: Scheme) -> Int8 | Int4:
     """Quantize a weight [out, in] for inputs with the Gram matrix H [in, in] in `gram`.
 
-    No row has a larger error on these inputs than with rounding to nearest, on the min-max or the MSE grid: a row that
-    would have keeps the rounded numbers.
+    Each row keeps the best of three results: GPTQ, and rounding to nearest on the min-max or the MSE grid. So no row
+    has a larger error on these inputs than with rounding to nearest.
     """
     scheme.check("weight", weight.shape)
     full, least = minmax_grid(weight, scheme), mse_grid(weight, scheme)
@@ -49,7 +49,7 @@ def round_in_turn(weight: np.ndarray, gram: np.ndarray, grid: Grid) -> np.ndarra
     )  # the largest inputs first, while most channels can still compensate
     factor = _inverse_factor(gram[np.ix_(order, order)])
     channels = weight.shape[1] // grid.scales.shape[1]
-    left = weight[:, order].T.copy()  # [in, out]: a channel's weights lie side by side
+    left = weight[:, order].T.copy()  # [in, out]: the weights of a channel are contiguous
     scales, zeros = (np.repeat(values[..., 0], channels, axis=1)[:, order].T for values in (grid.scales, grid.zeros))
     steps, rounded = np.where(scales, scales, 1), np.empty_like(left)
     for start in range(0, len(left), _BLOCK):
@@ -68,7 +68,7 @@ def round_in_turn(weight: np.ndarray, gram: np.ndarray, grid: Grid) -> np.ndarra
 def _inverse_factor(gram: np.ndarray) -> np.ndarray:
     """Return the upper triangle U of inverse(H) = U^T U.
 
-    Row c, divided by its diagonal, is how the channels after c best compensate for an error of channel c.
+    Row c divided by U[c, c] is how much each later channel compensates for an error in channel c.
     """
     damped = gram.astype(np.float64)
     damped[np.diag_indices_from(damped)] += _DAMPING * np.diagonal(damped).mean() or 1

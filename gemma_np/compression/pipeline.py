@@ -1,6 +1,6 @@
-"""Prune, heal by distillation from the original, quantize: each step is measured and leaves a checkpoint folder.
+"""Prune, heal by distillation from the original, quantize; measure each step and save its checkpoint.
 
-An existing folder is not made again.
+Steps whose folder exists are not repeated.
 
 Source: Muralidharan et al., arXiv 2407.14679 (pruning and distillation); Gemma 2 report, section 3.
 """
@@ -31,24 +31,24 @@ from gemma_np.training.training_state import TrainingConfig
 
 @dataclass(frozen=True, kw_only=True)
 class CompressionConfig:
-    """What to do; a step that is None is left out."""
+    """The steps of a pipeline and their settings; a step that is None is skipped."""
 
     prune: PruningPlan | None = None
     heal: TrainingConfig | None = None
     quantize: Scheme | None = None
     method: str = "clip"
     embedding: Scheme | None = None
-    calibration: tuple[int, int] = (16, 256)  # samples, tokens of each
-    evaluation: tuple[int, int] = (16, 256)  # texts, tokens of each
+    calibration: tuple[int, int] = (16, 256)  # samples, tokens per sample
+    evaluation: tuple[int, int] = (16, 256)  # texts, tokens per text
 
 
 def compress(original: Gemma, config: CompressionConfig, tokens: Split, out: Path) -> Iterator[Measurement]:
-    """Compress a model step by step; return the measurement of the original, and of each step as it is done.
+    """Compress a model step by step; yield the measurement of the original and of each step as it is completed.
 
     tokens: as `tokenize_texts` returns them. The folders out/pruned, out/healed and out/quantized are checkpoints;
-    out/report.json has the measurements. An existing folder is used as it is, a healing run is resumed.
+    out/report.json has the measurements. Existing checkpoints are reused, and a healing run is resumed.
 
-    Raises GemmaError when the folder was started with another config or model, and for whatever a step refuses.
+    Raises GemmaError when the folder was started with another config or model, and when a step raises it.
     """
     out.mkdir(parents=True, exist_ok=True)
     _check_same(out / "compression.json", {"config": repr(config), "original": weights_digest(original)})
@@ -104,7 +104,7 @@ class _Report:
         self.rows = json.loads(path.read_text()) if path.exists() else {}
 
     def of(self, step: str, make: Callable[[], Measurement]) -> Measurement:
-        """Return the measurement of a step, from the file or a new one."""
+        """Return the measurement of a step, from the file or newly made."""
         if step not in self.rows:
             self.rows[step] = asdict(make())
             atomic_write(self.path, lambda partial: partial.write_text(json.dumps(self.rows, indent=2) + "\n"))
@@ -112,7 +112,7 @@ class _Report:
 
 
 def _check_same(path: Path, settings: dict[str, object]) -> None:
-    """Record the settings of a folder. Raises GemmaError when it was started with others."""
+    """Write the settings of a folder to a file. Raises GemmaError when the folder was started with others."""
     if path.exists() and json.loads(path.read_text()) != settings:
         raise GemmaError(f"{path.parent}: started with another config or model, expected another folder")
     atomic_write(path, lambda partial: partial.write_text(json.dumps(settings) + "\n"))

@@ -1,7 +1,7 @@
-"""Unstructured pruning: set single weights of the matrices to zero. The shapes stay.
+"""Unstructured pruning: set single weights of the matrices to zero. The shapes do not change.
 
 Sources: Han et al., arXiv 1506.02626 (magnitude); Sun et al., arXiv 2306.11695 (Wanda); Mishra et al., arXiv 2104.08378
-(two of four).
+(2:4 sparsity).
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -14,8 +14,8 @@ from gemma_np.gemma import Gemma
 from gemma_np.weights.formats import Weight
 
 PRUNING_METHODS = {
-    "magnitude": "the smallest weights of each row",
-    "wanda": "the smallest products of weight and typical input in each row; needs calibration text",
+    "magnitude": "remove the smallest weights of each row",
+    "wanda": "remove the smallest products of weight and RMS input in each row; needs calibration text",
 }
 
 Mask = Callable[[np.ndarray], np.ndarray]
@@ -23,9 +23,9 @@ Mask = Callable[[np.ndarray], np.ndarray]
 
 
 def keep_fraction(sparsity: float) -> Mask:
-    """Return a mask that keeps the highest scores of each row, except for a fraction `sparsity`.
+    """Return a mask that drops the fraction `sparsity` with the lowest scores from each row.
 
-    Raises GemmaError for a fraction that is not between 0 and 1.
+    Raises GemmaError unless the fraction is at least 0 and less than 1.
     """
     if not 0 <= sparsity < 1:
         raise GemmaError(f"sparsity: {sparsity}, expected 0 or more and less than 1")
@@ -42,7 +42,7 @@ def keep_fraction(sparsity: float) -> Mask:
 
 
 def two_of_four(scores: np.ndarray) -> np.ndarray:
-    """Keep the two highest scores of every four neighbours, the pattern of sparse tensor cores.
+    """Keep the two highest of every four consecutive scores, the pattern of sparse tensor cores.
 
     scores [out, in] -> bool [out, in]. Raises GemmaError when the number of channels is not a multiple of four.
     """
@@ -55,9 +55,9 @@ def two_of_four(scores: np.ndarray) -> np.ndarray:
 
 
 def prune_weights(model: Gemma, keep: Mask, method: str, ids: np.ndarray | None = None) -> Iterator[tuple[str, Weight]]:
-    """Return all weights by name, with the matrices of the layers pruned; the embedding stays.
+    """Return all weights by name, with the matrices of the layers pruned; the embedding is unchanged.
 
-    ids [texts, T] calibrate Wanda. Raises GemmaError for an unknown method, and for Wanda without ids.
+    ids [texts, T]: calibration data for Wanda. Raises GemmaError for an unknown method, and for Wanda without ids.
     """
     if method not in PRUNING_METHODS:
         raise GemmaError(f"method: {method!r}, expected one of {', '.join(PRUNING_METHODS)}")
@@ -80,6 +80,6 @@ def prune_weights(model: Gemma, keep: Mask, method: str, ids: np.ndarray | None 
 
 
 def keep_sparsity(pruned: Mapping[str, np.ndarray]) -> Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]:
-    """Return a view of weights for a `Task` in which the weights that are zero in `pruned` stay zero."""
+    """Return a weight view for a `Task` that keeps the zeros of `pruned` at zero."""
     masks = {name: weight != 0 for name, weight in pruned.items() if weight.ndim == 2 and "embed" not in name}
     return lambda weights: {name: weight * masks[name] if name in masks else weight for name, weight in weights.items()}

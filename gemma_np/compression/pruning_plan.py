@@ -1,4 +1,4 @@
-"""A pruning plan in one line: `layers=20,intermediate-size=6912,kv-heads=2` or `wanda=2:4`."""
+"""A pruning plan, written as `layers=20,intermediate-size=6912,kv-heads=2` or `wanda=2:4`."""
 
 from dataclasses import dataclass
 
@@ -22,13 +22,13 @@ PARTS = {
     "intermediate-size": "feed-forward channels to keep in each layer",
     "kv-heads": "key-value heads to keep in each layer, with their query heads",
     "magnitude": "fraction of the smallest weights to set to zero, or 2:4",
-    "wanda": "the same, smallest by weight times typical input",
+    "wanda": "the same, with weights ranked by weight times RMS input",
 }
 
 
 @dataclass(frozen=True)
 class PruningPlan:
-    """What to prune; a part that is None stays as it is."""
+    """What to prune; a part that is None is not pruned."""
 
     layers: int | None = None
     drop_layers: tuple[int, ...] = ()
@@ -44,12 +44,12 @@ class PruningPlan:
 
     @property
     def leaves_zeros(self) -> bool:
-        """Return whether single weights are set to zero, which training has to keep at zero."""
+        """Return whether the plan sets single weights to zero, which training must keep at zero."""
         return self.magnitude is not None or self.wanda is not None
 
 
 def read_plan(text: str) -> PruningPlan:
-    """Parse a plan such as `layers=20,intermediate-size=6912`. Raises GemmaError when it is not one."""
+    """Parse a plan such as `layers=20,intermediate-size=6912`. Raises GemmaError when it is not valid."""
     parts: dict[str, object] = {}
     for item in text.split(","):
         name, _, value = item.strip().partition("=")
@@ -70,7 +70,7 @@ def read_plan(text: str) -> PruningPlan:
 def prune(model: Gemma, plan: PruningPlan, ids: np.ndarray | None) -> Gemma:
     """Return the pruned model: first whole parts, then single weights.
 
-    ids [texts, T] calibrate what is important. Raises GemmaError for parts that do not exist, and when ids are missing.
+    ids [texts, T]: calibration data. Raises GemmaError for parts that do not exist, and when the ids are missing.
     """
     if plan.needs_calibration and ids is None:
         raise GemmaError("this plan needs calibration text")

@@ -1,7 +1,7 @@
-"""Quantization-aware training: train with the weights that the model will have once it is quantized.
+"""Quantization-aware training: train with the weights rounded as they will be after quantization.
 
-The forward pass sees each matrix rounded to its grid. The gradient of the rounded weight goes straight through the
-rounding to the float weight behind it.
+The forward pass uses each matrix rounded to its grid. The gradient of the rounded weight is applied to the float weight
+unchanged.
 
 Source: Jacob et al., arXiv 1712.05877, section 3; Bengio et al., arXiv 1308.3432 (straight-through estimator).
 """
@@ -17,7 +17,7 @@ from gemma_np.weights.formats import dequantize
 
 @dataclass(frozen=True)
 class FakeQuantize:
-    """A view of weights for a `Task`: every matrix rounded as `quantize` rounds it, norms unchanged."""
+    """A weight view for a `Task`: every matrix is rounded as by `quantize`, norms are unchanged."""
 
     scheme: Scheme
 

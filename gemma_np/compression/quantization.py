@@ -1,9 +1,9 @@
 """Round weights to a grid of values, without calibration data.
 
-`quantize` rounds each weight to the nearest value of its grid. The grid reaches to the largest weight, or less far when
-that makes the squared error smaller. `gptq.py` and `awq.py` also look at the inputs of the weights.
+`quantize` rounds each weight to the nearest value of its grid. The grid extends to the largest weight, or is clipped to
+make the squared error smaller. `gptq.py` and `awq.py` also use statistics of the inputs.
 
-Sources: Jacob et al., arXiv 1712.05877 (scales and zero points); the OCP FP8 specification, arXiv 2209.05433.
+Sources: Jacob et al., arXiv 1712.05877 (scales and zero points); Micikevicius et al., arXiv 2209.05433 (FP8).
 """
 
 from collections.abc import Callable
@@ -34,17 +34,17 @@ from gemma_np.weights.linear import on_all_cores
 QUANTIZE_FORMATS = ("bfloat16", *QUANTIZED_FORMATS)
 
 _FLOAT8_LARGEST = 448.0
-_BLOCK = 2**20  # weights dequantized at once, by each core
+_BLOCK = 2**20  # weights dequantized at once by each core
 _SHRINKS = tuple(1 - step / 20 for step in range(11))  # 1.0 to 0.5
 
 
 @dataclass(frozen=True)
 class Scheme:
-    """How to quantize matrices. Raises GemmaError for values that do not go together."""
+    """How to quantize matrices. Raises GemmaError for invalid combinations of values."""
 
     format: str  # one of QUANTIZE_FORMATS
     group_size: int | None = None  # channels of a row that share a scale; None: all of them
-    zero_points: bool = False  # only int4: the grid need not be symmetric
+    zero_points: bool = False  # int4 only: use an asymmetric grid
     scale_dtype: DTypeLike = np.float32
 
     def __post_init__(self) -> None:
@@ -57,7 +57,7 @@ class Scheme:
             raise GemmaError(f"zero_points: for {self.format}, expected int4")
 
     def check(self, name: str, shape: tuple[int, ...]) -> None:
-        """Check that a weight of that shape can be quantized so. Raises GemmaError when it cannot."""
+        """Check that a weight of this shape fits the scheme. Raises GemmaError when it does not."""
         if self.group_size and shape[1] % self.group_size:
             raise GemmaError(f"{name}: {shape[1]} channels, expected a multiple of group_size={self.group_size}")
         if self.format == "int4" and shape[1] % 2:
@@ -69,7 +69,7 @@ GGUF_SCHEMES = {
     for name, row in FORMATS.items()
     if row.gguf
 }
-"""The schemes of the formats that GGUF has names for."""
+"""The schemes that give the formats of GGUF."""
 
 
 class Grid(NamedTuple):
@@ -81,20 +81,19 @@ class Grid(NamedTuple):
     highest: int
 
     def nearest(self, groups: np.ndarray) -> np.ndarray:
-        """Return the number of the value nearest to each weight: [out, groups, channels] -> the same, as floats."""
+        """Return the number of the grid value nearest to each weight: [out, groups, channels] -> same shape, floats."""
         steps = groups / np.where(self.scales, self.scales, 1)
         return np.clip(np.rint(steps) + self.zeros, self.lowest, self.highest)
 
     def values(self, numbers: np.ndarray) -> np.ndarray:
-        """Return the values of numbers: [out, groups, channels] -> the same."""
+        """Return the grid values of numbers: [out, groups, channels] -> same shape."""
         return self.scales * (numbers - self.zeros)
 
 
 def quantize(weight: Weight, scheme: Scheme, *, mse: bool = False) -> Stored:
-    """Round each weight to the nearest value of its grid, some rows at a time: weight [out, in].
+    """Round each weight to the nearest value of its grid, a few rows at a time: weight [out, in].
 
-    The grid reaches from the smallest to the largest weight of each group; with `mse`, it is clipped to the range of
-    least squared error.
+    The grid covers the weights of each group; with `mse`, it is clipped to the range with the least squared error.
     """
     scheme.check("weight", weight.shape)
 
@@ -111,7 +110,7 @@ def quantize(weight: Weight, scheme: Scheme, *, mse: bool = False) -> Stored:
 
 
 def minmax_grid(weight: np.ndarray, scheme: Scheme, shrink: float | np.ndarray = 1.0) -> Grid:
-    """Return the grid from the smallest to the largest weight of each group, or `shrink` times as far.
+    """Return the grid that covers the weights of each group, or `shrink` times that range.
 
     weight [out, in], shrink [out, groups, 1] or a number
     """
@@ -130,8 +129,10 @@ def minmax_grid(weight: np.ndarray, scheme: Scheme, shrink: float | np.ndarray =
 
 
 def mse_grid(weight: np.ndarray, scheme: Scheme) -> Grid:
-    """Return, for each group, the grid of least squared error among those clipped to 1.0, 0.95, ... 0.5 of the range:
-    weight [out, in]."""
+    """Return the grid with the least squared error for each group: weight [out, in].
+
+    The candidates are clipped to 1.0, 0.95, ... 0.5 of the range of the weights.
+    """
     groups = in_groups(weight, scheme)
     best = np.ones((*groups.shape[:2], 1), np.float32)
     least = np.full_like(best, np.inf)
@@ -148,7 +149,7 @@ def in_groups(weight: np.ndarray, scheme: Scheme) -> np.ndarray:
 
 
 def store(numbers: np.ndarray, grid: Grid, scheme: Scheme) -> Int8 | Int4:
-    """Return the stored weight of numbers [out, groups, channels] on a grid."""
+    """Return numbers [out, groups, channels] on a grid as a stored weight."""
     flat = numbers.reshape(len(numbers), -1)
     scales = grid.scales[..., 0].astype(scheme.scale_dtype)
     if scheme.format == "int4":
@@ -163,14 +164,14 @@ def _float8(weight: np.ndarray) -> Float8:
 
 
 def _at_least(scales: np.ndarray, dtype: DTypeLike) -> np.ndarray:
-    """Round float32 scales up to numbers of another dtype, so that the grid reaches as far."""
+    """Round float32 scales up to values of another dtype, so that the grid still covers all weights."""
     rounded = scales.astype(dtype)
     rounded = np.where(rounded < scales, np.nextafter(rounded, np.asarray(np.inf, dtype)), rounded)
     return rounded.astype(np.float32)
 
 
 def _by_rows(of_rows: Callable[[slice], Stored], shape: tuple[int, ...]) -> Stored:
-    """Build a weight of that shape some rows at a time, on all cores."""
+    """Build a weight of this shape a few rows at a time, on all cores."""
     size = max(1, _BLOCK // shape[1])
     blocks = [slice(start, start + size) for start in range(0, shape[0], size)]
     sample = of_rows(slice(0, 1))

@@ -1,4 +1,4 @@
-"""Quantize a whole model layer by layer: no more than one layer is ever dequantized."""
+"""Quantize a whole model, layer by layer: at most one layer is in memory as floats."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,10 +17,10 @@ from gemma_np.gemma import Gemma
 from gemma_np.weights.formats import Weight
 
 QUANTIZATION_METHODS = {
-    "round": "to the nearest value of the min-max grid",
-    "clip": "to the nearest value of the grid of least squared error",
-    "gptq": "channel by channel, the later ones compensating; needs calibration text",
-    "awq": "with a finer grid for channels with large inputs; needs calibration text",
+    "round": "round to the nearest value of a grid from minimum to maximum",
+    "clip": "the same, on the grid with the least squared error",
+    "gptq": "later channels compensate for earlier rounding errors; needs calibration text",
+    "awq": "finer steps for channels with large inputs; needs calibration text",
 }
 CALIBRATED = ("gptq", "awq")
 
@@ -30,10 +30,10 @@ def quantize_model(
 ) -> Iterator[tuple[str, Weight]]:
     """Return all weights by name in the order of use, quantized except for the norms.
 
-    ids [texts, T] calibrate the methods that need them (`calibration_ids`). The embedding is rounded, to a scheme of
-    its own if there is one.
+    ids [texts, T]: calibration data, for GPTQ and AWQ (see `calibration_ids`); embedding: the scheme of the embedding
+    (default: `scheme`), which is always rounded to nearest.
 
-    Raises GemmaError, before anything is computed, when a weight does not fit the scheme or is quantized already.
+    Raises GemmaError when called, before the first weight is computed, for what `check_quantization` refuses.
     """
     check_quantization(model, scheme, method, ids, embedding)
     return _quantize(model, scheme, method, ids if method in CALIBRATED else None, embedding or scheme)
@@ -42,7 +42,11 @@ def quantize_model(
 def check_quantization(
     model: Gemma, scheme: Scheme, method: str, ids: np.ndarray | None, embedding: Scheme | None
 ) -> None:
-    """Check what `quantize_model` needs, ids [texts, T] among it. Raises GemmaError when something is missing."""
+    """Check that `quantize_model` can run.
+
+    Raises GemmaError for an unknown method, for calibration data, ids [texts, T], that a method needs and does not get,
+    and when a weight does not fit the scheme or is already quantized.
+    """
     if method not in QUANTIZATION_METHODS:
         raise GemmaError(f"method: {method!r}, expected one of {', '.join(QUANTIZATION_METHODS)}")
     if method in CALIBRATED and ids is None:
@@ -80,10 +84,10 @@ def _quantize(
 def export_gguf(model: Gemma, format: str, path: Path) -> None:
     """Write a model to a .gguf file in Q8_0 or Q4_0, for llama.cpp and other GGUF readers.
 
-    A weight that is stored so already keeps its numbers; others are rounded on the grid of least squared error.
+    A weight that is already in this format keeps its numbers; others are rounded on the grid of least squared error.
 
-    Raises GemmaError when there is no tokenizer, when the number of channels is not a multiple of 32, and when GGUF
-    cannot describe the config.
+    Raises GemmaError for another format, when there is no tokenizer, when the channels of a matrix are not a multiple
+    of 32, and when GGUF cannot describe the config.
     """
     if format not in GGUF_SCHEMES:
         raise GemmaError(f"format: {format!r}, expected one of {', '.join(GGUF_SCHEMES)}")

@@ -1,8 +1,8 @@
-"""Structured pruning: remove feed-forward channels, key-value groups and layers. The result is a smaller Gemma.
+"""Structured pruning: remove layers, feed-forward channels and key-value heads. The result is a smaller Gemma.
 
-A config has one number for all layers, so every layer keeps the same number of channels and groups, each its own most
-important ones. Layers are removed so that local and global ones alternate as before, since many implementations derive
-the type of a layer from its position.
+A config has one size for all layers, so every layer keeps the same number of channels and heads: its most important
+ones. Layers are removed so that the pattern of local and global layers stays the same, since many implementations
+derive the type of a layer from its index.
 
 Sources: Muralidharan et al., arXiv 2407.14679 (importance by activations); Men et al., arXiv 2403.03853 (layers).
 """
@@ -25,15 +25,15 @@ from gemma_np.weights.formats import dequantize
 
 @dataclass(frozen=True)
 class Importance:
-    """How much each part of each layer contributes on sample texts."""
+    """The importance of each part of each layer, measured on sample texts."""
 
-    channels: np.ndarray  # [layers, F], energy that each feed-forward channel adds to the output
-    groups: np.ndarray  # [layers, K], the same of each key-value head with its query heads
+    channels: np.ndarray  # [layers, F], squared norm of what each feed-forward channel adds to the output
+    groups: np.ndarray  # [layers, K], the same for each key-value head with its query heads
     layers: np.ndarray  # [layers], 1 - cosine of the residual stream before and after
 
 
 def measure_importance(model: Gemma, ids: np.ndarray) -> Importance:
-    """Measure how much each part of a model contributes while it reads ids [texts, T]."""
+    """Measure the importance of each part of a model on ids [texts, T]."""
     from tqdm import tqdm
 
     config, weights = model.config, Scope(model.weights) / "model"
@@ -52,19 +52,19 @@ def measure_importance(model: Gemma, ids: np.ndarray) -> Importance:
 
 
 def _cosine(x: np.ndarray, y: np.ndarray) -> float:
-    """Return the mean cosine of the vectors of x and y, [T, D] each."""
+    """Return the mean cosine similarity of the vectors of x and y, [T, D] each."""
     return float(np.mean(np.vecdot(x, y) / (np.linalg.norm(x, axis=-1) * np.linalg.norm(y, axis=-1))))
 
 
 def choose_layers(importance: np.ndarray, config: GemmaConfig, keep: int) -> list[int]:
-    """Return the `keep` layers of greatest total importance that keep the pattern of local and global layers.
+    """Return the `keep` layers with the greatest total importance that keep the pattern of local and global layers.
 
-    importance [layers]. Raises GemmaError when there are no such layers.
+    importance [layers]. Raises GemmaError when no choice of layers keeps the pattern.
     """
     if not 0 < keep <= config.num_hidden_layers:
         raise GemmaError(f"layers: {keep} to keep, expected 1 to {config.num_hidden_layers}")
     pattern = layer_pattern(keep, config.layer_types.index(GLOBAL) if GLOBAL in config.layer_types else keep)
-    best: dict[int, tuple[float, list[int]]] = {0: (0.0, [])}  # number kept -> total importance, layers
+    best: dict[int, tuple[float, list[int]]] = {0: (0.0, [])}  # number of layers kept -> (total importance, layers)
     for layer, kind in enumerate(config.layer_types):
         for kept in sorted(best, reverse=True):
             if kept < keep and pattern[kept] == kind:
@@ -72,12 +72,12 @@ def choose_layers(importance: np.ndarray, config: GemmaConfig, keep: int) -> lis
                 longer = (total + float(importance[layer]), [*chosen, layer])
                 best[kept + 1] = max(best.get(kept + 1, longer), longer)
     if keep not in best:
-        raise GemmaError(f"layers: {keep} to keep, which does not fit the pattern of local and global layers")
+        raise GemmaError(f"layers: {keep} to keep, expected a number that fits the pattern of local and global layers")
     return best[keep][1]
 
 
 def keep_layers(model: Gemma, layers: Sequence[int]) -> Gemma:
-    """Return the model with only these layers, in their order. Raises GemmaError for a layer that does not exist."""
+    """Return the model with only these layers, in this order. Raises GemmaError for a layer that does not exist."""
     config = model.config
     _check_exist(layers, config)
     weights = {name: weight for name, weight in model.weights.items() if not name.startswith("model.layers.")}

@@ -1,10 +1,10 @@
-"""The adapter for lm-evaluation-harness (pip install "gemma-np[evaluation]").
+"""An adapter for lm-evaluation-harness (pip install "gemma-np[evaluation]").
 
-The harness finds a model by its name only after its module is imported, which `gemma-np lm-eval` does:
+The harness knows a model by name once its module has been imported, which `gemma-np lm-eval` does:
 
     gemma-np lm-eval --model gemma_np --model_args pretrained=google/gemma-2-2b --tasks mmlu --num_fewshot 5
 
-All arguments after `gemma-np lm-eval` are those of `lm_eval`. Tokenization, windows and truncation are those of the
+All arguments after `gemma-np lm-eval` are passed to `lm_eval`. Tokenization, windows and truncation follow the
 harness's own `hf` model.
 """
 
@@ -59,27 +59,27 @@ class GemmaHarness(TemplateLM):  # type: ignore[misc]
 
     @property
     def prefix_token_id(self) -> int:
-        """Return the id of `<bos>`, which comes before a text without a context."""
+        """Return the id of `<bos>`, the context of a text that has none."""
         return self.tokenizer.bos
 
     @property
     def tokenizer_name(self) -> str:
-        """Return the name that the harness's request cache uses."""
+        """Return the tokenizer name for the harness's request cache."""
         return "gemma_np"
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **ignored: Any) -> list[int]:
-        """Encode a text; `<bos>` comes first, once, unless `add_special_tokens` is False."""
+        """Encode a text, with one `<bos>` first unless `add_special_tokens` is False and the text has none."""
         return self.tokenizer.encode(string, bos=add_special_tokens is not False or string.startswith(BOS))
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """Format a conversation as the instruction-tuned models read it, with its control pieces as text."""
+        """Format a conversation for the instruction-tuned models, with control pieces written as text."""
         roles = {"assistant": "model"}
         turns = (f"{START_OF_TURN}{roles.get(turn['role'], turn['role'])}\n{turn['content']}" for turn in chat_history)
         text = BOS + f"{END_OF_TURN}\n".join(turns)
         return f"{text}{END_OF_TURN}\n{START_OF_TURN}model\n" if add_generation_prompt else text
 
     def chat_template(self, chat_template: bool | str = False) -> str:
-        """Return the name of the template, which the harness records."""
+        """Return the name of the chat template, for the harness's records."""
         return "gemma" if chat_template else ""
 
     def _loglikelihood_tokens(
@@ -93,7 +93,7 @@ class GemmaHarness(TemplateLM):  # type: ignore[misc]
         return [(likelihood.log_prob, likelihood.is_greedy) for likelihood in results]
 
     def _fitting(self, context: list[int], continuation: list[int]) -> Pair:
-        """Return the pair, with its context truncated on the left when both are too long."""
+        """Return the pair, with its context truncated on the left when the pair is too long."""
         room = self.max_length + 1 - len(continuation)
         if room < 1:
             raise GemmaError(f"{len(continuation)} tokens to score, expected at most {self.max_length}")
@@ -102,7 +102,7 @@ class GemmaHarness(TemplateLM):  # type: ignore[misc]
         return Pair(tuple(context[-room:]), tuple(continuation))
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
-        """Return log P of whole texts, in nats, in windows without overlap."""
+        """Return log P of whole texts, in nats, read in windows without overlap."""
         windows: list[Any] = []
         texts: list[int] = []
         for number, request in enumerate(requests):
@@ -116,7 +116,7 @@ class GemmaHarness(TemplateLM):  # type: ignore[misc]
         return totals
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """Generate the text after each context, up to a stop string; a common beginning of contexts is read once.
+        """Generate text after each context, up to a stop string; prefixes that contexts share are read once.
 
         Raises GemmaError when the context length has no room for the new tokens.
         """
@@ -127,7 +127,9 @@ class GemmaHarness(TemplateLM):  # type: ignore[misc]
         for number, limit in enumerate(limits):
             room = self.max_length - limit["max_gen_toks"]
             if room < 1:
-                raise GemmaError(f"{limit['max_gen_toks']} tokens to write, expected fewer than {self.max_length}")
+                raise GemmaError(
+                    f"max_gen_toks: {limit['max_gen_toks']}, expected less than the context length of {self.max_length}"
+                )
             ids = self.tok_encode(requests[number].args[0])
             if len(ids) > room:
                 _warn(f"a context of {len(ids)} tokens: only the last {room} are read")
@@ -146,7 +148,7 @@ class GemmaHarness(TemplateLM):  # type: ignore[misc]
         return written
 
     def _write(self, x: np.ndarray, cache: KVCache, limit: Mapping[str, Any]) -> str:
-        """Generate the text after a context, from its last x [D] and its cache."""
+        """Generate text after a context, from its last output x [D] and its cache."""
         stops = handle_stop_sequences(limit.get("until"), eos=EOS)
         sampling = Sampling(limit.get("temperature", 0.0), limit.get("top_k"), limit.get("top_p"))
         weights, config, text = self.model.weights, self.model.config, ""

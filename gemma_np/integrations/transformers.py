@@ -1,9 +1,9 @@
-"""Capture the intermediates of a model of `transformers`, by the names of our records.
+"""Capture the intermediates of a `transformers` model under the names of our records.
 
-Hooks on its modules give their inputs and outputs; the library's registry of attention functions lets one record what
-happens between queries and probabilities. Capture another framework in the same way: for each name that
-`gemma-np records` prints, find the line that computes it, and keep a copy in the dtype it has; then write the copies
-with any safetensors library. Leave out what you cannot reach.
+Hooks record the inputs and outputs of modules; a registered attention function records what is computed between
+queries and probabilities. To capture another framework, do the same: for each name that `gemma-np records` prints, find
+the line that computes it and keep a copy in its dtype; then write the copies with any safetensors library. Leave out
+what you cannot reach.
 """
 
 import sys
@@ -20,11 +20,11 @@ _ATTENTION = "gemma_np_recorded"
 def capture_transformers(
     model: Any, ids: ArrayLike, *, lengths: Sequence[int] | None = None, cache: Any = None
 ) -> dict[str, np.ndarray]:
-    """Return every record of a Gemma, Gemma2 or Gemma3 text model of transformers, by the names of a trace.
+    """Return every record of a Gemma, Gemma2 or Gemma3 text model of transformers, under the names of a trace.
 
-    ids [T]; lengths: the number of tokens in each pass, of which all but the first read with the cache (default: one
-    pass over all ids); cache: an empty cache of the framework (default: the one that the model makes, which drops keys
-    that a window has passed). 16-bit records keep their dtype (bfloat16 as of ml_dtypes). The model is left as it was.
+    ids [T]; lengths: the number of tokens in each pass; later passes use the cache (default: one pass over all ids);
+    cache: an empty cache of transformers (default: the model's own, which drops keys outside the window). Records keep
+    their dtype; bfloat16 is that of ml_dtypes. The model itself is not changed.
     """
     import torch
 
@@ -42,7 +42,7 @@ def capture_transformers(
 
 
 def _recorded_pass(model: Any, ids: Any, cache: Any, record: dict[str, Any]) -> Any:
-    """Run the model on ids [1, T], and put its intermediates into the record."""
+    """Run the model on ids [1, T] and record its intermediates."""
     import torch
 
     implementation = model.config._attn_implementation
@@ -51,7 +51,7 @@ def _recorded_pass(model: Any, ids: Any, cache: Any, record: dict[str, Any]) -> 
         model.config._attn_implementation = _ATTENTION
         for hook in _hooks(model, record):
             stack.callback(hook.remove)
-        with torch.no_grad():  # the record reaches the attention function as a keyword of the forward pass
+        with torch.no_grad():  # the forward pass hands the record on to the attention function
             output = model(ids, past_key_values=cache, use_cache=True, gemma_np_record=record)
     if getattr(model.config, "final_logit_softcapping", None):
         record["logits_capped"] = output.logits
@@ -68,7 +68,7 @@ def _as_numpy(tensor: Any) -> np.ndarray:
 
 
 def _hooks(model: Any, record: dict[str, Any]) -> Iterator[Any]:
-    """Register hooks that put the inputs and outputs of the model's parts into the record, and yield them."""
+    """Register hooks that record the inputs and outputs of the model's modules; yield the hooks."""
 
     def out(part: Any, name: str, head_dim: int | None = None) -> Any:
         def keep(_module: Any, _inputs: Any, output: Any) -> None:
@@ -112,7 +112,7 @@ def _hooks(model: Any, record: dict[str, Any]) -> Iterator[Any]:
 
 
 def _register_attention() -> None:
-    """Register the attention function that records, and the mask that goes with it, with transformers."""
+    """Register the recording attention function, with the mask of eager attention, in transformers."""
     import transformers
     from transformers.masking_utils import AttentionMaskInterface, eager_mask
 
@@ -132,7 +132,7 @@ def _recorded_attention(
     softcap: float | None = None,
     **rest: Any,
 ) -> Any:
-    """Call the framework's eager attention, and record its inputs, scores and probabilities."""
+    """Call eager attention, and record its inputs, scores and probabilities."""
     import torch
 
     eager: Callable[..., Any] = sys.modules[type(module).__module__].eager_attention_forward
