@@ -1,6 +1,6 @@
 """Collect what a model does with one text: attention, residual stream, logit lens, next tokens.
 
-Source: nostalgebraist, "interpreting GPT: the logit lens" (2020), for reading the residual stream through the head.
+Source: nostalgebraist, "interpreting GPT: the logit lens" (2020), on reading the residual stream through the head.
 """
 
 import math
@@ -17,26 +17,26 @@ from gemma_np.model.transformer import lm_head, transformer
 from gemma_np.scope import Record
 
 LONGEST = 256
-"""Tokens; every layer and head has a map of T by T, and larger ones cannot be read."""
+"""Tokens; every layer and head has a T by T map, and larger ones are unreadable."""
 
 LENS_TOKENS, NEXT_TOKENS = 5, 10
 
 
 @dataclass(frozen=True, kw_only=True)
 class Inspection:
-    """One text through one model of L layers."""
+    """What the page shows about one text and one model of L layers."""
 
-    ids: list[int]  # T of them
-    tokens: list[str]  # their pieces, with U+2581 for a space
+    ids: list[int]  # [T]
+    tokens: list[str]  # [T], their pieces, with U+2581 for a space
     attention: np.ndarray  # [L, H, T, T], probabilities
-    residual: np.ndarray  # [L + 1, T], root mean square of the residual stream, first that of the embedding
-    lens_tokens: np.ndarray  # [L, T, 5], pieces that each layer's residual stream would predict
+    residual: np.ndarray  # [L + 1, T], RMS of the residual stream: the embedding, then after each layer
+    lens_tokens: np.ndarray  # [L, T, 5], pieces that the residual stream after each layer predicts
     lens_probs: np.ndarray  # [L, T, 5]
     next_tokens: np.ndarray  # [T, 10], pieces of the most likely next tokens
     next_logits: np.ndarray  # [T, 10], before the final cap
     next_uncapped: np.ndarray  # [T, 10], probabilities without the final cap
     next_probs: np.ndarray  # [T, 10], probabilities
-    entropy: np.ndarray  # [T], bits, of the distribution of the next token
+    entropy: np.ndarray  # [T], bits, of the next token's distribution
     surprise: np.ndarray  # [T - 1], bits, -log2 P of each token from the second on
 
 
@@ -48,9 +48,9 @@ class _PageRecord(Record):
 
 
 def inspect_text(model: Gemma, text: str, progress: Callable[[list], Iterable] = list) -> Inspection:
-    """Read a text and collect what the page shows; progress: wraps the layers of the logit lens, such as tqdm.
+    """Read a text and collect what the page shows; progress: wraps the layers of the logit lens, as tqdm does.
 
-    Raises GemmaError for an empty text, one of more than 256 tokens, and a model without a tokenizer.
+    Raises GemmaError for an empty text, a text of more than 256 tokens, and a model without a tokenizer.
     """
     tokenizer, layers = model.require_tokenizer(), range(model.config.num_hidden_layers)
     if not text:

@@ -1,4 +1,4 @@
-"""An inspection as one page of HTML that needs no network and no library."""
+"""Write an inspection as one HTML page that needs no network and no library."""
 
 import base64
 import json
@@ -16,7 +16,7 @@ _TEMPLATE = Path(__file__).parent / "page.html"
 def page(inspection: Inspection, config: GemmaConfig, name: str) -> str:
     """Return the HTML page of an inspection; name: of the model."""
     data = json.dumps(_data(inspection, config, name), ensure_ascii=False, separators=(",", ":"))
-    # In a script element "</script>" would end it, and "<!--" would open a comment.
+    # Within a script element, "</script>" would end it and "<!--" would open a comment.
     return _TEMPLATE.read_text(encoding="utf-8").replace("{{data}}", data.replace("<", "\\u003c"))
 
 
@@ -29,7 +29,7 @@ def _data(inspection: Inspection, config: GemmaConfig, name: str) -> dict[str, A
         "cap": config.final_logit_softcapping,
         "ids": inspection.ids,
         "tokens": inspection.tokens,
-        # probabilities as whole numbers out of 65,535: half the bytes of float32
+        # probabilities as integers from 0 to 65,535: half the bytes of float32
         "attention": base64.b64encode(np.round(inspection.attention * 65535).astype("<u2").tobytes()).decode(),
         "residual": _rounded(inspection.residual),
         "lensTokens": inspection.lens_tokens.tolist(),

@@ -1,1 +1,1 @@
-"""Check other implementations: trace the reference, compare dumps with it, and diagnose what is wrong."""
+"""Check other implementations: trace the reference, compare dumps with it, diagnose mistakes."""

@@ -1,5 +1,4 @@
-"""Compare a dump with a reference, record by record: which records differ, where, and by how much more than rounding
-explains."""
+"""Compare a dump with a reference, record by record: find which records differ, where, and by how much."""
 
 from collections.abc import Sequence
 from itertools import permutations
@@ -12,30 +11,31 @@ from gemma_np.oracle.noise import Records, exact, noise_thresholds, relative_err
 from gemma_np.oracle.trace import Reference
 
 STATUSES = ("OK", "DIFF", "SHAPE", "MISSING", "EXTRA")
-"""The verdicts on a record: right, wrong, of another shape, missing from the dump, missing from the trace."""
+"""The possible results for a record: equal, different, of another shape, missing from the dump or from the trace."""
 
 
 class Row(NamedTuple):
-    """The verdict on one record."""
+    """The result for one record."""
 
     key: str
     status: str  # one of STATUSES
-    error: float = 0.0  # largest difference / largest number expected
+    error: float = 0.0  # largest difference / largest expected number
     threshold: float = 0.0  # the largest error that passes
     where: tuple[int, ...] = ()  # the index of the largest difference
     note: str = ""
 
     @property
     def differs(self) -> bool:
-        """Return whether the record is present and differs."""
+        """Return whether the record is in the dump and differs."""
         return self.status in ("DIFF", "SHAPE")
 
 
 def compare(reference: Reference, theirs: Records, dtype: str, *, isolate: bool = False) -> list[Row]:
     """Return a row for each record of a float64 reference, in the order of execution.
 
-    theirs: records as `gemma_np.oracle.dump.align_dump` returns them; dtype: that of their computation. With `isolate`,
-    each is compared with what the reference computes from *their* inputs, so that an inherited error does not count.
+    theirs: records as `gemma_np.oracle.dump.align_dump` returns them; dtype: that of their computation. With
+    `isolate`, each record is compared with what the reference computes from *their* inputs, so that errors of earlier
+    records do not count.
     """
     comparable = of_the_right_shape(reference, theirs)
     expectation = isolated if isolate else exact
@@ -54,23 +54,23 @@ def compare(reference: Reference, theirs: Records, dtype: str, *, isolate: bool 
 
 
 def of_the_right_shape(reference: Reference, theirs: Records) -> Records:
-    """Return those of their records that can be compared."""
+    """Return their records that have the shape of the reference's."""
     return {key: record for key, record in theirs.items() if record.shape == reference.slices[key].shape}
 
 
 def _shape_note(found: tuple[int, ...], expected: tuple[int, ...]) -> str:
-    """Say how a shape is wrong, and whether another order of the axes fixes it."""
+    """Describe how a shape is wrong, and the transpose that fixes it, if there is one."""
     note = f"shape {found}, expected {expected}"
     for order in permutations(range(len(expected))):
         if len(found) == len(expected) and tuple(found[axis] for axis in order) == expected:
-            return f"{note}: this is the transpose; transpose({', '.join(map(str, order))}) fixes it"
+            return f"{note}: the axes are in another order; transpose({', '.join(map(str, order))}) fixes it"
     if int(np.prod(found)) == int(np.prod(expected)):
-        return f"{note}: as many numbers, in other axes"
+        return f"{note}: the same number of elements, in other axes"
     return note
 
 
 def describe_comparison(rows: Sequence[Row]) -> list[str]:
-    """Return the lines of a table of at least one row, with the number of records of each status below."""
+    """Return the lines of a table of at least one row, with the number of records of each status at the end."""
     width = max(len(row.key) for row in rows)
     lines = [f"{'record':{width}}  status   error    passes   where it is largest"]
     for row in rows:
@@ -81,4 +81,4 @@ def describe_comparison(rows: Sequence[Row]) -> list[str]:
     counts = {status: sum(row.status == status for row in rows) for status in STATUSES}
     lines.append(", ".join(f"{count} {status}" for status, count in counts.items() if count))
     first = next((row for row in rows if row.differs), None)
-    return [*lines, f"the first that differs: {first.key}"] if first else lines
+    return [*lines, f"first difference: {first.key}"] if first else lines

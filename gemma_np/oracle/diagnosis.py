@@ -1,7 +1,7 @@
-"""Find the mistake in a dump: which entry of the catalogue, or which two, give the same numbers.
+"""Find the mistake in a dump: which entry of the catalogue, or which two, reproduce its numbers.
 
-Each operation is first compared with the reference on its own inputs. Then each mistake that may show in the wrong
-records is injected into the reference: if all records agree with it, that is the one.
+Each operation of the dump is first compared with the reference on the dump's own inputs. Then each mistake that can
+explain the wrong records is injected into the reference; the right one makes all records agree.
 """
 
 import inspect
@@ -21,7 +21,7 @@ from gemma_np.oracle.signatures import signatures
 from gemma_np.oracle.trace import Reference
 
 _NEARLY = 30
-"""An explanation with an error below this is tried again with the noise of the mistaken model itself."""
+"""An explanation whose error is below this many thresholds is tried again with the noise of the mistaken model."""
 
 _MOST_LINES = 3
 
@@ -30,33 +30,33 @@ class Explanation(NamedTuple):
     """One mistake, or two together, injected into the reference."""
 
     mistakes: tuple[Mistake, ...]
-    error: float  # the largest error that remains, in units of what passes
-    num_wrong: int  # how many records are still wrong
+    error: float  # the largest remaining error, in units of its threshold
+    num_wrong: int  # the number of records that are still wrong
 
     @property
     def explains(self) -> bool:
-        """Return whether no record is wrong any more."""
+        """Return whether the mistakes explain all records."""
         return self.num_wrong == 0
 
 
 class Diagnosis(NamedTuple):
     """The result of `diagnose`."""
 
-    wrong: dict[str, float]  # records that are wrong given their inputs: error, in units of what passes
-    explanations: list[Explanation]  # the best first; empty when nothing is wrong
-    signatures: list[str]  # what shows in the numbers without trying any mistake
+    wrong: dict[str, float]  # records that are wrong given their inputs: error, in units of its threshold
+    explanations: list[Explanation]  # best first; empty when nothing is wrong
+    signatures: list[str]  # what the numbers show by themselves
 
     @property
     def mistakes(self) -> tuple[Mistake, ...]:
-        """Return the mistakes that explain the dump; empty when no known one does."""
+        """Return the mistakes that explain the dump; empty when no known mistake does."""
         return self.explanations[0].mistakes if self.explanations and self.explanations[0].explains else ()
 
 
 def diagnose(reference: Reference, theirs: Records, dtype: str) -> Diagnosis:
-    """Explain a dump by the mistakes of the catalogue: by one, or by two if no single one is enough.
+    """Explain a dump by one mistake of the catalogue, or by two if no single one explains it.
 
-    reference: in float64; theirs: records as `gemma_np.oracle.dump.align_dump` returns them, all or some; dtype: that
-    of their computation.
+    reference: in float64; theirs: some or all records, as `gemma_np.oracle.dump.align_dump` returns them; dtype:
+    that of their computation.
     """
     from tqdm import tqdm
 
@@ -82,14 +82,14 @@ def diagnose(reference: Reference, theirs: Records, dtype: str) -> Diagnosis:
 
 
 def _excesses(reference: Reference, theirs: Records, thresholds: Mapping[str, float]) -> dict[str, float]:
-    """Return the isolated error of each record, in units of what passes."""
-    with np.errstate(all="ignore"):  # a mistake may well divide by zero
+    """Return the isolated error of each record, in units of its threshold."""
+    with np.errstate(all="ignore"):  # a mistake may divide by zero
         errors = relative_errors(reference, theirs, isolated(reference, theirs))
     return {key: error / thresholds[key] if np.isfinite(error) else np.inf for key, (error, _) in errors.items()}
 
 
 def _can_explain(mistake: Mistake, reference: Reference, wrong: Mapping[str, float], theirs: Records) -> bool:
-    """Return whether a mistake exists in such a model, and shows in a wrong record, or in none that is there."""
+    """Return whether a mistake applies to the model and shows in a wrong record, or only in records not in the dump."""
     if reference.config.model_type not in mistake.models:
         return False
     if any(fnmatchcase(key, pattern) for key in wrong for pattern in mistake.shows):
@@ -112,7 +112,7 @@ def _rank(explanation: Explanation) -> tuple[int, float]:
 
 
 def source_of_right(mistake: Mistake) -> str:
-    """Return file, line and name of the function that has it right."""
+    """Return the file, line and name of the function that does it right."""
     right = inspect.unwrap(mistake.right)
     _, first_line = inspect.getsourcelines(right)
     file = Path(inspect.getsourcefile(right) or "")
@@ -122,21 +122,21 @@ def source_of_right(mistake: Mistake) -> str:
 def describe_diagnosis(diagnosis: Diagnosis) -> list[str]:
     """Return the lines of a report: the wrong records, the mistakes that explain them, and how to fix them."""
     if not diagnosis.wrong:
-        return ["Nothing is wrong: every record is what the reference computes from its inputs, up to rounding."]
+        return ["Nothing is wrong: every record equals what the reference computes from its inputs, up to rounding."]
     first_wrong = list(diagnosis.wrong.items())[:_MOST_LINES]
-    lines = [f"{len(diagnosis.wrong)} records are wrong given their inputs, the first of them:"]
-    lines += [f"  {key}: {excess:.3g} times what rounding explains" for key, excess in first_wrong]
+    lines = [f"{len(diagnosis.wrong)} records are wrong given their inputs; the first ones are:"]
+    lines += [f"  {key}: {excess:.3g} times the error that rounding explains" for key, excess in first_wrong]
     if diagnosis.signatures:
         lines += ["The numbers themselves show:", *(f"  {line}" for line in diagnosis.signatures[:_MOST_LINES])]
     if not diagnosis.mistakes:
-        lines.append(f"None of the known mistakes explains the dump. Look at what computes {first_wrong[0][0]}.")
+        lines.append(f"None of the known mistakes explains the dump. Check the code that computes {first_wrong[0][0]}.")
         return lines
     for mistake in diagnosis.mistakes:
         lines += [f"{mistake.id}: {mistake.instead}", f"  right: {source_of_right(mistake)}", f"  fix: {mistake.fix}"]
     before, after = max(diagnosis.wrong.values()), diagnosis.explanations[0].error
-    lines.append(f"  error before and after, in units of what rounding explains: {before:.3g}, {after:.3g}")
+    lines.append(f"  error without and with it, in units of what rounding explains: {before:.3g}, {after:.3g}")
     others = [explanation.mistakes for explanation in diagnosis.explanations[1:] if explanation.explains]
     if others:
         names = "; ".join(" and ".join(mistake.id for mistake in mistakes) for mistakes in others)
-        lines.append(f"  the same numbers would come from: {names}")
+        lines.append(f"  other explanations: {names}")
     return lines

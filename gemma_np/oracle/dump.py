@@ -1,6 +1,6 @@
-"""A dump: intermediates of some implementation in a safetensors file, under our names or its own.
+"""Read a dump: the intermediates of another implementation in a safetensors file, under our names or its own.
 
-A name map is a JSON file from their names to ours, where `{layer}` stands for the number of the layer:
+A name map is a JSON file from their names to ours, where `{layer}` stands for the layer number:
 
     {"blk.{layer}.attn_q": "layers.{layer}.self_attn.q", "result_norm": "norm"}
 """
@@ -22,7 +22,7 @@ from gemma_np.oracle.trace import RecordSlice, Reference
 
 
 class Dump(NamedTuple):
-    """The content of a dump file. Config, passes and model are None where its metadata lacks them."""
+    """The content of a dump file. Config, passes and model are None when the metadata lacks them."""
 
     path: Path
     records: dict[str, np.ndarray]  # memory-mapped, by the names of `gemma_np.oracle.trace`
@@ -32,7 +32,7 @@ class Dump(NamedTuple):
 
     @property
     def dtype(self) -> str:
-        """Return the coarsest dtype among the records, which should be that of the computation."""
+        """Return the coarsest dtype among the records, which is probably that of the computation."""
         coarsest_first = ("float16", "bfloat16", "float32", "float64")
         stored = {record.dtype.name for record in self.records.values()}
         return next(name for name in coarsest_first if name in stored)
@@ -41,7 +41,7 @@ class Dump(NamedTuple):
 def read_dump(path: str | Path, name_map: str | Path | None = None) -> Dump:
     """Read a dump.
 
-    Raises GemmaError for a damaged file, a file without records, and a name map that is no JSON object.
+    Raises GemmaError for a damaged file, a file without records, and a name map that is not a JSON object.
     """
     path = Path(path)
     if not path.is_file():
@@ -51,7 +51,7 @@ def read_dump(path: str | Path, name_map: str | Path | None = None) -> Dump:
         translate(name): tensor.mapped for name, tensor in stored_tensors(path).items() if tensor.mapped is not None
     }
     if not records:
-        raise GemmaError(f"{path}: no records, expected intermediates by the names that gemma-np records prints")
+        raise GemmaError(f"{path}: no records, expected intermediates under the names that gemma-np records prints")
     metadata = read_metadata(path)
     try:
         config = config_from_json(json.loads(metadata["config"])) if "config" in metadata else None
@@ -62,31 +62,31 @@ def read_dump(path: str | Path, name_map: str | Path | None = None) -> Dump:
 
 
 def align_dump(dump: Dump, reference: Reference) -> dict[str, np.ndarray]:
-    """Return the records in the order of execution, in the shapes of the reference where that takes no guess.
+    """Return the records in the order of execution, with shapes matched to the reference where this is unambiguous.
 
-    A batch axis of length 1 is dropped, and keys that a ring has dropped are filled in with zeros.
+    A batch axis of length 1 is dropped, and keys that a ring buffer has dropped are filled with zeros.
 
-    Raises GemmaError for names that no record has (with the nearest that one has), and for NaN and infinity.
+    Raises GemmaError for unknown names (suggesting similar ones), and for NaN and infinity.
     """
     known = reference.slices
     for name in dump.records:
         if name not in known:
             near = difflib.get_close_matches(name, known, 3, 0.5)
-            hint = f"nearest: {', '.join(near)}" if near else "gemma-np records lists them"
+            hint = f"similar: {', '.join(near)}" if near else "gemma-np records lists all names"
             raise GemmaError(f"{dump.path}: {name}: no record has this name ({hint}); --name-map maps other names")
     records = {}
     for key, record_slice in known.items():
         if key in dump.records:
             records[key] = record = _align(dump.records[key], record_slice)
-            # Masked scores may be -inf, where a mask was added to them.
+            # Scores may be -inf where a mask was added to them.
             if record_slice.masked is None and not np.isfinite(np.asarray(record, np.float32)).all():
-                raise GemmaError(f"{dump.path}: {key}: has NaN or infinity, the first record that does")
+                raise GemmaError(f"{dump.path}: {key}: has NaN or infinity; it is the first such record")
     return records
 
 
 def _align(record: np.ndarray, record_slice: RecordSlice) -> np.ndarray:
-    """Drop a batch axis of length 1, and fill in the keys that a ring has dropped: they are masked, and their
-    probabilities zero."""
+    """Drop a batch axis of length 1, and fill in the keys that a ring buffer has dropped: these are masked, so their
+    probabilities are zero."""
     shape = record_slice.shape
     if record.ndim == len(shape) + 1 and record.shape[0] == 1:
         record = record[0]
@@ -97,7 +97,7 @@ def _align(record: np.ndarray, record_slice: RecordSlice) -> np.ndarray:
 
 
 def _translation(name_map: str | Path | None) -> Callable[[str], str]:
-    """Make a function from their names to ours."""
+    """Return a function from their names to ours."""
     if name_map is None:
         return lambda name: name
     try:

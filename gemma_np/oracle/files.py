@@ -1,4 +1,4 @@
-"""Plan, compare and diagnose from files: what `gemma-np trace`, `compare` and `diagnose` do, in one call each."""
+"""Plan passes, compare files and diagnose a file: `gemma-np trace`, `compare` and `diagnose` as functions."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,13 +15,13 @@ from gemma_np.oracle.trace import Passes, Reference
 def plan_passes(
     model: Gemma, prompt: str | Sequence[int], *, chunk: int | None = None, decode: int = 0
 ) -> list[list[int]]:
-    """Return the token ids of each pass that `write_trace` is to record.
+    """Return the token ids of each pass for `write_trace`.
 
-    prompt: a text, or token ids as they are; chunk: tokens in each pass over the prompt (default: all in one); decode:
-    how many tokens to add greedily, one in each pass.
+    prompt: a text or token ids; chunk: number of tokens in each pass over the prompt (default: all in one); decode:
+    number of tokens to generate greedily after it, one in each pass.
 
-    Raises GemmaError for an empty prompt, ids that the model cannot read, a text without a tokenizer, and numbers of
-    tokens that are too small.
+    Raises GemmaError for an empty prompt, invalid ids, a text when there is no tokenizer, and a `chunk` or `decode` out
+    of range.
     """
     if chunk is not None and chunk < 1:
         raise GemmaError(f"chunk: {chunk}, expected at least 1")
@@ -50,13 +50,13 @@ def compare_files(
     dtype: str | None = None,
     isolate: bool = False,
 ) -> list[Row]:
-    """Compare a dump with a trace of the same token ids: a row for each record of either, in the order of execution.
+    """Compare a dump with a trace of the same token ids; return a row for each record, in the order of execution.
 
     trace: written by `write_trace`; theirs: a safetensors file; model: the weights (default: those that the trace
     names); name_map: a JSON file, see `gemma_np.oracle.dump`; dtype: that of their computation (default: the file's);
-    isolate: see `compare`. Records that the trace lacks are EXTRA.
+    isolate: see `compare`. Records that are only in the dump are EXTRA.
 
-    Raises GemmaError when a file cannot be read, or when the files are of other models or token ids.
+    Raises GemmaError when a file cannot be read, or when the files have different models or token ids.
     """
     ours, dump = read_dump(trace), read_dump(theirs, name_map)
     reference = _reference(model or ours.model, [ours, dump])
@@ -76,13 +76,13 @@ def diagnose_file(
     name_map: str | Path | None = None,
     dtype: str | None = None,
 ) -> Diagnosis:
-    """Find the known mistake, or the two, that explain a dump.
+    """Find the known mistake, or pair of mistakes, that explains a dump.
 
-    theirs: a safetensors file with all records or some; model: the weights (default: those that its metadata names);
-    ids: the tokens of its only pass (default: the `passes` of its metadata); name_map and dtype as of `compare_files`.
+    theirs: a safetensors file with some or all records; model: the weights (default: those that its metadata names);
+    ids: the tokens of its single pass (default: `passes` in its metadata); name_map, dtype: as for `compare_files`.
 
-    Raises GemmaError when the file cannot be read, when it is of another model or other token ids, and when neither
-    the arguments nor its metadata say which.
+    Raises GemmaError when the file cannot be read, when it has another model or other token ids, and when neither the
+    arguments nor its metadata name them.
     """
     dump = read_dump(theirs, name_map)
     reference = _reference(model or dump.model, [dump], passes=None if ids is None else [list(ids)])
@@ -90,23 +90,23 @@ def diagnose_file(
 
 
 def _reference(model_name: str | Path | None, dumps: Sequence[Dump], passes: Passes | None = None) -> Reference:
-    """Load the model in float64, with the passes of all dumps, which must be the same."""
+    """Load the model in float64; the passes are those of the dumps, which must agree."""
     path = dumps[-1].path
     if model_name is None:
-        raise GemmaError(f"{dumps[0].path}: names no model, expected --model or metadata `model`")
+        raise GemmaError(f"{dumps[0].path}: names no model, expected --model or `model` in the metadata")
     model = load(model_name, "float64")
     for dump in dumps:
         if dump.config is not None and dump.config != model.config:
             fields = vars(model.config)
             field = next(field for field in fields if getattr(dump.config, field) != fields[field])
             raise GemmaError(
-                f"{dump.path}: is of a model with {field}={getattr(dump.config, field)}, "
+                f"{dump.path}: from a model with {field}={getattr(dump.config, field)}, "
                 f"expected {fields[field]} as in {model_name}"
             )
         passes = passes or dump.passes
         if dump.passes is not None and dump.passes != passes:
-            raise GemmaError(f"{dump.path}: is of token ids {dump.passes}, expected {passes}")
+            raise GemmaError(f"{dump.path}: from token ids {dump.passes}, expected {passes}")
     if passes is None:
-        raise GemmaError(f"{path}: does not say which token ids it is of, expected --ids or metadata `passes`")
+        raise GemmaError(f"{path}: names no token ids, expected --ids or `passes` in the metadata")
     validate_token_ids([token for ids in passes for token in ids], model.config)
     return Reference(model, passes)

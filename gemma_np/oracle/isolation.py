@@ -1,7 +1,7 @@
-"""Judge each operation on its own inputs: the reference recomputes every record from *their* records before it.
+"""Check each operation in isolation: the reference recomputes every record from *their* earlier records.
 
-A tape keeps each value that the reference computes, then puts theirs in its place. So an operation that is wrong stands
-out, and one that only inherits an error does not; when several are wrong, all of them show.
+A tape records each value that the reference computes and replaces it by theirs. So every wrong operation shows, and
+correct operations on wrong inputs do not.
 """
 
 from collections.abc import Mapping
@@ -12,9 +12,9 @@ from gemma_np.oracle.trace import RecordSlice, Reference
 
 
 def isolated(reference: Reference, theirs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Return what a float64 reference computes from their inputs, for each of their records, by the same names.
+    """Return what a float64 reference computes from their inputs, for each of their records by name.
 
-    A record that they lack is recomputed on the way.
+    Records that they lack are recomputed.
     """
     by_name: dict[str, list[RecordSlice]] = {}
     for key in theirs:

@@ -1,9 +1,9 @@
-"""How far a correct implementation may be off: the error that rounding alone causes, measured record by record.
+"""Measure, record by record, the error that rounding alone may cause in a correct implementation.
 
 The reference runs in float64, and again with every intermediate rounded to the dtype in question: once to the nearest
-number, and some times up or down at random. The differences are the noise of this dtype, and a record passes when its
-error is at most a multiple of it. For float32 the reference in float32 is one more such run: there, rounding inside of
-the sums is as large as that of their results.
+number, and a few times up or down at random. The differences are the noise of this dtype; a record passes when its
+error is at most a multiple of the noise. For float32, a run of the reference in float32 is added, because rounding
+inside the sums is then as large as rounding of their results.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -17,8 +17,8 @@ from gemma_np.oracle.trace import Reference
 from gemma_np.scope import Tape
 
 SAFETY_FACTOR = {"float64": 32.0, "float32": 32.0, "bfloat16": 8.0, "float16": 8.0}
-"""How many times the measured noise passes. A correct implementation rounds in more places, and sums in another order:
-a naive sum of thousands of float32 numbers is some ten times less exact than a BLAS's."""
+"""Thresholds in multiples of the measured noise. Correct implementations round in more places and sum in other orders:
+a naive sum of thousands of float32 numbers is about ten times less accurate than that of a BLAS."""
 
 EPS = {"float64": 2.0**-52, "float32": 2.0**-23, "bfloat16": 2.0**-7, "float16": 2.0**-10}
 _TRIALS = 4
@@ -29,7 +29,7 @@ Expectation = Callable[[Reference, Records], Records]
 
 
 def noise_thresholds(reference: Reference, keys: Iterable[str], dtype: str, expected: Expectation) -> dict[str, float]:
-    """Return the relative error that passes for each of the named records, when they are compared with `expected`.
+    """Return the largest relative error that passes, for each of the named records compared with `expected`.
 
     Raises GemmaError for a dtype without measured noise.
     """
@@ -45,8 +45,8 @@ def noise_thresholds(reference: Reference, keys: Iterable[str], dtype: str, expe
 
 
 def _rounded(reference: Reference, dtype: str, trial: int) -> Records:
-    """Return the records of a run whose intermediates are rounded: to the nearest in the first trial, at random in the
-    others; the last computes in float32 itself."""
+    """Return the records of a run whose intermediates are rounded: to the nearest number in the first trial, up or down
+    at random in later ones. An additional last trial computes in float32."""
     if trial == _TRIALS:
         weights = {name: weight.astype(np.float32) for name, weight in reference.model.weights.items()}
         model = replace(reference.model, weights=weights)
@@ -55,8 +55,8 @@ def _rounded(reference: Reference, dtype: str, trial: int) -> Records:
 
 
 def rounding_tape(dtype: str, generator: np.random.Generator | None = None) -> Tape:
-    """Make a tape that rounds every value to the dtype: to the nearest number or, with a generator, to one of its
-    neighbours at random."""
+    """Return a tape that rounds every value to the dtype: to the nearest number or, with a generator, up or down at
+    random."""
     target = ml_dtypes.bfloat16 if dtype == "bfloat16" else np.dtype(dtype)
 
     def tape(name: str, value: np.ndarray) -> np.ndarray:
@@ -68,7 +68,7 @@ def rounding_tape(dtype: str, generator: np.random.Generator | None = None) -> T
 
 
 def exact(reference: Reference, records: Records) -> Records:
-    """Return the reference's own records; an `Expectation` that does not depend on the records compared."""
+    """Return the reference's own records; an `Expectation` that does not depend on theirs."""
     return reference.records()
 
 
@@ -84,13 +84,12 @@ def relative_errors(reference: Reference, records: Records, expected: Records) -
 def relative_error(
     found: np.ndarray, expected: np.ndarray, masked: np.ndarray | None = None
 ) -> tuple[float, tuple[int, ...]]:
-    """Return the largest difference as a fraction of the largest number expected, and its index; masked numbers do not
-    count.
+    """Return the largest difference, as a fraction of the largest expected number, and its index. Skip masked numbers.
 
-    found, expected and masked [...], of one shape
+    found, expected and masked [...], all of the same shape
     """
     difference, size = np.abs(np.asarray(found, np.float64) - expected), np.abs(expected)
     if masked is not None:
         difference, size = np.where(masked, 0, difference), np.where(masked, 0, size)
-    where = np.unravel_index(int(difference.argmax()), difference.shape)  # argmax takes a NaN for the largest
+    where = np.unravel_index(int(difference.argmax()), difference.shape)  # argmax treats NaN as the largest
     return float(difference[where] / max(size.max(), 1e-300)), tuple(int(i) for i in where)

@@ -1,4 +1,4 @@
-"""Plot a comparison: every record's error in the order of execution, with the error that passes."""
+"""Plot a comparison: the error and threshold of every record, in the order of execution."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,11 +8,11 @@ from gemma_np.plotting import new_figure, save_figure
 
 
 def plot_comparison(rows: Sequence[Row], output: str | Path) -> None:
-    """Plot the errors of the rows over the layers, in the format of the output's suffix (png, svg, pdf)."""
+    """Plot the errors of the rows to a file, in the format of its suffix (png, svg, pdf)."""
     judged = [row for row in rows if row.status in ("OK", "DIFF")]
     figure = new_figure(10, 4.5)
     axes = figure.subplots()
-    axes.plot([row.threshold for row in judged], color="0.6", linewidth=1, drawstyle="steps-mid", label="passes below")
+    axes.plot([row.threshold for row in judged], color="0.6", linewidth=1, drawstyle="steps-mid", label="threshold")
     for status, colour in (("OK", "C0"), ("DIFF", "C3")):
         points = [(x, max(row.error, row.threshold / 1e4)) for x, row in enumerate(judged) if row.status == status]
         if points:

@@ -1,5 +1,5 @@
-"""Read mistakes off a dump's numbers, without trying any: the query scale, the window, which key-value head each query
-head reads, the angles of RoPE. This also names values that are in no catalogue, such as another base."""
+"""Infer values directly from a dump: the query scale, the window, the key-value head of each query head, the angles of
+RoPE. This also finds wrong values that no mistake of the catalogue has, such as another base."""
 
 from collections.abc import Iterator
 
@@ -14,7 +14,7 @@ _TOLERANCE = 0.02  # relative; coarse enough for bfloat16
 
 
 def signatures(reference: Reference, theirs: Records) -> list[str]:
-    """Return a line for each value in a layer's attention that is not the reference's, where the records show it."""
+    """Return a line for each value in a layer's attention that differs from the reference, as far as records show."""
     lines = []
     for layer in range(reference.config.num_hidden_layers):
         name = f"layers.{layer}.self_attn"
@@ -34,7 +34,7 @@ def _of_layer(reference: Reference, layer: int, records: Records) -> Iterator[st
 
 
 def _heads_and_scale(reference: Reference, layer: int, records: Records) -> Iterator[str]:
-    """Find the key-value head whose products each query head's scores are a multiple of, and the factor."""
+    """Find the key-value head that each query head reads, and the factor between q . k and the scores."""
     visible = ~reference.slices[f"layers.{layer}.self_attn.scores"].masked  # type: ignore[operator]
     scores = records["scores"][:, visible]  # [H, visible]
     if not (np.isfinite(scores).all() and np.abs(scores).max() > 0):
@@ -43,7 +43,7 @@ def _heads_and_scale(reference: Reference, layer: int, records: Records) -> Iter
     factors = np.einsum("HKv,Hv->HK", products, scores) / np.maximum(np.square(products).sum(axis=-1), 1e-300)
     residuals = np.linalg.norm(scores[:, None] - factors[..., None] * products, axis=-1)  # [H, K]
     if visible.sum() < 3 or (residuals.min(axis=1) > _TOLERANCE * np.linalg.norm(scores, axis=-1)).any():
-        return  # no multiples: one visible key shows nothing, and a cap or a bias is something else
+        return  # not proportional: a cap or a bias, say; too few visible keys show nothing
     kv_heads = residuals.argmin(axis=1)
     heads = np.arange(len(kv_heads))
     expected = heads // (len(heads) // products.shape[1])
@@ -58,7 +58,7 @@ def _heads_and_scale(reference: Reference, layer: int, records: Records) -> Iter
 
 
 def _window(reference: Reference, layer: int, probs: np.ndarray) -> Iterator[str]:
-    """Count the keys that have a probability above zero."""
+    """Compare the number of keys with a probability above zero with the window."""
     visible = int((probs > 0).sum(axis=-1).max())
     tokens, window = probs.shape[-2], reference.config.window(layer)
     expected = min(tokens, window or tokens)
@@ -68,7 +68,7 @@ def _window(reference: Reference, layer: int, probs: np.ndarray) -> Iterator[str
 
 
 def _angles(reference: Reference, layer: int, before: np.ndarray, after: np.ndarray) -> Iterator[str]:
-    """Measure the angles by which the second token's pairs are turned, and the base that gives them."""
+    """Measure the angles by which the second token's pairs are rotated, and the base that gives them."""
     if before.shape[-2] < 2:
         return
     half = before.shape[-1] // 2
@@ -77,19 +77,19 @@ def _angles(reference: Reference, layer: int, before: np.ndarray, after: np.ndar
     if angles is None:
         neighbours = [x[:, 1, 0::2] + 1j * x[:, 1, 1::2] for x in (before, after)]
         if _turns(*neighbours) is not None:
-            yield f"RoPE turns channels 2i and 2i + 1 as a pair, expected i and i + {half}"
+            yield f"RoPE rotates channels 2i and 2i + 1 as a pair, expected i and i + {half}"
         return
     expected = base ** -(np.arange(half) / half) / divisor  # [h/2], radians
     known = ~np.isnan(angles)
     if (np.abs(angles - expected)[known] > _TOLERANCE).any():
-        yield f"the second token's pairs are turned by {_few(angles[known])} radians, expected {_few(expected[known])}"
+        yield f"the second token's pairs are rotated by {_few(angles[known])} radians, expected {_few(expected[known])}"
         if half > 1 and known[:2].all() and angles[1] > 0 and abs(angles[0] - 1) < _TOLERANCE:
-            yield f"its RoPE base is about {angles[1] ** -float(half):.4g}, expected {base:g}"
+            yield f"the RoPE base is about {angles[1] ** -float(half):.4g}, expected {base:g}"
 
 
 def _turns(before: np.ndarray, after: np.ndarray) -> np.ndarray | None:
-    """Return the angle by which each pair, a complex number, is turned; NaN for a pair too short to show it. None
-    unless all heads are turned alike and keep their length.
+    """Return the angle by which each pair, a complex number, is rotated; NaN for a pair too short to show it. Return
+    None unless all heads are rotated alike and keep their length.
 
     before and after [H, h/2] -> [h/2], radians
     """

@@ -1,12 +1,12 @@
 """Trace a run: write every named intermediate to a safetensors file as it is computed.
 
 A run is one pass over a prompt, or several: chunks of the prompt, then cached decoding, one token in each pass. The
-records of the first pass have their plain names (`gemma_np.model.records` is the table), those of pass n the prefix
-`pass.n.`; the rows of a record are the tokens of its pass. Since a correct cache changes nothing, the reference reads
-all ids in one uncached pass, and cuts the records of each pass from its rows.
+records of the first pass have the names of `gemma_np.model.records`, those of pass n the prefix `pass.n.`, counted from
+0; the rows of a record are the tokens of its pass. Since a correct cache changes no result, the reference reads all ids
+in one uncached pass and slices the records of each pass from its rows.
 
-Keys (the last axis of scores and probabilities) are all keys so far, in the order of their positions. A dump may leave
-out those at the front that no token of the pass can see, as a ring drops them.
+The last axis of scores and probabilities has all keys so far, in the order of their positions. A dump may omit keys at
+the front that no token of the pass can see, as a ring buffer does.
 """
 
 import json
@@ -37,24 +37,24 @@ Passes = Sequence[Sequence[int]]
 
 
 class RecordSlice(NamedTuple):
-    """Where the record of one pass lies in the record of the same name of the pass over all ids."""
+    """The position of a record of one pass within the same record of the pass over all ids."""
 
     key: str  # its name in a file
     name: str
     shape: tuple[int, ...]
     rows: slice
-    columns: slice | None  # of keys; None where the last axis is another
-    window: int | None  # of its layer, where the last axis is of keys
+    columns: slice | None  # of keys; None when the last axis is not that of keys
+    window: int | None  # of its layer, when the last axis is that of keys
 
     def select(self, value: np.ndarray) -> np.ndarray:
-        """Return this pass's part of the record of all N ids, as a view: [..., N, n] -> [..., T, n], of keys
-        [..., T, S]."""
+        """Return this pass's part of the record of all N ids, as a view: [..., N, n] -> [..., T, n], or [..., T, S] if
+        the last axis is that of keys."""
         part = value[..., self.rows, :]
         return part if self.columns is None else part[..., self.columns]
 
     @property
     def masked(self) -> np.ndarray | None:
-        """True for scores whose key the query may not see, which may be anything: bool [T, S]. None for other
+        """Return True for scores whose key the query may not see, which can have any value: bool [T, S]. None for other
         records."""
         if self.columns is None or self.name.endswith("probs"):
             return None
@@ -63,7 +63,7 @@ class RecordSlice(NamedTuple):
 
 
 def record_slices(config: GemmaConfig, lengths: Sequence[int]) -> Iterator[RecordSlice]:
-    """Yield every record of passes of these lengths, in the order of execution."""
+    """Yield every record of a run with passes of these lengths, in the order of execution."""
     end = 0
     for number, T in enumerate(lengths):
         start, end = end, end + T
@@ -77,7 +77,7 @@ def record_slices(config: GemmaConfig, lengths: Sequence[int]) -> Iterator[Recor
 
 
 class Reference:
-    """A model and the token ids of each pass: what a dump is compared with."""
+    """The reference that a dump is compared with: a model and the token ids of each pass."""
 
     def __init__(self, model: Gemma, passes: Passes) -> None:
         self.model, self.config, self.passes = model, model.config, passes
@@ -86,13 +86,12 @@ class Reference:
         self.slices = {record_slice.key: record_slice for record_slice in record_slices(model.config, self.lengths)}
 
     def run(self, tape: Tape) -> None:
-        """Send every record of the pass over all ids through the tape."""
+        """Run one pass over all ids, with every record going through the tape."""
         x = transformer(self.ids, self.model.weights, self.config, tape=tape)
         lm_head(x, self.model.weights, self.config, tape)
 
     def records(self, tape: Tape | None = None) -> dict[str, np.ndarray]:
-        """Return every record of the run by its name in a file, in the order of execution; each goes through the
-        tape."""
+        """Return every record of the run by its name in a file, in the order of execution; a tape can change them."""
         record = Record()
         self.run(lambda name, value: record(name, tape(name, value) if tape else value))
         return {key: record_slice.select(record[record_slice.name]) for key, record_slice in self.slices.items()}
@@ -101,8 +100,8 @@ class Reference:
 def write_trace(model: Gemma, passes: Passes, path: str | Path, *, pattern: str = "*", source: str = "") -> int:
     """Write the records whose names match the pattern (`layers.0.*`) to a safetensors file, and return their number.
 
-    They have the dtype of the weights, and none is kept in memory. The metadata holds `config` (as of config.json),
-    `passes` (the token ids), `model` (`source`, where `gemma-np compare` loads the weights from) and `gemma_np` (the
+    The records have the dtype of the weights and are not kept in memory. The metadata has `config` (as in config.json),
+    `passes` (the token ids), `model` (`source`, from which `gemma-np compare` loads the weights) and `gemma_np` (the
     version).
 
     Raises GemmaError when the pattern matches no record.

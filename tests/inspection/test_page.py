@@ -73,11 +73,11 @@ def test_hovering_shows_the_value(tmp_path, inspection):
             shown.mouse.move(box["x"] + (key + 0.5) * cell, box["y"] + (query + 0.5) * cell)
             return shown.inner_text("#tip")
 
-        assert f"takes {inspection.attention[0, 0, 20, 7]:.4f} from" in tip(20, 7)
+        assert f"attends {inspection.attention[0, 0, 20, 7]:.4f} to" in tip(20, 7)
         assert "(20)" in tip(20, 7)
         assert "comes before" in tip(7, 20)
         assert "cannot see" in tip(T - 1, T - 65)
-        assert "takes" in tip(T - 1, T - 64)
+        assert "attends" in tip(T - 1, T - 64)
         shown.mouse.move(2, 2)
         assert not shown.is_visible("#tip")
         shown.hover("#lens tbody tr:nth-child(2) td:nth-child(4)")
@@ -103,7 +103,7 @@ def test_layer_head_and_token_can_be_chosen(tmp_path, inspection):
         assert row.locator("code").inner_text() == inspection.next_tokens[4, 0].replace("\n", "⏎")
         assert shown.locator("#text .token").nth(4).get_attribute("aria-pressed") == "true"
         shown.hover("#text .token:nth-child(3)")
-        assert f"takes {inspection.attention[1, 2, 4, 2]:.4f} from it" in shown.inner_text("#tip")
+        assert f": {inspection.attention[1, 2, 4, 2]:.4f}" in shown.inner_text("#tip")
         shown.focus("#layers label:nth-of-type(2) input")
         shown.keyboard.press("ArrowRight")
         assert "Layer 2 is local" in shown.inner_text("#attention-words")

@@ -97,8 +97,8 @@ def test_missing_extra_and_misshapen_records(folder, capsys):
     assert main(dump(folder, records)) == 1
     lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
     assert "MISSING" in lines["layers.1.mlp.up"]
-    assert "this is the transpose; transpose(1, 0, 2) fixes it" in lines["layers.0.self_attn.q"]
-    assert "as many numbers, in other axes" in lines["layers.0.self_attn.k"]
+    assert "the axes are in another order; transpose(1, 0, 2) fixes it" in lines["layers.0.self_attn.q"]
+    assert "the same number of elements, in other axes" in lines["layers.0.self_attn.k"]
     assert lines["layers.0.mlp.gate"].endswith("shape (3, 7), expected (6, 7)")
     save_file({"norm": np.ascontiguousarray(records["norm"])}, folder / "few.safetensors", metadata_of(folder))
     words = dump(folder, Reference(tiny.gemma(), [IDS]).records())
@@ -183,12 +183,12 @@ def test_dumps_that_cannot_be_compared(folder, capsys):
         assert err.count("\n") == 1
         return err
 
-    assert "nearest: layers.0.mlp.gate" in message({"layers.0.mlp.gates": right["layers.0.mlp.gate"]})
+    assert "similar: layers.0.mlp.gate" in message({"layers.0.mlp.gates": right["layers.0.mlp.gate"]})
     spoiled = dict(right) | {"layers.1.mlp.up": right["layers.1.mlp.up"] * np.nan, "norm": right["norm"] * np.inf}
-    assert "layers.1.mlp.up: has NaN or infinity, the first record" in message(spoiled)
-    assert "is of token ids [[2, 5]], expected [[2, 5, 9, 40, 7, 31]]" in message(right, passes="[[2, 5]]")
+    assert "layers.1.mlp.up: has NaN or infinity; it is the first such record" in message(spoiled)
+    assert "from token ids [[2, 5]], expected [[2, 5, 9, 40, 7, 31]]" in message(right, passes="[[2, 5]]")
     other = json.loads(metadata_of(folder)["config"]) | {"sliding_window": 4}
-    assert "is of a model with sliding_window=4, expected 3" in message(right, config=json.dumps(other))
+    assert "from a model with sliding_window=4, expected 3" in message(right, config=json.dumps(other))
     assert "dtype I32, expected one of" in message({"norm": np.zeros((6, 12), np.int32)})
     (folder / "names.json").write_text("[]")
     assert "expected a JSON object from their names to ours" in message(right, "--name-map", str(folder / "names.json"))

@@ -99,8 +99,8 @@ def test_a_mistake_that_nobody_knows_is_placed():
         ("gemma2", "gqa-tile", "query heads read key-value heads [0, 1, 0, 1], expected [0, 0, 1, 1]"),
         ("gemma2", "window-off-by-one", "a query sees up to 4 keys of 8, expected 3 from a window of 3"),
         ("gemma2", "window-all-layers", "a query sees up to 3 keys of 8, expected 8 from a global layer"),
-        ("gemma2", "rope-interleaved", "RoPE turns channels 2i and 2i + 1 as a pair, expected i and i + 3"),
-        ("gemma3_text", "rope-theta-one", "its RoPE base is about 100, expected 10"),
+        ("gemma2", "rope-interleaved", "RoPE rotates channels 2i and 2i + 1 as a pair, expected i and i + 3"),
+        ("gemma3_text", "rope-theta-one", "the RoPE base is about 100, expected 10"),
     ],
 )
 def test_what_the_numbers_say_by_themselves(model_type, name, says):
@@ -156,6 +156,6 @@ def test_from_the_command_line(tmp_path, capsys):
     assert "fix: use GELU in its tanh form" in out
     save_file({"logits_capped": records["logits_capped"]}, tmp_path / "dump.safetensors")
     assert main(words) == 2
-    assert "does not say which token ids it is of" in capsys.readouterr().err
+    assert "names no token ids" in capsys.readouterr().err
     assert main([*words, "--ids", ",".join(map(str, ids))]) == 1
     assert "silu: The gate is SiLU" in capsys.readouterr().out

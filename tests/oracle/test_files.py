@@ -73,7 +73,7 @@ def test_compare_files_returns_what_compare_does(folder, isolate):
     assert len(differ) == 4 if isolate else len(differ) > 40
     lines = describe_comparison(rows)
     assert len(lines) == len(rows) + 3
-    assert lines[-1] == "the first that differs: layers.0.mlp.hidden"
+    assert lines[-1] == "first difference: layers.0.mlp.hidden"
 
 
 def test_diagnose_file_reads_model_and_passes_from_the_metadata(folder):
@@ -90,10 +90,10 @@ def test_what_no_file_says(folder):
     save_file({"norm": np.zeros((6, 12), np.float32)}, path)
     with pytest.raises(GemmaError, match="names no model, expected --model"):
         diagnose_file(path)
-    with pytest.raises(GemmaError, match="does not say which token ids it is of"):
+    with pytest.raises(GemmaError, match="names no token ids"):
         diagnose_file(path, model=folder / "model")
     assert diagnose_file(path, model=folder / "model", ids=IDS).wrong
     with pytest.raises(GemmaError, match="dtype: 'int8', expected one of float64, float32, bfloat16, float16"):
         diagnose_file(path, model=folder / "model", ids=IDS, dtype="int8")
-    with pytest.raises(GemmaError, match=r"is of token ids .*, expected "):
+    with pytest.raises(GemmaError, match=r"from token ids .*, expected "):
         diagnose_file(folder / "theirs.safetensors", ids=[2])

@@ -1,16 +1,16 @@
-"""The catalogue of mistakes that people really made when they implemented Gemma: one function each, a file for each
+"""The catalogue of mistakes that people have made when implementing Gemma: one function for each, one file for each
 part of the model.
 
-To add one, write the function that makes it in the file of its part, decorate it, and put it into `CATALOGUE`:
+To add one, write a function that makes the mistake, in the file of its part, decorate it, and add it to `CATALOGUE`:
 
     @mistake(fix="use GELU in its tanh form", right=gelu, replaces="model.feed_forward.gelu", shows="*.hidden")
     def silu(x: np.ndarray) -> np.ndarray:
         '''The gate is SiLU (SwiGLU).'''
         return x / (1 + np.exp(-x))
 
-`mistake` says what the arguments mean, and how the function gets what it replaces, the config or the lengths of the
-passes. A function that calls another part of the model looks it up in the module that it replaces, so that two mistakes
-add up.
+`mistake` documents the arguments, and how the function can use the original function, the config, or the lengths of the
+passes. A function that calls another part of the model looks it up in the module in which it would be replaced, so that
+two mistakes can be combined.
 """
 
 from gemma_np.oracle.mistakes import attention, attention_mask, block, embedding, feed_forward, head, norms, rope
@@ -54,5 +54,5 @@ CATALOGUE = (
     head.finalcap_50,
     head.head_transposed,
 )
-"""In the order of the forward pass. A head with weights of its own ("untied") is not here: nobody can try weights that
-are not known, and the isolated error of `logits` points at it."""
+"""In the order of the forward pass. An untied head is missing: its weights are unknown, so it cannot be tried, and the
+isolated error of `logits` points to it."""

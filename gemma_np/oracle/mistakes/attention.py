@@ -19,7 +19,7 @@ from gemma_np.oracle.mistakes.mistake import mistake
     models=("gemma3_text",),
 )
 def qk_norm_missing(x: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray:
-    """Queries and keys are not normalised.
+    """Queries and keys are not normalized.
 
     Return queries or keys as they are: x [..., h], weight [h] -> [..., h].
     """
@@ -27,7 +27,7 @@ def qk_norm_missing(x: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray
 
 
 @mistake(
-    fix="divide them by sqrt(query_pre_attn_scalar)",
+    fix="divide scores by sqrt(query_pre_attn_scalar)",
     right=attention,
     replaces="config.GemmaConfig.query_pre_attn_scalar",
     shows="*.scores",
@@ -41,7 +41,7 @@ def qscale_hidden_over_heads(config: GemmaConfig) -> float:
 
 
 @mistake(
-    fix="divide them by sqrt(query_pre_attn_scalar), 144 in the 27B",
+    fix="divide scores by sqrt(query_pre_attn_scalar), which is sqrt(144) in the 27B",
     right=attention,
     replaces="config.GemmaConfig.query_pre_attn_scalar",
     shows="*.scores",
@@ -62,7 +62,7 @@ def qscale_head_dim(config: GemmaConfig) -> float:
     models=("gemma2",),
 )
 def attncap_missing(x: np.ndarray, cap: float) -> np.ndarray:
-    """Scores are not capped (fused attention kernels leave it out).
+    """Scores are not capped (fused attention kernels omit the cap).
 
     Return the scores as they are: x [...] -> [...].
     """
@@ -79,21 +79,21 @@ def attncap_missing(x: np.ndarray, cap: float) -> np.ndarray:
 def attncap_after_mask(scores: np.ndarray, mask: np.ndarray, *, config: GemmaConfig) -> np.ndarray:
     """Scores are capped after the mask, which turns the -inf of masked keys into -50.
 
-    Give a masked key a score of -cap: scores [..., T, S], mask [T, S] -> probabilities [..., T, S].
+    Give masked keys a score of -cap: scores [..., T, S], mask [T, S] -> probabilities [..., T, S].
     """
     cap = config.attn_logit_softcapping or math.inf
     return masked_softmax(np.where(mask, scores, -cap), np.ones_like(mask))
 
 
 @mistake(
-    fix="cap * tanh(x / cap)",
+    fix="compute cap * tanh(x / cap)",
     right=soft_cap,
     replaces=("model.attention.soft_cap", "model.transformer.soft_cap"),
     shows=("*.scores_capped", "logits_capped"),
     models=("gemma2",),
 )
 def cap_formula(x: np.ndarray, cap: float) -> np.ndarray:
-    """The cap is x * tanh(x / cap).
+    """The cap is computed as x * tanh(x / cap).
 
     Multiply by x in place of the cap: x [...] -> [...].
     """
@@ -101,7 +101,7 @@ def cap_formula(x: np.ndarray, cap: float) -> np.ndarray:
 
 
 @mistake(
-    fix="repeat them: query head i reads key-value head i // G",
+    fix="repeat key-value heads: query head i reads key-value head i // G",
     right=attention,
     replaces="model.attention.grouped_matmul",
     shows=("*.scores", "*.context"),

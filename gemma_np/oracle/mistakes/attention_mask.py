@@ -1,4 +1,4 @@
-"""Mistakes in what a query sees: the window, and positions in decoding."""
+"""Mistakes in the attention mask: the window, and positions in decoding."""
 
 from collections.abc import Callable, Sequence
 
@@ -12,16 +12,16 @@ Mask = Callable[[Sequence[int] | np.ndarray, Sequence[int] | np.ndarray, int | N
 
 
 @mistake(
-    fix="make the even layers local, from layer 0 on",
+    fix="make even layers local, starting with layer 0",
     right=GemmaConfig.window,
     replaces="config.GemmaConfig.window",
     shows="*.probs",
     models=("gemma2",),
 )
 def window_parity(config: GemmaConfig, layer: int) -> int | None:
-    """The layers that should be local are global, and the other way round.
+    """Local and global layers are swapped.
 
-    Return the window for global layers, and none for local ones.
+    Return the window for global layers and None for local ones.
     """
     return config.sliding_window if config.layer_types[layer] == GLOBAL else None
 
@@ -36,35 +36,35 @@ def window_parity(config: GemmaConfig, layer: int) -> int | None:
 def window_off_by_one(queries: range, keys: np.ndarray, window: int | None, *, original: Mask) -> np.ndarray:
     """A local layer sees window + 1 keys.
 
-    Show one key more: queries [T], keys [S] -> bool [T, S].
+    Show one more key: queries [T], keys [S] -> bool [T, S].
     """
     return original(queries, keys, window and window + 1)
 
 
 @mistake(
-    fix="let them see the last `window` keys",
+    fix="mask keys outside the window in local layers",
     right=GemmaConfig.window,
     replaces="config.GemmaConfig.window",
     shows="*.probs",
     models=GEMMA_2_AND_3,
 )
 def window_ignored(config: GemmaConfig, layer: int) -> int | None:
-    """Local layers see everything.
+    """Local layers ignore the window.
 
-    Return no window for any layer.
+    Return None for every layer.
     """
     return None
 
 
 @mistake(
-    fix="let them see everything up to the query",
+    fix="let global layers see all keys up to the query",
     right=GemmaConfig.window,
     replaces="config.GemmaConfig.window",
     shows="*.probs",
     models=GEMMA_2_AND_3,
 )
 def window_all_layers(config: GemmaConfig, layer: int) -> int | None:
-    """Global layers have the window, too.
+    """Global layers use the window as well.
 
     Return the window for every layer.
     """
@@ -80,7 +80,7 @@ def window_all_layers(config: GemmaConfig, layer: int) -> int | None:
 def decode_mask_index(
     queries: range, keys: np.ndarray, window: int | None, *, original: Mask, lengths: Sequence[int]
 ) -> np.ndarray:
-    """In decoding, the mask takes a token's row in its pass for its position.
+    """In decoding, the mask uses a token's row in its pass as its position.
 
     Count the rows of each pass from zero: queries [T], keys [S] -> bool [T, S].
     """
@@ -98,7 +98,7 @@ def decode_mask_index(
 def ring_positions(
     queries: range, keys: np.ndarray, window: int | None, *, original: Mask, lengths: Sequence[int]
 ) -> np.ndarray:
-    """Once the ring of a local layer has wrapped, the mask takes a slot's number for its key's position.
+    """Once the ring buffer of a local layer has wrapped, the mask uses slot numbers as key positions.
 
     Compare slots in every pass but the first: queries [T], keys [S] -> bool [T, S].
     """

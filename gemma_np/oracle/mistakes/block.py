@@ -11,7 +11,7 @@ from gemma_np.model.block import block
 from gemma_np.oracle.mistakes.mistake import GEMMA_2_AND_3, mistake
 from gemma_np.scope import Scope, Tape, prefixed
 
-_parts: Any = importlib.import_module("gemma_np.model.block")  # where another mistake puts its faulty parts
+_parts: Any = importlib.import_module("gemma_np.model.block")  # where another mistake may replace its parts
 
 
 @mistake(
@@ -24,7 +24,7 @@ _parts: Any = importlib.import_module("gemma_np.model.block")  # where another m
 def postnorm_missing(
     x: np.ndarray, weights: Scope, config: GemmaConfig, layer: int, cache: Any, tape: Tape
 ) -> np.ndarray:
-    """The outputs of attention and feed-forward are not normalised.
+    """The outputs of attention and feed-forward are not normalized.
 
     Add the outputs of attention and feed-forward as they are: x [..., T, D] -> [..., T, D].
     """
@@ -37,7 +37,7 @@ def postnorm_missing(
 
 
 @mistake(
-    fix="normalise the output of attention, then add it",
+    fix="normalize the output of attention, then add it",
     right=block,
     replaces="model.transformer.block",
     shows=("*.post_attention_layernorm", "*.resid_mid"),
@@ -48,7 +48,7 @@ def postnorm_misplaced(
 ) -> np.ndarray:
     """The post-attention norm is applied to the sum with the residual.
 
-    Add the output of attention, then normalise the sum: x [..., T, D] -> [..., T, D].
+    Add the output of attention, then normalize the sum: x [..., T, D] -> [..., T, D].
     """
     y = tape("input_layernorm", _parts.rms_norm(x, weights["input_layernorm.weight"], config.rms_norm_eps))
     y = _parts.attention(y, weights / "self_attn", config, layer, cache, prefixed(tape, "self_attn"))
@@ -61,16 +61,16 @@ def postnorm_misplaced(
 
 
 @mistake(
-    fix="post_attention_layernorm is for the output of attention, pre_feedforward_layernorm for the input of mlp",
+    fix="use post_attention_layernorm for the output of attention, pre_feedforward_layernorm for the input of mlp",
     right=block,
     replaces="model.transformer.block",
     shows=("*.post_attention_layernorm", "*.pre_feedforward_layernorm"),
     models=GEMMA_2_AND_3,
 )
 def norm_names_crossed(x: np.ndarray, weights: Scope, *rest: Any, original: Callable[..., np.ndarray]) -> np.ndarray:
-    """The weights of post_attention_layernorm and pre_feedforward_layernorm are exchanged.
+    """The weights of post_attention_layernorm and pre_feedforward_layernorm are swapped.
 
-    Run the block with two weights exchanged: x [..., T, D] -> [..., T, D].
+    Run the block with two weights swapped: x [..., T, D] -> [..., T, D].
     """
     crossed = dict(weights)
     crossed["post_attention_layernorm.weight"] = weights["pre_feedforward_layernorm.weight"]

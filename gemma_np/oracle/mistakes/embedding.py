@@ -1,4 +1,4 @@
-"""Mistakes in the embedding: its scale."""
+"""Mistakes in the scale of the embedding."""
 
 import math
 from collections.abc import Callable
@@ -16,7 +16,7 @@ Embed = Callable[[np.ndarray, np.ndarray], np.ndarray]
 def embed_scale_absent(ids: np.ndarray, embedding: np.ndarray, *, original: Embed) -> np.ndarray:
     """The embedding is not scaled.
 
-    Take the scale out again: ids [..., T], embedding [V, D] -> [..., T, D].
+    Undo the scale: ids [..., T], embedding [V, D] -> [..., T, D].
     """
     return original(ids, embedding) / math.sqrt(embedding.shape[1])
 
@@ -33,7 +33,7 @@ def embed_scale_twice(ids: np.ndarray, embedding: np.ndarray, *, original: Embed
 
 
 @mistake(
-    fix="round sqrt(hidden_size) to the dtype of the weights, no coarser",
+    fix="round sqrt(hidden_size) no further than to the dtype of the computation",
     right=embed,
     replaces="model.transformer.embed",
     shows="embedding",

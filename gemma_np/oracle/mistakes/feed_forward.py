@@ -1,4 +1,4 @@
-"""Mistakes in the feed-forward: its activation, and what that is applied to."""
+"""Mistakes in the feed-forward layer: its activation, and what the activation is applied to."""
 
 import math
 
@@ -11,7 +11,7 @@ from gemma_np.scope import Scope, Tape
 from gemma_np.weights.linear import linear
 
 
-@mistake(fix="use the tanh form", right=gelu, replaces="model.feed_forward.gelu", shows="*.hidden")
+@mistake(fix="use GELU in its tanh form", right=gelu, replaces="model.feed_forward.gelu", shows="*.hidden")
 def gelu_exact(x: np.ndarray) -> np.ndarray:
     """GELU is computed with erf.
 
@@ -30,17 +30,17 @@ def silu(x: np.ndarray) -> np.ndarray:
 
 
 @mistake(
-    fix="apply it to gate_proj's: gelu(gate) * up",
+    fix="apply GELU to the output of gate_proj: gelu(gate) * up",
     right=feed_forward,
     replaces="model.block.feed_forward",
     shows="*.hidden",
 )
 def gate_up_swapped(x: np.ndarray, weights: Scope, tape: Tape) -> np.ndarray:
-    """GELU is applied to up_proj's result.
+    """GELU is applied to the output of up_proj.
 
     Return down(gate(x) * gelu(up(x))): x [..., T, D] -> [..., T, D].
     """
     gate = tape("gate", linear(x, weights["gate_proj.weight"]))
     up = tape("up", linear(x, weights["up_proj.weight"]))
-    hidden = tape("hidden", gate * model_feed_forward.gelu(up))  # another mistake may replace it there
+    hidden = tape("hidden", gate * model_feed_forward.gelu(up))  # where another mistake may replace it
     return tape("down", linear(hidden, weights["down_proj.weight"]))

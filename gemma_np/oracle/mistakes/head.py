@@ -1,4 +1,4 @@
-"""Mistakes in the head: its matrix, and the cap of the logits."""
+"""Mistakes in the output head: its matrix, and the cap of the logits."""
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from gemma_np.oracle.mistakes.mistake import mistake
     models=("gemma2",),
 )
 def finalcap_missing(x: np.ndarray, cap: float) -> np.ndarray:
-    """The logits are not capped; greedy text is the same, probabilities are not.
+    """The logits are not capped; greedy text stays the same, probabilities do not.
 
     Return the logits as they are: x [...] -> [...].
     """
@@ -24,16 +24,16 @@ def finalcap_missing(x: np.ndarray, cap: float) -> np.ndarray:
 
 
 @mistake(
-    fix="cap them with final_logit_softcapping, 30",
+    fix="cap logits with final_logit_softcapping, 30",
     right=soft_cap,
     replaces="config.GemmaConfig.final_logit_softcapping",
     shows="logits_capped",
     models=("gemma2",),
 )
 def finalcap_50(config: GemmaConfig) -> float | None:
-    """The logits are capped with the cap of attention.
+    """The logits are capped with the cap of the attention scores.
 
-    Return the cap of attention.
+    Return attn_logit_softcapping.
     """
     return config.attn_logit_softcapping
 
@@ -45,8 +45,8 @@ def finalcap_50(config: GemmaConfig) -> float | None:
     shows="logits",
 )
 def head_transposed(x: np.ndarray, embedding: np.ndarray) -> np.ndarray:
-    """The head reads the embedding's numbers in the order of the transposed matrix.
+    """The head reads the embedding as if it were stored transposed.
 
-    Take [V, D] for [D, V]: x [..., T, D], embedding [V, D] -> [..., T, V].
+    Reshape [V, D] to [D, V]: x [..., T, D], embedding [V, D] -> [..., T, V].
     """
     return x @ embedding.reshape(embedding.shape[::-1])

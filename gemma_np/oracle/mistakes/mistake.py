@@ -1,4 +1,4 @@
-"""A mistake: a faulty function, what it replaces, which records show it, and how to fix it."""
+"""Define a mistake (a faulty function, what it replaces, which records show it, how to fix it) and inject it."""
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
@@ -13,13 +13,13 @@ class Mistake(NamedTuple):
     """One entry of the catalogue."""
 
     id: str
-    instead: str  # what the mistaken code does
-    fix: str  # what to do
-    right: Callable[..., Any]  # the function of the model that has it right
+    instead: str  # what the wrong code does
+    fix: str  # how to fix it
+    right: Callable[..., Any]  # the function of the model that does it right
     faulty: Callable[..., Any]  # the function that makes the mistake
-    replaces: tuple[str, ...]  # what `faulty` takes the place of: paths below `gemma_np`
-    shows: tuple[str, ...]  # patterns of the records that come out wrong even from right inputs
-    models: tuple[str, ...]  # the model types in which it can be made
+    replaces: tuple[str, ...]  # what `faulty` replaces: paths below `gemma_np`
+    shows: tuple[str, ...]  # patterns of the records that are wrong even from right inputs
+    models: tuple[str, ...]  # the model types to which it applies
 
 
 GEMMA_2_AND_3 = ("gemma2", "gemma3_text")
@@ -33,12 +33,12 @@ def mistake(
     shows: str | tuple[str, ...],
     models: tuple[str, ...] = ("gemma", "gemma2", "gemma3_text"),
 ) -> Callable[[Callable[..., Any]], Mistake]:
-    """Decorate a faulty function, and make a `Mistake` of it. The arguments are fields of `Mistake`.
+    """Return a decorator that turns a faulty function into a `Mistake`. The arguments are fields of `Mistake`.
 
     The id is the name of the function, and the first paragraph of its docstring says what it does instead.
 
-    The faulty function takes the arguments of the function that it replaces; for a field of the config, the config
-    alone. `inject_mistakes` fills in its keyword-only parameters, of which there are three:
+    The faulty function takes the arguments of the function that it replaces; if it replaces a field of the config, only
+    the config. `inject_mistakes` fills in its keyword-only parameters, of which there are three:
 
         original: the function that it replaces
         config: the config of the model
@@ -58,10 +58,10 @@ def _tuple(one_or_more: str | tuple[str, ...]) -> tuple[str, ...]:
 
 @contextmanager
 def inject_mistakes(mistakes: Sequence[Mistake], config: GemmaConfig, lengths: Sequence[int]) -> Iterator[None]:
-    """Put mistakes into the model for as long as the `with` lasts.
+    """Inject mistakes into the model for the duration of a `with` block.
 
-    config: that of the model to run; lengths: the number of tokens in each pass. A later mistake calls an earlier one
-    where it calls the function that both replace.
+    config: that of the model to run; lengths: the number of tokens in each pass. When two mistakes replace the same
+    function, the `original` of the later one is the earlier one.
     """
     with ExitStack() as stack:
         for mistake in mistakes:
@@ -75,7 +75,7 @@ def _replaced(path: str, faulty: Callable[..., Any], **context: Any) -> Iterator
     """Replace a function of a module, or a method or field of the config, by its path below `gemma_np`."""
     owner_path, name = path.rsplit(".", 1)
     owner = resolve_name(f"gemma_np.{owner_path}")
-    is_there = name in vars(owner)  # a field without a default is no attribute of its class
+    is_there = name in vars(owner)  # a field without a default is not an attribute of its class
     original = vars(owner).get(name)
     context["original"] = original
     filled_in = {parameter: context[parameter] for parameter in inspect.getfullargspec(faulty).kwonlyargs}

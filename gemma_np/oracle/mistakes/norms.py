@@ -1,4 +1,4 @@
-"""Mistakes in every RMSNorm: its 1 + weight."""
+"""Mistakes in RMSNorm, made in every norm: the factor 1 + weight."""
 
 from collections.abc import Callable
 
@@ -15,7 +15,7 @@ EVERY_NORM = ("model.attention.rms_norm", "model.block.rms_norm", "model.transfo
 
 @mistake(fix="multiply by 1 + w", right=rms_norm, replaces=EVERY_NORM, shows="*norm")
 def norm_no_plus1(x: np.ndarray, weight: np.ndarray, eps: float, *, original: Norm) -> np.ndarray:
-    """The norm multiplies by w.
+    """The norm multiplies by w instead of 1 + w.
 
     Multiply x / rms(x) by w: x [..., D], weight [D] -> [..., D].
     """
@@ -23,19 +23,19 @@ def norm_no_plus1(x: np.ndarray, weight: np.ndarray, eps: float, *, original: No
 
 
 @mistake(
-    fix="subtract 1 when loading such a file, or do not add it", right=rms_norm, replaces=EVERY_NORM, shows="*norm"
+    fix="subtract 1 when loading such weights, or do not add it", right=rms_norm, replaces=EVERY_NORM, shows="*norm"
 )
 def norm_plus1_twice(x: np.ndarray, weight: np.ndarray, eps: float, *, original: Norm) -> np.ndarray:
-    """The norm adds 1 to a weight that includes it already, as those of GGUF files do.
+    """The norm adds 1 to weights that already include it, as in GGUF files.
 
     Multiply x / rms(x) by 2 + w: x [..., D], weight [D] -> [..., D].
     """
     return original(x, weight + 1, eps)
 
 
-@mistake(fix="multiply in float32, and round the product", right=rms_norm, replaces=EVERY_NORM, shows="*norm")
+@mistake(fix="multiply in float32, then round the product", right=rms_norm, replaces=EVERY_NORM, shows="*norm")
 def norm_cast_early(x: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray:
-    """The normalized x is rounded to bfloat16 before it is multiplied by 1 + w.
+    """The normalized vector is rounded to bfloat16 before it is multiplied by 1 + w.
 
     Round x / rms(x), then multiply it: x [..., D], weight [D] -> [..., D].
     """

@@ -22,7 +22,7 @@ CosSin = tuple[np.ndarray, np.ndarray]
     shows=ROTATED,
 )
 def rope_bf16(positions: range, *rest: Any, original: Callable[..., CosSin]) -> CosSin:
-    """Cosine and sine of the rotation are bfloat16.
+    """Cosine and sine are rounded to bfloat16.
 
     Round cosine and sine: positions [T] -> [T, h/2] each, of angles in radians.
     """
@@ -37,9 +37,9 @@ def rope_bf16(positions: range, *rest: Any, original: Callable[..., CosSin]) -> 
     shows=ROTATED,
 )
 def rope_interleaved(x: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> np.ndarray:
-    """Channels 2i and 2i + 1 are turned as a pair.
+    """Channels 2i and 2i + 1 are rotated as a pair.
 
-    Turn neighbouring channels: x [..., T, h], cos and sin [T, h/2] -> [..., T, h].
+    Rotate adjacent channels: x [..., T, h], cos and sin [T, h/2] -> [..., T, h].
     """
     turned = np.empty_like(x)
     turned[..., 0::2] = x[..., 0::2] * cos - x[..., 1::2] * sin
@@ -63,7 +63,7 @@ def rope_theta_one(config: GemmaConfig) -> float:
 
 
 @mistake(
-    fix="divide them by 8 (4B and larger)",
+    fix="divide positions on global layers by 8 (4B and larger)",
     right=GemmaConfig.rope,
     replaces="config.GemmaConfig.rope_scaling_factor",
     shows=ROTATED,
@@ -72,37 +72,37 @@ def rope_theta_one(config: GemmaConfig) -> float:
 def rope_scale_missing(config: GemmaConfig) -> float:
     """The positions of the global layers are not divided by the scaling factor.
 
-    Return a factor that changes nothing.
+    Return a factor of 1.
     """
     return 1.0
 
 
 @mistake(
-    fix="divide them on global layers alone",
+    fix="divide positions on global layers only",
     right=GemmaConfig.rope,
     replaces="config.GemmaConfig.rope",
     shows=ROTATED,
     models=("gemma3_text",),
 )
 def rope_scale_everywhere(config: GemmaConfig, layer: int) -> tuple[float, float]:
-    """The positions of local layers are divided by the scaling factor, too.
+    """The positions of local layers are divided by the scaling factor as well.
 
-    Return the base, and the same divisor for all layers.
+    Return the base of the layer and the same divisor for all layers.
     """
     if config.layer_types[layer] == LOCAL:
-        stored_factor = vars(config)["rope_scaling_factor"]  # not what rope-scale-missing makes of it
+        stored_factor = vars(config)["rope_scaling_factor"]  # even if rope-scale-missing replaces the field
         return config.rope_local_base_freq or config.rope_theta, stored_factor
     return config.rope_theta, config.rope_scaling_factor
 
 
 @mistake(
-    fix="rotate by the position in the whole text, counted from the length of the cache",
+    fix="rotate by the position in the whole text: the length of the cache plus the row",
     right=rope_cos_sin,
     replaces="model.attention.rope_cos_sin",
     shows=ROTATED,
 )
 def decode_positions(positions: range, *rest: Any, original: Callable[..., CosSin], lengths: Sequence[int]) -> CosSin:
-    """In decoding, positions start from zero again.
+    """In decoding, positions start at zero again.
 
     Start each pass at position 0: positions [T] -> [T, h/2] each, of angles in radians.
     """
