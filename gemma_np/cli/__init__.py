@@ -1,4 +1,4 @@
-"""The command line: each file of this package has the arguments and the commands of one group."""
+"""The command line `gemma-np`. Each file of this package has the commands of one group."""
 
 import argparse
 import os
@@ -21,7 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = parser().parse_args(arguments)
     try:
-        # NaN in the weights is reported once, by the name of the tensor.
+        # Loading already warns about NaN in the weights, with the name of the tensor.
         with warnings.catch_warnings(), np.errstate(all="ignore"):
             warnings.showwarning = _print_warning
             status: int | None = options.run(options)
@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(file=sys.stderr)
         return 130
-    except BrokenPipeError:  # the reader of our output is gone, as in `gemma-np generate ... | head`
+    except BrokenPipeError:  # the output is no longer read, as in `gemma-np generate ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:

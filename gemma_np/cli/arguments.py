@@ -20,8 +20,8 @@ TEXT_HELP = "a text file, or a folder of .txt files; one file is one document"
 
 
 Command = Callable[..., argparse.ArgumentParser]
-"""command(run, *examples) registers a function of the parsed arguments as a command, by its name and docstring, and
-returns its parser."""
+"""command(run, *examples) registers `run`, a function of the parsed arguments, as a command with its name and
+docstring, and returns the parser of the command."""
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
@@ -31,18 +31,20 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 
 def add_dtype(parser: argparse.ArgumentParser) -> None:
     """Add --dtype."""
-    meaning = "stored: leave bfloat16 matrices in their file, at half the memory and two thirds of the speed"
-    parser.add_argument("--dtype", choices=DTYPES, default="float32", help=f"of the computation (float32; {meaning})")
+    meaning = "stored leaves bfloat16 matrices in their file, at half the memory and two thirds of the speed"
+    parser.add_argument(
+        "--dtype", choices=DTYPES, default="float32", help=f"dtype of the computation (float32); {meaning}"
+    )
 
 
 def add_scheme(parser: argparse.ArgumentParser, flag: str, *, required: bool = False) -> None:
-    """Add the arguments of quantization; `flag` sets the format."""
+    """Add the arguments of quantization; `flag` is the option that sets the format."""
     parser.add_argument(flag, dest="format", choices=QUANTIZE_FORMATS, required=required, help="format of the matrices")
     add_group_size(parser)
     parser.add_argument("--zero-points", action="store_true", help="int4: use asymmetric grids with zero points")
     methods = "; ".join(f"{name}: {meaning}" for name, meaning in QUANTIZATION_METHODS.items())
     choices = list(QUANTIZATION_METHODS)
-    parser.add_argument("--method", choices=choices, default="clip", help=f"rounding method (clip; {methods})")
+    parser.add_argument("--method", choices=choices, default="clip", help=f"rounding method (clip); {methods}")
     formats = ("bfloat16", "int8", "float8")
     parser.add_argument("--embedding-format", choices=formats, help="embedding format (default: that of the matrices)")
 
@@ -56,7 +58,7 @@ def add_group_size(parser: argparse._ActionsContainer) -> None:
 
 
 def read_schemes(options: argparse.Namespace) -> tuple[Scheme, Scheme | None]:
-    """Return the scheme of the matrices, and that of the embedding if it has its own."""
+    """Return the scheme of the matrices, and that of the embedding if it has one of its own."""
     group_size = options.group_size if options.format == "int4" else None
     scheme = Scheme(options.format, group_size, options.zero_points)
     return scheme, Scheme(options.embedding_format) if options.embedding_format else None
@@ -65,8 +67,8 @@ def read_schemes(options: argparse.Namespace) -> tuple[Scheme, Scheme | None]:
 def add_calibration(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of calibration."""
     parser.add_argument("--calibration-text", metavar="TEXT", help=f"calibration text: {TEXT_HELP}")
-    parser.add_argument("--calibration-samples", metavar="N", type=int, default=16, help="samples to read (16)")
-    parser.add_argument("--calibration-length", metavar="N", type=int, default=512, help="tokens of each (512)")
+    parser.add_argument("--calibration-samples", metavar="N", type=int, default=16, help="number of samples (16)")
+    parser.add_argument("--calibration-length", metavar="N", type=int, default=512, help="tokens per sample (512)")
 
 
 def read_calibration(options: argparse.Namespace, model: Gemma) -> np.ndarray:

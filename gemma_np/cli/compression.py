@@ -65,29 +65,31 @@ def add_commands(command: Command) -> None:
         "-o small",
         "gemma-np compress plays/ --model shakespeare-4m --prune wanda=2:4 --quantize int8 -o sparse --resume",
     )
-    sub.add_argument("text", metavar="TEXT", help=f"{TEXT_HELP}: to calibrate, to heal and to evaluate with")
+    sub.add_argument("text", metavar="TEXT", help=f"text to calibrate, heal and evaluate with: {TEXT_HELP}")
     add_model(sub)
-    sub.add_argument("--prune", metavar="PLAN", help="as of gemma-np prune")
+    sub.add_argument("--prune", metavar="PLAN", help="what to prune, as in gemma-np prune")
     sub.add_argument("--distill", metavar="STEPS", type=int, help="heal with this many steps of distillation")
     add_scheme(sub, "--quantize")
-    sub.add_argument("-o", "--output", metavar="OUT", required=True, help="the folder of all steps")
-    sub.add_argument("--resume", action="store_true", help="continue what OUT holds")
+    sub.add_argument(
+        "-o", "--output", metavar="OUT", required=True, help="output folder, with a checkpoint for each step"
+    )
+    sub.add_argument("--resume", action="store_true", help="continue the compression in OUT")
     add_training_config(sub, "distillation", without=("steps",))
 
     sub = command(export_gguf, "gemma-np export-gguf --model ./gemma-2-2b --format Q4_0 -o gemma-2-2b.gguf")
     add_model(sub)
     sub.add_argument("--format", choices=GGUF_FORMATS, default="Q8_0", help="format of the matrices (Q8_0)")
-    sub.add_argument("-o", "--output", metavar="FILE", required=True, help="the .gguf file")
+    sub.add_argument("-o", "--output", metavar="FILE", required=True, help="the .gguf file to write")
 
     sub = command(
         init_checkpoint,
         "gemma-np init-checkpoint gemma-2-27b --format int4 -o random-27b",
-        "gemma-np init-checkpoint gemma-2-27b --sparse-file -o hollow-27b",
+        "gemma-np init-checkpoint gemma-2-27b --sparse-file -o sparse-27b",
     )
-    sub.add_argument("name", metavar="NAME", help="a released model, see gemma-np models")
+    sub.add_argument("name", metavar="NAME", help="a released model, as listed by gemma-np models")
     meaning = "format of the matrices (bfloat16)"
     sub.add_argument("--format", choices=RANDOM_FORMATS, default="bfloat16", help=meaning)
-    sub.add_argument("--sparse-file", action="store_true", help="bfloat16 zeros that take no disk space")
+    sub.add_argument("--sparse-file", action="store_true", help="write bfloat16 zeros that take no disk space")
     sub.add_argument("-o", "--output", metavar="OUT", required=True, help="the new checkpoint folder")
 
 
@@ -102,7 +104,7 @@ def quantize(options: argparse.Namespace) -> None:
 
 
 def prune(options: argparse.Namespace) -> None:
-    """Remove the least important parts of a model; the result is an ordinary checkpoint."""
+    """Remove the least important parts of a model."""
     out = new_folder(options.output)
     plan = read_plan(options.plan)
     model = load(options.model)
@@ -145,7 +147,7 @@ def export_gguf(options: argparse.Namespace) -> None:
 
 
 def init_checkpoint(options: argparse.Namespace) -> None:
-    """Write a checkpoint of random weights in a released model's shapes, to try memory and speed."""
+    """Write a checkpoint of random weights in a released model's shapes, to test memory and speed."""
     out = new_folder(options.output)
     if options.name not in RELEASED:
         raise GemmaError(f"{options.name}: expected one of {', '.join(RELEASED)}")

@@ -32,7 +32,7 @@ def add_commands(command: Command) -> None:
         "gemma-np evaluate tutorials/questions.jsonl --model google/gemma-2-2b --num-fewshot 5 --plot calibration.png",
         "gemma-np evaluate tutorials/questions.jsonl --compare google/gemma-2-2b ./gemma-2-2b-int4",
     )
-    form = 'one JSON object per line: {"question": TEXT, "choices": [TEXT, ...], "answer": INDEX, from 0 on}'
+    form = 'one JSON object per line: {"question": TEXT, "choices": [TEXT, ...], "answer": INDEX}, counted from 0'
     sub.add_argument("file", metavar="FILE", help=form)
     add_model(sub)
     sub.add_argument("--compare", metavar=("A", "B"), nargs=2, help="compare two models, with a significance test")
@@ -40,7 +40,7 @@ def add_commands(command: Command) -> None:
         "--num-fewshot", metavar="N", type=int, default=0, help="use the first N questions as examples (0)"
     )
     sub.add_argument("--json", action="store_true", help="print JSON")
-    sub.add_argument("--plot", metavar="FILE", help="plot the calibration, or with --compare the differences")
+    sub.add_argument("--plot", metavar="FILE", help="plot the calibration or, with --compare, the differences")
 
     sub = command(
         lm_eval,
@@ -49,7 +49,7 @@ def add_commands(command: Command) -> None:
         "--confirm_run_unsafe_code",
     )
     sub.prefix_chars = "+"  # arguments that begin with a dash are passed on to lm_eval
-    sub.add_argument("arguments", metavar="...", nargs="*", help="the arguments of lm_eval")
+    sub.add_argument("arguments", metavar="...", nargs="*", help="arguments of lm_eval")
 
 
 def evaluate(options: argparse.Namespace) -> None:
@@ -79,13 +79,13 @@ def evaluate(options: argparse.Namespace) -> None:
 
 
 def lm_eval(options: argparse.Namespace) -> None:
-    """Run lm-evaluation-harness with --model gemma_np; its own arguments follow."""
+    """Run lm-evaluation-harness; its arguments follow, with --model gemma_np."""
     try:
         from lm_eval.__main__ import cli_evaluate
 
         import gemma_np.integrations.lm_eval  # noqa: F401 (registers the model)
     except ImportError as error:
-        raise GemmaError(f'lm-eval: {error}; pip install "gemma-np[evaluation]" brings it') from None
+        raise GemmaError(f'lm-eval: {error}; to install it, pip install "gemma-np[evaluation]"') from None
     sys.argv = ["lm_eval", *options.arguments]
     cli_evaluate()
 

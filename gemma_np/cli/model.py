@@ -61,8 +61,8 @@ def add_commands(command: Command) -> None:
     )
     add_model(sub)
     add_dtype(sub)
-    sub.add_argument("file", metavar="FILE", help="a text file in UTF-8, or - for standard input")
-    sub.add_argument("--context", metavar="N", type=int, help="tokens of a window (default: the longest possible)")
+    sub.add_argument("file", metavar="FILE", help="a UTF-8 text file, or - for standard input")
+    sub.add_argument("--context", metavar="N", type=int, help="tokens in a window (default: the context length)")
     sub.add_argument("--stride", metavar="N", type=int, help="tokens that each window scores (default: all of them)")
 
     sub = command(
@@ -107,7 +107,7 @@ def chat(options: argparse.Namespace) -> None:
     if options.model in BUNDLED:
         print(f"{options.model} was trained on plays only; to chat, try google/gemma-2-2b-it", file=sys.stderr)
     if interactive:
-        print("Each line is one turn; Ctrl-D ends.", file=sys.stderr)
+        print("Each line is one turn; Ctrl-D ends the chat.", file=sys.stderr)
     while True:
         try:
             line = input("> " if interactive else "")
@@ -149,7 +149,7 @@ def inspect(options: argparse.Namespace) -> None:
 
 
 def info(options: argparse.Namespace) -> None:
-    """Describe a model: its config, its parameters, the memory it needs."""
+    """Describe a model: its config, its parameters, and the memory it needs."""
     config = resolve_config(options.model)
     for line in describe(config):
         print(line)
@@ -157,7 +157,7 @@ def info(options: argparse.Namespace) -> None:
         if min(options.batch_size, options.seq_len) < 1:
             raise GemmaError(f"batch-size: {options.batch_size}, seq-len: {options.seq_len}, expected 1 or more")
         parts = training_bytes(config, options.batch_size, options.seq_len)
-        print(f"\nmemory of training in float32, {options.batch_size} texts of {options.seq_len} tokens at once")
+        print(f"\nmemory of training in float32, {options.batch_size} texts of {options.seq_len} tokens per step")
         for part, size in (parts | {"total": sum(parts.values())}).items():
             print(f"  {part:40}{size / 1e6:>14,.1f} MB")
 
@@ -176,7 +176,7 @@ def models(options: argparse.Namespace) -> None:
             f"{name:14}{pretrained:27}{count / 1e9:9.2f} B{config.num_hidden_layers:8}"
             f"{config.max_position_embeddings:9,}{count * 4 / 1e9:7.1f} GB"
         )
-    print("\nThe instruction-tuned models, for chat, end in -it: google/gemma-2-2b-it, google/gemma-3-1b-it.")
+    print("\nTo chat, use the instruction-tuned models, which end in -it: google/gemma-2-2b-it, google/gemma-3-1b-it.")
 
 
 def describe(config: GemmaConfig) -> Iterable[str]:
@@ -199,8 +199,8 @@ def describe(config: GemmaConfig) -> Iterable[str]:
         weights = weight_bytes(config, format, group_size)
         totals = (weights + cache_bytes(config, n, format) + activation_bytes(config, n, format) for n in lengths)
         yield f"  {label:24}{_size(weights):>12}" + "".join(f"{_size(total):>19}" for total in totals)
-    yield f"{'  of that the cache,':38}" + "".join(f"{_size(cache_bytes(config, n)):>19}" for n in lengths)
-    yield "  or a quarter of it with --int8-cache"
+    yield f"{'  of which float32 cache':38}" + "".join(f"{_size(cache_bytes(config, n)):>19}" for n in lengths)
+    yield "  (a quarter of this cache with --int8-cache)"
 
 
 def _size(count: int) -> str:
@@ -215,7 +215,7 @@ def _print_stream(pieces: Iterable[str]) -> str:
         text.append(piece)
         print(piece, end="", flush=True)
     print(flush=True)
-    now, tokens = time.perf_counter(), len(text) - 1  # the last piece is the rest of an incomplete character
+    now, tokens = time.perf_counter(), len(text) - 1  # the last piece is only the rest of an incomplete character
     if tokens > 1:
         speed = (tokens - 1) / (now - first)
         peak = f", peak memory {_size(peak_memory())}" if peak_memory() else ""
@@ -230,9 +230,9 @@ def _add_generation(parser: argparse.ArgumentParser, max_new_tokens: int | None)
         metavar="N",
         type=int,
         default=max_new_tokens,
-        help=f"generate at most N tokens ({max_new_tokens or '512, or what the context has room for'})",
+        help=f"generate at most N tokens ({max_new_tokens or '512, or as many as fit into the context'})",
     )
-    meaning = "0 is greedy decoding (default); higher values are more random"
+    meaning = "0 is greedy decoding (default), higher values are more random"
     parser.add_argument("--temperature", metavar="T", type=float, default=0.0, help=meaning)
     parser.add_argument("--top-k", metavar="K", type=int, help="sample from the K most likely tokens")
     meaning = "sample from the fewest tokens whose probabilities add up to P"

@@ -20,7 +20,7 @@ from gemma_np.oracle.trace import write_trace
 
 
 def add_commands(command: Command) -> None:
-    """Register these commands and their arguments."""
+    """Register the commands of this group."""
     parser = command(
         trace,
         'gemma-np trace --prompt "To be, or not to be" -o ref.safetensors',
@@ -28,11 +28,11 @@ def add_commands(command: Command) -> None:
     )
     add_model(parser)
     parser.add_argument("--prompt", metavar="TEXT", help="the text to read")
-    parser.add_argument("--ids", metavar="N,N,...", help="the token ids to read, in place of a text")
+    parser.add_argument("--ids", metavar="N,N,...", help="the token ids to read, instead of a text")
     parser.add_argument("--chunk", metavar="N", type=int, help="read N tokens in each pass (default: all in one)")
     parser.add_argument("--decode", metavar="N", type=int, default=0, help="then decode N tokens, one in each pass (0)")
     parser.add_argument(
-        "--dtype", choices=("float32", "float64"), default="float32", help="of the computation (float32)"
+        "--dtype", choices=("float32", "float64"), default="float32", help="dtype of the computation (float32)"
     )
     parser.add_argument("--filter", metavar="PATTERN", default="*", help="records to write, such as 'layers.0.*' (all)")
     parser.add_argument("-o", "--output", metavar="FILE", required=True, help="the safetensors file to write")
@@ -44,10 +44,10 @@ def add_commands(command: Command) -> None:
         "gemma-np compare ref.safetensors theirs.safetensors",
         "gemma-np compare ref.safetensors theirs.safetensors --isolate --dtype bfloat16 --plot errors.png",
     )
-    parser.add_argument("reference", metavar="REF", help="a file that gemma-np trace has written")
+    parser.add_argument("reference", metavar="REF", help="a file written by gemma-np trace")
     _add_dump(parser, "a safetensors file with records of the same token ids")
-    parser.add_argument("--model", metavar="M", help="the weights (default: those that REF names)")
-    parser.add_argument("--isolate", action="store_true", help="judge each operation on their own inputs to it")
+    parser.add_argument("--model", metavar="M", help="the model (default: the one that REF names)")
+    parser.add_argument("--isolate", action="store_true", help="check each operation on their inputs to it")
     parser.add_argument("--json", action="store_true", help="print the rows as JSON")
     parser.add_argument("--plot", metavar="FILE", help="plot the errors to a png, svg or pdf file")
 
@@ -56,7 +56,7 @@ def add_commands(command: Command) -> None:
         "gemma-np diagnose --model google/gemma-2-2b theirs.safetensors",
         "gemma-np diagnose --model ./my-checkpoint --ids 2,651,6037 logits.safetensors",
     )
-    _add_dump(parser, "a safetensors file with some records, or logits alone")
+    _add_dump(parser, "a safetensors file with some or all records, or logits alone")
     add_model(parser)
     parser.add_argument("--ids", metavar="N,N,...", help="the token ids (default: `passes` in the file's metadata)")
 
@@ -64,7 +64,7 @@ def add_commands(command: Command) -> None:
 def _add_dump(parser: argparse.ArgumentParser, meaning: str) -> None:
     parser.add_argument("dump", metavar="THEIRS", help=meaning)
     parser.add_argument(
-        "--name-map", metavar="FILE", help="JSON from their names to ours, {layer} for a layer's number"
+        "--name-map", metavar="FILE", help="JSON file from their names to ours; {layer} is a layer number"
     )
     parser.add_argument("--dtype", choices=SAFETY_FACTOR, help="dtype of their computation (default: the file's)")
 
@@ -104,7 +104,7 @@ def compare(options: argparse.Namespace) -> int:
 
 
 def diagnose(options: argparse.Namespace) -> int:
-    """Find the known mistake, or the two, that explain a dump; exit status 1 when something is wrong."""
+    """Find the known mistake, or pair of mistakes, that explains a dump; exit status 1 when something is wrong."""
     diagnosis = diagnose_file(
         options.dump,
         model=options.model,

@@ -24,13 +24,13 @@ from gemma_np.training.training_state import TrainingConfig
 
 SHAPE = {  # name in the config: option, meaning
     "hidden_size": ("hidden-size", "channels of the residual stream"),
-    "num_hidden_layers": ("layers", "layers, local and global in turn"),
+    "num_hidden_layers": ("layers", "layers, alternating local and global"),
     "num_attention_heads": ("heads", "query heads"),
     "num_key_value_heads": ("kv-heads", "key-value heads"),
-    "head_dim": ("head-dim", "channels of a head"),
-    "intermediate_size": ("intermediate-size", "channels of the feed-forward"),
+    "head_dim": ("head-dim", "channels of each head"),
+    "intermediate_size": ("intermediate-size", "channels of the feed-forward layer"),
     "sliding_window": ("sliding-window", "keys that a local layer sees"),
-    "max_position_embeddings": ("context", "longest text that the model can read, in tokens"),
+    "max_position_embeddings": ("context", "context length in tokens"),
 }
 
 TRAINING = {
@@ -40,9 +40,9 @@ TRAINING = {
     "learning_rate": "peak learning rate",
     "warmup_steps": "steps of linear warm-up",
     "max_grad_norm": "clip gradients to this global norm",
-    "weight_decay": "weight decay of matrices",
+    "weight_decay": "weight decay, applied to matrices",
     "grad_accum_steps": "batches accumulated into one step",
-    "seed": "seed of the weights, the data and the split",
+    "seed": "seed of weights, data and split",
     "val_fraction": "fraction of documents held out",
     "save_every": "steps between checkpoints",
     "eval_every": "steps between evaluations",
@@ -54,7 +54,9 @@ def add_commands(command: Command) -> None:
     sub = command(tokenizer, "gemma-np tokenizer texts/ --vocab-size 2048 -o tokenizer.model")
     sub.add_argument("text", metavar="TEXT", help=TEXT_HELP)
     sub.add_argument("--vocab-size", metavar="V", type=int, default=2048, help="number of pieces (2048)")
-    sub.add_argument("-o", "--output", metavar="FILE", default="tokenizer.model", help="tokenizer.model by default")
+    sub.add_argument(
+        "-o", "--output", metavar="FILE", default="tokenizer.model", help="the file to write (tokenizer.model)"
+    )
 
     sub = command(
         train,
@@ -74,19 +76,21 @@ def add_commands(command: Command) -> None:
         "gemma-np distill texts/ --teacher run --model student --on-policy --divergence jensen-shannon -o better",
     )
     sub.add_argument("text", metavar="TEXT", nargs="?", help=f"{TEXT_HELP} (not with --targets)")
-    sub.add_argument("--teacher", metavar="M", help="live teacher: a checkpoint")
-    sub.add_argument("--targets", metavar="FOLDER", help="precomputed targets of gemma-np cache-teacher")
-    meaning = "between teacher and student (cross-entropy: -sum P_T log P_S)"
+    sub.add_argument("--teacher", metavar="M", help=f"live teacher: {MODEL_HELP}")
+    sub.add_argument("--targets", metavar="FOLDER", help="precomputed targets, written by gemma-np cache-teacher")
+    meaning = "divergence from the teacher (cross-entropy, which is -sum P_T log P_S)"
     sub.add_argument("--divergence", choices=DIVERGENCES, default="cross-entropy", help=meaning)
-    sub.add_argument("--temperature", metavar="T", type=float, default=1.0, help="softens both distributions (1.0)")
+    sub.add_argument(
+        "--temperature", metavar="T", type=float, default=1.0, help="cross-entropy: soften both distributions (1.0)"
+    )
     sub.add_argument("--beta", metavar="B", type=float, default=0.5, help="jensen-shannon: weight of the teacher (0.5)")
     sub.add_argument("--on-policy", action="store_true", help="train on the student's own continuations")
-    sub.add_argument("--prompt-tokens", metavar="N", type=int, default=16, help="on-policy: tokens of a prompt (16)")
+    sub.add_argument("--prompt-tokens", metavar="N", type=int, default=16, help="on-policy: tokens in a prompt (16)")
     _add_run(sub)
 
     sub = command(cache_teacher, "gemma-np cache-teacher texts/ --teacher run -o targets --top-k 32 --seq-len 256")
     sub.add_argument("text", metavar="TEXT", help=TEXT_HELP)
-    sub.add_argument("--teacher", metavar="M", required=True, help="the teacher: a checkpoint")
+    sub.add_argument("--teacher", metavar="M", required=True, help=f"the teacher: {MODEL_HELP}")
     sub.add_argument("-o", "--output", metavar="FOLDER", required=True, help="output folder; existing files are kept")
     sub.add_argument("--top-k", metavar="K", type=int, default=32, help="most likely tokens to store per position (32)")
     sub.add_argument("--seq-len", metavar="N", type=int, default=128, help="tokens in a text (128)")
@@ -95,11 +99,11 @@ def add_commands(command: Command) -> None:
     sub.add_argument("--seed", metavar="S", type=int, default=0, help="seed of the split (0)")
 
     sub = command(merge, "gemma-np merge run-1 run-2 run-3 -o merged", "gemma-np merge run --dtype bfloat16 -o small")
-    sub.add_argument("models", metavar="M", nargs="+", help="checkpoints of one shape")
+    sub.add_argument("models", metavar="M", nargs="+", help="checkpoints with the same config and tokenizer")
     sub.add_argument("-o", "--output", metavar="OUT", required=True, help="the new checkpoint folder")
-    sub.add_argument("--dtype", choices=merging.DTYPES, default="float32", help="of the new checkpoint (float32)")
+    sub.add_argument("--dtype", choices=merging.DTYPES, default="float32", help="dtype of the new checkpoint (float32)")
 
-    sub = command(plot_log, "gemma-np plot-log run", "gemma-np plot-log student twin -o losses.svg")
+    sub = command(plot_log, "gemma-np plot-log run", "gemma-np plot-log student baseline -o losses.svg")
     sub.add_argument("runs", metavar="RUN", nargs="+", help="run folders")
     sub.add_argument("-o", "--output", metavar="FILE", default="log.png", help="a png, svg or pdf file (log.png)")
 
@@ -179,7 +183,7 @@ def cache_teacher(options: argparse.Namespace) -> None:
 
 
 def merge(options: argparse.Namespace) -> None:
-    """Average the weights of several checkpoints of one shape, or convert one to another dtype."""
+    """Average the weights of several checkpoints, or convert one to another dtype."""
     merging.merge([load(name) for name in options.models], options.dtype).save(options.output)
 
 
@@ -205,8 +209,10 @@ def add_training_config(parser: argparse.ArgumentParser, title: str, without: Se
 
 
 def _add_run(parser: argparse.ArgumentParser) -> None:
-    """Add what `train` and `distill` have in common."""
-    parser.add_argument("-o", "--output", metavar="OUT", required=True, help="the run folder, which is a checkpoint")
+    """Add the arguments that `train` and `distill` share."""
+    parser.add_argument(
+        "-o", "--output", metavar="OUT", required=True, help="the run folder, which is also a checkpoint"
+    )
     parser.add_argument("--resume", action="store_true", help="continue the run in OUT")
     parser.add_argument("--model", metavar="M", help=f"continue from a checkpoint: {MODEL_HELP}")
     shape = parser.add_argument_group("shape of a model from scratch")

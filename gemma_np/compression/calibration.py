@@ -69,7 +69,7 @@ def map_layers(
 ) -> Iterator[tuple[str, Weight]]:
     """Yield all weights of a model by name, one layer after another, each replaced by `map_layer`.
 
-    ids [texts, T] pass through each layer with its old weights, to collect Gram matrices, and then with its new ones, so
+    ids [texts, T] pass through each layer with its old weights, to collect Gram matrices, then with its new ones, so
     that later layers see the inputs that they will have. Without ids, there are no Gram matrices.
     """
     config, weights = model.config, Scope(model.weights) / "model"

@@ -197,9 +197,9 @@ def test_an_empty_tensor_is_no_weight(folder):
         ('{"weight_map": {"a": 5}}', "names 5"),
         ('{"weight_map": {"a": ".."}}', "names '..'"),
         ('{"weight_map": {"a": "gone.safetensors"}}', "names 'gone.safetensors', which is missing"),
-        ('{"weight_map": 5}', "no index of shards"),
-        ("{}", "no index of shards"),
-        ("nonsense", "no index of shards"),
+        ('{"weight_map": 5}', "not an index of shards"),
+        ("{}", "not an index of shards"),
+        ("nonsense", "not an index of shards"),
     ],
 )
 def test_an_index_that_lies(content, message, folder):

@@ -78,9 +78,9 @@ def test_info_of_a_released_model_needs_no_weights(name, capsys):
 
 def test_info_prints_the_cache_as_counted_by_hand(capsys):
     main(["info", "--model", "gemma-2-2b"])
-    # keys and values, 4 heads of 256 float32 numbers: 8,192 bytes a token and layer; 26 layers, 13 of them keep at most
-    # 4,096 tokens: 8,192 * 26 * 1,000 and 8,192 * 13 * (8,000 + 4,096)
-    line = next(line for line in capsys.readouterr().out.splitlines() if "of that the cache" in line)
+    # keys and values, 4 heads of 256 float32 numbers: 8,192 bytes a token and layer; 26 layers, 13 of them keep no more
+    # than 4,096 tokens: 8,192 * 26 * 1,000 and 8,192 * 13 * (8,000 + 4,096)
+    line = next(line for line in capsys.readouterr().out.splitlines() if "of which float32 cache" in line)
     assert line.split()[-4:] == ["213.0", "MB", "1.29", "GB"]
 
 
