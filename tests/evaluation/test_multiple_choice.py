@@ -98,7 +98,7 @@ GOOD = {"question": "Q", "choices": ["a", "b"], "answer": 1}
     [
         ("{", "line 2: Expecting"),
         ("[]", "line 2: list, expected a JSON object"),
-        (json.dumps(GOOD | {"choices": []}), r"line 2: choices: \[\], expected at least one text"),
+        (json.dumps(GOOD | {"choices": []}), r"line 2: choices: \[\], expected one or more non-empty texts"),
         (
             json.dumps(GOOD | {"choices": ["a", " "]}),
             "line 2: choices: .*, expected one or more non-empty texts",

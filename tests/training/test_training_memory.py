@@ -55,5 +55,5 @@ def test_the_estimate_is_within_a_tenth(shape):
 def test_info_prints_the_estimate(capsys):
     assert main(["info", "--model", "gemma-2-2b", "--training", "--batch-size", "2", "--seq-len", "64"]) == 0
     out = capsys.readouterr().out
-    assert "memory of training in float32, 2 texts of 64 tokens at once" in out
+    assert "memory of training in float32, 2 texts of 64 tokens per step" in out
     assert "moments of AdamW" in out

@@ -243,6 +243,6 @@ def test_infinity_and_nan_are_compared_by_their_places():
 
 
 def test_a_hint_of_the_catalogue():
-    assert known("norm-no-plus1") == "the norm multiplies by w; multiply by 1 + w"
+    assert known("norm-no-plus1") == "the norm multiplies by w instead of 1 + w; multiply by 1 + w"
     with pytest.raises(ValueError, match="not enough values"):
         known("no-such-mistake")

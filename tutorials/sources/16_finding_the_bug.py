@@ -305,7 +305,7 @@ assert culprits == [f"layers.{layer}.mlp.hidden" for layer in range(4)]
 # %%
 status = main(["diagnose", "--model", "shakespeare-1m", str(port_file)])
 assert status == 1  # something is wrong
-assert max(row.error / row.limit for row in isolated_rows) > 1e4
+assert max(row.error / row.threshold for row in isolated_rows) > 1e4
 
 # %% [markdown]
 # The last line is the proof. Before, the error of the worst record was tens of thousands of times larger than rounding
