@@ -269,7 +269,7 @@ def draw(axes, rows, title):
     errors = np.array([row.error for row in rows])
     differs = np.array([row.status == "DIFF" for row in rows])
     errors = np.maximum(errors, 1e-9)  # a zero has no place on a logarithmic axis
-    axes.semilogy(place, [row.threshold for row in rows], color="0.5", linewidth=1, label="passes below")
+    axes.semilogy(place, [row.threshold for row in rows], color="0.5", linewidth=1, label="threshold")
     axes.semilogy(place[~differs], errors[~differs], ".", color="C0", label="right")
     axes.semilogy(place[differs], errors[differs], "x", color="C5", markersize=5, label="differs")
     starts = [n for n, row in enumerate(rows) if row.key.endswith(".input_layernorm")]
@@ -471,7 +471,7 @@ check(which_mistake, exercises.WHICH_MISTAKE)
 # - [Compare your own implementation with this one](capture_another_framework.md): for ports in other languages, and for
 #   single functions in your tests.
 # - [gemma_np/oracle](../gemma_np/oracle): [noise.py](../gemma_np/oracle/noise.py) and
-#   [isolation.py](../gemma_np/oracle/isolation.py) first; [mistakes.py](../gemma_np/oracle/mistakes.py) is the
+#   [isolation.py](../gemma_np/oracle/isolation.py) first; [mistakes.py](../gemma_np/oracle/mistakes) is the
 #   catalogue.
 # - [gemma_np/model](../gemma_np/model), top to bottom: you know every line by now.
 #
