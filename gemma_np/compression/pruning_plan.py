@@ -77,13 +77,16 @@ def prune(model: Gemma, plan: PruningPlan, ids: np.ndarray | None) -> Gemma:
     model = model.dequantized()
     if plan.drop_layers:
         model = drop_layers(model, plan.drop_layers)
-    if ids is not None and (plan.layers or plan.intermediate_size or plan.kv_heads):
+    sizes = (plan.layers, plan.intermediate_size, plan.kv_heads)
+    if ids is not None and any(size is not None for size in sizes):
         importance = measure_importance(model, ids)
-        kept = choose_layers(importance.layers, model.config, plan.layers or model.config.num_hidden_layers)
+        kept = choose_layers(
+            importance.layers, model.config, model.config.num_hidden_layers if plan.layers is None else plan.layers
+        )
         model = keep_layers(model, kept)
-        if plan.intermediate_size:
+        if plan.intermediate_size is not None:
             model = keep_channels(model, importance.channels[kept], plan.intermediate_size)
-        if plan.kv_heads:
+        if plan.kv_heads is not None:
             model = keep_groups(model, importance.groups[kept], plan.kv_heads)
     for method, sparsity in (("magnitude", plan.magnitude), ("wanda", plan.wanda)):
         if sparsity is not None:

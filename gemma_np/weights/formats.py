@@ -197,7 +197,7 @@ def stored_bytes(weight: Weight) -> int:
 
 def is_quantized(weight: Weight) -> bool:
     """Return whether a weight is quantized; it must be dequantized before it is trained or quantized again."""
-    return isinstance(weight, Int8 | Int4 | Float8)
+    return isinstance(weight, Quantized)
 
 
 def pack(numbers: np.ndarray) -> np.ndarray:

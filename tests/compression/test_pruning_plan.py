@@ -71,3 +71,10 @@ def test_the_model_given_is_not_changed():
     before = {name: weight.copy() for name, weight in model.weights.items()}
     prune(model, read_plan("intermediate-size=4,magnitude=0.5"), random_ids(model.config, 0, 2, 9))
     assert all(np.array_equal(model.weights[name], weight) for name, weight in before.items())
+
+
+@pytest.mark.parametrize("plan", ["layers=0", "intermediate-size=0", "kv-heads=0"])
+def test_a_size_of_zero_is_refused(plan):
+    model = tiny.gemma()
+    with pytest.raises(GemmaError, match="0 .*to keep, expected 1 to"):
+        prune(model, read_plan(plan), random_ids(model.config, 0, 2, 9))
