@@ -1,5 +1,5 @@
 # %% [markdown]
-# 9. The cache, and generating text
+# # 9. The cache, and generating text
 #
 # After this you can read a prompt once, keep its keys and values, and generate token after token from them; choose a
 # token from a distribution in four ways; and estimate, from two measurements, how fast your machine can generate text
