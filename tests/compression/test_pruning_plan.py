@@ -76,5 +76,5 @@ def test_the_model_given_is_not_changed():
 @pytest.mark.parametrize("plan", ["layers=0", "intermediate-size=0", "kv-heads=0"])
 def test_a_size_of_zero_is_refused(plan):
     model = tiny.gemma()
-    with pytest.raises(GemmaError, match="0 .*to keep, expected 1 to"):
+    with pytest.raises(GemmaError, match=r"0 .*to keep, expected 1 to"):
         prune(model, read_plan(plan), random_ids(model.config, 0, 2, 9))
