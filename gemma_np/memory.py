@@ -11,6 +11,7 @@ from gemma_np.config import GemmaConfig
 from gemma_np.errors import GemmaError
 from gemma_np.model.records import record_shapes
 from gemma_np.weights.formats import FORMATS, matrix_bytes
+from gemma_np.weights.linear import tile_bytes
 
 PREFILL_CHUNK = 512
 """Tokens of a prompt that are read at once. The attention scores of a chunk take H * PREFILL_CHUNK * S numbers, those
@@ -39,13 +40,15 @@ def activation_bytes(config: GemmaConfig, length: int, format: str = "float32") 
     """Estimate the peak bytes of activations while a prompt of `length` tokens is read in chunks.
 
     At the peak one layer holds three arrays of the feed-forward, or three of the scores, beside four of the residual
-    stream; and the logits of one token, twice.
+    stream; and the logits of one token, twice. Weights that are not stored as plain floats add the tiles in which they
+    are dequantized.
     """
     chunk = min(PREFILL_CHUNK, length)
     last = (length - 1) % PREFILL_CHUNK + 1
     scores = config.num_attention_heads * max(last * length, chunk * (length - last))
     layer = 3 * max(chunk * config.intermediate_size, scores) + 4 * chunk * config.hidden_size
-    return _itemsize(format) * (layer + 2 * config.vocab_size)
+    tiles = 0 if FORMATS[format].stored_as is np.ndarray else tile_bytes()
+    return _itemsize(format) * (layer + 2 * config.vocab_size) + tiles
 
 
 def training_bytes(config: GemmaConfig, batch_size: int, seq_len: int) -> dict[str, int]:

@@ -101,6 +101,11 @@ def _product_by_tiles(x: np.ndarray, weight: Stored) -> np.ndarray:
     return y
 
 
+def tile_bytes() -> int:
+    """Return the bytes of the tiles of a stored weight that all cores dequantize at once, at most."""
+    return (os.cpu_count() or 1) * _LARGE_TILE * np.dtype(np.float32).itemsize
+
+
 def _tiles(shape: tuple[int, ...], size: int) -> list[tuple[int, int]]:
     """Return (start, stop) of groups of rows with at most `size` numbers each, or one row."""
     rows = max(1, size // shape[1])
