@@ -12,6 +12,7 @@ Sources: Gemma 1 arXiv 2403.08295 table 1; Gemma 2 arXiv 2408.00118 table 1; Gem
 """
 
 import math
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -35,7 +36,8 @@ SIZES = (
 _NUMBERS = ("query_pre_attn_scalar", "rope_theta", "rope_scaling_factor", "rms_norm_eps")
 _OPTIONAL_NUMBERS = ("sliding_window", "rope_local_base_freq", "attn_logit_softcapping", "final_logit_softcapping")
 
-_MOST_LAYERS = 1000
+MOST_LAYERS = 1000
+_LARGEST_SIZE = 2**31 - 1
 
 _PARTS = {"embed_tokens": "embedding", "norm": "norms", "self_attn": "attention", "mlp": "feed-forward"}
 
@@ -97,8 +99,10 @@ class GemmaConfig:
             return
         whole = name in SIZES or name == "sliding_window"
         is_number = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
-        if not is_number or not 0 < value < math.inf:
-            raise GemmaError(f"{name}: {value!r}, expected a positive {'whole ' if whole else ''}number")
+        largest = _LARGEST_SIZE if whole else sys.float_info.max
+        if not is_number or not 0 < value <= largest:
+            most = f" of at most {largest}" if whole and is_number and value > 0 else ""
+            raise GemmaError(f"{name}: {value!r}, expected a positive {'whole ' if whole else ''}number{most}")
 
     @property
     def has_post_norms(self) -> bool:
@@ -159,8 +163,8 @@ def layer_pattern(layers: int, local_per_global: int) -> tuple[str, ...]:
 
     Raises GemmaError unless the number of layers is from 1 to 1000: a damaged file could name billions.
     """
-    if not isinstance(layers, int) or not 0 < layers <= _MOST_LAYERS:
-        raise GemmaError(f"num_hidden_layers: {layers!r}, expected a whole number from 1 to {_MOST_LAYERS}")
+    if not isinstance(layers, int) or not 0 < layers <= MOST_LAYERS:
+        raise GemmaError(f"num_hidden_layers: {layers!r}, expected a whole number from 1 to {MOST_LAYERS}")
     return tuple(GLOBAL if (i + 1) % (local_per_global + 1) == 0 else LOCAL for i in range(layers))
 
 

@@ -4,12 +4,23 @@ Its keys have changed over the years; old and new ones are read: `rope_theta`, `
 became `rope_parameters`; `sliding_window_pattern` became `layer_types`; `hidden_act` became `hidden_activation`.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
-from gemma_np.config import GLOBAL, LOCAL, SIZES, GemmaConfig, layer_pattern
-from gemma_np.errors import GemmaError
+from gemma_np.config import GLOBAL, LOCAL, MOST_LAYERS, SIZES, GemmaConfig, layer_pattern
+from gemma_np.errors import GemmaError, quoted
+from gemma_np.json_input import (
+    BOOLEAN,
+    POSITIVE,
+    TEXT,
+    check_json,
+    list_of,
+    object_of,
+    one_of,
+    optional,
+    read_json,
+    whole_number,
+)
 
 # The text part of a multimodal config.json has only the values that differ from these defaults of transformers.
 _GEMMA3_TEXT_DEFAULTS = {
@@ -27,17 +38,35 @@ _GEMMA3_TEXT_DEFAULTS = {
 
 _ARCHITECTURES = {"gemma": "GemmaForCausalLM", "gemma2": "Gemma2ForCausalLM", "gemma3_text": "Gemma3ForCausalLM"}
 
+_ROPE_FIELDS = {
+    "rope_theta": optional(POSITIVE),
+    "factor": optional(POSITIVE),
+    "rope_type": optional(TEXT),
+    "type": optional(TEXT),
+}
+_ROPE = optional(object_of(_ROPE_FIELDS))
+
+# `GemmaConfig` checks the sizes and numbers that it has under the same name.
+_FIELDS = {
+    "hidden_activation": optional(TEXT),
+    "hidden_act": optional(TEXT),
+    "attention_bias": optional(BOOLEAN),
+    "tie_word_embeddings": optional(BOOLEAN),
+    "use_bidirectional_attention": optional(BOOLEAN),
+    "sliding_window_pattern": optional(whole_number(1, MOST_LAYERS)),
+    "_sliding_window_pattern": optional(whole_number(1, MOST_LAYERS)),
+    "layer_types": optional(list_of(one_of(LOCAL, GLOBAL))),
+    "rope_scaling": _ROPE,
+    "rope_parameters": optional(object_of({**_ROPE_FIELDS, LOCAL: _ROPE, GLOBAL: _ROPE})),
+}
+_CONFIG = object_of(
+    {"model_type": one_of(*_ARCHITECTURES, "gemma3"), "text_config": optional(object_of(_FIELDS)), **_FIELDS}
+)
+
 
 def read_config(path: Path) -> GemmaConfig:
     """Read the GemmaConfig of a config.json file. Raises GemmaError, with the path, when it is invalid."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise GemmaError(f"{path}: no such file, expected a config.json beside the weights") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise GemmaError(f"{path}: not JSON ({error})") from None
-    if not isinstance(values, dict):
-        raise GemmaError(f"{path}: {type(values).__name__}, expected a JSON object")
+    values = read_json(path, object_of({}), "a config.json beside the weights")
     try:
         return config_from_json(values)
     except GemmaError as error:
@@ -49,11 +78,10 @@ def config_from_json(values: dict[str, Any]) -> GemmaConfig:
 
     Raises GemmaError for a missing or invalid value, and for a variant that this package does not support.
     """
-    model_type = values.get("model_type")
+    check_json(values, _CONFIG)
+    model_type = values["model_type"]
     if model_type == "gemma3":
-        model_type, values = "gemma3_text", _GEMMA3_TEXT_DEFAULTS | _object(values, "text_config")
-    if model_type not in _ARCHITECTURES:
-        raise GemmaError(f"model_type: {model_type!r}, expected 'gemma', 'gemma2', 'gemma3_text' or 'gemma3'")
+        model_type, values = "gemma3_text", _GEMMA3_TEXT_DEFAULTS | (values.get("text_config") or {})
     _refuse_variants(values)
 
     fields: dict[str, Any] = {name: _required(values, name) for name in SIZES}
@@ -67,7 +95,7 @@ def config_from_json(values: dict[str, Any]) -> GemmaConfig:
         if model_type == "gemma2":
             fields[name] = _required(values, name)
         elif values.get(name) is not None:
-            raise GemmaError(f"{name}: {values[name]!r}, expected null (only Gemma 2 has caps)")
+            raise GemmaError(f"{name}: {quoted(values[name])}, expected null (only Gemma 2 has caps)")
     return GemmaConfig(
         model_type=model_type,
         layer_types=_layer_types(model_type, values),
@@ -101,53 +129,43 @@ def _required(values: dict[str, Any], name: str) -> Any:
     return values[name]
 
 
-def _object(values: dict[str, Any], name: str) -> dict[str, Any]:
-    """Return values[name], which must be a JSON object; a missing or null one is empty."""
-    value = values.get(name) or {}
-    if not isinstance(value, dict):
-        raise GemmaError(f"{name}: {value!r}, expected a JSON object")
-    return value
-
-
 def _refuse_variants(values: dict[str, Any]) -> None:
     """Refuse variants that no released Gemma text model uses."""
     # The first Gemma 1 files say "gelu", but the models were trained with the tanh form, as later files say.
     activation = values.get("hidden_activation") or values.get("hidden_act") or "gelu_pytorch_tanh"
     if activation not in ("gelu_pytorch_tanh", "gelu"):
-        raise GemmaError(f"hidden_activation: {activation!r}, expected 'gelu_pytorch_tanh'")
-    for name, expected in (("attention_bias", False), ("use_bidirectional_attention", False)):
+        raise GemmaError(f"hidden_activation: {quoted(activation)}, expected 'gelu_pytorch_tanh'")
+    for name in ("attention_bias", "use_bidirectional_attention"):
         if values.get(name):
-            raise GemmaError(f"{name}: {values[name]!r}, expected {expected}")
+            raise GemmaError(f"{name}: true, expected false")
     if values.get("tie_word_embeddings") is False:
-        raise GemmaError("tie_word_embeddings: False, expected True (Gemma's head is its embedding)")
+        raise GemmaError("tie_word_embeddings: false, expected true (Gemma's head is its embedding)")
 
 
 def _layer_types(model_type: str, values: dict[str, Any]) -> tuple[str, ...]:
     layers = values["num_hidden_layers"]
     if model_type == "gemma":
         return layer_pattern(layers, local_per_global=0)
-    if isinstance(values.get("layer_types"), list):
+    if values.get("layer_types") is not None:
         return tuple(values["layer_types"])
     default = 2 if model_type == "gemma2" else 6
-    pattern = values.get("sliding_window_pattern", values.get("_sliding_window_pattern", default))
-    if not isinstance(pattern, int) or pattern < 1:
-        raise GemmaError(f"sliding_window_pattern: {pattern!r}, expected a positive whole number")
+    pattern = values.get("sliding_window_pattern") or values.get("_sliding_window_pattern") or default
     return layer_pattern(layers, local_per_global=pattern - 1)
 
 
 def _rope(model_type: str, values: dict[str, Any]) -> dict[str, float]:
     """Return the RoPE base and scaling of each kind of layer, from the new keys or else the old ones."""
-    new = _object(values, "rope_parameters")
+    new, scaling = values.get("rope_parameters") or {}, values.get("rope_scaling") or {}
     if model_type != "gemma3_text":
         theta = new.get("rope_theta", values.get("rope_theta", 10_000.0))
-        _linear_factor(new or _object(values, "rope_scaling"), allowed=False)
+        _linear_factor(new or scaling, allowed=False)
         return {"rope_theta": theta}
-    for_local, for_global = _object(new, LOCAL), _object(new, GLOBAL)
+    for_local, for_global = new.get(LOCAL) or {}, new.get(GLOBAL) or {}
     _linear_factor(for_local, allowed=False)
     return {
         "rope_theta": for_global.get("rope_theta", values.get("rope_theta", 1_000_000.0)),
         "rope_local_base_freq": for_local.get("rope_theta", values.get("rope_local_base_freq", 10_000.0)),
-        "rope_scaling_factor": _linear_factor(for_global or _object(values, "rope_scaling"), allowed=True),
+        "rope_scaling_factor": _linear_factor(for_global or scaling, allowed=True),
     }
 
 
@@ -158,5 +176,5 @@ def _linear_factor(parameters: dict[str, Any], allowed: bool) -> float:
         return factor
     if kind != "default":
         expected = "'default' or 'linear'" if allowed else "'default'"
-        raise GemmaError(f"rope_type: {kind!r}, expected {expected}")
+        raise GemmaError(f"rope_type: {quoted(kind)}, expected {expected}")
     return 1.0

@@ -4,7 +4,6 @@ The safetensors library checks the header of each file (sizes, overlaps, end of 
 what the model does not use takes no memory.
 """
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,10 +12,14 @@ from gemma_np.checkpoints.loading import StoredTensor, load_weights
 from gemma_np.checkpoints.quantized_tensors import from_tensors, read_formats, to_tensors
 from gemma_np.checkpoints.safetensors_file import FLOATS, QUANTIZED, read_metadata, stored_tensors
 from gemma_np.config import GemmaConfig
-from gemma_np.errors import GemmaError
+from gemma_np.errors import GemmaError, quoted
+from gemma_np.input_files import read_bytes
+from gemma_np.json_input import TEXT, object_of, read_json
 from gemma_np.weights.formats import Stored, Weight, dequantize
 
 INDEX = "model.safetensors.index.json"
+
+_INDEX = object_of({"weight_map": object_of({}, others=TEXT)})
 
 # A multimodal Gemma 3 has the text model under one of these prefixes, beside the vision model.
 _TEXT_PREFIXES = ("language_model.model.", "model.language_model.")
@@ -43,7 +46,7 @@ def load_folder(folder: Path, dtype: str = "float32") -> tuple[GemmaConfig, dict
     except GemmaError as error:
         raise GemmaError(f"{folder}: {error}") from None
     tokenizer_model = folder / "tokenizer.model"
-    return config, weights, tokenizer_model.read_bytes() if tokenizer_model.exists() else None
+    return config, weights, read_bytes(tokenizer_model, "a tokenizer.model") if tokenizer_model.exists() else None
 
 
 def _weight_files(folder: Path) -> list[Path]:
@@ -53,17 +56,12 @@ def _weight_files(folder: Path) -> list[Path]:
     index = folder / INDEX
     if not index.exists():
         raise GemmaError(f"{folder}: no weights, expected model.safetensors or {INDEX}")
-    try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise GemmaError(
-            f"{index}: not an index of shards ({error!r}), expected a JSON object with weight_map"
-        ) from None
+    names = sorted(set(read_json(index, _INDEX)["weight_map"].values()))
     for name in names:
-        if not isinstance(name, str) or Path(name).name != name or name in ("", ".."):
-            raise GemmaError(f"{index}: names {name!r}, expected a file in the same folder")
+        if Path(name).name != name or name in ("", "..") or "\0" in name:
+            raise GemmaError(f"{index}: names {quoted(name)}, expected a file in the same folder")
         if not (folder / name).exists():
-            raise GemmaError(f"{index}: names {name!r}, which is missing")
+            raise GemmaError(f"{index}: names {quoted(name)}, which is missing")
     return [folder / name for name in names]
 
 

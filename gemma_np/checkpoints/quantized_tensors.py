@@ -8,13 +8,13 @@ The metadata key `storage` has the format of each: {"model.layers.0.mlp.up_proj.
 `gemma_np.weights.formats` defines the formats.
 """
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from gemma_np.errors import GemmaError
+from gemma_np.json_input import object_of, one_of, parse_json
 from gemma_np.weights.formats import FORMATS, BFloat16, Quantized, Weight, is_quantized
 
 QUANTIZED_FORMATS = {name: row for name, row in FORMATS.items() if row.arrays and not row.gguf}
@@ -45,14 +45,9 @@ def quantized_format(weight: Weight) -> str | None:
 
 def read_formats(metadata: Mapping[str, str]) -> dict[str, str]:
     """Return the format of each quantized weight of a file. Raises GemmaError for an unknown format."""
-    try:
-        formats: dict[str, str] = json.loads(metadata.get("storage", "{}"))
-        unknown = {format for format in formats.values() if format not in QUANTIZED_FORMATS}
-    except (ValueError, AttributeError, TypeError):
-        raise GemmaError(f"storage: {metadata['storage']!r}, expected a JSON object of names and formats") from None
-    if unknown:
-        raise GemmaError(f"storage: {', '.join(map(repr, unknown))}, expected some of {', '.join(QUANTIZED_FORMATS)}")
-    return formats
+    formats = object_of({}, others=one_of(*QUANTIZED_FORMATS))
+    names: dict[str, str] = parse_json(metadata.get("storage", "{}"), formats, "storage")
+    return names
 
 
 def from_tensors(name: str, format: str, tensors: Mapping[str, Any]) -> Quantized:

@@ -11,15 +11,22 @@ from numpy.typing import DTypeLike
 
 from gemma_np.checkpoints.loading import StoredTensor, row_reader
 from gemma_np.errors import GemmaError
+from gemma_np.input_files import require_file
+from gemma_np.json_input import TEXT, list_of, object_of, optional, parse_json, whole_number
 
 FLOATS = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 QUANTIZED = {"I8": np.int8, "U8": np.uint8, "F8_E4M3": ml_dtypes.float8_e4m3fn}
+
+
+_ENTRY = object_of({"dtype": TEXT, "shape": list_of(whole_number(0)), "data_offsets": list_of(whole_number(0))})
+_HEADER = object_of({"__metadata__": optional(object_of({}, others=TEXT))}, others=_ENTRY)
 
 
 def read_metadata(path: Path) -> dict[str, str]:
     """Return the metadata of a safetensors file. Raises GemmaError for a damaged file."""
     from safetensors import SafetensorError, safe_open
 
+    require_file(path, "a safetensors file")
     try:
         with safe_open(path, "numpy") as file:  # opening checks the header
             return file.metadata() or {}
@@ -32,7 +39,7 @@ def stored_tensors(path: Path, dtypes: Mapping[str, DTypeLike] = FLOATS) -> dict
     read_metadata(path)
     with path.open("rb") as file:
         header_size = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(header_size))
+        header = parse_json(file.read(header_size).decode(), _HEADER, path)  # the library has checked that it is UTF-8
     data = np.memmap(path, np.uint8, "r", offset=8 + header_size) if header_size + 8 < path.stat().st_size else None
     header.pop("__metadata__", None)
     tensors = {}

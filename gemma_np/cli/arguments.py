@@ -11,7 +11,8 @@ from gemma_np.compression.quantization import QUANTIZE_FORMATS, Scheme
 from gemma_np.compression.quantize_model import QUANTIZATION_METHODS
 from gemma_np.errors import GemmaError
 from gemma_np.gemma import DEFAULT, DTYPES, Gemma
-from gemma_np.training.data import read_text, text_files
+from gemma_np.input_files import read_text
+from gemma_np.training.data import text_files
 from gemma_np.weights.formats import FORMATS
 
 MODEL_HELP = "a checkpoint folder, a .gguf file, a hub id such as google/gemma-2-2b-it, or the name of a bundled model"

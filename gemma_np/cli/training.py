@@ -14,9 +14,10 @@ from gemma_np.compression.qat import FakeQuantize
 from gemma_np.compression.quantization import QUANTIZE_FORMATS, Scheme
 from gemma_np.errors import GemmaError
 from gemma_np.gemma import Gemma, load
+from gemma_np.input_files import read_text
 from gemma_np.text.tokenizer import Tokenizer
 from gemma_np.training import merging, mpi_ranks, runs
-from gemma_np.training.data import read_text, text_files
+from gemma_np.training.data import text_files
 from gemma_np.training.distillation import DIVERGENCES
 from gemma_np.training.run_log import plot_logs
 from gemma_np.training.tokenizer_training import train_tokenizer

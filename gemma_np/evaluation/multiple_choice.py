@@ -6,24 +6,27 @@ log-likelihood per byte of UTF-8.
 Sources: lm-evaluation-harness (the scores); Guo et al., arXiv 1706.04599 (calibration).
 """
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from gemma_np.config import GemmaConfig
-from gemma_np.errors import GemmaError
+from gemma_np.errors import GemmaError, quoted
 from gemma_np.evaluation.bootstrap import Difference, paired_bootstrap
 from gemma_np.evaluation.likelihood import Pair, likelihoods
+from gemma_np.json_input import TEXT, list_of, object_of, read_json_lines, whole_number
 from gemma_np.text.tokenizer import Tokenizer
 from gemma_np.weights.formats import Weights
 
 SCORES = ("raw", "per token", "per byte")
 BINS = 10
+
+
+_QUESTION = object_of({"question": TEXT, "choices": list_of(TEXT), "answer": whole_number(0)})
 
 
 @dataclass(frozen=True)
@@ -37,36 +40,17 @@ class Question:
 
 def read_questions(path: Path) -> list[Question]:
     """Read the questions of a .jsonl file. Raises GemmaError, with the line number, for an invalid one."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise GemmaError(f"{path}: {error}, expected a file with one question per line, as JSON") from None
     questions = []
-    for number, line in enumerate(lines, start=1):
-        if line.strip():
-            try:
-                questions.append(_question(json.loads(line)))
-            except (ValueError, RecursionError) as error:
-                raise GemmaError(f"{path}, line {number}: {error}") from None
+    for line, values in read_json_lines(path, _QUESTION, "a file with one question per line, as JSON"):
+        choices, answer = values["choices"], values["answer"]
+        if not choices or not all(choice.strip() for choice in choices):
+            raise GemmaError(f"{line}: choices: {quoted(choices)}, expected one or more non-empty texts")
+        if answer >= len(choices):
+            raise GemmaError(f"{line}: answer: {answer}, expected 0 to {len(choices) - 1}")
+        questions.append(Question(values["question"], tuple(choices), answer))
     if not questions:
         raise GemmaError(f"{path}: empty, expected at least one question")
     return questions
-
-
-def _question(values: Any) -> Question:
-    if not isinstance(values, dict):
-        raise GemmaError(f"{type(values).__name__}, expected a JSON object")
-    for name, kind in (("question", str), ("choices", list), ("answer", int)):
-        if name not in values:
-            raise GemmaError(f"{name}: missing")
-        if not isinstance(values[name], kind) or isinstance(values[name], bool):
-            raise GemmaError(f"{name}: {values[name]!r}, expected {'a list' if kind is list else f'{kind.__name__}'}")
-    choices, answer = values["choices"], values["answer"]
-    if not choices or not all(isinstance(choice, str) and choice.strip() for choice in choices):
-        raise GemmaError(f"choices: {choices!r}, expected one or more non-empty texts")
-    if not 0 <= answer < len(choices):
-        raise GemmaError(f"answer: {answer}, expected 0 to {len(choices) - 1}")
-    return Question(values["question"], tuple(choices), answer)
 
 
 def few_shot_prompt(question: Question, examples: Sequence[Question] = ()) -> str:

@@ -6,7 +6,6 @@ A name map is a JSON file from their names to ours, where `{layer}` stands for t
 """
 
 import difflib
-import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -17,8 +16,11 @@ import numpy as np
 from gemma_np.checkpoints.config_json import config_from_json
 from gemma_np.checkpoints.safetensors_file import read_metadata, stored_tensors
 from gemma_np.config import GemmaConfig
-from gemma_np.errors import GemmaError
+from gemma_np.errors import GemmaError, quoted
+from gemma_np.json_input import TEXT, list_of, object_of, parse_json, read_json, whole_number
 from gemma_np.oracle.trace import RecordSlice, Reference
+
+_PASSES = list_of(list_of(whole_number(0)))
 
 
 class Dump(NamedTuple):
@@ -44,8 +46,6 @@ def read_dump(path: str | Path, name_map: str | Path | None = None) -> Dump:
     Raises GemmaError for a damaged file, a file without records, and a name map that is not a JSON object.
     """
     path = Path(path)
-    if not path.is_file():
-        raise GemmaError(f"{path}: no such file, expected a safetensors file")
     translate = _translation(name_map)
     records = {
         translate(name): tensor.mapped for name, tensor in stored_tensors(path).items() if tensor.mapped is not None
@@ -53,11 +53,14 @@ def read_dump(path: str | Path, name_map: str | Path | None = None) -> Dump:
     if not records:
         raise GemmaError(f"{path}: no records, expected intermediates under the names that gemma-np records prints")
     metadata = read_metadata(path)
+    config = passes = None
     try:
-        config = config_from_json(json.loads(metadata["config"])) if "config" in metadata else None
-        passes = json.loads(metadata["passes"]) if "passes" in metadata else None
-    except ValueError as error:
-        raise GemmaError(f"{path}: metadata: {error}, expected config and passes as JSON") from None
+        if "config" in metadata:
+            config = config_from_json(parse_json(metadata["config"], object_of({}), "config"))
+        if "passes" in metadata:
+            passes = parse_json(metadata["passes"], _PASSES, "passes")
+    except GemmaError as error:
+        raise GemmaError(f"{path}: metadata: {error}") from None
     return Dump(path, records, config, passes, metadata.get("model") or None)
 
 
@@ -66,14 +69,14 @@ def align_dump(dump: Dump, reference: Reference) -> dict[str, np.ndarray]:
 
     A batch axis of length 1 is dropped, and keys that a ring buffer has dropped are filled with zeros.
 
-    Raises GemmaError for unknown names (suggesting similar ones), and for NaN and infinity.
+    Raises GemmaError for unknown names (suggesting a similar one), and for NaN and infinity.
     """
     known = reference.slices
     for name in dump.records:
         if name not in known:
-            near = difflib.get_close_matches(name, known, 3, 0.5)
-            hint = f"similar: {', '.join(near)}" if near else "gemma-np records lists all names"
-            raise GemmaError(f"{dump.path}: {name}: no record has this name ({hint}); --name-map maps other names")
+            near = difflib.get_close_matches(name, known, 1, 0.5)
+            expected = f"{near[0]} or another" if near else "one"
+            raise GemmaError(f"{dump.path}: {quoted(name)}: expected {expected} of gemma-np records, or a --name-map")
     records = {}
     for key, record_slice in known.items():
         if key in dump.records:
@@ -100,11 +103,8 @@ def _translation(name_map: str | Path | None) -> Callable[[str], str]:
     """Return a function from their names to ours."""
     if name_map is None:
         return lambda name: name
-    try:
-        table = json.loads(Path(name_map).read_text(encoding="utf-8"))
-        rules = [(_pattern(theirs), ours) for theirs, ours in table.items()]
-    except (OSError, ValueError, AttributeError) as error:
-        raise GemmaError(f"{name_map}: {error}, expected a JSON object from their names to ours") from None
+    table = read_json(Path(name_map), object_of({}, others=TEXT), "a JSON object from their names to ours")
+    rules = [(_pattern(theirs), ours) for theirs, ours in table.items()]
 
     def translate(name: str) -> str:
         for pattern, ours in rules:

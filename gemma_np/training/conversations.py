@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from gemma_np.errors import GemmaError
+from gemma_np.json_input import TEXT, list_of, object_of, read_json_lines
 from gemma_np.text.chat import check_messages, turn_ids
 from gemma_np.text.tokenizer import Tokenizer
 from gemma_np.training.data import Split, prepare, train_val_split, write_array
@@ -22,27 +23,21 @@ from gemma_np.training.mpi import Ranks
 from gemma_np.training.task import Batch
 from gemma_np.training.training_state import State
 
+_CONVERSATION = object_of({"messages": list_of(object_of({"role": TEXT, "content": TEXT}))})
+
 
 def read_conversations(file: Path) -> list[list[dict[str, str]]]:
     """Read the conversations of a file. Raises GemmaError, with the line number, for an invalid one."""
-    try:
-        lines = file.read_text(encoding="utf-8").split("\n")  # a JSON string may contain other line separators
-    except (OSError, UnicodeDecodeError) as error:
-        raise GemmaError(f"{file}: {error}, expected a file with one conversation per line") from None
     conversations = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
+    for line, values in read_json_lines(file, _CONVERSATION, "a file with one conversation per line, as JSON"):
+        messages = [
+            {**message, "role": "model" if message["role"] == "assistant" else message["role"]}
+            for message in values["messages"]
+        ]
         try:
-            messages = [
-                {**message, "role": "model" if message["role"] == "assistant" else message["role"]}
-                for message in json.loads(line)["messages"]
-            ]
             check_messages(messages, last="model")
         except GemmaError as error:
-            raise GemmaError(f"{file}, line {number}: {error}") from None
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise GemmaError(f"{file}, line {number}: {error!r}, expected an object with messages") from None
+            raise GemmaError(f"{line}: {error}") from None
         conversations.append(messages)
     return conversations
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from gemma_np.checkpoints.atomic_write import atomic_write
 from gemma_np.errors import GemmaError
+from gemma_np.input_files import read_text, require_file
 from gemma_np.text.tokenizer import Tokenizer
 from gemma_np.training.mpi import Ranks
 from gemma_np.training.task import Batch
@@ -32,17 +33,11 @@ def text_files(path: Path) -> list[Path]:
     Raises GemmaError when there is none.
     """
     files = sorted(path.rglob("*.txt")) if path.is_dir() else [path]
-    if not files or not all(file.is_file() for file in files):
+    if not files:
         raise GemmaError(f"{path}: no text, expected a file or a folder with .txt files")
+    for file in files:
+        require_file(file, "a text file")
     return files
-
-
-def read_text(file: Path) -> str:
-    """Return the text of a file. Raises GemmaError when it is not UTF-8."""
-    try:
-        return file.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise GemmaError(f"{file}: {error}, expected a text file in UTF-8") from None
 
 
 def tokenize_texts(

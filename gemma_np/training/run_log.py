@@ -9,7 +9,11 @@ import numpy as np
 
 from gemma_np.checkpoints.atomic_write import atomic_write
 from gemma_np.errors import GemmaError
+from gemma_np.input_files import read_text
+from gemma_np.json_input import NUMBER, object_of, parse_json, whole_number
 from gemma_np.plotting import new_figure, save_figure
+
+_ENTRY = object_of({"step": whole_number(1), "loss": NUMBER, "learning_rate": NUMBER}, others=NUMBER)
 
 
 class RunLog:
@@ -55,25 +59,16 @@ class RunLog:
 def read_log(folder: Path) -> list[dict[str, float]]:
     """Return the entries of a run's log, one per step. Raises GemmaError when there is none."""
     path = folder / "log.jsonl"
-    try:
-        entries = _entries(path)
-    except OSError as error:
-        raise GemmaError(f"{path}: {error}, expected the log of a run") from None
+    entries = _entries(path)
     if not entries:
         raise GemmaError(f"{path}: has no steps, expected the log of a run")
     return entries
 
 
 def _entries(path: Path) -> list[dict[str, float]]:
-    """Return the complete lines of a log; a killed run may have left an incomplete one."""
-    entries = []
-    for line in path.read_text().splitlines():
-        try:
-            entry = json.loads(line)
-            entries.append({name: float(value) for name, value in entry.items()} | {"step": int(entry["step"])})
-        except (ValueError, TypeError, KeyError, AttributeError):
-            continue
-    return entries
+    """Return the complete lines of a log; a killed run may have left an incomplete one at its end."""
+    lines = read_text(path, "the log of a run").split("\n")[:-1]
+    return [parse_json(line, _ENTRY, f"{path}, line {number}") for number, line in enumerate(lines, start=1)]
 
 
 def plot_logs(folders: Sequence[Path], output: Path) -> None:

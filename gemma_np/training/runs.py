@@ -22,6 +22,7 @@ from gemma_np.checkpoints.atomic_write import atomic_write
 from gemma_np.config import gemma2_config
 from gemma_np.errors import GemmaError
 from gemma_np.gemma import Gemma, load
+from gemma_np.input_files import read_bytes
 from gemma_np.memory import check_memory
 from gemma_np.text.tokenizer import Tokenizer
 from gemma_np.training.conversations import all_conversations, random_conversations, tokenize_conversations
@@ -206,10 +207,7 @@ def distill_from_cache(
 
 def read_tokenizer(path: str | Path) -> Tokenizer:
     """Read a tokenizer.model file. Raises GemmaError when it cannot be read."""
-    try:
-        return Tokenizer(Path(path).read_bytes())
-    except OSError as error:
-        raise GemmaError(f"{path}: {error.strerror}, expected a tokenizer.model file") from None
+    return Tokenizer(read_bytes(Path(path), "a tokenizer.model file"))
 
 
 def targets_tokenizer(targets: str | Path) -> Tokenizer:

@@ -192,14 +192,14 @@ def test_an_empty_tensor_is_no_weight(folder):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('{"weight_map": {"a": "../model.safetensors"}}', "names '../model.safetensors', expected a file in the same"),
-        ('{"weight_map": {"a": "/etc/passwd"}}', "names '/etc/passwd'"),
-        ('{"weight_map": {"a": 5}}', "names 5"),
-        ('{"weight_map": {"a": ".."}}', "names '..'"),
-        ('{"weight_map": {"a": "gone.safetensors"}}', "names 'gone.safetensors', which is missing"),
-        ('{"weight_map": 5}', "not an index of shards"),
-        ("{}", "not an index of shards"),
-        ("nonsense", "not an index of shards"),
+        ('{"weight_map": {"a": "../model.safetensors"}}', 'names "../model.safetensors", expected a file in the same'),
+        ('{"weight_map": {"a": "/etc/passwd"}}', 'names "/etc/passwd"'),
+        ('{"weight_map": {"a": 5}}', "weight_map.a: 5, expected text"),
+        ('{"weight_map": {"a": ".."}}', 'names ".."'),
+        ('{"weight_map": {"a": "gone.safetensors"}}', 'names "gone.safetensors", which is missing'),
+        ('{"weight_map": 5}', "weight_map: 5, expected a JSON object"),
+        ("{}", "weight_map: missing, expected a JSON object"),
+        ("nonsense", "not JSON"),
     ],
 )
 def test_an_index_that_lies(content, message, folder):

@@ -96,8 +96,8 @@ GOOD = {"question": "Q", "choices": ["a", "b"], "answer": 1}
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{", "line 2: Expecting"),
-        ("[]", "line 2: list, expected a JSON object"),
+        ("{", "line 2: not JSON"),
+        ("[]", r"line 2: \[\], expected a JSON object"),
         (json.dumps(GOOD | {"choices": []}), r"line 2: choices: \[\], expected one or more non-empty texts"),
         (
             json.dumps(GOOD | {"choices": ["a", " "]}),
@@ -105,10 +105,10 @@ GOOD = {"question": "Q", "choices": ["a", "b"], "answer": 1}
         ),
         (json.dumps({"question": "Q", "answer": 0}), "line 2: choices: missing"),
         (json.dumps(GOOD | {"answer": 2}), "line 2: answer: 2, expected 0 to 1"),
-        (json.dumps(GOOD | {"answer": -1}), "line 2: answer: -1, expected 0 to 1"),
-        (json.dumps(GOOD | {"answer": "b"}), "line 2: answer: 'b', expected int"),
-        (json.dumps(GOOD | {"answer": True}), "line 2: answer: True, expected int"),
-        (json.dumps(GOOD | {"question": 5}), "line 2: question: 5, expected str"),
+        (json.dumps(GOOD | {"answer": -1}), "line 2: answer: -1, expected a whole number of at least 0"),
+        (json.dumps(GOOD | {"answer": "b"}), 'line 2: answer: "b", expected a whole number'),
+        (json.dumps(GOOD | {"answer": True}), "line 2: answer: true, expected a whole number"),
+        (json.dumps(GOOD | {"question": 5}), "line 2: question: 5, expected text"),
     ],
 )
 def test_invalid_lines_are_refused(line, message, tmp_path):

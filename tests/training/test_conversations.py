@@ -97,9 +97,9 @@ def test_the_role_assistant_means_model(tmp_path):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("no JSON", "line 2: .*expected an object with messages"),
-        ("{}", "line 2: .*expected an object with messages"),
-        ('{"messages": 3}', "line 2: .*expected an object with messages"),
+        ("no JSON", "line 2: not JSON"),
+        ("{}", "line 2: messages: missing, expected a list"),
+        ('{"messages": 3}', "line 2: messages: 3, expected a list"),
         ('{"messages": []}', "line 2: messages: none"),
         (json.dumps({"messages": TALK[:3]}), "line 2: messages: the last is the user's, expected the model's"),
         (json.dumps({"messages": [{"role": "system", "content": "x"}]}), "line 2: message 0: role 'system'"),

@@ -41,11 +41,20 @@ def test_a_silent_log_writes_nothing(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("text", [None, "", "no JSON}\n"])
-def test_a_missing_or_damaged_log_is_refused(tmp_path, text, capsys):
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "No such file or directory, expected the log of a run"),
+        ("", "has no steps, expected the log of a run"),
+        ("no JSON}\n", "line 1: not JSON"),
+        ('{"step": 1.5, "loss": 1, "learning_rate": 1}\n', "line 1: step: 1.5, expected a whole number"),
+        ('{"step": 1, "loss": NaN, "learning_rate": 1}\n', "line 1: loss: NaN, expected a number"),
+    ],
+)
+def test_a_missing_or_damaged_log_is_refused(tmp_path, text, message, capsys):
     if text is not None:
         (tmp_path / "log.jsonl").write_text(text)
-    with pytest.raises(GemmaError, match="expected the log of a run"):
+    with pytest.raises(GemmaError, match=message):
         read_log(tmp_path)
     assert main(["plot-log", str(tmp_path)]) == 2
     assert capsys.readouterr().err.count("\n") == 1
