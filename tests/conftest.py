@@ -51,6 +51,18 @@ def pytest_runtest_setup(item):
             pytest.skip(reason)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _bugs_fail_the_test():
+    """Raise every exception that `gemma-np` would report as a bug: no input may reach that last line of defence."""
+
+    def fail(error):
+        raise error
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("gemma_np.cli.report_bug", fail)
+        yield
+
+
 def installed(package):
     try:
         return importlib.util.find_spec(package) is not None

@@ -12,9 +12,11 @@ from typing import Any
 
 from gemma_np.checkpoints.atomic_write import atomic_write
 from gemma_np.cli.arguments import Command, add_dtype, add_model, read_ids
+from gemma_np.cli.terminal import printable
 from gemma_np.config import GLOBAL, RELEASED, GemmaConfig
 from gemma_np.errors import GemmaError
 from gemma_np.gemma import BUNDLED, load, resolve_config
+from gemma_np.input_files import read_text
 from gemma_np.inspection.inspect_text import inspect_text
 from gemma_np.inspection.page import page
 from gemma_np.memory import activation_bytes, cache_bytes, peak_memory, training_bytes, weight_bytes
@@ -122,11 +124,7 @@ def chat(options: argparse.Namespace) -> None:
 
 def perplexity(options: argparse.Namespace) -> None:
     """Measure the perplexity of a model on a text."""
-    try:
-        text = sys.stdin.read() if options.file == "-" else Path(options.file).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        what = getattr(error, "strerror", None) or error
-        raise GemmaError(f"{options.file}: {what}, expected a text file in UTF-8") from None
+    text = sys.stdin.read() if options.file == "-" else read_text(Path(options.file))
     loss = load(options.model, options.dtype).text_loss(text, options.context, options.stride)
     print(f"perplexity      {loss.perplexity:.4f}")
     print(f"bits per token  {loss.bits_per_token:.4f}")
@@ -213,7 +211,7 @@ def _print_stream(pieces: Iterable[str]) -> str:
     for piece in pieces:
         first = first or time.perf_counter()
         text.append(piece)
-        print(piece, end="", flush=True)
+        print(printable(piece) if sys.stdout.isatty() else piece, end="", flush=True)
     print(flush=True)
     now, tokens = time.perf_counter(), len(text) - 1  # the last piece is only the rest of an incomplete character
     if tokens > 1:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 
 from sentencepiece import SentencePieceProcessor
 
-from gemma_np.errors import GemmaError
+from gemma_np.errors import GemmaError, quoted
 
 BOS, EOS, START_OF_TURN, END_OF_TURN = "<bos>", "<eos>", "<start_of_turn>", "<end_of_turn>"
 
@@ -61,27 +61,39 @@ class Tokenizer:
         """Encode a text; control pieces such as `<start_of_turn>` become control tokens.
 
         `<bos>` is put first exactly once, even if the text begins with it; `bos=False` leaves it out.
+
+        Raises GemmaError for lone surrogates, which stand for bytes that are not UTF-8.
         """
         text = text.removeprefix(BOS)
         ids = [self.bos] if bos else []
         end = 0
         for match in _CONTROL_PIECE.finditer(text):
             if match[0] in self:
-                ids += [*self._processor.EncodeAsIds(text[end : match.start()]), self.id(match[0])]
+                ids += [*self._encode(text[end : match.start()]), self.id(match[0])]
                 end = match.end()
-        return ids + self._processor.EncodeAsIds(text[end:])
+        return ids + self._encode(text[end:])
 
     def encode_verbatim(self, text: str) -> list[int]:
         """Encode a text without `<bos>`; control pieces in it are encoded as ordinary text.
 
         Control pieces are split after their first character, so that they encode as text and decode unchanged.
+
+        Raises GemmaError for lone surrogates, which stand for bytes that are not UTF-8.
         """
         ids = []
         end = 0
         for match in _CONTROL_PIECE.finditer(text):
-            ids += self._processor.EncodeAsIds(text[end : match.start() + 1])
+            ids += self._encode(text[end : match.start() + 1])
             end = match.start() + 1
-        return ids + self._processor.EncodeAsIds(text[end:])
+        return ids + self._encode(text[end:])
+
+    def _encode(self, text: str) -> list[int]:
+        try:
+            content = text.encode()
+        except UnicodeEncodeError as error:
+            wrong = f"{quoted(text[error.start])} at character {error.start}"
+            raise GemmaError(f"text: {wrong}, expected text that UTF-8 can encode") from None
+        return self._processor.EncodeAsIds(content)
 
     def decode(self, ids: Iterable[int]) -> str:
         """Decode ids to text, without control pieces."""
