@@ -200,7 +200,7 @@ def test_dumps_that_cannot_be_compared(folder, capsys):
     assert main(words) == 2
     assert "damaged" in capsys.readouterr().err
     assert main([*words[:2], str(folder / "nowhere")]) == 2
-    assert "no such file" in capsys.readouterr().err
+    assert "No such file" in capsys.readouterr().err
 
 
 def test_sixteen_bits_are_recognised(folder, capsys):
