@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from gemma_np.errors import GemmaError
 from gemma_np.gemma import Gemma
 from gemma_np.model.kv_cache import KVCache
 from gemma_np.model.log_probs import log_softmax
@@ -31,7 +32,7 @@ class Measurement:
 
 
 def measure(step: str, model: Gemma, original: Gemma, texts: np.ndarray) -> Measurement:
-    """Compare a model with the original on texts, ids [N, T]."""
+    """Compare a model with the original on texts, ids [N, T]. Raises GemmaError when its loss is not finite."""
     from tqdm import tqdm
 
     loss = divergence = 0.0
@@ -45,6 +46,8 @@ def measure(step: str, model: Gemma, original: Gemma, texts: np.ndarray) -> Meas
             )
             loss -= np.take_along_axis(own, text[1:][rows, None], axis=-1).sum(dtype=np.float64)
             divergence += float(np.vecdot(np.exp(theirs), theirs - own).sum(dtype=np.float64))
+    if not math.isfinite(loss):
+        raise GemmaError(f"{step}: a loss of {loss}, expected a finite number (are the weights damaged?)")
     return Measurement(
         step=step,
         parameters=sum(math.prod(shape) for _, shape in model.config.weight_shapes()),

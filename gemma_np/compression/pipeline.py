@@ -22,11 +22,23 @@ from gemma_np.compression.quantization import Scheme
 from gemma_np.compression.quantize_model import check_quantization, quantize_model
 from gemma_np.errors import GemmaError
 from gemma_np.gemma import Gemma, load
+from gemma_np.json_input import NUMBER, TEXT, object_of, read_json, whole_number
 from gemma_np.training.data import Split, consecutive_batches, random_batches
 from gemma_np.training.distillation import from_teacher, weights_digest
 from gemma_np.training.task import Task
 from gemma_np.training.trainer import run_task
 from gemma_np.training.training_state import TrainingConfig
+
+_FIELDS = {
+    "step": TEXT,
+    "parameters": whole_number(1),
+    "bytes": whole_number(1),
+    "perplexity": NUMBER,
+    "kl": NUMBER,
+    "agreement": NUMBER,
+    "tokens_per_second": NUMBER,
+}
+_REPORT = object_of({}, others=object_of(_FIELDS))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,18 +113,18 @@ class _Report:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.rows = json.loads(path.read_text()) if path.exists() else {}
+        self.rows = read_json(path, _REPORT, "the report of a compression") if path.exists() else {}
 
     def of(self, step: str, make: Callable[[], Measurement]) -> Measurement:
         """Return the measurement of a step, from the file or newly made."""
         if step not in self.rows:
             self.rows[step] = asdict(make())
             atomic_write(self.path, lambda partial: partial.write_text(json.dumps(self.rows, indent=2) + "\n"))
-        return Measurement(**self.rows[step])
+        return Measurement(**{name: self.rows[step][name] for name in _FIELDS})
 
 
 def _check_same(path: Path, settings: dict[str, object]) -> None:
     """Write the settings of a folder to a file. Raises GemmaError when the folder was started with others."""
-    if path.exists() and json.loads(path.read_text()) != settings:
+    if path.exists() and read_json(path, object_of({}), "the settings of a compression") != settings:
         raise GemmaError(f"{path.parent}: started with another config or model, expected another folder")
     atomic_write(path, lambda partial: partial.write_text(json.dumps(settings) + "\n"))

@@ -29,6 +29,7 @@ CONFIG = CompressionConfig(
     calibration=(4, 9),
     evaluation=(3, 9),
 )
+MEASURE_ONLY = CompressionConfig(calibration=(4, 9), evaluation=(3, 9))
 
 
 def run(out, config=CONFIG, model=MODEL):
@@ -94,6 +95,27 @@ def test_another_config_needs_another_folder(tmp_path):
             tmp_path / "out",
             CompressionConfig(prune=read_plan("intermediate-size=5"), calibration=(4, 9), evaluation=(2, 9)),
         )
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("report.json", '{"original": {}}', r"report\.json: original\.step: missing, expected text"),
+        ("report.json", "{", r"report\.json: not JSON"),
+        ("compression.json", "[]", r"compression\.json: \[\], expected a JSON object"),
+    ],
+)
+def test_damaged_records_of_a_pipeline_are_refused(name, content, message, tmp_path):
+    run(tmp_path, MEASURE_ONLY)
+    (tmp_path / name).write_text(content)
+    with pytest.raises(GemmaError, match=message):
+        run(tmp_path, MEASURE_ONLY)
+
+
+def test_a_loss_that_is_not_finite_is_refused(tmp_path):
+    weights = dict(MODEL.weights) | {"model.norm.weight": MODEL.weights["model.norm.weight"] * np.float32(np.nan)}
+    with pytest.raises(GemmaError, match="original: a loss of nan, expected a finite number"):
+        run(tmp_path, MEASURE_ONLY, Gemma(MODEL.config, weights, MODEL.tokenizer))
 
 
 def test_what_cannot_be_quantized_is_not_healed_first(tmp_path):
