@@ -5,6 +5,7 @@ Tensors in Q8_0 and Q4_0 stay quantized; those of other types are dequantized. G
 """
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,26 @@ import numpy as np
 
 from gemma_np.checkpoints.gguf_blocks import GGUF_FORMATS, read_blocks
 from gemma_np.checkpoints.loading import StoredTensor, load_weights, row_reader
-from gemma_np.config import GemmaConfig, layer_pattern
-from gemma_np.errors import GemmaError
+from gemma_np.config import MOST_LAYERS, GemmaConfig, layer_pattern
+from gemma_np.errors import GemmaError, quoted
+from gemma_np.json_input import POSITIVE, check_json, one_of, whole_number
 from gemma_np.weights.formats import Weight
 
 MODEL_TYPES = {"gemma": "gemma", "gemma2": "gemma2", "gemma3": "gemma3_text"}
+
+_SIZE = whole_number(1, 2**31 - 1)
+_SCHEMAS = dict.fromkeys(
+    (
+        "rope.freq_base",
+        "rope.freq_base_swa",
+        "rope.scaling.factor",
+        "attn_logit_softcapping",
+        "final_logit_softcapping",
+        "attention.layer_norm_rms_epsilon",
+    ),
+    POSITIVE,
+) | {"block_count": whole_number(1, MOST_LAYERS)}
+"""What the metadata of a config must be; those that are not listed are sizes."""
 
 _NAMES = {
     "token_embd": "model.embed_tokens",
@@ -130,15 +146,18 @@ def config_from_metadata(metadata: dict[str, Any]) -> GemmaConfig:
     base. Raises GemmaError for a missing or invalid value.
     """
     architecture = metadata.get("general.architecture")
-    if architecture not in MODEL_TYPES:
-        raise GemmaError(f"general.architecture: {architecture!r}, expected 'gemma', 'gemma2' or 'gemma3'")
+    check_json(architecture, one_of(*MODEL_TYPES), ("general.architecture",))
 
     def get(name: str, default: Any = None) -> Any:
         value = metadata.get(f"{architecture}.{name}", default)
         if value is None:
             raise GemmaError(f"{architecture}.{name}: missing")
+        check_json(value, _SCHEMAS.get(name, _SIZE), (f"{architecture}.{name}",))
         return float(f"{value:.7g}") if isinstance(value, float) else value  # undoes the rounding of 1e-6 to float32
 
+    tokens = metadata.get("tokenizer.ggml.tokens", [])
+    if not isinstance(tokens, Sequence) or isinstance(tokens, str):
+        raise GemmaError(f"tokenizer.ggml.tokens: {quoted(tokens)}, expected a list")
     D, H, layers = get("embedding_length"), get("attention.head_count"), get("block_count")
     head_dim = get("attention.key_length")
     local_per_global = {"gemma": 0, "gemma2": 1, "gemma3": get("attention.sliding_window_pattern", 6) - 1}[architecture]
@@ -147,7 +166,7 @@ def config_from_metadata(metadata: dict[str, Any]) -> GemmaConfig:
     is_gemma2, theta = architecture == "gemma2", get("rope.freq_base", 1e6 if architecture == "gemma3" else 1e4)
     return GemmaConfig(
         model_type=MODEL_TYPES[architecture],
-        vocab_size=len(metadata.get("tokenizer.ggml.tokens", ())),
+        vocab_size=len(tokens),
         hidden_size=D,
         num_hidden_layers=layers,
         num_attention_heads=H,
@@ -179,22 +198,30 @@ def sentencepiece_model(metadata: dict[str, Any]) -> bytes:
         raise GemmaError('vocabulary: needs protobuf, which pip install "gemma-np[gguf]" brings') from None
     names = ("tokens", "scores", "token_type")
     tokens, scores, types = (metadata.get(f"tokenizer.ggml.{name}") for name in names)
-    if not tokens or not scores or not types or not len(tokens) == len(scores) == len(types):
-        raise GemmaError("tokenizer.ggml: expected tokens, scores and token_type of the same length")
+    if not (isinstance(tokens, list) and isinstance(scores, list) and isinstance(types, list)):
+        raise GemmaError("tokenizer.ggml: expected the lists tokens, scores and token_type")
+    if not 0 < len(tokens) == len(scores) == len(types):
+        lengths = f"{len(tokens)} tokens, {len(scores)} scores and {len(types)} types"
+        raise GemmaError(f"tokenizer.ggml: {lengths}, expected the same number of each")
+    if not all(isinstance(token, str) for token in tokens):
+        raise GemmaError("tokenizer.ggml.tokens: not all are text, expected a list of text")
     protobuf: Any = sentencepiece_model_pb2  # its classes are created at import time, so type checkers do not know them
     model = protobuf.ModelProto()
-    for token, score, kind in zip(tokens, scores, types, strict=True):
-        # Sentencepiece writes a space as U+2581; GGUF files have plain spaces in user-defined pieces.
-        piece = token.replace(" ", "\N{LOWER ONE EIGHTH BLOCK}")
-        model.pieces.add(piece=piece, score=score, type=kind)  # both formats use the same numbers for types
+    try:
+        for token, score, kind in zip(tokens, scores, types, strict=True):
+            # Sentencepiece writes a space as U+2581; GGUF files have plain spaces in user-defined pieces.
+            piece = token.replace(" ", "\N{LOWER ONE EIGHTH BLOCK}")
+            model.pieces.add(piece=piece, score=score, type=kind)  # both formats use the same numbers for types
+    except (TypeError, ValueError) as error:
+        raise GemmaError(f"tokenizer.ggml: {error}, expected text, a number and a type from 1 to 6") from None
     model.trainer_spec.model_type = protobuf.TrainerSpec.BPE
     model.trainer_spec.byte_fallback = True
     model.trainer_spec.vocab_size = len(tokens)
-    model.trainer_spec.unk_id = metadata.get("tokenizer.ggml.unknown_token_id", 3)
-    model.trainer_spec.bos_id = metadata.get("tokenizer.ggml.bos_token_id", 2)
-    model.trainer_spec.eos_id = metadata.get("tokenizer.ggml.eos_token_id", 1)
-    model.trainer_spec.pad_id = metadata.get("tokenizer.ggml.padding_token_id", 0)
+    for name, short, default in (("unknown", "unk", 3), ("bos", "bos", 2), ("eos", "eos", 1), ("padding", "pad", 0)):
+        key = f"tokenizer.ggml.{name}_token_id"
+        check_json(metadata.get(key, default), whole_number(0, len(tokens) - 1), (key,))
+        setattr(model.trainer_spec, f"{short}_id", metadata.get(key, default))
     model.normalizer_spec.name = "identity"
-    model.normalizer_spec.add_dummy_prefix = metadata.get("tokenizer.ggml.add_space_prefix", False)
+    model.normalizer_spec.add_dummy_prefix = metadata.get("tokenizer.ggml.add_space_prefix") is True
     model.normalizer_spec.remove_extra_whitespaces = False
     return model.SerializeToString()

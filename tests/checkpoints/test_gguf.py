@@ -252,9 +252,70 @@ def test_a_length_that_lies_does_not_hang(tmp_path):
         load_gguf(path, "float32")
 
 
+TINY = {"general.architecture": "gemma2", "tokenizer.ggml.tokens": ["a", "b"]} | {
+    f"gemma2.{name}": value
+    for name, value in {
+        "embedding_length": 8,
+        "block_count": 2,
+        "attention.head_count": 2,
+        "attention.head_count_kv": 1,
+        "attention.key_length": 8,
+        "feed_forward_length": 8,
+        "context_length": 8,
+        "attention.sliding_window": 4,
+        "attention.layer_norm_rms_epsilon": 1e-6,
+    }.items()
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"gemma2.embedding_length": "8"}, 'gemma2.embedding_length: "8", expected a whole number from 1 to'),
+        ({"gemma2.block_count": [2]}, r"gemma2.block_count: \[2\], expected a whole number"),
+        ({"gemma2.block_count": True}, "gemma2.block_count: true, expected a whole number"),
+        ({"gemma2.context_length": 8.5}, "gemma2.context_length: 8.5, expected a whole number"),
+        ({"gemma2.context_length": 2**40}, "gemma2.context_length: 1099511627776, expected a whole number"),
+        ({"gemma2.context_length": None}, "gemma2.context_length: missing"),
+        ({"gemma2.attention.layer_norm_rms_epsilon": float("nan")}, "epsilon: NaN, expected a positive number"),
+        ({"gemma2.rope.freq_base": -1.0}, "gemma2.rope.freq_base: -1.0, expected a positive number"),
+        ({"gemma2.final_logit_softcapping": [30.0]}, r"softcapping: \[30.0\], expected a positive number"),
+        ({"general.architecture": ["gemma2"]}, r'general.architecture: \["gemma2"\], expected'),
+        ({"tokenizer.ggml.tokens": 5}, "tokenizer.ggml.tokens: 5, expected a list"),
+        ({"tokenizer.ggml.tokens": "ab"}, 'tokenizer.ggml.tokens: "ab", expected a list'),
+    ],
+)
+def test_metadata_of_the_wrong_kind(change, message):
+    assert config_from_metadata(TINY).vocab_size == 2
+    with pytest.raises(GemmaError, match=message):
+        config_from_metadata(TINY | change)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"tokens": ["a", 5]},
+        {"tokens": ["a"]},
+        {"tokens": "ab"},
+        {"scores": [0.0, "x"]},
+        {"token_type": [1, 77]},
+        {"token_type": [1, 1.5]},
+        {"bos_token_id": 2},
+        {"eos_token_id": "1"},
+        {"padding_token_id": -1},
+    ],
+)
+def test_a_vocabulary_of_the_wrong_kind(change):
+    good = {"tokens": ["a", "b"], "scores": [0.0, 1.0], "token_type": [1, 1]}
+    good |= {f"{name}_token_id": 1 for name in ("bos", "eos", "unknown", "padding")}
+    assert sentencepiece_model({f"tokenizer.ggml.{name}": value for name, value in good.items()})
+    with pytest.raises(GemmaError, match=r"tokenizer\.ggml.*expected"):
+        sentencepiece_model({f"tokenizer.ggml.{name}": value for name, value in (good | change).items()})
+
+
 def test_an_absurd_number_of_layers_fills_no_memory():
     metadata = {"general.architecture": "gemma", "gemma.embedding_length": 8, "gemma.attention.head_count": 1}
     metadata |= {"gemma.block_count": 2**32 - 1, "gemma.attention.key_length": 8, "gemma.context_length": 8}
     metadata |= {"gemma.feed_forward_length": 8, "gemma.attention.head_count_kv": 1}
-    with pytest.raises(GemmaError, match="num_hidden_layers: 4294967295, expected a whole number from 1 to 1000"):
+    with pytest.raises(GemmaError, match="block_count: 4294967295, expected a whole number from 1 to 1000"):
         config_from_metadata(metadata | {"gemma.attention.layer_norm_rms_epsilon": 1e-6})
