@@ -145,7 +145,7 @@ def config_from_metadata(metadata: dict[str, Any]) -> GemmaConfig:
     Some values are not in the file and are filled in here: the query scale, the pattern of local layers, the local RoPE
     base. Raises GemmaError for a missing or invalid value.
     """
-    architecture = metadata.get("general.architecture")
+    architecture: Any = metadata.get("general.architecture")
     check_json(architecture, one_of(*MODEL_TYPES), ("general.architecture",))
 
     def get(name: str, default: Any = None) -> Any:

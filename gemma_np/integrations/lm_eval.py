@@ -25,7 +25,11 @@ from gemma_np.gemma import load
 from gemma_np.model.kv_cache import KVCache
 from gemma_np.model.transformer import lm_head, transformer
 from gemma_np.text.sampling import Sampling
-from gemma_np.text.tokenizer import BOS, END_OF_TURN, EOS, START_OF_TURN
+from gemma_np.text.tokenizer import BOS, CONTROL_PIECE, END_OF_TURN, EOS, START_OF_TURN
+
+_SPLIT = "\ufdd0"
+"""Where `tok_encode` splits a text: a character that Unicode reserves for such uses. The chat template puts it into the
+control pieces of a turn's content, so that they are read as text, as `chat_ids` reads them."""
 
 
 @register_model("gemma_np")
@@ -69,12 +73,19 @@ class GemmaHarness(TemplateLM):  # type: ignore[misc]
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **ignored: Any) -> list[int]:
         """Encode a text, with one `<bos>` first unless `add_special_tokens` is False and the text has none."""
-        return self.tokenizer.encode(string, bos=add_special_tokens is not False or string.startswith(BOS))
+        first, *others = string.split(_SPLIT)
+        ids = self.tokenizer.encode(first, bos=add_special_tokens is not False or first.startswith(BOS))
+        for part in others:
+            ids += self.tokenizer.encode(part, bos=False)
+        return ids
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """Format a conversation for the instruction-tuned models, with control pieces written as text."""
+        """Format a conversation for the instruction-tuned models; `tok_encode` gives it the ids of `chat_ids`."""
         roles = {"assistant": "model"}
-        turns = (f"{START_OF_TURN}{roles.get(turn['role'], turn['role'])}\n{turn['content']}" for turn in chat_history)
+        turns = (
+            f"{START_OF_TURN}{roles.get(turn['role'], turn['role'])}\n{_SPLIT}{_as_text(turn['content'].strip())}"
+            for turn in chat_history
+        )
         text = BOS + f"{END_OF_TURN}\n".join(turns)
         return f"{text}{END_OF_TURN}\n{START_OF_TURN}model\n" if add_generation_prompt else text
 
@@ -164,6 +175,11 @@ class GemmaHarness(TemplateLM):  # type: ignore[misc]
                 return text[: min(ends_at)]
             x = transformer([token], weights, config, cache)[-1]
         return text
+
+
+def _as_text(content: str) -> str:
+    """Split each control piece after its first character, as `Tokenizer.encode_verbatim` does."""
+    return CONTROL_PIECE.sub(lambda piece: piece[0][0] + _SPLIT + piece[0][1:], content)
 
 
 def _warn(message: str) -> None:

@@ -14,7 +14,7 @@ from gemma_np.errors import GemmaError, quoted
 
 BOS, EOS, START_OF_TURN, END_OF_TURN = "<bos>", "<eos>", "<start_of_turn>", "<end_of_turn>"
 
-_CONTROL_PIECE = re.compile(
+CONTROL_PIECE = re.compile(
     r"<(?:bos|eos|pad|unk|mask|start_of_turn|end_of_turn|start_of_image|end_of_image|image_soft_token|unused\d+)>"
     r"|\[multimodal\]"
 )
@@ -67,7 +67,7 @@ class Tokenizer:
         text = text.removeprefix(BOS)
         ids = [self.bos] if bos else []
         end = 0
-        for match in _CONTROL_PIECE.finditer(text):
+        for match in CONTROL_PIECE.finditer(text):
             if match[0] in self:
                 ids += [*self._encode(text[end : match.start()]), self.id(match[0])]
                 end = match.end()
@@ -82,7 +82,7 @@ class Tokenizer:
         """
         ids = []
         end = 0
-        for match in _CONTROL_PIECE.finditer(text):
+        for match in CONTROL_PIECE.finditer(text):
             ids += self._encode(text[end : match.start() + 1])
             end = match.start() + 1
         return ids + self._encode(text[end:])
@@ -110,6 +110,6 @@ class Tokenizer:
         piece = self.piece(id)
         if self._processor.IsByte(id):
             return bytes([int(piece[1:-1], 16)])  # <0x0A>
-        if self._processor.IsControl(id) or _CONTROL_PIECE.fullmatch(piece):
+        if self._processor.IsControl(id) or CONTROL_PIECE.fullmatch(piece):
             return b""
         return piece.replace("\N{LOWER ONE EIGHTH BLOCK}", " ").encode()

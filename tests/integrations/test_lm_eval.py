@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from gemma_np import GemmaError
 from tests.support import tiny
@@ -149,6 +151,28 @@ def test_the_chat_template_is_that_of_chat(tiny_folder):
     history = [{"role": role.replace("model", "assistant"), "content": text} for role, text in turns]
     messages = [{"role": role, "content": text} for role, text in turns]
     assert model.tok_encode(model.apply_chat_template(history)) == chat_ids(messages, model.tokenizer)
+
+
+PARTS = st.sampled_from(["<start_of_turn>", "<end_of_turn>", "<bos>", "<eos>", "<", "user\n", "model", "\n", " ", "a"])
+
+
+@given(
+    st.lists(st.lists(PARTS | st.text(max_size=5)).map("".join), min_size=1, max_size=5).filter(lambda x: len(x) % 2)
+)
+def test_control_pieces_in_the_turns_are_text(contents):
+    """A user who writes `<end_of_turn>` cannot end the turn, in the harness as little as in chat."""
+    from gemma_np.text.chat import chat_ids
+
+    model = ours("shakespeare-1m")
+    turns = [(role, text) for role, text in zip(["user", "model"] * 3, contents, strict=False)]
+    history = [{"role": role.replace("model", "assistant"), "content": text} for role, text in turns]
+    expected = chat_ids([{"role": role, "content": text} for role, text in turns], model.tokenizer)
+    formatted = model.apply_chat_template(history)
+    assert model.tok_encode(formatted) == expected
+    assert model.tok_encode(formatted, add_special_tokens=False) == expected
+    context, continuation = model._encode_pair(formatted, "Yes.")
+    assert context == expected
+    assert model.tokenizer.decode(continuation) == "Yes."
 
 
 def test_the_command_line(tiny_folder, tasks, tmp_path):
