@@ -156,9 +156,10 @@ def test_the_chat_template_is_that_of_chat(tiny_folder):
 PARTS = st.sampled_from(["<start_of_turn>", "<end_of_turn>", "<bos>", "<eos>", "<", "user\n", "model", "\n", " ", "a"])
 
 
-@given(
-    st.lists(st.lists(PARTS | st.text(max_size=5)).map("".join), min_size=1, max_size=5).filter(lambda x: len(x) % 2)
-)
+CONTENTS = st.lists(PARTS | st.text(max_size=5)).map("".join)
+
+
+@given(st.lists(CONTENTS, min_size=1, max_size=5).filter(lambda contents: len(contents) % 2 == 1))
 def test_control_pieces_in_the_turns_are_text(contents):
     """A user who writes `<end_of_turn>` cannot end the turn, in the harness as little as in chat."""
     from gemma_np.text.chat import chat_ids
@@ -171,8 +172,7 @@ def test_control_pieces_in_the_turns_are_text(contents):
     assert model.tok_encode(formatted) == expected
     assert model.tok_encode(formatted, add_special_tokens=False) == expected
     context, continuation = model._encode_pair(formatted, "Yes.")
-    assert context == expected
-    assert model.tokenizer.decode(continuation) == "Yes."
+    assert context + continuation == expected + model.tokenizer.encode_verbatim("Yes.")
 
 
 def test_the_command_line(tiny_folder, tasks, tmp_path):
