@@ -14,7 +14,7 @@ from gemma_np.checkpoints.gguf import MODEL_TYPES, config_from_metadata, gguf_na
 from gemma_np.checkpoints.gguf_blocks import BLOCK, block_bytes, to_blocks
 from gemma_np.config import GemmaConfig
 from gemma_np.errors import GemmaError
-from gemma_np.weights.formats import Int4, Int8, Weight
+from gemma_np.weights.formats import Int4, Int8, Weight, check_finite
 
 
 def write_gguf(
@@ -22,8 +22,8 @@ def write_gguf(
 ) -> None:
     """Write a GGUF file from weights in the order of `GemmaConfig.weight_shapes`, whose matrices are already quantized.
 
-    Raises GemmaError when the library is missing, and when GGUF cannot describe the config (it does not store the
-    pattern of layers or the query scale).
+    Raises GemmaError when the library is missing, when a weight is not finite, and when GGUF cannot describe the config
+    (it does not store the pattern of layers or the query scale).
     """
     atomic_write(path, lambda partial: _write(partial, config, weights, tokenizer_model, format))
 
@@ -52,7 +52,10 @@ def _write(
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
-    for _, weight in tqdm(weights, total=len(shapes), desc=f"writing {format}", unit=" weights", delay=2, leave=False):
+    for name, weight in tqdm(
+        weights, total=len(shapes), desc=f"writing {format}", unit=" weights", delay=2, leave=False
+    ):
+        check_finite(name, weight)
         writer.write_tensor_data(_stored(weight))
     writer.close()
     reread = config_from_metadata(open_gguf(path)[1])

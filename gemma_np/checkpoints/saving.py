@@ -18,7 +18,7 @@ from gemma_np.checkpoints.quantized_tensors import quantized_format, to_tensors
 from gemma_np.checkpoints.safetensors_file import file_header
 from gemma_np.config import GemmaConfig
 from gemma_np.errors import GemmaError
-from gemma_np.weights.formats import Weight, stored_bytes
+from gemma_np.weights.formats import Weight, check_finite, stored_bytes
 
 SHARD_BYTES = 5 * 10**8
 
@@ -63,6 +63,7 @@ def write_checkpoint(
         metadata = {"format": "pt"} | ({"storage": json.dumps(formats)} if formats else {})
         tensors: dict[str, np.ndarray] = {}
         for name, weight in shard.items():
+            check_finite(name, weight)
             tensors |= to_tensors(name, weight)
             total += stored_bytes(weight)
         _write_tensors(folder / _unnumbered(len(shards)), tensors, metadata)

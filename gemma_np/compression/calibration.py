@@ -81,7 +81,10 @@ def map_layers(
         gram = InputGram()
         for x in texts:
             block(x, Scope(layer), config, number, tape=gram)
-        new = map_layer(layer, gram)
+        try:
+            new = map_layer(layer, gram)
+        except GemmaError as error:
+            raise GemmaError(f"model.layers.{number}.{error}") from None
         layer.clear()  # frees the dequantized weights before the next layer
         texts = [block(x, Scope(new), config, number) for x in texts]
         yield from ((f"model.layers.{number}.{name}", weight) for name, weight in new.items())

@@ -1,5 +1,6 @@
 """Quantize a whole model, layer by layer: at most one layer is in memory as floats."""
 
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from gemma_np.compression.gptq import gptq
 from gemma_np.compression.quantization import GGUF_SCHEMES, Scheme, quantize
 from gemma_np.errors import GemmaError
 from gemma_np.gemma import Gemma
-from gemma_np.weights.formats import Weight
+from gemma_np.weights.formats import Weight, check_finite
 
 QUANTIZATION_METHODS = {
     "round": "round to the nearest value of a grid from minimum to maximum",
@@ -30,12 +31,15 @@ def quantize_model(
 ) -> Iterator[tuple[str, Weight]]:
     """Return all weights by name in the order of use, quantized except for the norms.
 
+    Matrices that are quantized already are dequantized first, a layer at a time, with a warning.
+
     ids [texts, T]: calibration data, for GPTQ and AWQ (see `calibration_ids`); embedding: the scheme of the embedding
     (default: `scheme`), which is always rounded to nearest.
 
     Raises GemmaError when called, before the first weight is computed, for what `check_quantization` refuses.
     """
     check_quantization(model, scheme, method, ids, embedding)
+    _warn_of_second_rounding(model)
     return _quantize(model, scheme, method, ids if method in CALIBRATED else None, embedding or scheme)
 
 
@@ -45,7 +49,7 @@ def check_quantization(
     """Check that `quantize_model` can run.
 
     Raises GemmaError for an unknown method, for calibration data, ids [texts, T], that a method needs and does not get,
-    and when a weight does not fit the scheme or is already quantized.
+    and when a weight does not fit the scheme.
     """
     if method not in QUANTIZATION_METHODS:
         raise GemmaError(f"method: {method!r}, expected one of {', '.join(QUANTIZATION_METHODS)}")
@@ -54,12 +58,16 @@ def check_quantization(
     if method in CALIBRATED and scheme.format not in ("int8", "w8a8", "int4"):
         raise GemmaError(f"method {method}: for {scheme.format}, expected int8, w8a8 or int4")
     for name, weight in model.weights.items():
-        if quantized_format(weight):
-            raise GemmaError(
-                f"{name}: is quantized already, expected floats (gemma-np merge MODEL -o FLOATS dequantizes it)"
-            )
         if len(weight.shape) == 2:
             (embedding or scheme if "embed" in name else scheme).check(name, weight.shape)
+
+
+def _warn_of_second_rounding(model: Gemma) -> None:
+    formats = [quantized_format(weight) for weight in model.weights.values() if len(weight.shape) == 2]
+    quantized = sorted({format for format in formats if format})
+    if quantized:
+        count = f"{len(formats) - formats.count(None)} of {len(formats)} matrices are quantized already"
+        warnings.warn(f"{count} ({', '.join(quantized)}) and are rounded a second time", stacklevel=3)
 
 
 def _quantize(
@@ -73,11 +81,14 @@ def _quantize(
     def quantize_weight(name: str, weight: np.ndarray, gram: InputGram) -> Weight:
         if weight.ndim == 1:
             return weight
+        check_finite(name, weight)
         if method == "gptq":
             return gptq(weight, gram[INPUTS[name]], scheme)
         return quantize(weight, scheme, mse=method != "round")
 
-    head = quantize(model.weights["model.embed_tokens.weight"], embedding, mse=method != "round")
+    name = "model.embed_tokens.weight"
+    check_finite(name, model.weights[name])
+    head = quantize(model.weights[name], embedding, mse=method != "round")
     return map_layers(model, head, quantize_layer, ids)
 
 
@@ -99,6 +110,7 @@ def export_gguf(model: Gemma, format: str, path: Path) -> None:
     def converted() -> Iterator[tuple[str, Weight]]:
         for name, _ in model.config.weight_shapes():
             weight = model.weights[name]
+            check_finite(name, weight)
             keep = len(weight.shape) == 1 or is_stored_as(weight, format)
             yield name, weight if keep else quantize(weight, scheme, mse=True)
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from gemma_np.errors import GemmaError
 from gemma_np.gemma import Gemma
+from gemma_np.weights.formats import check_finite
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -17,7 +18,8 @@ DTYPES = ("float32", "bfloat16", "float16")
 def merge(models: Sequence[Gemma], dtype: str = "float32") -> Gemma:
     """Average the weights of models with the same config and tokenizer; a single model is converted to the dtype.
 
-    Raises GemmaError when configs or tokenizers differ, and for a dtype that is not in `DTYPES`.
+    Raises GemmaError when configs or tokenizers differ, for a dtype that is not in `DTYPES`, and for a weight that is
+    not finite or too large for it.
     """
     if dtype not in DTYPES:
         raise GemmaError(f"dtype: {dtype!r}, expected one of {', '.join(DTYPES)}")
@@ -29,6 +31,11 @@ def merge(models: Sequence[Gemma], dtype: str = "float32") -> Gemma:
             raise GemmaError(f"model {number}: its tokenizer.model is not that of the first, expected the same")
     target = np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
     merged = average([model.dequantized().weights for model in models])
+    largest = float(ml_dtypes.finfo(target).max)  # type: ignore[no-untyped-call]
+    for name, weight in merged.items():
+        check_finite(name, weight)
+        if np.abs(weight).max() > largest:
+            raise GemmaError(f"{name}: {np.abs(weight).max():g} in it, expected at most {largest:g} for {dtype}")
     return Gemma(first.config, {name: weight.astype(target) for name, weight in merged.items()}, first.tokenizer)
 
 

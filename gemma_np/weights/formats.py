@@ -15,6 +15,10 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import DTypeLike
 
+from gemma_np.errors import GemmaError
+
+_ROWS = 4096  # checked at once
+
 INT4_LEVELS = 16
 INT4_ZERO = 8
 """The stored number that stands for 0 in an `Int4` without zero points."""
@@ -193,6 +197,16 @@ def stored_bytes(weight: Weight) -> int:
     """Return the bytes of the arrays of a weight."""
     arrays = [weight] if isinstance(weight, np.ndarray) else vars(weight).values()
     return sum(array.nbytes for array in arrays if isinstance(array, np.ndarray))
+
+
+def check_finite(name: str, weight: Weight) -> None:
+    """Check that no number or scale of a weight is NaN or infinite. Raises GemmaError, with its name, if one is."""
+    arrays = [weight] if isinstance(weight, np.ndarray) else vars(weight).values()
+    for array in arrays:
+        if isinstance(array, np.ndarray) and array.dtype.kind not in "iu":
+            for start in range(0, len(array), _ROWS):
+                if not np.isfinite(array[start : start + _ROWS]).all():
+                    raise GemmaError(f"{name}: NaN or infinity among its {array.dtype} numbers, expected finite ones")
 
 
 def is_quantized(weight: Weight) -> bool:

@@ -59,6 +59,22 @@ def test_a_pattern_that_the_format_cannot_say(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("name", "wrong", "what"),
+    [
+        ("model.layers.1.mlp.up_proj.weight", np.nan, "float32"),
+        ("model.layers.1.mlp.up_proj.weight", 1e38, "float16"),  # the scale overflows
+        ("model.norm.weight", np.inf, "float32"),
+    ],
+)
+def test_a_weight_that_is_not_finite_is_named(name, wrong, what, tmp_path):
+    model = tiny.with_number(model_of("gemma2"), name, wrong)
+    message = f"{name}: NaN or infinity among its {what} numbers"
+    with np.errstate(over="ignore"), pytest.raises(GemmaError, match=message):
+        export_gguf(model, "Q8_0", tmp_path / "model.gguf")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_width_that_is_no_multiple_of_32(tmp_path):
     with pytest.raises(GemmaError, match=r"embed_tokens.weight: 12 channels, expected a multiple of group_size=32"):
         export_gguf(tiny.gemma(), "Q8_0", tmp_path / "model.gguf")

@@ -1,6 +1,7 @@
 """Checkpoint folders: there and back, mapped, strict, and every way in which a file can lie."""
 
 import json
+import math
 
 import ml_dtypes
 import numpy as np
@@ -247,6 +248,14 @@ def test_available_memory_is_a_sensible_number():
 def test_saving_over_something_is_refused(folder):
     with pytest.raises(GemmaError, match="is not empty"):
         save_folder(folder, CONFIG, WEIGHTS.items(), None)
+
+
+@pytest.mark.parametrize("shard_bytes", [200, math.inf])
+def test_a_weight_that_is_not_finite_is_not_saved(shard_bytes, tmp_path):
+    model = tiny.with_number(tiny.gemma(), "model.layers.3.mlp.up_proj.weight", np.nan)
+    with pytest.raises(GemmaError, match=r"model\.layers\.3\.mlp\.up_proj\.weight: NaN or infinity"):
+        save_folder(tmp_path / "model", model.config, model.weights.items(), None, shard_bytes)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_crash_while_saving_leaves_nothing_at_the_target(tmp_path, monkeypatch):

@@ -131,11 +131,11 @@ def test_bad_input_is_one_line_and_writes_nothing(arguments, message, checkpoint
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_quantized_model_is_not_quantized_again(checkpoint, tmp_path, capsys):
+def test_a_quantized_model_is_quantized_again_with_a_warning(checkpoint, tmp_path, capsys):
     main(["quantize", "--model", checkpoint, "--format", "int8", "-o", str(tmp_path / "one")])
-    assert main(["quantize", "--model", str(tmp_path / "one"), "--format", "int8", "-o", str(tmp_path / "two")]) == 2
-    assert "model.embed_tokens.weight: is quantized already" in capsys.readouterr().err
-    assert main(["merge", str(tmp_path / "one"), "-o", str(tmp_path / "floats")]) == 0
+    assert main(["quantize", "--model", str(tmp_path / "one"), "--format", "float8", "-o", str(tmp_path / "two")]) == 0
+    assert "are quantized already (int8) and are rounded a second time" in capsys.readouterr().err
+    assert main(["merge", str(tmp_path / "two"), "-o", str(tmp_path / "floats")]) == 0
     assert gemma_np.load(tmp_path / "floats").weights["model.embed_tokens.weight"].dtype == np.float32
 
 

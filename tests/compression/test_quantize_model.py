@@ -1,5 +1,8 @@
 """A whole model, quantized."""
 
+import re
+import warnings
+
 import numpy as np
 import pytest
 
@@ -19,6 +22,7 @@ from tests.support.strategies import MODEL_TYPES, random_ids
 
 SCHEME = Scheme("int4", 4)
 NAME = "model.layers.3.self_attn.k_proj.weight"
+EMBEDDING = "model.embed_tokens.weight"
 
 
 def model_of(model_type):
@@ -144,20 +148,30 @@ def test_what_cannot_be_done_is_said_before_anything_is(arguments, message):
         quantize_model(model_of("gemma2"), *arguments)
 
 
-def test_what_is_quantized_already():
-    model = model_of("gemma2")
-    small = Gemma(model.config, dict(quantize_model(model, Scheme("int8"))), model.tokenizer)
-    with pytest.raises(GemmaError, match=r"model.embed_tokens.weight: is quantized already, expected floats"):
-        quantize_model(small, Scheme("int8"))
-    assert dict(quantize_model(small.dequantized(), Scheme("int8")))
+@pytest.mark.parametrize("method", QUANTIZATION_METHODS)
+@pytest.mark.parametrize("kind", ["int8", "w8a8", "int4", "float8"])
+def test_what_is_quantized_in_part_is_dequantized_first(kind, method):
+    model, scheme = model_of("gemma2"), Scheme("int8")
+    partly = dict(model.weights) | {n: quantize(model.weights[n], Scheme(kind)) for n in (NAME, EMBEDDING)}
+    small, ids = Gemma(model.config, partly, model.tokenizer), random_ids(model.config, 0, 2, 9)
+    matrices = sum(weight.ndim == 2 for weight in model.weights.values())
+    message = rf"2 of {matrices} matrices are quantized already \({kind}\) and are rounded a second time"
+    with pytest.warns(UserWarning, match=message):
+        found = dict(quantize_model(small, scheme, method, ids))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # no warning about a model in floats
+        expected = dict(quantize_model(small.dequantized(), scheme, method, ids))
+    for name, weight in expected.items():
+        np.testing.assert_array_equal(dequantize(found[name]), dequantize(weight))
 
 
-@pytest.mark.parametrize("kind", ["w8a8", "int4", "float8"])
-def test_of_whatever_kind(kind):
-    model = model_of("gemma2")
-    small = Gemma(model.config, model.weights | {NAME: quantize(model.weights[NAME], Scheme(kind))}, None)
-    with pytest.raises(GemmaError, match=f"{NAME}: is quantized already"):
-        quantize_model(small, Scheme("int8"))
+@pytest.mark.parametrize("method", QUANTIZATION_METHODS)
+@pytest.mark.parametrize("wrong", [np.nan, np.inf])
+@pytest.mark.parametrize("name", [NAME, EMBEDDING])
+def test_a_weight_that_is_not_finite_is_named(name, wrong, method):
+    model = tiny.with_number(model_of("gemma2"), name, wrong)
+    with pytest.raises(GemmaError, match=rf"^{re.escape(name)}: NaN or infinity among its float32 numbers"):
+        dict(quantize_model(model, Scheme("int8"), method, random_ids(model.config, 0, 2, 9)))
 
 
 def test_calibration_texts_begin_with_bos_and_go_on_where_the_last_ended():

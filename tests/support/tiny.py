@@ -84,3 +84,10 @@ def gemma(model_type="gemma2", **changes):
     """Return the whole model; changes replace fields of its config."""
     tiny = dataclasses.replace(config(model_type), **changes)
     return Gemma(tiny, random_weights(tiny, 0), tokenizer())
+
+
+def with_number(model, name, value, position=3):
+    """Return the model with one number of a weight replaced."""
+    weight = model.weights[name].copy()
+    weight.flat[position] = value
+    return dataclasses.replace(model, weights={**model.weights, name: weight})

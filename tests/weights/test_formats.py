@@ -6,11 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gemma_np import GemmaError
 from gemma_np.weights.formats import (
     BFloat16,
     Float8,
     Int4,
     Int8,
+    check_finite,
     dequantize,
     embedding_rows,
     pack,
@@ -106,3 +108,33 @@ def test_every_float8_is_what_it_is():
     every = np.arange(256, dtype=np.uint8).view(ml_dtypes.float8_e4m3fn)[None]
     found = dequantize(Float8(every, np.ones((1, 1), np.float32)))
     np.testing.assert_array_equal(found, every.astype(np.float32))
+
+
+@pytest.mark.parametrize("rows", [1, 4096, 5000])
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda x: x,
+        lambda x: x.astype(np.float16),
+        lambda x: BFloat16(x.astype(ml_dtypes.bfloat16)),
+        lambda x: Int8(np.ones(x.shape, np.int8), x[:, :1]),
+        lambda x: Int4(np.ones(x.shape, np.uint8), x[:, :2], np.ones((len(x), 2), np.uint8)),
+        lambda x: Float8(np.ones(x.shape).astype(ml_dtypes.float8_e4m3fn), x[:, :1]),
+    ],
+)
+def test_a_weight_that_is_not_finite_is_found_in_any_row(make, wrong, rows):
+    x = np.ones((rows, 4), np.float32)
+    check_finite("w", make(x))
+    for row in {0, rows // 2, rows - 1}:
+        x[:] = 1
+        x[row, 0] = wrong
+        with pytest.raises(GemmaError, match=r"^w: NaN or infinity among its .*float.* numbers, expected finite ones$"):
+            check_finite("w", make(x))
+
+
+def test_a_float8_number_that_is_none_is_found():
+    numbers = np.ones((3, 4)).astype(ml_dtypes.float8_e4m3fn)
+    numbers[1, 2] = np.nan
+    with pytest.raises(GemmaError, match="w: NaN or infinity among its float8_e4m3fn numbers"):
+        check_finite("w", Float8(numbers, np.ones((3, 1), np.float32)))

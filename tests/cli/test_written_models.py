@@ -1,0 +1,124 @@
+"""Whatever model a command writes, `load` reads; what it cannot write, it refuses in one line, and nothing is left."""
+
+import contextlib
+import io
+import tempfile
+from pathlib import Path
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import gemma_np
+from gemma_np import Gemma
+from gemma_np.cli import main
+from gemma_np.compression.quantization import QUANTIZE_FORMATS
+from gemma_np.training.merging import DTYPES
+from gemma_np.training.merging import merge as merged
+from tests.support import tiny
+from tests.support.strategies import configs, random_weights, seeds
+
+OPTIONS = st.fixed_dictionaries(
+    {},
+    optional={
+        "--method": st.sampled_from(["round", "clip"]),
+        "--group-size": st.sampled_from(["1", "2", "5", "64"]),
+        "--embedding-format": st.sampled_from(["bfloat16", "int8", "float8"]),
+        "--zero-points": st.just(None),
+    },
+)
+QUANTIZE = st.tuples(st.sampled_from(QUANTIZE_FORMATS), OPTIONS).map(
+    lambda drawn: [
+        *("quantize", "--format", drawn[0]),
+        *(word for option in drawn[1].items() for word in option if word is not None),
+    ]
+)
+PLANS = [
+    "magnitude=0.5",
+    "magnitude=2:4",
+    "magnitude=0",
+    "magnitude=1",
+    "drop-layers=1+2",
+    "drop-layers=0,magnitude=0.9",
+]
+COMMANDS = (
+    QUANTIZE
+    | st.sampled_from(DTYPES).map(lambda dtype: ["merge", "--dtype", dtype])
+    | st.sampled_from(PLANS).map(lambda plan: ["prune", plan])
+)
+EXTREMES = st.sampled_from([None, 0.0, 1e-40, 7e4, 3e38, np.inf, np.nan])
+
+
+def run(arguments):
+    """Return the status of a command and what it wrote to standard error."""
+    error = io.StringIO()
+    with contextlib.redirect_stderr(error), contextlib.redirect_stdout(io.StringIO()):
+        try:
+            return main(arguments), error.getvalue()
+        except SystemExit as exit:
+            return exit.code, error.getvalue()
+
+
+def check(arguments, output):
+    """Run a command: `load` reads what it writes, or nothing is left of it. Return the model, or None."""
+    before = sorted(output.parent.iterdir())
+    status, error = run([*arguments, "-o", str(output)])
+    errors = [line for line in error.splitlines() if "warning" not in line]
+    if status == 0:
+        model = gemma_np.load(output, "stored")
+        with np.errstate(all="ignore"):
+            assert model.logits([3, 1, 4]).shape == (3, model.config.vocab_size)
+        return model
+    assert status == 2
+    assert len(errors) == 1
+    assert len(errors[0]) <= 200
+    assert sorted(output.parent.iterdir()) == before
+    return None
+
+
+@given(configs(), seeds, st.sampled_from(DTYPES), EXTREMES, COMMANDS, COMMANDS)
+def test_what_one_command_writes_another_reads(config, seed, dtype, extreme, first, second):
+    source = merged([Gemma(config, random_weights(config, seed), None)], dtype)
+    if extreme is not None:
+        with np.errstate(over="ignore"):
+            source = tiny.with_number(source, "model.layers.2.mlp.up_proj.weight", extreme)
+    with tempfile.TemporaryDirectory() as folder:
+        start, one, two = (Path(folder) / name for name in ("start", "one", "two"))
+        with patch("gemma_np.checkpoints.saving.check_finite"):  # others' checkpoints may have NaN and infinity
+            source.save(start)
+        if check(reading(start, *first), one) is not None:
+            check(reading(one, *second), two)
+
+
+def reading(model, command, *options):
+    """Return the arguments of a command that reads a model."""
+    return [command, *(["--model"] if command != "merge" else []), str(model), *options]
+
+
+@pytest.mark.parametrize("format", ["Q8_0", "Q4_0"])
+def test_a_gguf_file_is_read(format, tmp_path):
+    sizes = {"hidden_size": 32, "head_dim": 32, "intermediate_size": 64, "query_pre_attn_scalar": 32}
+    tiny.gemma(**sizes).save(tmp_path / "model")
+    assert check(["export-gguf", "--model", str(tmp_path / "model"), "--format", format], tmp_path / "m.gguf")
+
+
+def test_a_width_that_gguf_cannot_store_is_refused(tmp_path):
+    tiny.gemma().save(tmp_path / "model")
+    assert check(["export-gguf", "--model", str(tmp_path / "model")], tmp_path / "m.gguf") is None
+
+
+@pytest.mark.parametrize("method", ["gptq", "awq"])
+@pytest.mark.parametrize("format", ["int8", "int4"])
+def test_a_calibrated_quantization_is_read(format, method, tmp_path):
+    tiny.gemma(intermediate_size=8).save(tmp_path / "model")
+    (tmp_path / "text.txt").write_text(tiny.TEXT * 3, encoding="utf-8")
+    calibration = ["--calibration-text", str(tmp_path / "text.txt"), "--calibration-samples", "3"]
+    options = ["--format", format, "--method", method, "--group-size", "4", "--calibration-length", "9"]
+    assert check(["quantize", "--model", str(tmp_path / "model"), *options, *calibration], tmp_path / "small")
+
+
+def test_a_sparse_checkpoint_is_read(tmp_path):
+    assert main(["init-checkpoint", "gemma-3-270m", "--sparse-file", "-o", str(tmp_path / "sparse")]) == 0
+    assert gemma_np.load(tmp_path / "sparse", "stored").config == gemma_np.RELEASED["gemma-3-270m"]
