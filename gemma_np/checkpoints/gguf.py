@@ -5,7 +5,8 @@ Tensors in Q8_0 and Q4_0 stay quantized; those of other types are dequantized. G
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -61,11 +62,14 @@ def load_gguf(path: Path, dtype: str = "float32") -> tuple[GemmaConfig, dict[str
     reader, metadata = open_gguf(path)
     try:
         config = config_from_metadata(metadata)
-        stored = {
-            weight_name(tensor.name, config): _stored_tensor(path, tensor)
-            for tensor in reader.tensors
-            if tensor.name != "rope_freqs.weight"  # computed from the config
-        }
+        _check_no_overlap(reader.tensors)
+        stored, stored_as = dict[str, StoredTensor](), dict[str, str]()
+        for tensor in reader.tensors:
+            name = weight_name(tensor.name, config)
+            if name in stored:
+                raise GemmaError(f"{stored_as[name]} and {tensor.name}: both are {name}, expected one of them")
+            if name != "rope_freqs.weight":  # computed from the config
+                stored[name], stored_as[name] = _stored_tensor(path, tensor), tensor.name
         return config, load_weights(stored, config, dtype), sentencepiece_model(metadata)
     except GemmaError as error:
         raise GemmaError(f"{path}: {error}") from None
@@ -99,6 +103,14 @@ def open_gguf(path: Path) -> tuple[Any, dict[str, Any]]:
         return reader, {name: field.contents() for name, field in reader.fields.items()}
     except Exception as error:  # a damaged file can make the library raise anything
         raise GemmaError(f"{path}: damaged ({error}), expected a complete GGUF file") from None
+
+
+def _check_no_overlap(tensors: Iterable[Any]) -> None:
+    """Check that no two tensors of a GGUFReader share bytes; the library has checked that all are in the file."""
+    in_order = sorted(tensors, key=lambda tensor: int(tensor.data_offset))
+    for first, second in pairwise(in_order):
+        if first.data_offset + first.n_bytes > second.data_offset:
+            raise GemmaError(f"{first.name} and {second.name}: overlap in the file, expected one after the other")
 
 
 def _stored_tensor(path: Path, tensor: Any) -> StoredTensor:

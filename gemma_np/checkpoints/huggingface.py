@@ -4,7 +4,7 @@ The safetensors library checks the header of each file (sizes, overlaps, end of 
 what the model does not use takes no memory.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from gemma_np.checkpoints.config_json import read_config
@@ -32,15 +32,15 @@ def load_folder(folder: Path, dtype: str = "float32") -> tuple[GemmaConfig, dict
     Raises GemmaError when a part of it is missing, damaged or invalid.
     """
     config = read_config(folder / "config.json")
-    stored = {}
+    stored, stored_as = dict[str, StoredTensor](), dict[str, str]()
     for path in _weight_files(folder):
-        for name, tensor in _with_quantized(path):
-            if name.startswith(_IMAGE_PREFIXES):
+        for full_name, tensor in _with_quantized(path):
+            if full_name.startswith(_IMAGE_PREFIXES):
                 continue
-            for prefix in _TEXT_PREFIXES:
-                if name.startswith(prefix):
-                    name = "model." + name.removeprefix(prefix)
-            stored[name] = tensor
+            name = _text_name(full_name)
+            if name in stored:
+                raise GemmaError(f"{folder}: {stored_as[name]} and {full_name}: expected one of them, not both")
+            stored[name], stored_as[name] = tensor, full_name
     try:
         weights = load_weights(stored, config, dtype)
     except GemmaError as error:
@@ -56,13 +56,35 @@ def _weight_files(folder: Path) -> list[Path]:
     index = folder / INDEX
     if not index.exists():
         raise GemmaError(f"{folder}: no weights, expected model.safetensors or {INDEX}")
-    names = sorted(set(read_json(index, _INDEX)["weight_map"].values()))
+    weight_map: dict[str, str] = read_json(index, _INDEX)["weight_map"]
+    names = sorted(set(weight_map.values()))
     for name in names:
         if Path(name).name != name or name in ("", "..") or "\0" in name:
             raise GemmaError(f"{index}: names {quoted(name)}, expected a file in the same folder")
         if not (folder / name).exists():
             raise GemmaError(f"{index}: names {quoted(name)}, which is missing")
+        _check_listed(index, name, weight_map)
     return [folder / name for name in names]
+
+
+def _check_listed(index: Path, shard: str, weight_map: Mapping[str, str]) -> None:
+    """Check that a shard has the tensors that the index names, and no others."""
+    found = stored_tensors(index.with_name(shard), FLOATS | QUANTIZED)
+    for name in found:
+        if weight_map.get(name) != shard:
+            elsewhere = quoted(weight_map[name]) if name in weight_map else "nowhere"
+            raise GemmaError(f"{index}: {quoted(name)} is in {quoted(shard)}, but listed {elsewhere}")
+    for name, listed in weight_map.items():
+        if listed == shard and name not in found:
+            raise GemmaError(f"{index}: {quoted(name)} is listed in {quoted(shard)}, but is not in it")
+
+
+def _text_name(name: str) -> str:
+    """Return the name that a weight of the text model has outside of a multimodal checkpoint."""
+    for prefix in _TEXT_PREFIXES:
+        if name.startswith(prefix):
+            return "model." + name.removeprefix(prefix)
+    return name
 
 
 def _with_quantized(path: Path) -> Iterator[tuple[str, StoredTensor]]:

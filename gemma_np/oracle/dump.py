@@ -43,13 +43,17 @@ class Dump(NamedTuple):
 def read_dump(path: str | Path, name_map: str | Path | None = None) -> Dump:
     """Read a dump.
 
-    Raises GemmaError for a damaged file, a file without records, and a name map that is not a JSON object.
+    Raises GemmaError for a damaged file, a file without records, an invalid name map, and two names of one record.
     """
     path = Path(path)
     translate = _translation(name_map)
-    records = {
-        translate(name): tensor.mapped for name, tensor in stored_tensors(path).items() if tensor.mapped is not None
-    }
+    records, stored_as = dict[str, np.ndarray](), dict[str, str]()
+    for their_name, tensor in stored_tensors(path).items():
+        name = translate(their_name)
+        if name in records:
+            raise GemmaError(f"{path}: {quoted(stored_as[name])} and {quoted(their_name)}: both are {quoted(name)}")
+        assert tensor.mapped is not None
+        records[name], stored_as[name] = tensor.mapped, their_name
     if not records:
         raise GemmaError(f"{path}: no records, expected intermediates under the names that gemma-np records prints")
     metadata = read_metadata(path)
@@ -104,16 +108,21 @@ def _translation(name_map: str | Path | None) -> Callable[[str], str]:
     if name_map is None:
         return lambda name: name
     table = read_json(Path(name_map), object_of({}, others=TEXT), "a JSON object from their names to ours")
+    for theirs, ours in table.items():
+        if "{layer}" in ours and "{layer}" not in theirs:
+            raise GemmaError(f"{name_map}: {quoted(ours)} has a {{layer}}, expected one in {quoted(theirs)}")
     rules = [(_pattern(theirs), ours) for theirs, ours in table.items()]
 
     def translate(name: str) -> str:
         for pattern, ours in rules:
             if match := pattern.fullmatch(name):
-                return ours.format(**match.groupdict())
+                return ours.replace("{layer}", match["layer"]) if "{layer}" in ours else ours
         return name
 
     return translate
 
 
 def _pattern(name: str) -> re.Pattern[str]:
-    return re.compile(re.escape(name).replace(r"\{layer\}", r"(?P<layer>\d+)"))
+    """Return the pattern of their names: `{layer}` is a number, the same wherever it stands."""
+    pattern = re.escape(name).replace(r"\{layer\}", "(?P<layer>[0-9]+)", 1)
+    return re.compile(pattern.replace(r"\{layer\}", "(?P=layer)"))

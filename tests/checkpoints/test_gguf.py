@@ -218,6 +218,28 @@ def test_a_missing_and_an_extra_tensor_are_named(tmp_path):
     assert "output.weight: extra" in str(error.value)
 
 
+def test_tensors_that_overlap_are_named(tmp_path):
+    path = write(tmp_path / "model.gguf", model_of("gemma2"))
+    first, second, *_ = sorted(gguf.GGUFReader(path).tensors, key=lambda tensor: tensor.data_offset)
+    field = second.field
+    position = field.offset + sum(part.nbytes for part in field.parts[:-1])  # the last part is the tensor's offset
+    data = bytearray(path.read_bytes())
+    offset = int.from_bytes(data[position : position + 8], "little")
+    assert offset == second.data_offset - first.data_offset
+    data[position : position + 8] = (offset - 32).to_bytes(8, "little")
+    path.write_bytes(data)
+    with pytest.raises(GemmaError, match=rf"model\.gguf: {first.name} and {second.name}: overlap in the file"):
+        load_gguf(path, "float32")
+
+
+def test_two_tensors_of_one_weight_are_named(tmp_path):
+    more = {"blk.1.post_attention_norm.weight": np.zeros(32, np.float32)}
+    path = write(tmp_path / "model.gguf", model_of("gemma"), **more)
+    message = r"blk\.1\.\w+\.weight and blk\.1\.\w+\.weight: both are model\.layers\.1\.post_attention_layernorm"
+    with pytest.raises(GemmaError, match=message):
+        load_gguf(path, "float32")
+
+
 def test_another_architecture(tmp_path):
     writer = gguf.GGUFWriter(tmp_path / "llama.gguf", "llama")
     writer.write_header_to_file()

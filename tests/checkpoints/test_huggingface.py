@@ -211,6 +211,68 @@ def test_an_index_that_lies(content, message, folder):
     assert message in str(error.value)
 
 
+@pytest.fixture
+def shards(tmp_path):
+    """A checkpoint of several shards; its files and its index."""
+    save_folder(tmp_path / "shards", CONFIG, WEIGHTS.items(), None, 2000)
+    index = tmp_path / "shards" / "model.safetensors.index.json"
+    return sorted(index.parent.glob("*.safetensors")), index, json.loads(index.read_text())["weight_map"]
+
+
+def listed(index, weight_map):
+    index.write_text(json.dumps({"weight_map": weight_map}))
+    with pytest.raises(GemmaError) as error:
+        load_folder(index.parent, "float32")
+    return str(error.value)
+
+
+def test_a_tensor_in_two_shards(shards):
+    (first, second, *_), index, weight_map = shards
+    again = load_file(first)
+    save_file(load_file(second) | again, second)
+    name = next(iter(again))
+    assert f'"{name}" is in "{second.name}", but listed "{first.name}"' in listed(index, weight_map)
+
+
+def test_a_tensor_that_the_index_does_not_list(shards):
+    files, index, weight_map = shards
+    path, name = next((path, name) for path in files for name in load_file(path) if len(load_file(path)) > 1)
+    del weight_map[name]
+    assert f'"{name}" is in "{path.name}", but listed nowhere' in listed(index, weight_map)
+
+
+def test_a_tensor_that_is_not_where_the_index_lists_it(shards):
+    (*_, before, last), index, weight_map = shards
+    name = next(iter(load_file(last)))
+    assert len(load_file(last)) > 1
+    message = listed(index, weight_map | {name: before.name})
+    assert f'"{name}" is listed in "{before.name}", but is not in it' in message
+    name = next(iter(load_file(before)))
+    assert len(load_file(before)) > 1
+    message = listed(index, weight_map | {name: last.name})
+    assert f'"{name}" is in "{before.name}", but listed "{last.name}"' in message
+
+
+def test_two_names_of_one_weight(folder):
+    map_layers(folder, lambda weights: weights.update({f"model.language_model.{NAME[6:]}": weights[NAME].copy()}))
+    with pytest.raises(GemmaError) as error:
+        load_folder(folder, "float32")
+    both = [f"{NAME} and model.language_model.{NAME[6:]}", f"model.language_model.{NAME[6:]} and {NAME}"]
+    assert any(f"{names}: expected one of them, not both" in str(error.value) for names in both)
+
+
+def test_a_header_that_has_a_name_twice(folder):
+    path = folder / "model.safetensors"
+    data = path.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    entry = b', "model.norm.weight": {"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
+    header = data[8 : 8 + length].rstrip()[:-1] + entry
+    header += b" " * (-len(header) % 8)
+    path.write_bytes(len(header).to_bytes(8, "little") + header + data[8 + length :])
+    with pytest.raises(GemmaError, match=r"model\.safetensors: "):
+        load_folder(folder, "float32")
+
+
 def test_no_weights_at_all(folder):
     (folder / "model.safetensors").unlink()
     with pytest.raises(GemmaError, match=r"no weights, expected model\.safetensors"):

@@ -122,6 +122,34 @@ def test_names_of_their_own(folder, capsys):
     assert "4 OK" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ({"a.{layer}": "layers.0.mlp.gate"}, '"a.0" and "a.1": both are "layers.0.mlp.gate"'),
+        ({"a.0": "layers.{layer}.mlp.gate"}, '"layers.{layer}.mlp.gate" has a {layer}, expected one in "a.0"'),
+        ({"a.{layer}": "layers.{layer.__class__}.mlp.gate"}, '"layers.{layer.__class__}.mlp.gate": expected'),
+        ({"a.{layer}": "{}"}, '"{}": expected'),
+        ({"a.{layer}": "{"}, '"{": expected'),
+    ],
+)
+def test_name_maps_that_say_nothing(names, message, folder, capsys):
+    gate = Reference(tiny.gemma(), [IDS]).records()["layers.0.mlp.gate"]
+    (folder / "names.json").write_text(json.dumps(names))
+    records = {"a.0": gate, "a.1": gate} if "both" in message else {"a.0": gate}
+    assert main([*dump(folder, records), "--name-map", str(folder / "names.json")]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_layer_that_stands_twice_in_a_name_is_one_number(folder, capsys):
+    records = Reference(tiny.gemma(), [IDS]).records()
+    theirs = {"blk.2.q.2": records["layers.2.self_attn.q"]}
+    (folder / "names.json").write_text(json.dumps({"blk.{layer}.q.{layer}": "layers.{layer}.self_attn.q"}))
+    assert main([*dump(folder, theirs), "--name-map", str(folder / "names.json")]) == 0
+    theirs = {"blk.2.q.1": records["layers.2.self_attn.q"]}
+    assert main([*dump(folder, theirs), "--name-map", str(folder / "names.json")]) == 2
+    assert '"blk.2.q.1": expected' in capsys.readouterr().err
+
+
 def test_a_batch_of_one_and_dropped_keys(folder, capsys):
     records = {name: record[None] for name, record in Reference(tiny.gemma(), [IDS]).records().items()}
     assert main(dump(folder, records)) == 0
