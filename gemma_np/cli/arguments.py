@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from gemma_np.cli.options import add_number
 from gemma_np.compression.calibration import calibration_ids
 from gemma_np.compression.quantization import QUANTIZE_FORMATS, Scheme
 from gemma_np.compression.quantize_model import QUANTIZATION_METHODS
@@ -53,23 +54,25 @@ def add_scheme(parser: argparse.ArgumentParser, flag: str, *, required: bool = F
 def add_group_size(parser: argparse._ActionsContainer) -> None:
     """Add --group-size."""
     size = FORMATS["int4"].group_size
-    parser.add_argument(
-        "--group-size", metavar="N", type=int, default=size, help=f"int4: channels that share a scale ({size})"
-    )
+    add_number(parser, "--group-size", f"channels that share a scale; default: {size} for int4, else a whole row")
 
 
 def read_schemes(options: argparse.Namespace) -> tuple[Scheme, Scheme | None]:
     """Return the scheme of the matrices, and that of the embedding if it has one of its own."""
-    group_size = options.group_size if options.format == "int4" else None
-    scheme = Scheme(options.format, group_size, options.zero_points)
+    scheme = Scheme(options.format, read_group_size(options, options.format), options.zero_points)
     return scheme, Scheme(options.embedding_format) if options.embedding_format else None
+
+
+def read_group_size(options: argparse.Namespace, format: str) -> int | None:
+    """Return the group size that the arguments name, or the default of the format."""
+    return options.group_size or FORMATS[format].group_size
 
 
 def add_calibration(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of calibration."""
     parser.add_argument("--calibration-text", metavar="TEXT", help=f"calibration text: {TEXT_HELP}")
-    parser.add_argument("--calibration-samples", metavar="N", type=int, default=16, help="number of samples (16)")
-    parser.add_argument("--calibration-length", metavar="N", type=int, default=512, help="tokens per sample (512)")
+    add_number(parser, "--calibration-samples", "number of samples", 16)
+    add_number(parser, "--calibration-length", "tokens per sample", 512)
 
 
 def read_calibration(options: argparse.Namespace, model: Gemma) -> np.ndarray:

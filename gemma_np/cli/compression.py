@@ -21,6 +21,7 @@ from gemma_np.cli.arguments import (
     read_calibration,
     read_schemes,
 )
+from gemma_np.cli.options import add_number
 from gemma_np.cli.training import add_training_config
 from gemma_np.compression import pipeline, pruning_plan, quantize_model
 from gemma_np.compression.benchmark import table
@@ -68,7 +69,7 @@ def add_commands(command: Command) -> None:
     sub.add_argument("text", metavar="TEXT", help=f"text to calibrate, heal and evaluate with: {TEXT_HELP}")
     add_model(sub)
     sub.add_argument("--prune", metavar="PLAN", help="what to prune, as in gemma-np prune")
-    sub.add_argument("--distill", metavar="STEPS", type=int, help="heal with this many steps of distillation")
+    add_number(sub, "--distill", "heal with this many steps of distillation", metavar="STEPS")
     add_scheme(sub, "--quantize")
     sub.add_argument(
         "-o", "--output", metavar="OUT", required=True, help="output folder, with a checkpoint for each step"

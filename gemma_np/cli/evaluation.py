@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from gemma_np.cli.arguments import Command, add_model
+from gemma_np.cli.options import add_number
 from gemma_np.errors import GemmaError
 from gemma_np.evaluation.bootstrap import Difference
 from gemma_np.evaluation.multiple_choice import (
@@ -36,9 +37,7 @@ def add_commands(command: Command) -> None:
     sub.add_argument("file", metavar="FILE", help=form)
     add_model(sub)
     sub.add_argument("--compare", metavar=("A", "B"), nargs=2, help="compare two models, with a significance test")
-    sub.add_argument(
-        "--num-fewshot", metavar="N", type=int, default=0, help="use the first N questions as examples (0)"
-    )
+    add_number(sub, "--num-fewshot", "use the first N questions as examples", 0)
     sub.add_argument("--json", action="store_true", help="print JSON")
     sub.add_argument("--plot", metavar="FILE", help="plot the calibration or, with --compare, the differences")
 
@@ -67,7 +66,7 @@ def evaluate(options: argparse.Namespace) -> None:
     differences = compare_answers(*answers) if options.compare else {}
     if options.json:
         results = {name: summarize(each) for name, each in zip(names, answers, strict=True)}
-        summary = {what: {**d._asdict(), "resampled": None} for what, d in differences.items()}
+        summary = {what: {k: v for k, v in d._asdict().items() if k != "resampled"} for what, d in differences.items()}
         print(json.dumps({"questions": len(asked), "models": results, "differences": summary}, indent=2))
     else:
         _print_table(names, answers, differences)
@@ -86,8 +85,12 @@ def lm_eval(options: argparse.Namespace) -> None:
         import gemma_np.integrations.lm_eval  # noqa: F401 (registers the model)
     except ImportError as error:
         raise GemmaError(f'lm-eval: {error}; to install it, pip install "gemma-np[evaluation]"') from None
+    arguments = sys.argv
     sys.argv = ["lm_eval", *options.arguments]
-    cli_evaluate()
+    try:
+        cli_evaluate()
+    finally:
+        sys.argv = arguments
 
 
 def _print_table(names: list[str], answers: list[Answers], differences: dict[str, Difference]) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 from gemma_np.checkpoints.atomic_write import atomic_write
 from gemma_np.cli.arguments import Command, add_dtype, add_model, read_ids
+from gemma_np.cli.options import add_number
 from gemma_np.cli.terminal import printable
 from gemma_np.config import GLOBAL, RELEASED, GemmaConfig
 from gemma_np.errors import GemmaError
@@ -64,8 +65,8 @@ def add_commands(command: Command) -> None:
     add_model(sub)
     add_dtype(sub)
     sub.add_argument("file", metavar="FILE", help="a UTF-8 text file, or - for standard input")
-    sub.add_argument("--context", metavar="N", type=int, help="tokens in a window (default: the context length)")
-    sub.add_argument("--stride", metavar="N", type=int, help="tokens that each window scores (default: all of them)")
+    add_number(sub, "--context", "tokens in a window; default: the context length")
+    add_number(sub, "--stride", "tokens that each window scores; default: all of them")
 
     sub = command(
         inspect,
@@ -84,8 +85,8 @@ def add_commands(command: Command) -> None:
     )
     add_model(sub)
     sub.add_argument("--training", action="store_true", help="also estimate the memory of training")
-    sub.add_argument("--batch-size", metavar="N", type=int, default=8, help="texts per step and rank (8)")
-    sub.add_argument("--seq-len", metavar="N", type=int, default=128, help="tokens in a text (128)")
+    add_number(sub, "--batch-size", "texts per step and rank", 8)
+    add_number(sub, "--seq-len", "tokens in a text", 128)
 
     command(models, "gemma-np models")
 
@@ -152,8 +153,6 @@ def info(options: argparse.Namespace) -> None:
     for line in describe(config):
         print(line)
     if options.training:
-        if min(options.batch_size, options.seq_len) < 1:
-            raise GemmaError(f"batch-size: {options.batch_size}, seq-len: {options.seq_len}, expected 1 or more")
         parts = training_bytes(config, options.batch_size, options.seq_len)
         print(f"\nmemory of training in float32, {options.batch_size} texts of {options.seq_len} tokens per step")
         for part, size in (parts | {"total": sum(parts.values())}).items():
@@ -223,19 +222,14 @@ def _print_stream(pieces: Iterable[str]) -> str:
 
 def _add_generation(parser: argparse.ArgumentParser, max_new_tokens: int | None) -> None:
     parser.add_argument("--int8-cache", action="store_true", help="keep keys and values in 8 bits")
-    parser.add_argument(
-        "--max-new-tokens",
-        metavar="N",
-        type=int,
-        default=max_new_tokens,
-        help=f"generate at most N tokens ({max_new_tokens or '512, or as many as fit into the context'})",
-    )
-    meaning = "0 is greedy decoding (default), higher values are more random"
-    parser.add_argument("--temperature", metavar="T", type=float, default=0.0, help=meaning)
-    parser.add_argument("--top-k", metavar="K", type=int, help="sample from the K most likely tokens")
+    default = "" if max_new_tokens else "; default: 512, or as many as fit into the context"
+    add_number(parser, "--max-new-tokens", f"generate at most N tokens{default}", max_new_tokens)
+    meaning = "0 is greedy decoding, higher values are more random"
+    add_number(parser, "--temperature", meaning, 0.0, metavar="T")
+    add_number(parser, "--top-k", "sample from the K most likely tokens", metavar="K")
     meaning = "sample from the fewest tokens whose probabilities add up to P"
-    parser.add_argument("--top-p", metavar="P", type=float, help=meaning)
-    parser.add_argument("--seed", metavar="S", type=int, help="the same seed gives the same text")
+    add_number(parser, "--top-p", meaning, metavar="P")
+    add_number(parser, "--seed", "the same seed gives the same text", metavar="S")
 
 
 def _generation(options: argparse.Namespace) -> dict[str, Any]:

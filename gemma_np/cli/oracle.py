@@ -8,6 +8,7 @@ import json
 import sys
 
 from gemma_np.cli.arguments import Command, add_model, read_ids
+from gemma_np.cli.options import add_number
 from gemma_np.errors import GemmaError
 from gemma_np.gemma import load
 from gemma_np.model.records import RECORDS
@@ -29,8 +30,8 @@ def add_commands(command: Command) -> None:
     add_model(parser)
     parser.add_argument("--prompt", metavar="TEXT", help="the text to read")
     parser.add_argument("--ids", metavar="N,N,...", help="the token ids to read, instead of a text")
-    parser.add_argument("--chunk", metavar="N", type=int, help="read N tokens in each pass (default: all in one)")
-    parser.add_argument("--decode", metavar="N", type=int, default=0, help="then decode N tokens, one in each pass (0)")
+    add_number(parser, "--chunk", "read N tokens in each pass; default: all in one")
+    add_number(parser, "--decode", "then decode N tokens, one in each pass", 0)
     parser.add_argument(
         "--dtype", choices=("float32", "float64"), default="float32", help="dtype of the computation (float32)"
     )

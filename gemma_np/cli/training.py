@@ -9,7 +9,8 @@ from dataclasses import fields
 from pathlib import Path
 
 from gemma_np.checkpoints.atomic_write import atomic_write
-from gemma_np.cli.arguments import MODEL_HELP, TEXT_HELP, Command, add_group_size
+from gemma_np.cli.arguments import MODEL_HELP, TEXT_HELP, Command, add_group_size, read_group_size
+from gemma_np.cli.options import add_number
 from gemma_np.compression.qat import FakeQuantize
 from gemma_np.compression.quantization import QUANTIZE_FORMATS, Scheme
 from gemma_np.errors import GemmaError
@@ -54,7 +55,7 @@ def add_commands(command: Command) -> None:
     """Register the commands of this group."""
     sub = command(tokenizer, "gemma-np tokenizer texts/ --vocab-size 2048 -o tokenizer.model")
     sub.add_argument("text", metavar="TEXT", help=TEXT_HELP)
-    sub.add_argument("--vocab-size", metavar="V", type=int, default=2048, help="number of pieces (2048)")
+    add_number(sub, "--vocab-size", "number of pieces", 2048, metavar="V")
     sub.add_argument(
         "-o", "--output", metavar="FILE", default="tokenizer.model", help="the file to write (tokenizer.model)"
     )
@@ -81,23 +82,21 @@ def add_commands(command: Command) -> None:
     sub.add_argument("--targets", metavar="FOLDER", help="precomputed targets, written by gemma-np cache-teacher")
     meaning = "divergence from the teacher (cross-entropy, which is -sum P_T log P_S)"
     sub.add_argument("--divergence", choices=DIVERGENCES, default="cross-entropy", help=meaning)
-    sub.add_argument(
-        "--temperature", metavar="T", type=float, default=1.0, help="cross-entropy: soften both distributions (1.0)"
-    )
-    sub.add_argument("--beta", metavar="B", type=float, default=0.5, help="jensen-shannon: weight of the teacher (0.5)")
+    meaning, row = "cross-entropy: soften both distributions", "--temperature of distillation"
+    add_number(sub, "--temperature", meaning, 1.0, row=row, metavar="T")
+    add_number(sub, "--beta", "jensen-shannon: weight of the teacher", 0.5, metavar="B")
     sub.add_argument("--on-policy", action="store_true", help="train on the student's own continuations")
-    sub.add_argument("--prompt-tokens", metavar="N", type=int, default=16, help="on-policy: tokens in a prompt (16)")
+    add_number(sub, "--prompt-tokens", "on-policy: tokens in a prompt", 16)
     _add_run(sub)
 
     sub = command(cache_teacher, "gemma-np cache-teacher texts/ --teacher run -o targets --top-k 32 --seq-len 256")
     sub.add_argument("text", metavar="TEXT", help=TEXT_HELP)
     sub.add_argument("--teacher", metavar="M", required=True, help=f"the teacher: {MODEL_HELP}")
     sub.add_argument("-o", "--output", metavar="FOLDER", required=True, help="output folder; existing files are kept")
-    sub.add_argument("--top-k", metavar="K", type=int, default=32, help="most likely tokens to store per position (32)")
-    sub.add_argument("--seq-len", metavar="N", type=int, default=128, help="tokens in a text (128)")
-    meaning = "fraction of documents held out (0.05)"
-    sub.add_argument("--val-fraction", metavar="P", type=float, default=0.05, help=meaning)
-    sub.add_argument("--seed", metavar="S", type=int, default=0, help="seed of the split (0)")
+    add_number(sub, "--top-k", "most likely tokens to store per position", 32, metavar="K")
+    add_number(sub, "--seq-len", "tokens in a text", 128)
+    add_number(sub, "--val-fraction", "fraction of documents held out", 0.05, metavar="P")
+    add_number(sub, "--seed", "seed of the split", 0, metavar="S")
 
     sub = command(merge, "gemma-np merge run-1 run-2 run-3 -o merged", "gemma-np merge run --dtype bfloat16 -o small")
     sub.add_argument("models", metavar="M", nargs="+", help="checkpoints with the same config and tokenizer")
@@ -204,9 +203,7 @@ def add_training_config(parser: argparse.ArgumentParser, title: str, without: Se
     for field in fields(TrainingConfig):
         if field.name in without:
             continue
-        name = f"--{field.name.replace('_', '-')}"
-        meaning = f"{TRAINING[field.name]} ({field.default})"
-        group.add_argument(name, metavar="N", type=type(field.default), default=field.default, help=meaning)
+        add_number(group, f"--{field.name.replace('_', '-')}", TRAINING[field.name], field.default)
 
 
 def _add_run(parser: argparse.ArgumentParser) -> None:
@@ -218,9 +215,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", metavar="M", help=f"continue from a checkpoint: {MODEL_HELP}")
     shape = parser.add_argument_group("shape of a model from scratch")
     for name, (option, meaning) in SHAPE.items():
-        default = runs.SMALL_SHAPE[name]
-        text = f"{meaning} ({default})"
-        shape.add_argument(f"--{option}", dest=name, metavar="N", type=int, default=default, help=text)
+        add_number(shape, f"--{option}", meaning, runs.SMALL_SHAPE[name], dest=name)
     add_training_config(parser, "training")
     aware = parser.add_argument_group("quantization-aware training")
     meaning = "simulate this quantization while training"
@@ -236,5 +231,5 @@ def _new_model(options: argparse.Namespace, tokenizer: Tokenizer, vocab_size: in
 def _fake_quantize(options: argparse.Namespace) -> FakeQuantize | None:
     if not options.quantization_aware:
         return None
-    group_size = options.group_size if options.quantization_aware == "int4" else None
-    return FakeQuantize(Scheme(options.quantization_aware, group_size))
+    format = options.quantization_aware
+    return FakeQuantize(Scheme(format, read_group_size(options, format)))

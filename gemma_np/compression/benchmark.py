@@ -76,8 +76,8 @@ def greedy_agreement(model: Gemma, original: Gemma, texts: np.ndarray) -> float:
 
 def decoding_speed(model: Gemma, text: np.ndarray) -> float:
     """Return the speed of decoding one token at a time, in tokens per second, after the beginning of a text [T]."""
-    prompt = text[: min(_PROMPT_TOKENS, len(text) // 2)]
-    cache = KVCache(model.config, 2 * len(prompt) + 1, dtype=model.weights["model.norm.weight"].dtype)
+    prompt = text[: min(_PROMPT_TOKENS, len(text) // 2, model.config.max_position_embeddings // 2)]
+    cache = KVCache(model.config, 2 * len(prompt), dtype=model.weights["model.norm.weight"].dtype)
     transformer(prompt, model.weights, model.config, cache)
     started = time.perf_counter()
     for token in prompt:

@@ -50,8 +50,8 @@ class CompressionConfig:
     quantize: Scheme | None = None
     method: str = "clip"
     embedding: Scheme | None = None
-    calibration: tuple[int, int] = (16, 256)  # samples, tokens per sample
-    evaluation: tuple[int, int] = (16, 256)  # texts, tokens per text
+    calibration: tuple[int, int] = (16, 256)  # samples, tokens per sample, at most those of the context
+    evaluation: tuple[int, int] = (16, 256)  # texts, tokens per text, at most those of the context
 
 
 def compress(original: Gemma, config: CompressionConfig, tokens: Split, out: Path) -> Iterator[Measurement]:
@@ -62,10 +62,16 @@ def compress(original: Gemma, config: CompressionConfig, tokens: Split, out: Pat
 
     Raises GemmaError when the folder was started with another config or model, and when a step raises it.
     """
+    context = original.config.max_position_embeddings
+    if context < 2:
+        raise GemmaError(f"max_position_embeddings: {context}, expected at least 2, to measure how the model generates")
+    if config.heal and config.heal.seq_len > context:
+        raise GemmaError(f"seq_len: {config.heal.seq_len}, expected at most the model's context of {context}")
     out.mkdir(parents=True, exist_ok=True)
     _check_same(out / "compression.json", {"config": repr(config), "original": weights_digest(original)})
     ids = split_samples(tokens.train, *config.calibration, original)
-    texts = np.concatenate([batch.ids for batch in consecutive_batches(tokens.validation, 1, config.evaluation[1])])
+    length = min(config.evaluation[1], context)
+    texts = np.concatenate([batch.ids for batch in consecutive_batches(tokens.validation, 1, length)])
     return _compress(original, config, tokens, out, ids, texts[: config.evaluation[0]])
 
 

@@ -48,8 +48,9 @@ class Sampling:
         kept = min(self.top_k or logits.size, logits.size)
         ids = np.argpartition(-logits, kept - 1)[:kept]  # the largest, unsorted, which is cheaper than sorting all
         ids = ids[np.argsort(-logits[ids], kind="stable")]
-        scaled = logits[ids].astype(np.float64) / self.temperature
-        probs = np.exp(scaled - scaled[0])
+        below = logits[ids].astype(np.float64) - float(logits[ids[0]])  # so no temperature is too low to divide by
+        with np.errstate(over="ignore"):
+            probs = np.exp(below / self.temperature)
         probs /= probs.sum()
         if self.top_p is not None:
             before = np.cumsum(probs) - probs  # the total probability of all more likely tokens

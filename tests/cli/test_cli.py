@@ -8,6 +8,7 @@ import time
 import warnings
 from functools import partial
 from importlib.metadata import version
+from unittest.mock import patch
 
 import pytest
 
@@ -115,11 +116,7 @@ def test_help_has_an_example(command, capsys):
     [
         (["generate", "--model", "no-such-folder", "hello"], "no-such-folder: no such folder or file"),
         (["generate", "--model", "FOLDER", ""], "prompt: empty"),
-        (["generate", "--model", "FOLDER", "--max-new-tokens", "0", "a"], "max_new_tokens: 0"),
         (["generate", "--model", "FOLDER", "--max-new-tokens", "64", "a"], "expected at most 64"),
-        (["generate", "--model", "FOLDER", "--temperature", "-1", "a"], "temperature: -1"),
-        (["generate", "--model", "FOLDER", "--top-k", "0", "a"], "top_k: 0"),
-        (["generate", "--model", "FOLDER", "--top-p", "1.5", "a"], "top_p: 1.5"),
         (["perplexity", "--model", "FOLDER", "no-such-file"], "no-such-file"),
         (["perplexity", "--model", "FOLDER", "EMPTY"], "text: empty"),
         (["perplexity", "--model", "FOLDER", "BINARY"], "expected a text file in UTF-8"),
@@ -148,11 +145,8 @@ def test_bad_input_is_one_line_and_status_2(arguments, message, checkpoint, tmp_
 
 
 def test_a_warning_is_one_line(tmp_path):
-    model = tiny.gemma()
-    weights = dict(model.weights)
-    weights["model.norm.weight"] = weights["model.norm.weight"] * float("nan")
-    model.weights = weights
-    model.save(tmp_path / "nan")
+    with patch("gemma_np.checkpoints.saving.check_finite"):  # others' checkpoints may have NaN
+        tiny.with_number(tiny.gemma(), "model.norm.weight", float("nan")).save(tmp_path / "nan")
     process = run("generate", "--model", str(tmp_path / "nan"), "--max-new-tokens", "3", "a")
     assert process.returncode == 2
     warning, error = process.stderr.splitlines()

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gemma_np import GemmaError
 from gemma_np.compression.gptq import gptq, output_error, round_in_turn
 from gemma_np.compression.quantization import Scheme, in_groups, minmax_grid, quantize
 from gemma_np.weights.formats import dequantize
@@ -93,3 +94,9 @@ def test_inputs_that_never_came_or_came_once(samples):
     found = dequantize(gptq(weight, x.T @ x, Scheme("int4", 4)))
     assert np.isfinite(found).all()
     assert (np.abs(found - weight) < 1).all()
+
+
+@pytest.mark.parametrize(("columns", "scheme"), [(10, Scheme("int4", 4)), (7, Scheme("int4"))])
+def test_channels_that_do_not_fit_the_scheme_are_refused(columns, scheme):
+    with pytest.raises(GemmaError, match=f"weight: {columns} channels, expected"):
+        gptq(normal(0, 3, columns), np.eye(columns), scheme)

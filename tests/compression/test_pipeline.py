@@ -49,6 +49,21 @@ def test_each_step_leaves_a_checkpoint_and_a_row(tmp_path):
     assert list(json.loads((tmp_path / "out" / "report.json").read_text())) == [row.step for row in rows]
 
 
+@pytest.mark.parametrize("context", [2, 3, 16, 17, 99])
+def test_any_context_will_do(context, tmp_path):
+    model = tiny.gemma(max_position_embeddings=context)
+    config = CompressionConfig(prune=read_plan("intermediate-size=4"), quantize=Scheme("int8"), calibration=(4, 256))
+    assert [row.step for row in run(tmp_path, config, model)] == ["original", "pruned", "quantized"]
+
+
+def test_a_context_that_is_too_short(tmp_path):
+    with pytest.raises(GemmaError, match="max_position_embeddings: 1, expected at least 2"):
+        run(tmp_path / "out", MEASURE_ONLY, tiny.gemma(max_position_embeddings=1))
+    with pytest.raises(GemmaError, match="seq_len: 9, expected at most the model's context of 8"):
+        run(tmp_path / "out", CONFIG, tiny.gemma(max_position_embeddings=8))
+    assert not (tmp_path / "out").exists()
+
+
 def test_healing_brings_the_student_nearer_to_the_original(tmp_path):
     rows = run(
         tmp_path / "out",

@@ -56,3 +56,9 @@ def test_generation_with_it():
     exact = list(model.stream_ids([2, 5, 7], max_new_tokens=20))
     model.int8_cache = True
     assert list(model.stream_ids([2, 5, 7], max_new_tokens=20))[:3] == exact[:3]
+
+
+def test_its_bytes_are_those_of_integers_and_scales():
+    vectors = Int8Vectors((5, 7, 16), np.float32)
+    assert vectors.nbytes == 5 * 7 * 16 + 5 * 7 * 4
+    assert Int8Vectors((5, 7, 16), np.float64).nbytes == 5 * 7 * 16 + 5 * 7 * 8

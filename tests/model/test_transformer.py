@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from gemma_np import GemmaConfig, GemmaError
 from gemma_np.config import GLOBAL, LOCAL
 from gemma_np.model.kv_cache import KVCache
-from gemma_np.model.transformer import lm_head, transformer
+from gemma_np.model.transformer import lm_head, transformer, validate_token_ids
 from gemma_np.scope import Record, no_tape
-from tests.support import naive
+from tests.support import naive, tiny
 from tests.support.strategies import MODEL_TYPES, batches, configs, lengths, random_ids, random_weights, seeds, splits
 from tests.support.tolerances import assert_close
 
@@ -317,3 +317,12 @@ def test_the_caller_keeps_what_he_gave(model_type):
     assert not any(weight.flags.writeable for weight in weights.values())
     forward(ids, weights, config, KVCache(config, batch=(2,)))
     assert (ids == kept).all()
+
+
+@pytest.mark.parametrize(
+    ("ids", "wrong"), [([3, 99, -2], 99), ([3, -2, 99], -2), ([[1, 2], [5, 17]], 17), ([16, 17], 17)]
+)
+def test_the_first_wrong_id_is_named(ids, wrong):
+    config = dataclasses.replace(tiny.config(), vocab_size=17)
+    with pytest.raises(GemmaError, match=rf"^token ids: {wrong}, expected 0 to 16 \(vocab_size=17\)$"):
+        validate_token_ids(ids, config)

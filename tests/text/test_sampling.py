@@ -10,7 +10,7 @@ from gemma_np.text.sampling import Sampling
 from tests.support.strategies import normal, seeds
 
 temperatures = st.floats(0.1, 5)
-sizes = st.integers(1, 30)
+sizes = st.integers(1, 30) | st.sampled_from([2048, 4001])  # NumPy sorts small arrays where it should split them
 
 
 def softmax(x):
@@ -53,6 +53,17 @@ def test_at_their_limits_all_are_greedy(V, seed, narrow):
     options = {"temperature": 1.0} | narrow
     assert Sampling(**options).choose(logits, np.random.default_rng(seed)) == logits.argmax()
     assert Sampling().choose(logits, np.random.default_rng(seed)) == logits.argmax()
+
+
+@pytest.mark.parametrize(("temperature", "kept"), [(5e-324, 1), (1e-320, 1), (1e-300, 1), (1e308, 9)])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_temperatures_at_the_ends_of_the_float_numbers(temperature, kept, dtype):
+    logits = normal(0, 9, dtype=dtype)
+    with np.errstate(all="raise", under="ignore"):
+        ids, probs = Sampling(temperature).distribution(logits)
+    assert ids[0] == logits.argmax()
+    np.testing.assert_allclose(probs, [1 / kept] * kept + [0] * (9 - kept))
+    assert Sampling(temperature).choose(logits, np.random.default_rng(0)) in range(9)
 
 
 @given(sizes, seeds, st.floats(-1e4, 1e4))
