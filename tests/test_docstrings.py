@@ -41,6 +41,7 @@ PLUMBING = {  # modules in these packages that compute nothing that stands in a 
     "training/data",
     "training/mpi",
     "training/__init__",
+    "training/run_lock",
     "training/run_log",
     "training/runs",
     "training/training_state",

@@ -31,6 +31,7 @@ from gemma_np.config import RELEASED, GemmaConfig
 from gemma_np.errors import GemmaError
 from gemma_np.gemma import load
 from gemma_np.training.data import tokenize_texts
+from gemma_np.training.run_lock import run_lock
 from gemma_np.training.training_state import TrainingConfig
 from gemma_np.weights.formats import Weight
 
@@ -126,20 +127,21 @@ def compress(options: argparse.Namespace) -> None:
     out = Path(options.output)
     if out.exists() and not options.resume:
         raise GemmaError(f"{out}: exists, expected --resume or another folder")
-    original = load(options.model)
-    tokens = tokenize_texts(
-        options.text,
-        original.require_tokenizer(),
-        out / "data",
-        val_fraction=options.val_fraction,
-        seed=options.seed,
-        keep=options.resume,
-    )
-    rows = []
-    for row in pipeline.compress(original, config, tokens, out):
-        rows.append(row)
-        print(table(rows[-1:], head=len(rows) == 1), flush=True)
-    print(f"{out / rows[-1].step}: the checkpoint; {out / 'report.json'}: this table")
+    with run_lock(out):
+        original = load(options.model)
+        tokens = tokenize_texts(
+            options.text,
+            original.require_tokenizer(),
+            out / "data",
+            val_fraction=options.val_fraction,
+            seed=options.seed,
+            keep=options.resume,
+        )
+        rows = []
+        for row in pipeline.compress(original, config, tokens, out):
+            rows.append(row)
+            print(table(rows[-1:], head=len(rows) == 1), flush=True)
+        print(f"{out / rows[-1].step}: the checkpoint; {out / 'report.json'}: this table")
 
 
 def export_gguf(options: argparse.Namespace) -> None:

@@ -71,6 +71,8 @@ def map_layers(
 
     ids [texts, T] pass through each layer with its old weights, to collect Gram matrices, then with its new ones, so
     that later layers see the inputs that they will have. Without ids, there are no Gram matrices.
+
+    Raises GemmaError, with the full name of the weight, when `map_layer` raises it.
     """
     config, weights = model.config, Scope(model.weights) / "model"
     yield "model.embed_tokens.weight", embedding

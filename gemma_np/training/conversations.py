@@ -18,7 +18,7 @@ from gemma_np.errors import GemmaError
 from gemma_np.json_input import TEXT, list_of, object_of, read_json_lines
 from gemma_np.text.chat import check_messages, turn_ids
 from gemma_np.text.tokenizer import Tokenizer
-from gemma_np.training.data import Split, prepare, train_val_split, write_array
+from gemma_np.training.data import Split, open_split, prepare, train_val_split
 from gemma_np.training.mpi import Ranks
 from gemma_np.training.task import Batch
 from gemma_np.training.training_state import State
@@ -74,7 +74,8 @@ def tokenize_conversations(
     left out, with a warning. With `keep`, the rows of an earlier call on the same conversations are reused. Only rank 0
     writes.
 
-    Raises GemmaError when an earlier call had other conversations or settings, and when there are too few to split.
+    Raises GemmaError when an earlier call had other conversations or settings, when its rows are damaged, and when
+    there are too few conversations to split.
     """
     ranks = ranks or Ranks()
     if ranks.rank == 0:
@@ -88,14 +89,18 @@ def tokenize_conversations(
             "seed": seed,
         }
 
-        def write() -> None:
+        def make() -> dict[str, np.ndarray]:
             rows = conversation_rows(read, tokenizer, seq_len, name)
-            for part, chosen in train_val_split(len(rows), "conversations", val_fraction, seed).items():
-                write_array(folder / f"{part}.npy", rows[chosen])
+            parts = train_val_split(len(rows), "conversations", val_fraction, seed)
+            return {part: rows[chosen] for part, chosen in parts.items()}
 
-        prepare(folder, origin, write, keep=keep)
+        prepare(folder, origin, make, keep=keep)
     ranks.barrier()
-    return Split(*(np.load(folder / f"{part}.npy", mmap_mode="r") for part in ("train", "validation")))
+    split = open_split(folder)
+    for part in split:
+        if part.shape[1:] != (2, seq_len + 1) or (part.size and part[:, 0].max() >= len(tokenizer)):
+            raise GemmaError(f"{folder}: rows of shape {part.shape[1:]}, expected ids and mask, (2, {seq_len + 1})")
+    return split
 
 
 def conversation_rows(

@@ -2,15 +2,17 @@
 
 import json
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from gemma_np.checkpoints.atomic_write import atomic_write
-from gemma_np.errors import GemmaError
-from gemma_np.input_files import read_text, require_file
+from gemma_np.checkpoints.checksum import checksum
+from gemma_np.errors import GemmaError, quoted
+from gemma_np.input_files import read_bytes, read_text, require_file
+from gemma_np.json_input import object_of, read_json, whole_number
 from gemma_np.text.tokenizer import Tokenizer
 from gemma_np.training.mpi import Ranks
 from gemma_np.training.task import Batch
@@ -18,6 +20,11 @@ from gemma_np.training.training_state import State
 
 Texts = str | Path | np.ndarray
 """A text file, a folder of .txt files, or token ids [N]."""
+
+
+_ORIGIN = "origin.json"
+_CHECKSUM = whole_number(0, 2**32 - 1)
+_CHECKSUMS = object_of({"checksums": object_of({"train": _CHECKSUM, "validation": _CHECKSUM})})
 
 
 class Split(NamedTuple):
@@ -54,33 +61,38 @@ def tokenize_texts(
 
     With `keep`, the tokens of an earlier call on the same texts are reused. Only rank 0 writes.
 
-    Raises GemmaError when an earlier call had other texts or settings, and when there are too few documents to split.
+    Raises GemmaError when an earlier call had other texts or settings, when its tokens are damaged, when the ids are
+    not those of the tokenizer, and when there are too few documents to split.
     """
     ranks = ranks or Ranks()
     if ranks.rank == 0:
         origin: dict[str, Any] = {"tokenizer": zlib.crc32(tokenizer.model), "val_fraction": val_fraction, "seed": seed}
         if isinstance(texts, np.ndarray):
-            ids, held_out = texts, round(check_fraction(val_fraction) * len(texts))
-            origin["ids"] = zlib.crc32(np.ascontiguousarray(ids).tobytes())
+            ids = check_ids(texts, len(tokenizer))
+            held_out = round(check_fraction(val_fraction) * len(ids))
+            origin["ids"] = checksum(ids)
 
-            def write() -> None:
-                write_array(folder / "train.npy", ids[: len(ids) - held_out].astype(np.uint32))
-                write_array(folder / "validation.npy", ids[len(ids) - held_out :].astype(np.uint32))
+            def make() -> dict[str, np.ndarray]:
+                return {"train": ids[: len(ids) - held_out], "validation": ids[len(ids) - held_out :]}
         else:
             files = text_files(Path(texts))
-            origin |= {"documents": len(files), "bytes": sum(file.stat().st_size for file in files)}
+            origin |= {"documents": len(files), "text": _checksum_of_files(files)}
 
-            def write() -> None:
-                write_tokens(files, tokenizer, folder, val_fraction, seed)
+            def make() -> dict[str, np.ndarray]:
+                return tokenize_files(files, tokenizer, val_fraction, seed)
 
-        prepare(folder, origin, write, keep=keep)
+        prepare(folder, origin, make, keep=keep)
     ranks.barrier()
-    return Split(open_tokens(folder / "train.npy"), open_tokens(folder / "validation.npy"))
+    split = open_split(folder)
+    for part in split:
+        check_ids(part, len(tokenizer), str(folder))
+    return split
 
 
-def write_tokens(files: Sequence[Path], tokenizer: Tokenizer, folder: Path, val_fraction: float, seed: int) -> None:
-    """Tokenize documents into folder/train.npy and folder/validation.npy: arrays of ids with `<bos>` before every
-    document.
+def tokenize_files(
+    files: Sequence[Path], tokenizer: Tokenizer, val_fraction: float, seed: int
+) -> dict[str, np.ndarray]:
+    """Tokenize documents and return the ids to train and to validate on, [N] each, with `<bos>` before every document.
 
     The split is by document, so no part of a validation document is trained on: documents are shuffled with the seed,
     and the first `val_fraction` of them (at least one, unless it is 0) are held out.
@@ -91,13 +103,15 @@ def write_tokens(files: Sequence[Path], tokenizer: Tokenizer, folder: Path, val_
 
     parts = train_val_split(len(files), "documents", val_fraction, seed)
     dtype = np.uint16 if len(tokenizer) <= 2**16 else np.uint32
+    tokens = {}
     with tqdm(total=len(files), desc="tokenizing", unit=" documents", delay=2, leave=False) as progress:
         for name, chosen in parts.items():
             ids = [np.empty(0, dtype)]
             for number in chosen:
                 ids.append(np.array(tokenizer.encode(read_text(files[number])), dtype))
                 progress.update()
-            write_array(folder / f"{name}.npy", np.concatenate(ids))
+            tokens[name] = np.concatenate(ids)
+    return tokens
 
 
 def check_fraction(val_fraction: float) -> float:
@@ -119,10 +133,29 @@ def train_val_split(count: int, what: str, val_fraction: float, seed: int) -> di
     return {"validation": order[:held_out], "train": order[held_out:]}
 
 
-def write_array(path: Path, array: np.ndarray) -> None:
-    """Write an array [...] to an .npy file, completely or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+def prepare(folder: Path, origin: dict[str, Any], make: Callable[[], Mapping[str, np.ndarray]], *, keep: bool) -> None:
+    """Write the arrays that `make` returns, by name, with a record of their origin and their checksums.
 
+    With `keep`, existing arrays stay. Raises GemmaError when these have another origin.
+    """
+    label = folder / _ORIGIN
+    if keep and label.exists():
+        recorded = read_json(label, object_of({}), "the origin of the data of a run")
+        for name, value in origin.items():
+            if recorded.get(name) != value:
+                found = f"made with {name}={quoted(recorded.get(name))}, but this run asks for {quoted(value)}"
+                raise GemmaError(f"{folder}: {found}")
+        return
+    arrays = make()
+    folder.mkdir(parents=True, exist_ok=True)
+    label.unlink(missing_ok=True)
+    for name, array in arrays.items():
+        _write_array(folder / f"{name}.npy", array)
+    values = origin | {"checksums": {name: checksum(array) for name, array in arrays.items()}}
+    atomic_write(label, lambda partial: partial.write_text(json.dumps(values) + "\n"))
+
+
+def _write_array(path: Path, array: np.ndarray) -> None:
     def write(partial: Path) -> None:
         with partial.open("wb") as file:
             np.save(file, array)
@@ -130,32 +163,41 @@ def write_array(path: Path, array: np.ndarray) -> None:
     atomic_write(path, write)
 
 
-def prepare(folder: Path, origin: dict[str, Any], write: Callable[[], None], *, keep: bool) -> None:
-    """Write the data of a run and a record of its origin; with `keep`, reuse existing data.
-
-    Raises GemmaError when the existing data has another origin.
-    """
-    label = folder / "origin.json"
-    if keep and label.exists():
-        recorded = json.loads(label.read_text())
-        for name, value in origin.items():
-            if recorded.get(name) != value:
-                raise GemmaError(f"{folder}: made with {name}={recorded.get(name)}, but this run asks for {value}")
-        return
-    label.unlink(missing_ok=True)
-    write()
-    atomic_write(label, lambda partial: partial.write_text(json.dumps(origin) + "\n"))
+def _checksum_of_files(files: Sequence[Path]) -> int:
+    """Return the CRC-32 of the contents of files, with their lengths."""
+    value = 0
+    for file in files:
+        content = read_bytes(file, "a text file")
+        value = zlib.crc32(content, zlib.crc32(str(len(content)).encode(), value))
+    return value
 
 
-def open_tokens(path: Path) -> np.ndarray:
-    """Return the memory-mapped ids of a token file, [N]. Raises GemmaError when it is not one."""
-    try:
-        tokens = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise GemmaError(f"{path}: {error}, expected a token file") from None
-    if tokens.ndim != 1 or not np.issubdtype(tokens.dtype, np.unsignedinteger):
-        raise GemmaError(f"{path}: {tokens.dtype} of shape {tokens.shape}, expected unsigned integers in one row")
-    return tokens
+def open_split(folder: Path) -> Split:
+    """Return the memory-mapped arrays that `prepare` wrote. Raises GemmaError when one is missing or damaged."""
+    checksums = read_json(folder / _ORIGIN, _CHECKSUMS, "the origin of the data of a run")["checksums"]
+    arrays = []
+    for name in Split._fields:
+        path = folder / f"{name}.npy"
+        require_file(path, "a token file")
+        try:
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise GemmaError(f"{path}: damaged ({error}), expected a token file") from None
+        if not np.issubdtype(array.dtype, np.unsignedinteger):
+            raise GemmaError(f"{path}: {array.dtype}, expected unsigned integers")
+        if checksum(array) != checksums[name]:
+            raise GemmaError(f"{path}: damaged (wrong checksum), expected the tokens that this run began with")
+        arrays.append(array)
+    return Split(*arrays)
+
+
+def check_ids(ids: np.ndarray, vocab_size: int, what: str = "ids") -> np.ndarray:
+    """Return token ids [N] as unsigned integers. Raises GemmaError when they are no ids of this vocabulary."""
+    if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
+        raise GemmaError(f"{what}: {ids.dtype} of shape {ids.shape}, expected integers in one row")
+    if ids.size and not 0 <= ids.min() <= ids.max() < vocab_size:
+        raise GemmaError(f"{what}: from {ids.min()} to {ids.max()}, expected 0 to {vocab_size - 1}")
+    return ids if np.issubdtype(ids.dtype, np.unsignedinteger) else ids.astype(np.uint32)
 
 
 def check_tokens(tokens: np.ndarray, seq_len: int, what: str = "training texts") -> np.ndarray:

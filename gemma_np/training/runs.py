@@ -11,7 +11,8 @@ trained in place if its weights are writable. Under MPI, call these functions in
 pass the ranks.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict, Unpack
@@ -26,7 +27,7 @@ from gemma_np.input_files import read_bytes
 from gemma_np.memory import check_memory
 from gemma_np.text.tokenizer import Tokenizer
 from gemma_np.training.conversations import all_conversations, random_conversations, tokenize_conversations
-from gemma_np.training.data import Texts, consecutive_batches, open_tokens, random_batches, tokenize_texts
+from gemma_np.training.data import Texts, consecutive_batches, open_split, random_batches, tokenize_texts
 from gemma_np.training.distillation import (
     check_same_vocabulary,
     choose_divergence,
@@ -35,6 +36,7 @@ from gemma_np.training.distillation import (
     weights_digest,
 )
 from gemma_np.training.mpi import Ranks
+from gemma_np.training.run_lock import run_lock
 from gemma_np.training.run_log import read_log
 from gemma_np.training.task import Batch, Task, WeightView
 from gemma_np.training.teacher_targets import check_targets, from_targets, random_targets, read_settings, write_targets
@@ -94,8 +96,8 @@ def train(model: Model, texts: Texts, output: str | Path, **options: Unpack[RunO
 
     Raises GemmaError for input that is missing or wrong, and when the output folder cannot be used.
     """
-    run = _Run(model, output, **options)
-    return run.train(run.text_task(texts))
+    with _open_run(model, output, **options) as run:
+        return run.train(run.text_task(texts))
 
 
 def fine_tune(
@@ -108,20 +110,20 @@ def fine_tune(
 
     Raises GemmaError for input that is missing or wrong, and when the output folder cannot be used.
     """
-    run = _Run(model, output, **options)
-    config = run.config
-    rows = tokenize_conversations(
-        conversations,
-        run.model.require_tokenizer(),
-        run.data,
-        config.seq_len,
-        val_fraction=config.val_fraction,
-        seed=config.seed,
-        keep=run.resume,
-        ranks=run.ranks,
-    )
-    validation = all_conversations(rows.validation, config.batch_size)
-    return run.train(Task(random_conversations(rows.train, config.batch_size), validation=validation))
+    with _open_run(model, output, **options) as run:
+        config = run.config
+        rows = tokenize_conversations(
+            conversations,
+            run.model.require_tokenizer(),
+            run.data,
+            config.seq_len,
+            val_fraction=config.val_fraction,
+            seed=config.seed,
+            keep=run.resume,
+            ranks=run.ranks,
+        )
+        validation = all_conversations(rows.validation, config.batch_size)
+        return run.train(Task(random_conversations(rows.train, config.batch_size), validation=validation))
 
 
 def distill(
@@ -145,20 +147,21 @@ def distill(
     the output folder cannot be used.
     """
     loss = choose_divergence(divergence, temperature=temperature, beta=beta)
-    run, teacher = _Run(student, output, **options), _loaded(teacher)
-    check_same_vocabulary(teacher, run.model)
-    task = run.text_task(texts)
-    if prompt_tokens is not None:
-        tokens = open_tokens(run.data / "train.npy")
-        task = replace(task, next_batch=on_policy(tokens, run.model.config, run.config, prompt_tokens))
-    identity = {
-        "divergence": divergence,
-        "temperature": temperature,
-        "beta": beta,
-        "prompt_tokens": prompt_tokens,
-        "teacher": weights_digest(teacher),
-    }
-    return run.train(replace(task, loss=from_teacher(teacher, loss), identity=identity))
+    with _open_run(student, output, **options) as run:
+        teacher = _loaded(teacher)
+        check_same_vocabulary(teacher, run.model)
+        task = run.text_task(texts)
+        if prompt_tokens is not None:
+            tokens = open_split(run.data).train
+            task = replace(task, next_batch=on_policy(tokens, run.model.config, run.config, prompt_tokens))
+        identity = {
+            "divergence": divergence,
+            "temperature": temperature,
+            "beta": beta,
+            "prompt_tokens": prompt_tokens,
+            "teacher": weights_digest(teacher),
+        }
+        return run.train(replace(task, loss=from_teacher(teacher, loss), identity=identity))
 
 
 def cache_teacher(
@@ -179,12 +182,13 @@ def cache_teacher(
     teacher, folder = _loaded(teacher), Path(output)
     tokenizer = teacher.require_tokenizer()
     check_targets(teacher, seq_len, top_k)
-    split = tokenize_texts(
-        texts, tokenizer, folder / "data", val_fraction=val_fraction, seed=seed, keep=True, ranks=ranks
-    )
-    if ranks is None or ranks.rank == 0:
-        atomic_write(folder / "tokenizer.model", lambda path: path.write_bytes(tokenizer.model))
-    write_targets(teacher, split.train, seq_len, top_k, folder, ranks)
+    with _lock(folder, ranks or Ranks()):
+        split = tokenize_texts(
+            texts, tokenizer, folder / "data", val_fraction=val_fraction, seed=seed, keep=True, ranks=ranks
+        )
+        if ranks is None or ranks.rank == 0:
+            atomic_write(folder / "tokenizer.model", lambda path: path.write_bytes(tokenizer.model))
+        write_targets(teacher, split.train, seq_len, top_k, folder, ranks)
 
 
 def distill_from_cache(
@@ -197,12 +201,12 @@ def distill_from_cache(
     folder = Path(targets)
     settings = read_settings(folder)
     options["config"] = replace(options.get("config", TrainingConfig()), seq_len=settings["seq_len"])
-    run = _Run(student, output, **options)
-    if run.model.tokenizer_model != targets_tokenizer(folder).model:
-        raise GemmaError(f"{folder}: its tokenizer.model is not the student's, expected the same vocabulary")
-    validation = run.validation(open_tokens(folder / "data" / "validation.npy"))
-    next_batch = random_targets(folder, run.config.batch_size)
-    return run.train(Task(next_batch, from_targets, validation, identity={"targets": settings}))
+    with _open_run(student, output, **options) as run:
+        if run.model.tokenizer_model != targets_tokenizer(folder).model:
+            raise GemmaError(f"{folder}: its tokenizer.model is not the student's, expected the same vocabulary")
+        validation = run.validation(open_split(folder / "data").validation)
+        next_batch = random_targets(folder, run.config.batch_size, run.model.config.vocab_size)
+        return run.train(Task(next_batch, from_targets, validation, identity={"targets": settings}))
 
 
 def read_tokenizer(path: str | Path) -> Tokenizer:
@@ -218,6 +222,18 @@ def targets_tokenizer(targets: str | Path) -> Tokenizer:
 
 def _loaded(model: Model) -> Gemma:
     return model if isinstance(model, Gemma) else load(model)
+
+
+def _lock(folder: Path, ranks: Ranks) -> AbstractContextManager[None]:
+    """Return the lock of a folder, which rank 0 holds for all."""
+    return run_lock(folder) if ranks.rank == 0 else nullcontext()
+
+
+@contextmanager
+def _open_run(model: Model, output: str | Path, **options: Unpack[RunOptions]) -> Iterator["_Run"]:
+    """Yield a run while its folder is locked."""
+    with _lock(Path(output), options.get("ranks", Ranks())):
+        yield _Run(model, output, **options)
 
 
 @dataclass

@@ -11,16 +11,18 @@ keeps a part of the teacher's vocabulary: 256 sampled tokens at each position.
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from gemma_np.checkpoints.atomic_write import atomic_write
+from gemma_np.checkpoints.checksum import checksum
+from gemma_np.checkpoints.safetensors_file import read_metadata, stored_tensors
 from gemma_np.errors import GemmaError
 from gemma_np.gemma import Gemma
+from gemma_np.json_input import object_of, parse_json, read_json, whole_number
 from gemma_np.model.log_probs import log_softmax
 from gemma_np.training.data import check_tokens
 from gemma_np.training.distillation import weights_digest
@@ -32,6 +34,12 @@ from gemma_np.training.training_state import State
 _SETTINGS = "targets.json"
 _TEXTS = 256  # per file
 _BATCH_SIZE = 8  # texts that the teacher reads at once
+_DTYPES = {"U16": np.uint16, "U32": np.uint32, "F16": np.float16}
+_CHECKSUM = whole_number(0, 2**32 - 1)
+_CHECKSUMS = object_of({name: _CHECKSUM for name in ("ids", "top", "probs")})
+_SETTINGS_VALUES = object_of(
+    {"seq_len": whole_number(1), "top_k": whole_number(1), "tokens": whole_number(2), "teacher": _CHECKSUM}
+)
 
 
 def top_k(logits: np.ndarray, k: int) -> TopK:
@@ -91,28 +99,25 @@ def write_targets(
             "top": np.concatenate([part.ids for part in parts]).astype(dtype),
             "probs": np.concatenate([part.probs for part in parts]).astype(np.float16),
         }
-        atomic_write(path, partial(save_file, arrays))
+        metadata = {"checksums": json.dumps({name: checksum(array) for name, array in arrays.items()})}
+        atomic_write(path, partial(save_file, arrays, metadata=metadata))
 
 
-def random_targets(folder: Path, batch_size: int) -> Callable[[State], Batch]:
+def random_targets(folder: Path, batch_size: int, vocab_size: int) -> Callable[[State], Batch]:
     """Return the `next_batch` of a task that trains on random texts with cached targets, written by `write_targets`.
 
-    Raises GemmaError when a file is missing or damaged.
+    Raises GemmaError when a file is missing or damaged, or has ids that are not of the vocabulary.
     """
-    from safetensors import SafetensorError, safe_open
-
     settings = read_settings(folder)
     texts = (settings["tokens"] - 1) // settings["seq_len"]
-    files: list[Any] = []
-    for path in _files(folder, texts):
-        try:
-            files.append(safe_open(path, "numpy"))
-        except (SafetensorError, OSError) as error:
-            raise GemmaError(f"{path}: {error}, expected a whole file from gemma-np cache-teacher") from None
+    files = [
+        _open_targets(path, settings, min(_TEXTS, texts - number * _TEXTS), vocab_size)
+        for number, path in enumerate(_files(folder, texts))
+    ]
 
     def text(number: int) -> list[np.ndarray]:
         file, row = divmod(number, _TEXTS)
-        return [files[file].get_slice(name)[row] for name in ("ids", "top", "probs")]
+        return [files[file][name][row] for name in ("ids", "top", "probs")]
 
     def next_batch(state: State) -> Batch:
         drawn = [text(number) for number in state.generator.integers(0, texts, batch_size).tolist()]
@@ -122,9 +127,31 @@ def random_targets(folder: Path, batch_size: int) -> Callable[[State], Batch]:
     return next_batch
 
 
-def _files(folder: Path, texts: int) -> list[Path]:
+def _open_targets(path: Path, settings: Mapping[str, int], texts: int, vocab_size: int) -> dict[str, np.ndarray]:
+    """Return the memory-mapped arrays of one file, checked against the settings and the vocabulary."""
+    stored = stored_tensors(path, _DTYPES)
+    checksums = parse_json(read_metadata(path).get("checksums", "{}"), _CHECKSUMS, path)
+    positions = (texts, settings["seq_len"])
+    shapes = {"ids": (texts, positions[1] + 1), "top": (*positions, settings["top_k"])}
+    shapes["probs"] = shapes["top"]
+    arrays = {}
+    for name, shape in shapes.items():
+        tensor = stored.get(name)
+        if tensor is None or tensor.mapped is None or tensor.shape != shape:
+            raise GemmaError(f"{path}: {name}: {tensor.shape if tensor else 'missing'}, expected the shape {shape}")
+        array = arrays[name] = tensor.mapped
+        if (array.dtype == np.float16) != (name == "probs"):
+            raise GemmaError(f"{path}: {name}: {array.dtype}, expected {'float16' if name == 'probs' else 'integers'}")
+        if checksum(array) != checksums[name]:
+            raise GemmaError(f"{path}: {name}: damaged (wrong checksum), expected a file from gemma-np cache-teacher")
+    if max(arrays["ids"].max(), arrays["top"].max()) >= vocab_size:
+        raise GemmaError(f"{path}: has ids that are too large, expected at most {vocab_size - 1}")
+    return arrays
+
+
+def _files(folder: Path, texts: int) -> Iterator[Path]:
     count = math.ceil(texts / _TEXTS)
-    return [folder / f"targets-{number:05}-of-{count:05}.safetensors" for number in range(1, count + 1)]
+    return (folder / f"targets-{number:05}-of-{count:05}.safetensors" for number in range(1, count + 1))
 
 
 def from_targets(logits: np.ndarray, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
@@ -142,8 +169,5 @@ def read_settings(folder: Path) -> dict[str, int]:
 
     Raises GemmaError when the folder has no targets.
     """
-    try:
-        settings = json.loads((folder / _SETTINGS).read_text())
-        return {name: int(settings[name]) for name in ("seq_len", "top_k", "tokens", "teacher")}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise GemmaError(f"{folder}: {error}, expected the output of gemma-np cache-teacher") from None
+    settings: dict[str, int] = read_json(folder / _SETTINGS, _SETTINGS_VALUES, "the output of gemma-np cache-teacher")
+    return {name: settings[name] for name in _SETTINGS_VALUES.fields}

@@ -18,7 +18,7 @@ from gemma_np.training.mpi import Ranks
 from gemma_np.training.optimizer import AdamW, clip_by_global_norm, cosine_schedule
 from gemma_np.training.run_log import RunLog
 from gemma_np.training.task import Batch, Loss, Task
-from gemma_np.training.training_state import STATE_FILE, State, TrainingConfig, check_folder, load_state, save_state
+from gemma_np.training.training_state import State, TrainingConfig, check_folder, load_latest_state, save_state
 
 
 def initial_weights(config: GemmaConfig, generator: np.random.Generator) -> dict[str, np.ndarray]:
@@ -153,6 +153,8 @@ def run_task(
             if task.validation and (last or state.step % training_config.eval_every == 0):
                 view = task.view_weights(state.weights)
                 entry["val_loss"] = validation_loss(view, model.config, task.validation, ranks)
+                if not math.isfinite(entry["val_loss"]):
+                    raise _not_finite(state.step - 1, "validation loss", view)
             log.write(entry)
             if last or state.step % training_config.save_every == 0:
                 if not all(np.isfinite(weight).all() for weight in state.weights.values()):
@@ -166,9 +168,9 @@ def run_task(
 def _first_state(model: Gemma, task: Task, training_config: TrainingConfig, folder: Path, resume: bool) -> State:
     """Return the state in the folder, if there is one to resume, or that of step 0."""
     check_folder(folder, resume=resume)
-    saved = folder / STATE_FILE
-    if saved.exists():
-        return load_state(saved, model.config, training_config, task.identity)
+    state = load_latest_state(folder, model.config, training_config, task.identity)
+    if state is not None:
+        return state
     weights = {name: np.require(weight, np.float32, "W") for name, weight in model.weights.items()}
     optimizer = AdamW(weight_decay=training_config.weight_decay)
     return State(weights, optimizer, np.random.default_rng(training_config.seed))

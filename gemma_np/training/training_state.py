@@ -1,12 +1,15 @@
 """The training config, and the state needed to resume a run.
 
 The folder of a run is a checkpoint folder that `load` and transformers read, with one more file: training.safetensors
-holds everything that the next step depends on, in one file, so that all of it belongs to the same step. Each file is
-written beside its target and renamed.
+holds everything that the next step depends on, in one file, so that all of it belongs to the same step, with a checksum
+of each tensor. The file of the checkpoint before is kept, in case this one is damaged.
 """
 
 import json
 import math
+import os
+import shutil
+import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,13 +18,34 @@ from typing import Any
 import numpy as np
 
 from gemma_np.checkpoints.atomic_write import atomic_write
+from gemma_np.checkpoints.checksum import checksum
+from gemma_np.checkpoints.safetensors_file import read_metadata, stored_tensors
 from gemma_np.checkpoints.saving import write_checkpoint
 from gemma_np.config import GemmaConfig
-from gemma_np.errors import GemmaError
+from gemma_np.errors import GemmaError, quoted
 from gemma_np.gemma import Gemma
+from gemma_np.json_input import object_of, one_of, parse_json, whole_number
 from gemma_np.training.optimizer import AdamW
 
 STATE_FILE = "training.safetensors"
+PREVIOUS_FILE = "training-previous.safetensors"
+
+_128_BITS = whole_number(0, 2**128 - 1)
+_GENERATOR = {
+    "bit_generator": one_of("PCG64"),
+    "state": object_of({"state": _128_BITS, "inc": _128_BITS}),
+    "has_uint32": whole_number(0, 1),
+    "uinteger": whole_number(0, 2**32 - 1),
+}
+_METADATA = {
+    "step": whole_number(1),
+    "generator": object_of(_GENERATOR),
+    "config": object_of({}),
+    "training_config": object_of({}),
+    "identity": object_of({}),
+    "checksums": object_of({}, others=whole_number(0, 2**32 - 1)),
+    "checksum": whole_number(0, 2**32 - 1),  # of all other metadata
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +95,10 @@ def check_folder(folder: Path, *, resume: bool) -> None:
 def save_state(
     folder: Path, state: State, model: Gemma, training_config: TrainingConfig, identity: Mapping[str, Any]
 ) -> None:
-    """Write the checkpoint and the training state. Raises GemmaError when the disk is full."""
+    """Write the checkpoint and the training state, and keep the state before it as `PREVIOUS_FILE`.
+
+    Raises GemmaError when the disk is full.
+    """
     from safetensors.numpy import save_file
 
     tensors = {f"weights/{name}": value for name, value in state.weights.items()}
@@ -79,41 +106,89 @@ def save_state(
     tensors |= {f"v/{name}": value for name, value in state.optimizer.v.items()}
     values = {"step": state.step, "generator": state.generator.bit_generator.state}
     values |= _resume_conditions(model.config, training_config, identity)
+    values["checksums"] = {name: checksum(value) for name, value in tensors.items()}
     metadata = {name: json.dumps(value) for name, value in values.items()}
+    metadata["checksum"] = json.dumps(_metadata_checksum(metadata))
     try:
         write_checkpoint(folder, model.config, model.weights.items(), model.tokenizer_model)
+        _keep_previous(folder)
         atomic_write(folder / STATE_FILE, lambda path: save_file(tensors, path, metadata))
     except Exception as error:  # the safetensors library raises an exception of its own when the disk is full
         before = "; the checkpoint before is whole" if (folder / STATE_FILE).exists() else ""
         raise GemmaError(f"{folder}: could not be saved ({error}){before}") from None
 
 
-def load_state(path: Path, config: GemmaConfig, training_config: TrainingConfig, identity: Mapping[str, Any]) -> State:
-    """Read what `save_state` wrote. Raises GemmaError when the run had another config, training config or identity."""
-    from safetensors import SafetensorError, safe_open
+def _keep_previous(folder: Path) -> None:
+    """Give the state file a second name, so that it outlives its replacement."""
+    if (folder / STATE_FILE).exists():
+        (folder / PREVIOUS_FILE).unlink(missing_ok=True)
+        try:
+            os.link(folder / STATE_FILE, folder / PREVIOUS_FILE)
+        except OSError:  # a file system without links
+            shutil.copyfile(folder / STATE_FILE, folder / PREVIOUS_FILE)
 
+
+def load_latest_state(
+    folder: Path, config: GemmaConfig, training_config: TrainingConfig, identity: Mapping[str, Any]
+) -> State | None:
+    """Return the state of the run in a folder, or None when there is none.
+
+    Raises GemmaError as `load_state` does. When only the state before is whole, it says how to continue from there.
+    """
+    latest, previous = folder / STATE_FILE, folder / PREVIOUS_FILE
+    if not latest.exists() and not previous.exists():
+        return None
     try:
-        with safe_open(path, "numpy") as file:
-            values = {name: json.loads(value) for name, value in file.metadata().items()}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (the file is not iterable)
-    except (SafetensorError, OSError, ValueError, AttributeError) as error:
-        raise GemmaError(f"{path}: damaged ({error}), expected the state of a run") from None
+        return load_state(latest, config, training_config, identity)
+    except GemmaError as error:
+        try:
+            step = load_state(previous, config, training_config, identity).step
+        except GemmaError:
+            raise error from None
+        raise GemmaError(f"{error}; {PREVIOUS_FILE}, of step {step}, is whole: rename it to continue there") from None
+
+
+def load_state(path: Path, config: GemmaConfig, training_config: TrainingConfig, identity: Mapping[str, Any]) -> State:
+    """Read what `save_state` wrote.
+
+    Raises GemmaError when it is damaged, and when the run had another config, training config or identity.
+    """
+    tensors = stored_tensors(path, {"F32": np.float32})
+    metadata = read_metadata(path)
+    values = {
+        name: parse_json(metadata.get(name, "null"), schema, f"{path}: {name}") for name, schema in _METADATA.items()
+    }
+    if values["checksum"] != _metadata_checksum(metadata):
+        raise GemmaError(f"{path}: metadata: damaged (wrong checksum)")
     conditions = json.loads(json.dumps(_resume_conditions(config, training_config, identity)))
     for group, expected in conditions.items():
-        recorded = values.get(group, {})
+        recorded = values[group]
         for name in expected.keys() | recorded.keys():
             if recorded.get(name) != expected.get(name):
-                raise GemmaError(
-                    f"{path}: was started with {name}={recorded.get(name)}, but this run asks for {expected.get(name)}"
-                )
+                found = f"{name}={quoted(recorded.get(name))}, but this run asks for {quoted(expected.get(name))}"
+                raise GemmaError(f"{path}: was started with {found}")
 
     def part(prefix: str) -> dict[str, np.ndarray]:
-        return {name: tensors[f"{prefix}/{name}"] for name, _ in config.weight_shapes()}
+        return {name: tensor(f"{prefix}/{name}", shape) for name, shape in config.weight_shapes()}
+
+    def tensor(name: str, shape: tuple[int, ...]) -> np.ndarray:
+        stored = tensors.get(name)
+        if stored is None or stored.mapped is None or stored.shape != shape:
+            raise GemmaError(f"{path}: {name}: {stored.shape if stored else 'missing'}, expected the shape {shape}")
+        array = stored.mapped.copy()  # training changes it
+        if checksum(array) != values["checksums"].get(name):
+            raise GemmaError(f"{path}: {name}: damaged (wrong checksum)")
+        return array
 
     optimizer = AdamW(weight_decay=training_config.weight_decay, steps=values["step"], m=part("m"), v=part("v"))
     generator = np.random.default_rng()
     generator.bit_generator.state = values["generator"]
     return State(part("weights"), optimizer, generator, values["step"])
+
+
+def _metadata_checksum(metadata: Mapping[str, str]) -> int:
+    others = sorted((name, value) for name, value in metadata.items() if name != "checksum")
+    return zlib.crc32(json.dumps(others).encode())
 
 
 def _resume_conditions(

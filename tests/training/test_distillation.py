@@ -11,7 +11,7 @@ import gemma_np
 from gemma_np import GemmaError
 from gemma_np.cli import main
 from gemma_np.model.log_probs import log_softmax
-from gemma_np.training.distillation import DIVERGENCES, from_teacher, on_policy, sample_continuations
+from gemma_np.training.distillation import DIVERGENCES, choose_divergence, from_teacher, on_policy, sample_continuations
 from gemma_np.training.losses import soft_cross_entropy
 from gemma_np.training.merging import average
 from gemma_np.training.optimizer import AdamW
@@ -170,15 +170,22 @@ def test_merge_converts_to_another_dtype(folder):
         assert (half[name] == weight.astype(ml_dtypes.bfloat16).astype(np.float32)).all()
 
 
-def test_options_out_of_range_or_in_conflict_are_refused(folder, capsys):
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"temperature": 0.0}, "temperature: 0.0, expected more than 0"),
+        ({"temperature": float("nan")}, "temperature: nan, expected more than 0"),
+        ({"beta": 1.0}, "beta: 1.0, expected more than 0 and less than 1"),
+    ],
+)
+def test_divergences_out_of_range_are_refused(options, message):
+    with pytest.raises(GemmaError, match=message):
+        choose_divergence("cross-entropy", **options)
+
+
+def test_options_in_conflict_are_refused(folder, capsys):
     teacher = ["distill", str(folder / "texts"), "--teacher", str(folder / "teacher"), "-o", str(folder / "out")]
     for arguments, message in (
-        ([*teacher, "--temperature", "0"], "temperature: 0.0, expected more than 0"),
-        ([*teacher, "--temperature", "nan"], "temperature: nan, expected more than 0"),
-        (
-            [*teacher, "--divergence", "jensen-shannon", "--beta", "1"],
-            "beta: 1.0, expected more than 0 and less than 1",
-        ),
         ([*teacher, "--targets", "x"], "expected --teacher and TEXT for a live teacher, or --targets"),
         (["distill", "--targets", "x", "--on-policy", "-o", "y"], "--targets: expected no TEXT, --on-policy"),
     ):

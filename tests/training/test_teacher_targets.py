@@ -44,7 +44,7 @@ def test_batches_hold_the_teachers_top_k(tmp_path, monkeypatch):
     teacher, k = tiny.gemma(), 20
     write_targets(teacher, TOKENS, SEQ_LEN, k, tmp_path)
     assert len(list(tmp_path.glob("targets-*"))) > 2
-    batch = random_targets(tmp_path, batch_size=1000)(state())
+    batch = random_targets(tmp_path, 1000, teacher.config.vocab_size)(state())
     texts = {tuple(TOKENS[start : start + SEQ_LEN + 1]) for start in range(0, len(TOKENS) - SEQ_LEN, SEQ_LEN)}
     assert {tuple(row) for row in batch.ids.tolist()} == texts  # 1000 draws find all of them
     expected = top_k(teacher.logits(batch.ids[:, :-1]), k)
@@ -56,7 +56,7 @@ def test_batches_hold_the_teachers_top_k(tmp_path, monkeypatch):
 def test_with_nearly_all_tokens_the_loss_is_that_of_a_live_teacher(tmp_path):
     teacher = tiny.gemma()
     write_targets(teacher, TOKENS[: SEQ_LEN + 1], SEQ_LEN, teacher.config.vocab_size - 1, tmp_path)
-    batch = random_targets(tmp_path, 1)(state())
+    batch = random_targets(tmp_path, 1, 400)(state())
     logits = np.random.default_rng(0).standard_normal((1, SEQ_LEN, teacher.config.vocab_size))
     found, dfound = from_targets(logits, batch)
     expected, dexpected = soft_cross_entropy(logits, teacher.logits(batch.ids[:, :-1]))
@@ -69,11 +69,11 @@ def test_an_interrupted_teacher_continues_where_it_stopped(tmp_path, monkeypatch
     teacher = tiny.gemma()
     write_targets(teacher, TOKENS, SEQ_LEN, 4, tmp_path / "whole")
 
-    def stop_at_the_third(arrays, path, written=[]):  # noqa: B006 (it counts the calls)
+    def stop_at_the_third(arrays, path, metadata, written=[]):  # noqa: B006 (it counts the calls)
         written.append(path)
         if len(written) == 3:
             raise KeyboardInterrupt
-        save(arrays, path)
+        save(arrays, path, metadata)
 
     from safetensors.numpy import save_file as save
 
@@ -82,8 +82,8 @@ def test_an_interrupted_teacher_continues_where_it_stopped(tmp_path, monkeypatch
         with pytest.raises(KeyboardInterrupt):
             write_targets(teacher, TOKENS, SEQ_LEN, 4, tmp_path / "stopped")
     assert len(list((tmp_path / "stopped").glob("targets-*"))) == 2
-    with pytest.raises(GemmaError, match="expected a whole file from gemma-np cache-teacher"):
-        random_targets(tmp_path / "stopped", 1)
+    with pytest.raises(GemmaError, match="No such file or directory, expected a safetensors file"):
+        random_targets(tmp_path / "stopped", 1, 400)
     kept = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "stopped").glob("targets-*")}
     write_targets(teacher, TOKENS, SEQ_LEN, 4, tmp_path / "stopped")
     for path in (tmp_path / "whole").glob("targets-*.safetensors"):
@@ -112,7 +112,7 @@ def test_a_refused_call_leaves_the_folder_as_it_was(tmp_path, capsys):
     tiny.gemma().save(tmp_path / "teacher")
     arguments = ["cache-teacher", str(tmp_path / "texts"), "--teacher", str(tmp_path / "teacher")]
     arguments += ["-o", str(tmp_path / "out")]
-    for wrong in (["--seq-len", "65"], ["--seq-len", "0"], ["--seq-len", "16", "--top-k", "400"]):
+    for wrong in (["--seq-len", "65"], ["--seq-len", "16", "--top-k", "400"]):
         assert main([*arguments, *wrong]) == 2
         assert not (tmp_path / "out").exists()
     assert main([*arguments, "--seq-len", "16"]) == 0
@@ -120,11 +120,59 @@ def test_a_refused_call_leaves_the_folder_as_it_was(tmp_path, capsys):
     assert "made with seed=0, but this run asks for 1" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("settings", ["[]", "{}", "no JSON"])
-def test_damaged_settings_are_refused(tmp_path, settings):
+SETTINGS = {"seq_len": 8, "top_k": 4, "tokens": 100, "teacher": 5}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ("[]", r"\[\], expected a JSON object"),
+        ("{}", "seq_len: missing, expected a whole number"),
+        ("no JSON", "not JSON"),
+        (json.dumps(SETTINGS | {"top_k": 1.5}), "top_k: 1.5, expected a whole number"),
+        (json.dumps(SETTINGS | {"teacher": -1}), "teacher: -1, expected a whole number"),
+        (json.dumps(SETTINGS | {"tokens": 2**60}), "targets-00001-of-.*: No such file or directory"),
+    ],
+)
+def test_damaged_settings_are_refused(tmp_path, settings, message):
     (tmp_path / "targets.json").write_text(settings)
-    with pytest.raises(GemmaError, match="expected the output of gemma-np cache-teacher"):
-        random_targets(tmp_path, 1)
+    with pytest.raises(GemmaError, match=message):
+        random_targets(tmp_path, 1, 400)
+
+
+def arrays_without(name):
+    return lambda arrays: {other: array for other, array in arrays.items() if other != name}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda arrays: arrays | {"ids": arrays["ids"] ^ 1}, "ids: damaged .wrong checksum"),
+        (lambda arrays: arrays | {"top": arrays["top"][..., ::-1].copy()}, "top: damaged"),
+        (lambda arrays: arrays | {"probs": np.nextafter(arrays["probs"], np.float16(0))}, "probs: damaged"),
+        (lambda arrays: arrays | {"probs": arrays["probs"].astype(np.float32)}, "probs: dtype F32, expected one of"),
+        (lambda arrays: arrays | {"probs": arrays["top"]}, "probs: uint16, expected float16"),
+        (lambda arrays: arrays | {"top": arrays["top"][:, :-1].copy()}, r"top: \(\d+, 8, 4\), expected the shape"),
+        (arrays_without("ids"), "ids: missing, expected the shape"),
+    ],
+)
+def test_damaged_targets_are_refused(tmp_path, change, message):
+    from safetensors import safe_open
+    from safetensors.numpy import save_file
+
+    write_targets(tiny.gemma(), TOKENS[:100], 9, 4, tmp_path)
+    (path,) = tmp_path.glob("targets-*")
+    with safe_open(path, "numpy") as file:
+        metadata = file.metadata()
+    save_file(change(load_file(path)), path, metadata)
+    with pytest.raises(GemmaError, match=message):
+        random_targets(tmp_path, 1, 400)
+
+
+def test_targets_of_a_larger_vocabulary_are_refused(tmp_path):
+    write_targets(tiny.gemma(), TOKENS[:100], 9, 4, tmp_path)
+    with pytest.raises(GemmaError, match="has ids that are too large, expected at most 20"):
+        random_targets(tmp_path, 1, 21)
 
 
 def test_a_batch_without_targets_is_refused():

@@ -10,7 +10,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
 
 import gemma_np
 from gemma_np import GemmaError
@@ -18,11 +19,11 @@ from gemma_np.cli import main
 from gemma_np.training import trainer, training_state
 from gemma_np.training.data import (
     consecutive_batches,
-    open_tokens,
     random_batches,
     random_windows,
     text_files,
-    write_tokens,
+    tokenize_files,
+    tokenize_texts,
 )
 from gemma_np.training.mpi import Ranks
 from gemma_np.training.task import Batch, Task, next_token
@@ -222,11 +223,65 @@ def test_a_full_disk_keeps_the_checkpoint_before(tmp_path, monkeypatch):
     assert after["training.safetensors"] == before["training.safetensors"]
 
 
-def test_a_damaged_state_is_refused(tmp_path):
+def damage_state(folder, change):
+    """Write the state of a run again, after `change` was made to its tensors and its metadata."""
+    path = folder / "training.safetensors"
+    tensors = load_file(path)
+    with safe_open(path, "numpy") as file:
+        metadata = file.metadata()
+    change(tensors, metadata)
+    save_file(tensors, path, metadata)
+
+
+NORM = "weights/model.norm.weight"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t, m: t[NORM].view(np.uint32).__setitem__(0, t[NORM].view(np.uint32)[0] ^ 1), f"{NORM}: damaged"),
+        (lambda t, m: t.update({NORM: t[NORM][:-1]}), rf"{NORM}: \(\d+,\), expected the shape"),
+        (lambda t, m: t.pop(NORM), f"{NORM}: missing, expected the shape"),
+        (lambda t, m: t.pop("v/model.norm.weight"), "v/model.norm.weight: missing"),
+        (lambda t, m: t.update({NORM: t[NORM].astype(np.float64)}), f"{NORM}: dtype F64, expected one of F32"),
+        (lambda t, m: m.update(step="1.5"), "step: 1.5, expected a whole number"),
+        (lambda t, m: m.update(step="7"), "metadata: damaged .wrong checksum"),
+        (lambda t, m: m.update(step="null"), "step: null, expected a whole number"),
+        (lambda t, m: m.pop("generator"), "generator: null, expected a JSON object"),
+        (
+            lambda t, m: m.update(generator=m["generator"].replace("PCG64", "MT19937")),
+            "bit_generator: .*expected 'PCG64'",
+        ),
+        (lambda t, m: m.update(generator=m["generator"].replace('"inc": ', '"inc": 1')), "inc|metadata"),
+        (lambda t, m: m.update(checksums="{}"), "metadata: damaged"),
+        (lambda t, m: m.clear(), "step: null, expected a whole number"),
+    ],
+)
+def test_a_damaged_state_is_refused_and_the_one_before_offered(change, message, tmp_path):
+    whole = run(tmp_path / "whole")
+    run(tmp_path / "run")
+    damage_state(tmp_path / "run", change)
+    offer = r"; training-previous\.safetensors, of step \d+, is whole: rename it to continue there$"
+    with pytest.raises(GemmaError, match=rf"training\.safetensors: .*({message}).*{offer}"):
+        run(tmp_path / "run", resume=True)
+    (tmp_path / "run" / "training-previous.safetensors").rename(tmp_path / "run" / "training.safetensors")
+    again = run(tmp_path / "run", resume=True)
+    assert all((again[name] == weight).all() for name, weight in whole.items())
+
+
+def test_without_a_state_before_nothing_is_offered(tmp_path):
     run(tmp_path / "run")
     path = tmp_path / "run" / "training.safetensors"
     path.write_bytes(path.read_bytes()[:-5])
-    with pytest.raises(GemmaError, match=r"training\.safetensors: damaged"):
+    (tmp_path / "run" / "training-previous.safetensors").write_bytes(b"damaged, too")
+    with pytest.raises(GemmaError, match=r"training\.safetensors: damaged .*expected a complete safetensors file$"):
+        run(tmp_path / "run", resume=True)
+
+
+def test_a_lost_state_is_told_from_a_run_that_never_began(tmp_path):
+    run(tmp_path / "run")
+    (tmp_path / "run" / "training.safetensors").unlink()
+    with pytest.raises(GemmaError, match=r"No such file.*; training-previous\.safetensors, of step \d+, is whole"):
         run(tmp_path / "run", resume=True)
 
 
@@ -251,16 +306,66 @@ def test_the_split_is_by_document(tmp_path):
     texts = [f"Document {letter} says {letter * 9}." for letter in "abcdefgh"]
     for number, text in enumerate(texts):
         (tmp_path / f"{number}.txt").write_text(text)
-    write_tokens(text_files(tmp_path), tiny.tokenizer(), tmp_path / "data", val_fraction=0.25, seed=0)
+    tokens = tokenize_files(text_files(tmp_path), tiny.tokenizer(), val_fraction=0.25, seed=0)
     decoded = {}
     for name in ("train", "validation"):
-        ids = open_tokens(tmp_path / "data" / f"{name}.npy")
+        ids = tokens[name]
         cuts = np.flatnonzero(ids == tiny.tokenizer().bos)
         assert cuts[0] == 0
         decoded[name] = {tiny.tokenizer().decode(part.tolist()) for part in np.split(ids, cuts[1:])}
     assert len(decoded["train"]) == 6
     assert len(decoded["validation"]) == 2
     assert decoded["train"] | decoded["validation"] == set(texts)
+
+
+def test_damaged_token_files_are_refused(tmp_path):
+    tokens = tokenize_texts(TOKENS, tiny.tokenizer(), tmp_path, val_fraction=0.2)
+    assert np.concatenate(tokens).tolist() == TOKENS.tolist()
+    path = tmp_path / "train.npy"
+    good = path.read_bytes()
+
+    def message():
+        with pytest.raises(GemmaError) as error:
+            tokenize_texts(TOKENS, tiny.tokenizer(), tmp_path, val_fraction=0.2, keep=True)
+        return str(error.value)
+
+    path.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+    assert "train.npy: damaged (wrong checksum)" in message()
+    path.write_bytes(good[:-4])
+    assert "train.npy: damaged (" in message()
+    np.save(path, np.ones(5))
+    assert "train.npy: float64, expected unsigned integers" in message()
+    np.save(path, np.array([{}]), allow_pickle=True)
+    assert "train.npy: damaged (Array can't be memory-mapped" in message()
+    path.unlink()
+    assert "train.npy: No such file or directory, expected a token file" in message()
+    path.write_bytes(good)
+    (tmp_path / "origin.json").write_text("{")
+    assert "origin.json: not JSON" in message()
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        ([1, -1, 5], "ids: from -1 to 5, expected 0 to"),
+        ([1, 2**40], "ids: from 1 to 1099511627776, expected 0 to"),
+        ([[1, 2]], r"ids: int64 of shape \(1, 2\), expected integers in one row"),
+        ([0.5], r"ids: float64 of shape \(1,\), expected integers"),
+    ],
+)
+def test_arrays_that_are_no_ids(ids, message, tmp_path):
+    with pytest.raises(GemmaError, match=message):
+        tokenize_texts(np.array(ids), tiny.tokenizer(), tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_text_that_was_edited_is_another_text(tmp_path):
+    for name in "abc":
+        (tmp_path / f"{name}.txt").write_text(tiny.TEXT, encoding="utf-8")
+    tokenize_texts(tmp_path, tiny.tokenizer(), tmp_path / "data")
+    (tmp_path / "a.txt").write_text(tiny.TEXT.swapcase(), encoding="utf-8")  # of the same length
+    with pytest.raises(GemmaError, match=r"made with text=.*, but this run asks for"):
+        tokenize_texts(tmp_path, tiny.tokenizer(), tmp_path / "data", keep=True)
 
 
 def test_random_windows_are_windows_of_the_file():

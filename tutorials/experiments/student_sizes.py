@@ -24,7 +24,9 @@ LOSSES = {"from scratch": next_token, "distilled": from_targets}
 def students(lab: Lab, shapes: dict[str, Shape]) -> list[dict]:
     """Return a row for each shape and kind of training."""
     targets = lab.work / "targets"
-    write_targets(load(TEACHER), lab.tokens, TRAINING.seq_len, 32, targets)
+    teacher = load(TEACHER)
+    write_targets(teacher, lab.tokens, TRAINING.seq_len, 32, targets)
+    settings, vocab_size = read_settings(targets), teacher.config.vocab_size
     return [
         {
             "label": f"{size}, {kind}",
@@ -37,7 +39,7 @@ def students(lab: Lab, shapes: dict[str, Shape]) -> list[dict]:
         }
         for kind, loss in LOSSES.items()
         for size, shape in shapes.items()
-        for task in [Task(random_targets(targets, TRAINING.batch_size), loss, identity=read_settings(targets))]
+        for task in [Task(random_targets(targets, TRAINING.batch_size, vocab_size), loss, identity=settings)]
     ]
 
 
