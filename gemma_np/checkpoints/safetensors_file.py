@@ -1,4 +1,4 @@
-"""Read safetensors files: the library checks the header, the numbers are memory-mapped."""
+"""Read and write safetensors files: the library checks the header, the numbers are memory-mapped."""
 
 import json
 import math
@@ -9,12 +9,14 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import DTypeLike
 
+from gemma_np.checkpoints.atomic_write import atomic_write
 from gemma_np.checkpoints.loading import StoredTensor, row_reader
 from gemma_np.errors import GemmaError
 from gemma_np.input_files import require_file
 from gemma_np.json_input import TEXT, list_of, object_of, optional, parse_json, whole_number
 
 FLOATS = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
+IDS = {"U16": np.uint16, "U32": np.uint32}
 QUANTIZED = {"I8": np.int8, "U8": np.uint8, "F8_E4M3": ml_dtypes.float8_e4m3fn}
 
 
@@ -60,7 +62,7 @@ def file_header(
 ) -> tuple[bytes, dict[str, int]]:
     """Return the header of a safetensors file for tensors of these dtypes and shapes, and the offset of each tensor
     after the header. With it a file can be written piece by piece."""
-    names = {np.dtype(dtype): name for name, dtype in (FLOATS | QUANTIZED).items()}
+    names = {np.dtype(dtype): name for name, dtype in (FLOATS | QUANTIZED | IDS).items()}
     entries: dict[str, object] = {"__metadata__": dict(metadata)}
     offsets, end = {}, 0
     for key, (dtype, shape) in tensors.items():
@@ -70,3 +72,19 @@ def file_header(
     text = json.dumps(entries).encode()
     text += b" " * (-len(text) % 8)  # aligns the numbers to 8 bytes
     return len(text).to_bytes(8, "little") + text, offsets
+
+
+def write_tensors(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
+    """Write arrays [...] to a safetensors file. The library's own writer would copy all of them first.
+
+    Raises GemmaError when the file cannot be written.
+    """
+    header, _ = file_header({name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()}, metadata)
+
+    def write(partial: Path) -> None:
+        with partial.open("wb") as file:
+            file.write(header)
+            for tensor in tensors.values():
+                file.write(np.ascontiguousarray(tensor).view(np.uint8).data)
+
+    atomic_write(path, write)

@@ -2,8 +2,6 @@
 
 import json
 import math
-import os
-import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,9 +13,8 @@ from gemma_np.checkpoints.atomic_write import atomic_write
 from gemma_np.checkpoints.config_json import config_to_json
 from gemma_np.checkpoints.huggingface import INDEX
 from gemma_np.checkpoints.quantized_tensors import quantized_format, to_tensors
-from gemma_np.checkpoints.safetensors_file import file_header
+from gemma_np.checkpoints.safetensors_file import file_header, write_tensors
 from gemma_np.config import GemmaConfig
-from gemma_np.errors import GemmaError
 from gemma_np.weights.formats import Weight, check_finite, stored_bytes
 
 SHARD_BYTES = 5 * 10**8
@@ -32,20 +29,14 @@ def save_folder(
 ) -> None:
     """Write a new checkpoint folder that `load_folder` reads and, unless it is quantized, the framework too.
 
-    The weights may be computed one by one: no more than one shard is in memory. The folder is written beside its target
-    and renamed. Raises GemmaError when the folder is not empty, and when it cannot be written.
+    The weights may be computed one by one: no more than one shard is in memory. Raises GemmaError when the folder is
+    not empty, when a weight is not finite, and when the folder cannot be written; then nothing is left of it.
     """
-    if folder.exists() and any(folder.iterdir()):
-        raise GemmaError(f"{folder}: is not empty, expected a new folder to save into")
-    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
-    try:
-        partial.mkdir(parents=True)
-        write_checkpoint(partial, config, weights, tokenizer_model, shard_bytes)
-        partial.replace(folder)
-    except OSError as error:
-        raise GemmaError(f"{folder}: could not be written ({error}); nothing is left of it") from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    atomic_write(
+        folder,
+        lambda partial: write_checkpoint(partial, config, weights, tokenizer_model, shard_bytes),
+        as_folder=True,
+    )
 
 
 def write_checkpoint(
@@ -55,7 +46,10 @@ def write_checkpoint(
     tokenizer_model: bytes | None,
     shard_bytes: float = math.inf,
 ) -> None:
-    """Write the files of a checkpoint into an existing folder, each file whole or not at all."""
+    """Write the files of a checkpoint into an existing folder, each file whole or not at all.
+
+    Raises GemmaError when a weight is not finite, and when a file cannot be written.
+    """
     shards: list[list[str]] = []
     total, is_quantized, dtype = 0, False, ""
     for shard in _shards(weights, shard_bytes):
@@ -66,7 +60,7 @@ def write_checkpoint(
             check_finite(name, weight)
             tensors |= to_tensors(name, weight)
             total += stored_bytes(weight)
-        _write_tensors(folder / _unnumbered(len(shards)), tensors, metadata)
+        write_tensors(folder / _unnumbered(len(shards)), tensors, metadata)
         shards.append(list(tensors))
         is_quantized = is_quantized or bool(formats)
         dtype = dtype or next(iter(tensors.values())).dtype.name
@@ -85,11 +79,12 @@ def write_checkpoint(
 def save_sparse_folder(folder: Path, config: GemmaConfig, shard_bytes: float = 10 * SHARD_BYTES) -> None:
     """Write a bfloat16 checkpoint of zeros that takes no disk space: its files are holes after a header.
 
-    Raises GemmaError when the folder exists.
+    Raises GemmaError when the folder is not empty, and when it cannot be written.
     """
-    if folder.exists():
-        raise GemmaError(f"{folder}: exists, expected a new folder")
-    folder.mkdir(parents=True)
+    atomic_write(folder, lambda partial: _write_sparse_checkpoint(partial, config, shard_bytes), as_folder=True)
+
+
+def _write_sparse_checkpoint(folder: Path, config: GemmaConfig, shard_bytes: float) -> None:
     shards: list[dict[str, tuple[type, tuple[int, ...]]]] = [{}]
     size = total = 0
     for name, shape in config.weight_shapes():
@@ -115,19 +110,6 @@ def _unnumbered(number: int) -> str:
 
 def _shard_name(number: int, count: int) -> str:
     return f"model-{number + 1:05}-of-{count:05}.safetensors" if count > 1 else "model.safetensors"
-
-
-def _write_tensors(path: Path, tensors: dict[str, np.ndarray], metadata: dict[str, str]) -> None:
-    """Write a safetensors file. The library's own writer would copy all tensors first."""
-    header, _ = file_header({name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()}, metadata)
-
-    def write(partial: Path) -> None:
-        with partial.open("wb") as file:
-            file.write(header)
-            for tensor in tensors.values():
-                file.write(np.ascontiguousarray(tensor).view(np.uint8).data)
-
-    atomic_write(path, write)
 
 
 def _shards(weights: Iterable[tuple[str, Weight]], shard_bytes: float) -> Iterator[dict[str, Weight]]:

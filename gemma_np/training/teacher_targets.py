@@ -12,14 +12,13 @@ keeps a part of the teacher's vocabulary: 256 sampled tokens at each position.
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from gemma_np.checkpoints.atomic_write import atomic_write
 from gemma_np.checkpoints.checksum import checksum
-from gemma_np.checkpoints.safetensors_file import read_metadata, stored_tensors
+from gemma_np.checkpoints.safetensors_file import IDS, read_metadata, stored_tensors, write_tensors
 from gemma_np.errors import GemmaError
 from gemma_np.gemma import Gemma
 from gemma_np.json_input import object_of, parse_json, read_json, whole_number
@@ -34,7 +33,7 @@ from gemma_np.training.training_state import State
 _SETTINGS = "targets.json"
 _TEXTS = 256  # per file
 _BATCH_SIZE = 8  # texts that the teacher reads at once
-_DTYPES = {"U16": np.uint16, "U32": np.uint32, "F16": np.float16}
+_DTYPES = IDS | {"F16": np.float16}
 _CHECKSUM = whole_number(0, 2**32 - 1)
 _CHECKSUMS = object_of({name: _CHECKSUM for name in ("ids", "top", "probs")})
 _SETTINGS_VALUES = object_of(
@@ -68,7 +67,6 @@ def write_targets(
     Existing files are kept; the ranks share the missing ones. Raises GemmaError for what `check_targets` checks, and
     when the folder was started with other settings.
     """
-    from safetensors.numpy import save_file
     from tqdm import tqdm
 
     ranks = ranks or Ranks()
@@ -100,7 +98,7 @@ def write_targets(
             "probs": np.concatenate([part.probs for part in parts]).astype(np.float16),
         }
         metadata = {"checksums": json.dumps({name: checksum(array) for name, array in arrays.items()})}
-        atomic_write(path, partial(save_file, arrays, metadata=metadata))
+        write_tensors(path, arrays, metadata)
 
 
 def random_targets(folder: Path, batch_size: int, vocab_size: int) -> Callable[[State], Batch]:

@@ -17,9 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from gemma_np.checkpoints.atomic_write import atomic_write
 from gemma_np.checkpoints.checksum import checksum
-from gemma_np.checkpoints.safetensors_file import read_metadata, stored_tensors
+from gemma_np.checkpoints.safetensors_file import read_metadata, stored_tensors, write_tensors
 from gemma_np.checkpoints.saving import write_checkpoint
 from gemma_np.config import GemmaConfig
 from gemma_np.errors import GemmaError, quoted
@@ -97,10 +96,8 @@ def save_state(
 ) -> None:
     """Write the checkpoint and the training state, and keep the state before it as `PREVIOUS_FILE`.
 
-    Raises GemmaError when the disk is full.
+    Raises GemmaError when a file cannot be written.
     """
-    from safetensors.numpy import save_file
-
     tensors = {f"weights/{name}": value for name, value in state.weights.items()}
     tensors |= {f"m/{name}": value for name, value in state.optimizer.m.items()}
     tensors |= {f"v/{name}": value for name, value in state.optimizer.v.items()}
@@ -109,13 +106,9 @@ def save_state(
     values["checksums"] = {name: checksum(value) for name, value in tensors.items()}
     metadata = {name: json.dumps(value) for name, value in values.items()}
     metadata["checksum"] = json.dumps(_metadata_checksum(metadata))
-    try:
-        write_checkpoint(folder, model.config, model.weights.items(), model.tokenizer_model)
-        _keep_previous(folder)
-        atomic_write(folder / STATE_FILE, lambda path: save_file(tensors, path, metadata))
-    except Exception as error:  # the safetensors library raises an exception of its own when the disk is full
-        before = "; the checkpoint before is whole" if (folder / STATE_FILE).exists() else ""
-        raise GemmaError(f"{folder}: could not be saved ({error}){before}") from None
+    write_checkpoint(folder, model.config, model.weights.items(), model.tokenizer_model)
+    _keep_previous(folder)
+    write_tensors(folder / STATE_FILE, tensors, metadata)
 
 
 def _keep_previous(folder: Path) -> None:

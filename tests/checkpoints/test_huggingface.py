@@ -308,7 +308,7 @@ def test_available_memory_is_a_sensible_number():
 
 
 def test_saving_over_something_is_refused(folder):
-    with pytest.raises(GemmaError, match="is not empty"):
+    with pytest.raises(GemmaError, match="exists, expected a new folder"):
         save_folder(folder, CONFIG, WEIGHTS.items(), None)
 
 

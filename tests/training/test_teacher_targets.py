@@ -10,6 +10,7 @@ from safetensors.numpy import load_file
 
 import gemma_np
 from gemma_np import GemmaError
+from gemma_np.checkpoints.safetensors_file import write_tensors
 from gemma_np.cli import main
 from gemma_np.model.log_probs import log_softmax
 from gemma_np.training import teacher_targets
@@ -69,16 +70,14 @@ def test_an_interrupted_teacher_continues_where_it_stopped(tmp_path, monkeypatch
     teacher = tiny.gemma()
     write_targets(teacher, TOKENS, SEQ_LEN, 4, tmp_path / "whole")
 
-    def stop_at_the_third(arrays, path, metadata, written=[]):  # noqa: B006 (it counts the calls)
+    def stop_at_the_third(path, arrays, metadata, written=[]):  # noqa: B006 (it counts the calls)
         written.append(path)
         if len(written) == 3:
             raise KeyboardInterrupt
-        save(arrays, path, metadata)
-
-    from safetensors.numpy import save_file as save
+        write_tensors(path, arrays, metadata)
 
     with monkeypatch.context() as patch:
-        patch.setattr("safetensors.numpy.save_file", stop_at_the_third)
+        patch.setattr(teacher_targets, "write_tensors", stop_at_the_third)
         with pytest.raises(KeyboardInterrupt):
             write_targets(teacher, TOKENS, SEQ_LEN, 4, tmp_path / "stopped")
     assert len(list((tmp_path / "stopped").glob("targets-*"))) == 2

@@ -1,6 +1,7 @@
 """Training runs: the loss falls, and a run that is killed and resumed ends bit-identical to an uninterrupted one."""
 
 import json
+import os
 import random
 import signal
 import subprocess
@@ -212,11 +213,19 @@ def test_a_full_disk_keeps_the_checkpoint_before(tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr("os.fsync", full)  # the first file that is written is not complete
-        with pytest.raises(GemmaError, match=r"could not be saved .*No space left.* the checkpoint before is whole"):
+        message = r"run/\S+: could not be written \(No space left on device\); "
+        with pytest.raises(GemmaError, match=message):
             training_state.save_state(tmp_path / "run", state, tiny.gemma(), TRAINING, {})
     assert {file.name: file.read_bytes() for file in (tmp_path / "run").iterdir()} == before
-    monkeypatch.setattr("safetensors.numpy.save_file", full)  # the last one, the state, cannot be written
-    with pytest.raises(GemmaError, match=r"could not be saved .*No space left.* the checkpoint before is whole"):
+    original, written = os.replace, []
+
+    def full_at_the_state(source, target):
+        written.append(target)
+        return full() if str(target).endswith("training.safetensors") else original(source, target)
+
+    monkeypatch.setattr("os.rename", full_at_the_state)  # of Path.replace, too
+    monkeypatch.setattr("os.replace", full_at_the_state)
+    with pytest.raises(GemmaError, match=r"training\.safetensors: could not be written .*; the file before is whole"):
         training_state.save_state(tmp_path / "run", state, tiny.gemma(), TRAINING, {})
     after = {file.name: file.read_bytes() for file in (tmp_path / "run").iterdir()}
     assert after.keys() == before.keys()
