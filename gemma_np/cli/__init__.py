@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from gemma_np.cli import compression, evaluation, model, oracle, training
+from gemma_np.cli.outputs import check_outputs
 from gemma_np.cli.terminal import discard_output, exit_on_signals, prepare_streams, print_message, report_bug
 from gemma_np.errors import GemmaError
 
@@ -55,6 +56,7 @@ def _run(options: argparse.Namespace) -> int:
     # Loading already warns about NaN in the weights, with the name of the tensor.
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.showwarning = _print_warning
+        check_outputs(options)
         status: int | None = options.run(options)
     return status or 0
 

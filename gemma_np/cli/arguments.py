@@ -89,11 +89,3 @@ def read_ids(text: str) -> list[int]:
         return [int(number) for number in text.split(",")]
     except ValueError:
         raise GemmaError(f"--ids: {text!r}, expected whole numbers separated by commas") from None
-
-
-def new_folder(name: str) -> Path:
-    """Return the path of a new folder. Raises GemmaError when it exists."""
-    folder = Path(name)
-    if folder.exists():
-        raise GemmaError(f"{folder}: exists, expected a new folder")
-    return folder

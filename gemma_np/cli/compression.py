@@ -17,11 +17,11 @@ from gemma_np.cli.arguments import (
     add_calibration,
     add_model,
     add_scheme,
-    new_folder,
     read_calibration,
     read_schemes,
 )
 from gemma_np.cli.options import add_number
+from gemma_np.cli.outputs import add_new_folder, add_output_file
 from gemma_np.cli.training import add_training_config
 from gemma_np.compression import pipeline, pruning_plan, quantize_model
 from gemma_np.compression.benchmark import table
@@ -47,7 +47,7 @@ def add_commands(command: Command) -> None:
     add_model(sub)
     add_scheme(sub, "--format", required=True)
     add_calibration(sub)
-    sub.add_argument("-o", "--output", metavar="OUT", required=True, help="the new checkpoint folder")
+    add_new_folder(sub)
 
     sub = command(
         prune,
@@ -59,7 +59,7 @@ def add_commands(command: Command) -> None:
     parts = "; ".join(f"{name}: {meaning}" for name, meaning in PARTS.items())
     sub.add_argument("plan", metavar="PLAN", help=f"NAME=VALUE,... with {parts}")
     add_calibration(sub)
-    sub.add_argument("-o", "--output", metavar="OUT", required=True, help="the new checkpoint folder")
+    add_new_folder(sub)
 
     sub = command(
         compress,
@@ -81,7 +81,7 @@ def add_commands(command: Command) -> None:
     sub = command(export_gguf, "gemma-np export-gguf --model ./gemma-2-2b --format Q4_0 -o gemma-2-2b.gguf")
     add_model(sub)
     sub.add_argument("--format", choices=GGUF_FORMATS, default="Q8_0", help="format of the matrices (Q8_0)")
-    sub.add_argument("-o", "--output", metavar="FILE", required=True, help="the .gguf file to write")
+    add_output_file(sub, "the .gguf file to write")
 
     sub = command(
         init_checkpoint,
@@ -92,12 +92,12 @@ def add_commands(command: Command) -> None:
     meaning = "format of the matrices (bfloat16)"
     sub.add_argument("--format", choices=RANDOM_FORMATS, default="bfloat16", help=meaning)
     sub.add_argument("--sparse-file", action="store_true", help="write bfloat16 zeros that take no disk space")
-    sub.add_argument("-o", "--output", metavar="OUT", required=True, help="the new checkpoint folder")
+    add_new_folder(sub)
 
 
 def quantize(options: argparse.Namespace) -> None:
     """Store a model's weights in 4, 8 or 16 bits."""
-    out = new_folder(options.output)
+    out = Path(options.output)
     scheme, embedding = read_schemes(options)
     model = load(options.model, "stored")
     ids = read_calibration(options, model) if options.method in quantize_model.CALIBRATED else None
@@ -107,7 +107,7 @@ def quantize(options: argparse.Namespace) -> None:
 
 def prune(options: argparse.Namespace) -> None:
     """Remove the least important parts of a model."""
-    out = new_folder(options.output)
+    out = Path(options.output)
     plan = read_plan(options.plan)
     model = load(options.model)
     ids = read_calibration(options, model) if plan.needs_calibration else None
@@ -151,7 +151,7 @@ def export_gguf(options: argparse.Namespace) -> None:
 
 def init_checkpoint(options: argparse.Namespace) -> None:
     """Write a checkpoint of random weights in a released model's shapes, to test memory and speed."""
-    out = new_folder(options.output)
+    out = Path(options.output)
     if options.name not in RELEASED:
         raise GemmaError(f"{options.name}: expected one of {', '.join(RELEASED)}")
     config = RELEASED[options.name]

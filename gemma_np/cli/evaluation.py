@@ -10,6 +10,7 @@ from pathlib import Path
 
 from gemma_np.cli.arguments import Command, add_model
 from gemma_np.cli.options import add_number
+from gemma_np.cli.outputs import add_force
 from gemma_np.errors import GemmaError
 from gemma_np.evaluation.bootstrap import Difference
 from gemma_np.evaluation.multiple_choice import (
@@ -40,6 +41,7 @@ def add_commands(command: Command) -> None:
     add_number(sub, "--num-fewshot", "use the first N questions as examples", 0)
     sub.add_argument("--json", action="store_true", help="print JSON")
     sub.add_argument("--plot", metavar="FILE", help="plot the calibration or, with --compare, the differences")
+    add_force(sub)
 
     sub = command(
         lm_eval,

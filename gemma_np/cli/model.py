@@ -13,6 +13,7 @@ from typing import Any
 from gemma_np.checkpoints.atomic_write import atomic_write
 from gemma_np.cli.arguments import Command, add_dtype, add_model, read_ids
 from gemma_np.cli.options import add_number
+from gemma_np.cli.outputs import add_output_file
 from gemma_np.cli.terminal import printable
 from gemma_np.config import GLOBAL, RELEASED, GemmaConfig
 from gemma_np.errors import GemmaError
@@ -75,8 +76,8 @@ def add_commands(command: Command) -> None:
     )
     add_model(sub)
     add_dtype(sub)
-    sub.add_argument("text", metavar="TEXT", help="the text to read, at most 256 tokens")
-    sub.add_argument("-o", "--output", metavar="FILE", required=True, help="the HTML page to write")
+    sub.add_argument("passage", metavar="TEXT", help="the text to read, at most 256 tokens")
+    add_output_file(sub, "the HTML page to write")
 
     sub = command(
         info,
@@ -139,7 +140,7 @@ def inspect(options: argparse.Namespace) -> None:
 
     model = load(options.model, options.dtype)
     inspection = inspect_text(
-        model, options.text, lambda layers: tqdm(layers, "logit lens", unit=" layers", delay=1, leave=False)
+        model, options.passage, lambda layers: tqdm(layers, "logit lens", unit=" layers", delay=1, leave=False)
     )
     html = page(inspection, model.config, Path(options.model).name)
     path = Path(options.output)

@@ -9,6 +9,7 @@ import sys
 
 from gemma_np.cli.arguments import Command, add_model, read_ids
 from gemma_np.cli.options import add_number
+from gemma_np.cli.outputs import add_force, add_output_file
 from gemma_np.errors import GemmaError
 from gemma_np.gemma import load
 from gemma_np.model.records import RECORDS
@@ -36,7 +37,7 @@ def add_commands(command: Command) -> None:
         "--dtype", choices=("float32", "float64"), default="float32", help="dtype of the computation (float32)"
     )
     parser.add_argument("--filter", metavar="PATTERN", default="*", help="records to write, such as 'layers.0.*' (all)")
-    parser.add_argument("-o", "--output", metavar="FILE", required=True, help="the safetensors file to write")
+    add_output_file(parser, "the safetensors file to write")
 
     command(records, "gemma-np records")
 
@@ -51,6 +52,7 @@ def add_commands(command: Command) -> None:
     parser.add_argument("--isolate", action="store_true", help="check each operation on their inputs to it")
     parser.add_argument("--json", action="store_true", help="print the rows as JSON")
     parser.add_argument("--plot", metavar="FILE", help="plot the errors to a png, svg or pdf file")
+    add_force(parser)
 
     parser = command(
         diagnose,

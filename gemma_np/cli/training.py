@@ -11,6 +11,7 @@ from pathlib import Path
 from gemma_np.checkpoints.atomic_write import atomic_write
 from gemma_np.cli.arguments import MODEL_HELP, TEXT_HELP, Command, add_group_size, read_group_size
 from gemma_np.cli.options import add_number
+from gemma_np.cli.outputs import add_new_folder, add_output_file
 from gemma_np.compression.qat import FakeQuantize
 from gemma_np.compression.quantization import QUANTIZE_FORMATS, Scheme
 from gemma_np.errors import GemmaError
@@ -56,9 +57,7 @@ def add_commands(command: Command) -> None:
     sub = command(tokenizer, "gemma-np tokenizer texts/ --vocab-size 2048 -o tokenizer.model")
     sub.add_argument("text", metavar="TEXT", help=TEXT_HELP)
     add_number(sub, "--vocab-size", "number of pieces", 2048, metavar="V")
-    sub.add_argument(
-        "-o", "--output", metavar="FILE", default="tokenizer.model", help="the file to write (tokenizer.model)"
-    )
+    add_output_file(sub, "the file to write", "tokenizer.model")
 
     sub = command(
         train,
@@ -100,12 +99,12 @@ def add_commands(command: Command) -> None:
 
     sub = command(merge, "gemma-np merge run-1 run-2 run-3 -o merged", "gemma-np merge run --dtype bfloat16 -o small")
     sub.add_argument("models", metavar="M", nargs="+", help="checkpoints with the same config and tokenizer")
-    sub.add_argument("-o", "--output", metavar="OUT", required=True, help="the new checkpoint folder")
+    add_new_folder(sub)
     sub.add_argument("--dtype", choices=merging.DTYPES, default="float32", help="dtype of the new checkpoint (float32)")
 
     sub = command(plot_log, "gemma-np plot-log run", "gemma-np plot-log student baseline -o losses.svg")
     sub.add_argument("runs", metavar="RUN", nargs="+", help="run folders")
-    sub.add_argument("-o", "--output", metavar="FILE", default="log.png", help="a png, svg or pdf file (log.png)")
+    add_output_file(sub, "a png, svg or pdf file", "log.png")
 
 
 def tokenizer(options: argparse.Namespace) -> None:

@@ -123,9 +123,9 @@ def test_help_has_an_example(command, capsys):
         (["generate", "--model", "BINARY", "a"], "expected a .gguf file, a checkpoint folder or a hub id"),
         (["generate", "--model", "gemma-2-2b", "a"], "(gemma-np models lists the hub id of gemma-2-2b)"),
         (["perplexity", "--model", "FOLDER", "no-such-file"], "no-such-file: No such file or directory, expected"),
-        (["trace", "--model", "FOLDER", "--prompt", "", "-o", "EMPTY"], "prompt: empty"),
+        (["trace", "--model", "FOLDER", "--prompt", "", "-o", "EMPTY", "--force"], "prompt: empty"),
         (["inspect", "--model", "FOLDER", "a", "-o", ""], "a folder, expected a file to write"),
-        (["inspect", "--model", "FOLDER", "a", "-o", "FOLDER"], "a folder, expected a file to write"),
+        (["inspect", "--model", "FOLDER", "a", "-o", "FOLDER"], "is the input"),
         (
             ["inspect", "--model", "FOLDER", "a", "-o", "nowhere/page.html"],
             "the folder nowhere does not exist, expected a file in",

@@ -45,7 +45,7 @@ def test_a_piece_cannot_end_the_script(inspection):
 def test_a_bad_text_leaves_the_old_page(tmp_path, capsys):
     path = written(tmp_path, TEXT)
     before = path.read_bytes()
-    assert main(["inspect", "", "-o", str(path)]) == 2
+    assert main(["inspect", "", "--force", "-o", str(path)]) == 2
     assert path.read_bytes() == before
     assert "text: empty, expected some text" in capsys.readouterr().err
 

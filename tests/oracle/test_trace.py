@@ -82,7 +82,7 @@ def test_only_some_records(tmp_path, capsys):
     assert set(found) == {f"layers.{layer}.self_attn.probs" for layer in range(4)}
     assert {value.dtype for value in found.values()} == {np.dtype(np.float64)}
     assert "4 records of 3 tokens" in capsys.readouterr().err
-    assert main([*words, "--filter", "nothing"]) == 2
+    assert main([*words, "--force", "--filter", "nothing"]) == 2
     assert "matches no record" in capsys.readouterr().err
 
 

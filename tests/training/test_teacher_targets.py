@@ -194,7 +194,7 @@ def test_the_command_line_caches_a_teacher_and_distills_from_it(tmp_path, capsys
     assert np.mean([entry["loss"] for entry in log[-5:]]) < np.mean([entry["loss"] for entry in log[:5]]) - 0.05
     assert "val_loss" in log[-1]
     assert gemma_np.load(out).tokenizer.model == tiny.vocabulary()
-    assert main(["distill", "--targets", str(tmp_path), "-o", str(tmp_path / "x")]) == 2
+    assert main(["distill", "--targets", str(tmp_path / "texts"), "-o", str(tmp_path / "x")]) == 2
     assert "expected the output of gemma-np cache-teacher" in capsys.readouterr().err
     assert main(["distill", "-o", str(tmp_path / "x")]) == 2
     assert "expected --teacher and TEXT" in capsys.readouterr().err

@@ -1,0 +1,89 @@
+"""A command never writes onto its input, and over an existing file only when told to; it says so before it begins."""
+
+import os
+
+import pytest
+
+from gemma_np.cli import main
+from tests.support import tiny
+
+
+@pytest.fixture
+def files(tmp_path):
+    tiny.gemma().save(tmp_path / "model")
+    (tmp_path / "texts").mkdir()
+    for name in "abc":
+        (tmp_path / "texts" / f"{name}.txt").write_text(tiny.TEXT, encoding="utf-8")
+    (tmp_path / "dump.safetensors").write_bytes(b"a dump")
+    (tmp_path / "run").mkdir()
+    return tmp_path
+
+
+def state(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("inspect x --model model -o model/config.json", "model/config.json: lies in the input"),
+        ("inspect x --model shakespeare-1m -o ASSETS/page.html", "page.html: lies in the input"),
+        ("merge model -o model", "model: is the input"),
+        ("merge model -o model/inside", "inside: lies in the input"),
+        ("merge model -o texts/../model/deep/er", "er: lies in the input"),
+        ("merge model -o link/inside", "inside: lies in the input"),
+        ("quantize --model model --format int8 -o model", "model: is the input"),
+        ("prune magnitude=0.5 --model model -o model/x", "model/x: lies in the input"),
+        ("export-gguf --model model -o model/model.safetensors --force", "lies in the input"),
+        ("tokenizer texts -o texts/tokenizer.model", "texts/tokenizer.model: lies in the input"),
+        ("tokenizer texts/a.txt -o texts/a.txt --force", "texts/a.txt: is the input"),
+        ("tokenizer texts/a.txt -o hard --force", "hard: is the input"),
+        ("train texts --model model -o model", "model: is the input"),
+        ("train texts --model model -o texts/run", "texts/run: lies in the input"),
+        ("train texts --tokenizer hard -o run --resume", None),
+        ("distill texts --teacher model -o model", "model: is the input"),
+        ("distill --targets texts -o texts/student", "lies in the input"),
+        ("cache-teacher texts --teacher model -o texts", "texts: is the input"),
+        ("compress texts --model model -o texts/small", "lies in the input"),
+        ("plot-log run model -o run/log.png", "run/log.png: lies in the input"),
+        ("trace --model model --prompt x -o model/x", "lies in the input"),
+        ("compare dump.safetensors texts/a.txt --plot dump.safetensors --force", "dump.safetensors: is the input"),
+        ("evaluate texts/a.txt --plot texts/a.txt --force", "texts/a.txt: is the input"),
+        ("evaluate texts/a.txt --compare model model --plot model/x.png", "lies in the input"),
+        ("inspect x --model model -o dump.safetensors", "dump.safetensors: exists, expected another file, or --force"),
+        ("trace --model model --prompt x -o dump.safetensors", "exists, expected another file, or --force"),
+        ("export-gguf --model model -o dump.safetensors", "exists, expected another file, or --force"),
+        ("tokenizer texts -o dump.safetensors", "exists, expected another file, or --force"),
+        ("plot-log run -o dump.safetensors", "exists, expected another file, or --force"),
+        ("evaluate texts/a.txt --model model --plot dump.safetensors", "exists, expected another file, or --force"),
+        ("merge model -o run", "run: exists, expected a new folder"),
+        ("quantize --model model --format int8 -o run", "run: exists, expected a new folder"),
+        ("prune magnitude=0.5 --model model -o dump.safetensors", "exists, expected a new folder"),
+        ("init-checkpoint gemma-2-2b --sparse-file -o run", "run: exists, expected a new folder"),
+    ],
+)
+def test_what_would_be_lost_is_refused(arguments, message, files, capsys, monkeypatch):
+    from gemma_np.gemma import ASSETS
+
+    monkeypatch.chdir(files)
+    os.symlink("model", "link")
+    os.link("texts/a.txt", "hard")
+    before = state(files)
+    assert main(arguments.replace("ASSETS", str(ASSETS / "shakespeare-1m")).split()) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert message is None or message in error
+    assert state(files) == before
+
+
+def test_force_replaces_a_file(files, capsys, monkeypatch):
+    monkeypatch.chdir(files)
+    trace = ["trace", "--model", "model", "--prompt", "The sea", "-o", "dump.safetensors"]
+    assert main(trace) == 2
+    assert main([*trace, "--force"]) == 0
+    assert (files / "dump.safetensors").stat().st_size > 1000
+
+
+def test_a_very_long_text_is_no_path(tmp_path):
+    assert main(["inspect", "--model", "shakespeare-1m", "word " * 10, "-o", str(tmp_path / "page.html")]) == 0
+    assert main(["inspect", "x" * 5000, "-o", str(tmp_path / "other.html")]) == 2
