@@ -1,13 +1,18 @@
 """The one exception of this package, and how its messages quote values."""
 
 import json
+import re
 from typing import Any
 
 _LONGEST_VALUE = 60
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
 class GemmaError(ValueError):
-    """Bad input, in one line: the thing, what was found, what was expected."""
+    """Bad input, in one line: the thing, what was found, what was expected. Control characters become escapes."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(_CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), message))
 
 
 def quoted(value: Any) -> str:

@@ -40,6 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except OSError as error:
             print_message(f"gemma-np: {error.filename or 'standard output'}: {error.strerror or error}")
         except KeyboardInterrupt:
+            sys.unraisablehook = lambda _: None  # a progress bar that was interrupted at its start cannot be closed
             print(file=sys.stderr)
             return 130
         except Exception as error:

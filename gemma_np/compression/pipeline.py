@@ -6,9 +6,11 @@ Source: Muralidharan et al., arXiv 2407.14679 (pruning and distillation); Gemma 
 """
 
 import json
-from collections.abc import Callable, Iterator
+import zlib
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -38,7 +40,7 @@ _FIELDS = {
     "agreement": NUMBER,
     "tokens_per_second": NUMBER,
 }
-_REPORT = object_of({}, others=object_of(_FIELDS))
+_REPORT = object_of({}, others=object_of(_FIELDS | {"checksum": whole_number(0, 2**32 - 1)}))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,9 +126,17 @@ class _Report:
     def of(self, step: str, make: Callable[[], Measurement]) -> Measurement:
         """Return the measurement of a step, from the file or newly made."""
         if step not in self.rows:
-            self.rows[step] = asdict(make())
+            row = asdict(make())
+            self.rows[step] = row | {"checksum": _row_checksum(row)}
             atomic_write(self.path, lambda partial: partial.write_text(json.dumps(self.rows, indent=2) + "\n"))
-        return Measurement(**{name: self.rows[step][name] for name in _FIELDS})
+        row = {name: self.rows[step][name] for name in _FIELDS}
+        if self.rows[step]["checksum"] != _row_checksum(row):
+            raise GemmaError(f"{self.path}: {step}: damaged (wrong checksum), expected the row that was measured")
+        return Measurement(**row)
+
+
+def _row_checksum(row: Mapping[str, Any]) -> int:
+    return zlib.crc32(json.dumps(row).encode())
 
 
 def _check_same(path: Path, settings: dict[str, object]) -> None:

@@ -31,7 +31,7 @@ class Tokenizer:
         self._processor = SentencePieceProcessor()
         try:
             self._processor.LoadFromSerializedProto(model)
-        except RuntimeError:
+        except (RuntimeError, UnicodeDecodeError):  # its message may have bytes of the model
             raise GemmaError(f"tokenizer: {len(model)} bytes, expected a sentencepiece model") from None
         self.bos, self.eos = self.id(BOS), self.id(EOS)
 
@@ -40,7 +40,7 @@ class Tokenizer:
         return self._processor.GetPieceSize()
 
     def __contains__(self, piece: str) -> bool:
-        return self._processor.IdToPiece(self._processor.PieceToId(piece)) == piece
+        return self.piece(self._processor.PieceToId(piece)) == piece
 
     def id(self, piece: str) -> int:
         """Return the id of a piece. Raises GemmaError when the vocabulary does not have it."""
@@ -49,8 +49,11 @@ class Tokenizer:
         return self._processor.PieceToId(piece)
 
     def piece(self, id: int) -> str:
-        """Return the piece of an id; a space is written as U+2581."""
-        return self._processor.IdToPiece(id)
+        """Return the piece of an id; a space is written as U+2581. Raises GemmaError when it is not UTF-8."""
+        try:
+            return self._processor.IdToPiece(id)
+        except UnicodeDecodeError:
+            raise GemmaError(f"tokenizer: piece {id} is not UTF-8, expected a sound sentencepiece model") from None
 
     @property
     def ends(self) -> set[int]:

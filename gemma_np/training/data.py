@@ -181,7 +181,7 @@ def open_split(folder: Path) -> Split:
         require_file(path, "a token file")
         try:
             array = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
+        except Exception as error:  # a damaged header can make NumPy raise anything
             raise GemmaError(f"{path}: damaged ({error}), expected a token file") from None
         if not np.issubdtype(array.dtype, np.unsignedinteger):
             raise GemmaError(f"{path}: {array.dtype}, expected unsigned integers")

@@ -48,7 +48,11 @@ class Progress:
                 self.printed = time.monotonic()
                 total = sum(sum(counts.values()) for counts in self.counts.values())
                 line = f"{name}: {total:,} inputs, {len(self.failures)} new failures"
-                print(f"\r{line:70}" if sys.stderr.isatty() else line, end="" if sys.stderr.isatty() else "\n", file=sys.stderr)
+                print(
+                    f"\r{line:70}" if sys.stderr.isatty() else line,
+                    end="" if sys.stderr.isatty() else "\n",
+                    file=sys.stderr,
+                )
 
     def fail(self, name, path, outcome):
         with self.lock:

@@ -7,16 +7,19 @@ closed, full, in ASCII, or no longer read.
 import contextlib
 import io
 import os
+import re
 import shlex
 import subprocess
 import sys
 import unicodedata
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 import gemma_np
-from gemma_np.cli import main
+from gemma_np.cli import BUG, main
 from tests.fuzz import bases
+from tests.fuzz.edits import make_special
 from tests.fuzz.mutations import draw_edits
 from tests.fuzz.reference import Misread, check
 from tests.fuzz.targets import Target
@@ -49,7 +52,7 @@ COMMANDS = [
     f"prune --model model layers=1,intermediate-size=4 {CALIBRATION} -o out",
     "prune --model model magnitude=0.5 -o out",
     f"prune --model model wanda=2:4 {CALIBRATION} -o out",
-    f"compress texts --model model --prune intermediate-size=4 --quantize int8 -o out --val-fraction 0.3",
+    "compress texts --model model --prune intermediate-size=4 --quantize int8 -o out --val-fraction 0.3",
     f"compress texts --model model --distill 2 --quantize int4 --group-size 4 -o out {TRAINING.replace('--steps 4', '')}",
     "export-gguf --model model.gguf --format Q8_0 -o out.gguf",
     "init-checkpoint gemma-3-270m --sparse-file -o out",
@@ -73,14 +76,49 @@ COMMANDS = [
     "diagnose theirs.safetensors --model model --name-map names.json --ids 2,5,9,40,7,31",
 ]
 
-NUMBERS = ["0", "-1", "-5", "1", "3", "1.5", "nan", "inf", "-inf", "1e23", "100000000000000000000000", "1e308", "1e-320"]
+NUMBERS = [
+    "0",
+    "-1",
+    "-5",
+    "1",
+    "3",
+    "1.5",
+    "nan",
+    "inf",
+    "-inf",
+    "1e23",
+    "100000000000000000000000",
+    "1e308",
+    "1e-320",
+]
 NUMBERS += ["1e999", "", " ", "x", "\u0663", "1_0", "0x10", "--", "2,5", "-0.0", "1.0", "2:4", "9" * 5000]
 PATHS = ["", ".", "..", "missing", "missing/x", "model", "model/config.json", "text.txt", "texts", "run", "targets"]
-PATHS += ["ref.safetensors", "names.json", "fifo", "loop", "dangling", "zero", "full", "null", "/dev/zero", "fifo/x", "~"]
-PATHS += ["a\x1b[31mb", "a\nb", "bad\udcff\udcfename", "\u00fc", "x" * 300, "-", "*", "a b", "zero/x", "text.txt/x", "\u202e"]
-PATHS += ["org/name", "org/na\nme", "model.gguf", "tokenizer.model", "questions.jsonl", "chats.jsonl", "empty", "long.txt"]
+PATHS += ["ref.safetensors", "names.json", "fifo", "loop", "dangling", "zero", "full", "null", "fifo/x", "~"]
+PATHS += [
+    "a\x1b[31mb",
+    "a\nb",
+    "bad\udcff\udcfename",
+    "\u00fc",
+    "x" * 300,
+    "-",
+    "*",
+    "a b",
+    "zero/x",
+    "text.txt/x",
+    "\u202e",
+]
+PATHS += [
+    "org/name",
+    "org/na\nme",
+    "model.gguf",
+    "tokenizer.model",
+    "questions.jsonl",
+    "chats.jsonl",
+    "empty",
+    "long.txt",
+]
 OUTPUTS = ("-o", "--output", "--plot")
-WORDS = ["hello", "\ud800", "\udcff", "\x1b[2J", "a" * 10_000, "<bos>", "\u2028", "\0", "*", "[", "layers.[", "{x}", "%s"]
+WORDS = ["hello", "\udcff", "\x1b[2J", "a" * 10_000, "<bos>", "\u2028", "*", "[", "layers.[", "{x}", "%s"]
 WORDS += ["layers=0", "layers=1e9", "drop-layers=0+0", "wanda=nan", "magnitude=2", "kv-heads=-1", "layers=1,layers=2"]
 STREAMS = ["closed input", "closed output", "closed error", "all closed", "ascii", "full", "unread"]
 INPUTS = ["Who?\n", "", "\n\n", "a\nb\n", "\udcff\n", "\x1b[31m\n", "<end_of_turn>\n", "x" * 5000 + "\n", "\u2028\n"]
@@ -90,7 +128,12 @@ INPUTS = ["Who?\n", "", "\n\n", "a\nb\n", "\udcff\n", "\x1b[31m\n", "<end_of_tur
 def workspace():
     """A folder with everything that the commands read, and files that are none."""
     files = {f"model/{name.split('/')[1]}": data for name, data in bases.checkpoints().items() if "gemma2/" in name}
-    files |= {"model.gguf": bases.gguf()["gemma2.gguf"], "text.txt": tiny.TEXT.encode(), "empty": b"", "long.txt": b"a" * 99}
+    files |= {
+        "model.gguf": bases.gguf()["gemma2.gguf"],
+        "text.txt": tiny.TEXT.encode(),
+        "empty": b"",
+        "long.txt": b"a" * 99,
+    }
     files |= bases.training_run() | bases.targets() | bases.conversations() | bases.questions()
     files |= {name: data for name, data in bases.dump().items() if "/" not in name}
     files["tokenizer.model"] = tiny.vocabulary()
@@ -120,6 +163,8 @@ def draw(generator, files):
 
 
 def change_argument(generator, arguments):
+    if not arguments:
+        return
     place = generator.randrange(1, len(arguments)) if len(arguments) > 1 else 0
     word = arguments[place]
     kind = generator.choices(["replace", "delete", "double", "insert", "join", "swap"], [12, 2, 2, 2, 1, 1])[0]
@@ -145,19 +190,35 @@ def run(folder, options):
     """Run the command; return its message when it refuses its input."""
     for name, kind in SPECIAL.items():
         if not (folder / name).exists() and not (folder / name).is_symlink():
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, AttributeError):  # what this system does not have
                 make_special(folder / name, kind)
     before = snapshot(folder)
     start = run_process if options["stream"] in STREAMS else run_here
     status, errors = start(folder, options)
     check("Traceback" not in errors, f"a traceback on standard error: {last(errors)}")
+    if status == BUG:
+        raise reported_bug(errors)
     check(status in (0, 1, 2), f"exit status {status}: {last(errors)}")
-    check(status != 1 or options["arguments"][0] in ("compare", "diagnose"), "exit status 1 of another command")
+    check(
+        status != 1 or "".join(options["arguments"][:1]) in ("compare", "diagnose"), "exit status 1 of another command"
+    )
     changed = [name for name, data in before.items() if read(folder / name) != data]
     check_changes(changed, options["arguments"], status)
     if status != 2 or options["stream"] in ("closed error", "all closed"):
         return None
     return check_message(errors)
+
+
+def reported_bug(errors):
+    """Return the failure of a command that ended with the status of a bug; the message has the file of its traceback."""
+    file = Path((errors.split() or ["."])[-1])
+    lines = file.read_text(errors="replace").splitlines() if file.is_file() else [errors]
+    place = [
+        re.sub(r'.*(gemma_np/.*)", line (\d+), in (.*)', r"\1:\3:\2", line) for line in lines if "/gemma_np/" in line
+    ]
+    bug = Misread(f"exit status {BUG}: {lines[-1].split(':')[0]} {place[-1] if place else ''}")
+    bug.add_note("\n".join(line[:200] for line in lines[-12:]))
+    return bug
 
 
 def check_message(errors):
@@ -166,19 +227,20 @@ def check_message(errors):
     lines = [line.split("\r")[-1] for line in lines]
     command = "argparse" if any(line.startswith("usage:") for line in lines) else "command"
     check(len(lines) == 1, f"{len(lines) and 'several'} lines for one refusal ({command})")
-    check(lines[0].startswith("gemma-np: "), "a message that does not begin with gemma-np:")
+    check(lines[0].startswith("gemma-np"), "a message that does not begin with gemma-np")
     check(len(lines[0]) <= LONGEST, f"a message of more than {LONGEST} characters")
     check(printable(lines[0]), "control characters in a message")
     return lines[0]
 
 
 def printable(line):
-    return not any(unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp") for character in line)
+    bidirectional = "\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+    return not any(unicodedata.category(one) in ("Cc", "Zl", "Zp") or one in bidirectional for one in line)
 
 
 def check_changes(changed, arguments, status):
     """Check that only outputs changed, that no output was an input, and that a refused command changed nothing."""
-    outputs = {value for option, value in zip(arguments, arguments[1:], strict=False) if option in OUTPUTS}
+    outputs = {value for option, value in pairwise(arguments) if option in OUTPUTS}
     outputs |= {word.split("=", 1)[1] for word in arguments if word.startswith(OUTPUTS[1:]) and "=" in word}
     inputs = [word for word in arguments[1:] if word not in outputs]
     if "--resume" in arguments:
@@ -211,7 +273,10 @@ def last(errors):
 
 def run_here(folder, options):
     encoding = "ascii" if options["stream"].startswith("ascii") else "utf-8"
-    outputs = [io.TextIOWrapper(io.BytesIO(), encoding, errors, write_through=True) for errors in ("strict", "backslashreplace")]
+    outputs = [
+        io.TextIOWrapper(io.BytesIO(), encoding, errors, write_through=True)
+        for errors in ("strict", "backslashreplace")
+    ]
     text = options["input"].encode("utf-8", "surrogateescape")
     saved, sys.stdin = sys.stdin, io.TextIOWrapper(io.BytesIO(text), "utf-8", "strict")
     try:
@@ -261,13 +326,6 @@ def run_process(folder, options):
             process.communicate()
             raise Misread(f"no end after {SECONDS} s with {stream}") from None
     return process.returncode, errors.decode("utf-8", "replace")
-
-
-def make_special(path, kind):
-    if kind == "fifo":
-        os.mkfifo(path)
-    else:
-        path.symlink_to({"loop": path.name, "dangling": "no-such-file"}.get(kind, kind))
 
 
 COMMAND_LINE = Target("command_line", workspace, run, draw=draw, burst=100)

@@ -19,7 +19,9 @@ def write_case(name, case, outcome):
     short = re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-")[:70]
     folder = CORPUS / name
     folder.mkdir(parents=True, exist_ok=True)
-    path = next(path for n in range(1, 1000) if not (path := folder / f"{short}{f'-{n}' if n > 1 else ''}.json").exists())
+    path = next(
+        path for n in range(1, 1000) if not (path := folder / f"{short}{f'-{n}' if n > 1 else ''}.json").exists()
+    )
     path.write_text(json.dumps({"failure": outcome.message[:200], "case": case}, indent=1) + "\n", encoding="ascii")
     return path
 

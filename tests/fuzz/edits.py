@@ -15,13 +15,14 @@ Edits of the whole file:
 
     bytes      [start, removed, inserted]
     write      replace the content, or make a new file
-    become     missing, empty, folder, fifo, loop (a link to itself), dangling, or a link to a device such as /dev/zero
+    become     missing, empty, folder, fifo, loop (a link to itself), dangling, or a device such as /dev/zero
 
 Values are JSON, or {"raw": text}, {"repeat": [text, count]}, {"hex": digits}, {"object": [[name, value], ...]}.
 """
 
 import copy
 import os
+import stat
 
 from tests.fuzz.formats import format_of
 from tests.fuzz.trees import CannotBuild, Embedded, Object, Raw
@@ -134,17 +135,19 @@ def write_files(folder, files):
             path.write_bytes(b"")
         elif content == "folder":
             path.mkdir()
-        elif content == "fifo":
-            make_fifo(path)
-        elif content == "loop":
-            path.symlink_to(path.name)
-        elif content == "dangling":
-            path.symlink_to("no-such-file")
         elif content != "missing":
-            path.symlink_to(content)
+            make_special(path, content)
 
 
-def make_fifo(path):
-    if not hasattr(os, "mkfifo"):
-        raise OSError("this system has no named pipes")
-    os.mkfifo(path)
+def make_special(path, kind):
+    """Make a pipe, a link that leads nowhere, or a device: a link to it or, for root, who could replace it, a copy."""
+    if kind == "fifo":
+        if not hasattr(os, "mkfifo"):
+            raise OSError("this system has no named pipes")
+        os.mkfifo(path)
+    elif kind in ("loop", "dangling"):
+        path.symlink_to(path.name if kind == "loop" else "no-such-file")
+    elif os.geteuid():
+        path.symlink_to(kind)
+    else:
+        os.mknod(path, stat.S_IFCHR | 0o666, os.stat(kind).st_rdev)

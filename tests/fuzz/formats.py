@@ -1,6 +1,5 @@
 """Trees of the binary formats: safetensors, GGUF, sentencepiece's protobuf, and NumPy's .npy."""
 
-import json
 import math
 import struct
 
@@ -14,7 +13,6 @@ from tests.fuzz.trees import (
     build_json,
     build_json_lines,
     build_text,
-    json_text,
     parse_json,
     parse_json_lines,
     parse_text,
@@ -255,7 +253,12 @@ def build_npy(tree):
         text, size = str(header), None
     text = text.encode("latin-1", "replace")
     text += b" " * (-(len(text) + 11) % 64) + b"\n"
-    return expect(tree.get("magic"), bytes) + pack("<H", tree.get("length"), len(text)) + text + fitted(tree.get("data"), size)
+    return (
+        expect(tree.get("magic"), bytes)
+        + pack("<H", tree.get("length"), len(text))
+        + text
+        + fitted(tree.get("data"), size)
+    )
 
 
 def literal(value):

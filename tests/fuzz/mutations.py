@@ -5,11 +5,44 @@ import random
 from tests.fuzz.formats import format_of
 from tests.fuzz.trees import Embedded, Object
 
-NUMBERS = [0, 1, -1, 2, 3, 7, 2**16, 2**31 - 1, 2**31, 2**32, 2**40, 2**53 + 1, 2**63 - 1, 2**63, 2**64 - 1, 2**64, 10**23]
+NUMBERS = [
+    0,
+    1,
+    -1,
+    2,
+    3,
+    7,
+    2**16,
+    2**31 - 1,
+    2**31,
+    2**32,
+    2**40,
+    2**53 + 1,
+    2**63 - 1,
+    2**63,
+    2**64 - 1,
+    2**64,
+    10**23,
+]
 NUMBERS += [0.5, -0.0, 1.5, 1e-320, 1e-45, 1e38, 1e308, -1e308]
 TEXTS = ["", " ", "x", "\n", "\0", "\x1b[31m", "\u2028", "\ud800", "\ufeff", "é", "\N{ROLLING ON THE FLOOR LAUGHING}"]
 TEXTS += ["NaN", "1", "../x", "/", "{layer}", "{0}", "%s", "<bos>", "<start_of_turn>", "a\r\nb", "__proto__", "x" * 300]
-RAW = ["NaN", "Infinity", "-Infinity", "1e999", "-1e999", "1E400", "tru", "'x'", "01", "+1", ".5", "1_0", '"\\x"', "/**/1"]
+RAW = [
+    "NaN",
+    "Infinity",
+    "-Infinity",
+    "1e999",
+    "-1e999",
+    "1E400",
+    "tru",
+    "'x'",
+    "01",
+    "+1",
+    ".5",
+    "1_0",
+    '"\\x"',
+    "/**/1",
+]
 RAW += ["1" * 400, '"\\ud800"', '"\t"', "\ufeff1", "\u0661"]
 STRUCTURES = [None, True, False, [], [[]], [None], [0, 1], ["x"], {"object": []}, {"object": [["x", 1]]}]
 STRUCTURES += [{"repeat": ["[", 100_000]}, {"repeat": ['{"a":', 100_000]}, {"repeat": ["1", 5000]}]
@@ -111,10 +144,20 @@ def draw_value(generator, old, name=""):
         like = [[plain(value) for _, value in old[:4]], plain(old[0][1]) if old else 0]
     elif isinstance(old, list):
         values = [plain(item) for item in old[:8]]
-        like = [values[:-1], values * 2, values[::-1], [0, *values], [*values, 1], [-1, *values[1:]], [2**40, *values[1:]]]
+        like = [
+            values[:-1],
+            values * 2,
+            values[::-1],
+            [0, *values],
+            [*values, 1],
+            [-1, *values[1:]],
+            [2**40, *values[1:]],
+        ]
     elif old is None:
         like = NUMBERS
-    pool = generator.choices([like or NUMBERS, NUMBERS, TEXTS, [{"raw": text} for text in RAW], STRUCTURES], [6, 2, 2, 2, 2])
+    pool = generator.choices(
+        [like or NUMBERS, NUMBERS, TEXTS, [{"raw": text} for text in RAW], STRUCTURES], [6, 2, 2, 2, 2]
+    )
     return generator.choice(pool[0])
 
 

@@ -107,7 +107,8 @@ GGUF_FIELDS = {
 
 def check_gguf(model, path):
     """Compare a loaded GGUF file with what the gguf library reads, and check that its tensors are apart."""
-    from gguf import GGUFReader, dequantize as gguf_dequantize
+    from gguf import GGUFReader
+    from gguf import dequantize as gguf_dequantize
 
     from gemma_np.checkpoints.gguf import weight_name
 
@@ -130,7 +131,7 @@ def check_gguf(model, path):
         weight = dequantize(model.weights[weight_name(tensor.name, model.config)])
         check(equal(weight, numbers.astype(np.float32)), "a weight differs from that in the file")
     places.sort()
-    check(all(stop <= start for (_, stop), (start, _) in zip(places, places[1:], strict=False)), "tensors overlap")
+    check(all(stop <= start for (_, stop), (start, _) in pairwise(places)), "tensors overlap")
     check(places[-1][1] <= path.stat().st_size, "a tensor leaves the file")
     check_declared(path)
 
@@ -241,16 +242,17 @@ def check_strict(path):
         raise Misread(f"accepted a {path.suffix} file that is not strict JSON") from error
 
 
-def strict_lines(path):
-    """Return the JSON of each line of a file."""
+def strict_lines(path, whole):
+    """Return the JSON of each line of a file; with `whole`, without a last line that does not end."""
     lines = path.read_bytes().decode("utf-8").split("\n")
+    lines = lines[:-1] if whole else lines
     return [strict_json(line) for line in lines if line.strip(" \t\r")]
 
 
-def check_lines(path, build, ours):
+def check_lines(path, build, ours, whole=False):
     """Compare what gemma_np made of JSON lines with what `build` makes of them."""
     try:
-        theirs = [build(line) for line in strict_lines(path)]
+        theirs = [build(line) for line in strict_lines(path, whole)]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise Misread("accepted lines that are not what the format says") from error
     check(ours == theirs, "lines differ from those in the file")
@@ -258,4 +260,3 @@ def check_lines(path, build, ours):
 
 def check_finite(values):
     check(all(math.isfinite(value) for value in values), "accepted a number that is not finite")
-

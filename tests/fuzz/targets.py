@@ -279,12 +279,7 @@ def conversations(folder, options):
 def log(folder, options):
     path = folder / "run" / "log.jsonl"
     entries = read_log(folder / "run")
-    try:
-        lines = reference.strict_lines(path)
-    except (ValueError, RecursionError):
-        lines = None
-    if lines is not None:
-        check(entries == [{name: float(value) for name, value in line.items()} for line in lines], "other entries")
+    reference.check_lines(path, dict, entries, whole=True)
     for entry in entries:
         reference.check_finite(entry.values())
     if options["plot"]:
@@ -327,7 +322,9 @@ TARGETS = [
     ),
     Target("teacher_targets", bases.targets, teacher_targets, burst=30),
     Target("training_state", bases.training_run, training_state, lambda name: name.startswith("run/"), burst=30),
-    Target("fine_tuning_state", bases.fine_tuning_run, fine_tuning_state, lambda name: name.startswith("run/"), burst=30),
+    Target(
+        "fine_tuning_state", bases.fine_tuning_run, fine_tuning_state, lambda name: name.startswith("run/"), burst=30
+    ),
     Target("compression", compression_files, compression, lambda name: name.startswith("out/"), burst=30),
     Target("questions", bases.questions, questions),
     Target("conversations", bases.conversations, conversations, burst=50),

@@ -1,9 +1,8 @@
 """A process that tries inputs one after another, with limits, and is started again when it dies.
 
-    memory   2 GB of address space above what the process takes once everything is imported
-    time     20 seconds per input; the stack of a process that takes longer is in the failure
-    files    64 MB each
-    user     nobody, if the fuzzer runs as root, so that no input can replace a device or a file of the system
+memory   2 GB of address space above what the process takes once everything is imported
+time     20 seconds per input; the stack of a process that takes longer is in the failure
+files    64 MB each
 """
 
 import contextlib
@@ -24,7 +23,6 @@ from typing import NamedTuple
 MEMORY = 2 * 2**30
 SECONDS = 20
 FILE_BYTES = 64 * 2**20
-NOBODY = 65534
 THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS")
 
 
@@ -46,7 +44,6 @@ class Worker:
 
     def start(self):
         self.log = Path(tempfile.mkstemp(prefix="fuzz-", suffix=".log")[1])
-        self.log.chmod(0o666)
         context = multiprocessing.get_context("spawn")
         self.connection, end = context.Pipe()
         self.process = context.Process(target=serve, args=(self.target, end, str(self.log)), daemon=True)
@@ -75,9 +72,10 @@ class Worker:
 
     def stop(self):
         if self.process is not None:
+            self.connection.close()
+            self.process.join(2)
             self.process.kill()
             self.process.join()
-            self.connection.close()
             self.log.unlink(missing_ok=True)
             self.process = None
 
@@ -102,8 +100,8 @@ def serve(name, connection, log):
     for variable in THREADS:
         os.environ.setdefault(variable, "1")
     folder = Path(tempfile.mkdtemp(prefix=f"fuzz-{name}-"))
-    folder.chmod(0o777)
     os.environ |= {"HF_HUB_OFFLINE": "1", "MPLCONFIGDIR": str(folder), "HOME": str(folder), "COLUMNS": "80"}
+    tempfile.tempdir = os.environ["TMPDIR"] = str(folder)
     trace = open(log, "w")  # noqa: SIM115 (open as long as the process lives)
     faulthandler.enable(trace)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # what C++ libraries print
@@ -148,10 +146,6 @@ def set_limits():
         resource.setrlimit(resource.RLIMIT_AS, (size, size))
     resource.setrlimit(resource.RLIMIT_FSIZE, (FILE_BYTES, FILE_BYTES))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    if os.getuid() == 0:
-        os.setgroups([])
-        os.setgid(NOBODY)
-        os.setuid(NOBODY)
 
 
 def peak_bytes():
@@ -168,6 +162,7 @@ def attempt(target, case, folder):
     from gemma_np.errors import GemmaError
     from tests.fuzz.edits import edited, write_files
     from tests.fuzz.reference import Misread
+
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     before = Path.cwd()
