@@ -6,6 +6,7 @@ A `Misread` says that gemma_np accepted an input and made something else of it.
 import importlib.util
 import json
 import math
+from itertools import pairwise
 
 import numpy as np
 
