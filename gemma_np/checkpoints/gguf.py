@@ -121,6 +121,9 @@ def _stored_tensor(path: Path, tensor: Any) -> StoredTensor:
     one = 1 if tensor.name.endswith("norm.weight") else 0
     shape, format = tuple(int(size) for size in reversed(tensor.shape)), tensor.tensor_type.name
 
+    if len(shape) == 1 and tensor.data.dtype == np.uint8:
+        raise GemmaError(f"{tensor.name}: one row in {format}, expected floats (only matrices are stored in blocks)")
+
     def read(start: int, stop: int) -> np.ndarray:
         numbers: np.ndarray = dequantize(rows(start, stop), tensor.tensor_type)
         return numbers - one if one else numbers

@@ -1,5 +1,7 @@
 """GGUF files, written here with the `gguf` library: weights, config, vocabulary, and damage."""
 
+from contextlib import contextmanager
+
 import gguf
 import numpy as np
 import pytest
@@ -230,6 +232,30 @@ def test_tensors_that_overlap_are_named(tmp_path):
     path.write_bytes(data)
     with pytest.raises(GemmaError, match=rf"model\.gguf: {first.name} and {second.name}: overlap in the file"):
         load_gguf(path, "float32")
+
+
+def test_a_norm_in_blocks_is_refused(tmp_path):
+    path = tmp_path / "model.gguf"
+    blocks = gguf.quantize(np.ones(32, np.float32), TYPES.Q4_0)
+    with monkeypatch_tensor("output_norm.weight", blocks, TYPES.Q4_0):
+        write(path, model_of("gemma2"))
+    with pytest.raises(GemmaError, match=r"output_norm\.weight: one row in Q4_0, expected floats"):
+        load_gguf(path, "float32")
+
+
+@contextmanager
+def monkeypatch_tensor(name, blocks, kind):
+    """Write this tensor in these blocks instead."""
+    add = gguf.GGUFWriter.add_tensor
+
+    def add_tensor(writer, own, *arguments, **options):
+        if own == name:
+            return add(writer, own, blocks, raw_dtype=kind)
+        return add(writer, own, *arguments, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gguf.GGUFWriter, "add_tensor", add_tensor)
+        yield
 
 
 def test_two_tensors_of_one_weight_are_named(tmp_path):

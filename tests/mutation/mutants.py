@@ -69,10 +69,8 @@ def mutants(source: str) -> list[Mutant]:
 def _changes(node: ast.AST) -> Iterator[tuple[ast.AST, str]]:
     """Yield each part of a tree that can be changed, with its new source."""
     if isinstance(node, ast.Compare) and type(node.ops[0]) in COMPARISONS:
-        yield (
-            node,
-            f"({ast.unparse(ast.Compare(node.left, [COMPARISONS[type(node.ops[0])](), *node.ops[1:]], node.comparators))})",
-        )
+        other = COMPARISONS[type(node.ops[0])]()
+        yield node, f"({ast.unparse(ast.Compare(node.left, [other, *node.ops[1:]], node.comparators))})"
     elif isinstance(node, ast.BinOp) and type(node.op) in OPERATORS and not isinstance(node.left, ast.JoinedStr):
         yield node, f"({ast.unparse(ast.BinOp(node.left, OPERATORS[type(node.op)](), node.right))})"
     elif isinstance(node, ast.BoolOp):
