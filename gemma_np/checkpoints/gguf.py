@@ -125,7 +125,10 @@ def _stored_tensor(path: Path, tensor: Any) -> StoredTensor:
         raise GemmaError(f"{tensor.name}: one row in {format}, expected floats (only matrices are stored in blocks)")
 
     def read(start: int, stop: int) -> np.ndarray:
-        numbers: np.ndarray = dequantize(rows(start, stop), tensor.tensor_type)
+        try:
+            numbers: np.ndarray = dequantize(rows(start, stop), tensor.tensor_type)
+        except (NotImplementedError, ValueError) as error:
+            raise GemmaError(f"{tensor.name}: {format}: {error}, expected floats or a block format") from None
         return numbers - one if one else numbers
 
     keeps = format in GGUF_FORMATS and len(shape) == 2

@@ -243,6 +243,13 @@ def test_a_norm_in_blocks_is_refused(tmp_path):
         load_gguf(path, "float32")
 
 
+def test_integers_are_no_weights(tmp_path):
+    with monkeypatch_tensor("output_norm.weight", np.ones(32, np.int8), None):
+        path = write(tmp_path / "model.gguf", model_of("gemma2"))
+    with pytest.raises(GemmaError, match=r"output_norm\.weight: I8: .*, expected floats or a block format"):
+        load_gguf(path, "float32")
+
+
 @contextmanager
 def monkeypatch_tensor(name, blocks, kind):
     """Write this tensor in these blocks instead."""
