@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gemma_np.errors import GemmaError, quoted
-from gemma_np.input_files import read_text
+from gemma_np.input_files import decode_utf8, read_bytes, read_text
 
 _LARGEST = 10**8  # bytes of a JSON text; the index of a model has some 10^5
 _DEEPEST = 50
@@ -83,8 +83,9 @@ def read_json_lines(path: Path, schema: Schema, expected: str) -> Iterator[tuple
     Only a newline ends a line: other separators, such as U+2028, may stand in a JSON string. Raises GemmaError, with
     the place, for a line that is not valid.
     """
-    for line_number, line in enumerate(read_text(path, expected).split("\n"), start=1):
-        if line.strip():
+    text = decode_utf8(read_bytes(path, expected), path, expected)
+    for line_number, line in enumerate(text.split("\n"), start=1):
+        if line.strip(" \t\r"):
             source = f"{path}, line {line_number}"
             yield source, parse_json(line, schema, source)
 

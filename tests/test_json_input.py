@@ -127,6 +127,12 @@ def test_lines_end_with_a_newline_only(tmp_path):
     path.write_text('{"a": "x\u2028y\u0085z"}\n\n {"a": 1}', encoding="utf-8")
     lines = list(read_json_lines(path, OBJECT, "lines"))
     assert lines == [(f"{path}, line 1", {"a": "x\u2028y\u0085z"}), (f"{path}, line 3", {"a": 1})]
+    path.write_bytes(b'{"a":\r1}\r\n\t\r\n')
+    assert list(read_json_lines(path, OBJECT, "lines")) == [(f"{path}, line 1", {"a": 1})]
+    for odd in ("\x1c", "\u2028", "\u00a0"):  # white space for Python, not for JSON
+        path.write_text(odd, encoding="utf-8")
+        with pytest.raises(GemmaError, match="line 1: not JSON"):
+            list(read_json_lines(path, OBJECT, "lines"))
     path.write_text('{"a": 1}\n{"a": }\n')
     with pytest.raises(GemmaError, match=r"a\.jsonl, line 2: not JSON"):
         list(read_json_lines(path, OBJECT, "lines"))

@@ -157,8 +157,9 @@ def prepare(folder: Path, origin: dict[str, Any], make: Callable[[], Mapping[str
 
 def _write_array(path: Path, array: np.ndarray) -> None:
     def write(partial: Path) -> None:
-        with partial.open("wb") as file:
-            np.save(file, array)
+        with partial.open("wb") as file:  # numpy.save does not notice when the disk is full at the end
+            np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
+            file.write(np.ascontiguousarray(array).data)
 
     atomic_write(path, write)
 

@@ -108,6 +108,8 @@ def random_targets(folder: Path, batch_size: int, vocab_size: int) -> Callable[[
     """
     settings = read_settings(folder)
     texts = (settings["tokens"] - 1) // settings["seq_len"]
+    if texts < 1:
+        raise GemmaError(f"{folder}: {settings['tokens']} tokens, expected more than seq_len={settings['seq_len']}")
     files = [
         _open_targets(path, settings, min(_TEXTS, texts - number * _TEXTS), vocab_size)
         for number, path in enumerate(_files(folder, texts))

@@ -36,10 +36,18 @@ def train_tokenizer(lines: Iterable[str], vocab_size: int) -> bytes:
     smallest = len(SPECIAL_PIECES) + 256 + 1
     if vocab_size < smallest:
         raise GemmaError(f"vocab_size: {vocab_size}, expected at least {smallest} for the special pieces and the bytes")
-    model = io.BytesIO()
+    model, interruptions = io.BytesIO(), list[BaseException]()
+
+    def parts() -> Iterator[str]:
+        try:
+            yield from (part for line in lines for part in _short(line))
+        except BaseException as error:
+            interruptions.append(error)
+            raise
+
     try:
         SentencePieceTrainer.train(
-            sentence_iterator=(part for line in lines for part in _short(line)),
+            sentence_iterator=parts(),
             model_writer=model,
             model_type="bpe",
             vocab_size=vocab_size,
@@ -62,6 +70,8 @@ def train_tokenizer(lines: Iterable[str], vocab_size: int) -> bytes:
             minloglevel=2,
         )
     except RuntimeError as error:
+        if interruptions:  # sentencepiece turns every exception of the iterator into one of its own
+            raise interruptions[0] from None
         reason = str(error).rsplit("] ", 1)[-1] or "the text is empty"
         raise GemmaError(f"vocab_size: {vocab_size}: {reason}") from None
     return model.getvalue()

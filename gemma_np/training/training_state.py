@@ -101,6 +101,7 @@ def save_state(
     tensors = {f"weights/{name}": value for name, value in state.weights.items()}
     tensors |= {f"m/{name}": value for name, value in state.optimizer.m.items()}
     tensors |= {f"v/{name}": value for name, value in state.optimizer.v.items()}
+    tensors = dict(sorted(tensors.items()))  # a resumed run has them in another order
     values = {"step": state.step, "generator": state.generator.bit_generator.state}
     values |= _resume_conditions(model.config, training_config, identity)
     values["checksums"] = {name: checksum(value) for name, value in tensors.items()}

@@ -130,6 +130,7 @@ SETTINGS = {"seq_len": 8, "top_k": 4, "tokens": 100, "teacher": 5}
         ("no JSON", "not JSON"),
         (json.dumps(SETTINGS | {"top_k": 1.5}), "top_k: 1.5, expected a whole number"),
         (json.dumps(SETTINGS | {"teacher": -1}), "teacher: -1, expected a whole number"),
+        (json.dumps(SETTINGS | {"tokens": 8}), "8 tokens, expected more than seq_len=8"),
         (json.dumps(SETTINGS | {"tokens": 2**60}), "targets-00001-of-.*: No such file or directory"),
     ],
 )

@@ -50,3 +50,14 @@ def test_the_command_line(tmp_path, tokenizer, capsys):
     out = str(tmp_path / "t" / "tokenizer.model")
     assert main(["tokenizer", str(tmp_path / "text.txt"), "--vocab-size", "540", "-o", out]) == 0
     assert (tmp_path / "t" / "tokenizer.model").read_bytes() == tokenizer.model
+
+
+@pytest.mark.parametrize("error", [SystemExit(143), KeyboardInterrupt(), GemmaError("a.txt: not UTF-8")])
+def test_an_exception_while_the_lines_are_read_is_the_one_that_is_raised(error):
+    def lines():
+        yield "The first line."
+        raise error
+
+    with pytest.raises(type(error)) as raised:
+        train_tokenizer(lines(), 540)
+    assert raised.value is error
