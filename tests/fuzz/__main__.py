@@ -85,7 +85,7 @@ def print_messages(progress, count):
     while len(chosen) < count and any(shuffled.values()):
         chosen += [(name, found.pop()) for name, found in shuffled.items() if found]
     for name, message in sorted(chosen[:count]):
-        print(f"{name:18} {message}")
+        print(f"{name:18} {message}".encode("utf-8", "backslashreplace").decode())
 
 
 def print_table(progress):

@@ -247,7 +247,7 @@ def strict_lines(path, whole):
     """Return the JSON of each line of a file; with `whole`, without a last line that does not end."""
     lines = path.read_bytes().decode("utf-8").split("\n")
     lines = lines[:-1] if whole else lines
-    return [strict_json(line) for line in lines if line.strip(" \t\r")]
+    return [strict_json(line) for line in lines if line.strip()]
 
 
 def check_lines(path, build, ours, whole=False):
