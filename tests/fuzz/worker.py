@@ -43,10 +43,12 @@ class Worker:
         self.process = None
 
     def start(self):
-        self.log = Path(tempfile.mkstemp(prefix="fuzz-", suffix=".log")[1])
+        self.folder = Path(tempfile.mkdtemp(prefix=f"fuzz-{self.target}-"))
+        self.log = self.folder / "stack"
+        self.log.touch()
         context = multiprocessing.get_context("spawn")
         self.connection, end = context.Pipe()
-        self.process = context.Process(target=serve, args=(self.target, end, str(self.log)), daemon=True)
+        self.process = context.Process(target=serve, args=(self.target, end, self.folder), daemon=True)
         self.process.start()
         end.close()
         if (answer := self.connection.recv()) != "ready":
@@ -76,7 +78,7 @@ class Worker:
             self.process.join(2)
             self.process.kill()
             self.process.join()
-            self.log.unlink(missing_ok=True)
+            shutil.rmtree(self.folder, ignore_errors=True)
             self.process = None
 
     def __enter__(self):
@@ -95,14 +97,13 @@ def died(message, log):
     return Outcome("failed", message, f"{message} {place}", "\n".join(stack[:12]))
 
 
-def serve(name, connection, log):
+def serve(name, connection, folder):
     """Try the inputs that arrive, until the connection is closed."""
     for variable in THREADS:
         os.environ.setdefault(variable, "1")
-    folder = Path(tempfile.mkdtemp(prefix=f"fuzz-{name}-"))
     os.environ |= {"HF_HUB_OFFLINE": "1", "MPLCONFIGDIR": str(folder), "HOME": str(folder), "COLUMNS": "80"}
     tempfile.tempdir = os.environ["TMPDIR"] = str(folder)
-    trace = open(log, "w")  # noqa: SIM115 (open as long as the process lives)
+    trace = open(folder / "stack", "w")  # noqa: SIM115 (open as long as the process lives)
     faulthandler.enable(trace)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # what C++ libraries print
 
@@ -124,7 +125,6 @@ def serve(name, connection, log):
             if outcome.kind != "failed" and peak_bytes() > limit:
                 outcome = Outcome("failed", f"more than {MEMORY} bytes of memory", "memory")
             connection.send(tuple(outcome))
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 def set_limits():
