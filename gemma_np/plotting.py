@@ -24,5 +24,5 @@ def save_figure(figure: Any, output: str | Path) -> None:
     suffix = path.suffix.removeprefix(".") or "png"
     try:
         atomic_write(path, lambda partial: figure.savefig(partial, format=suffix, dpi=150))
-    except (ValueError, OSError) as error:
+    except (ArithmeticError, ValueError, OSError) as error:
         raise GemmaError(f"{path}: {str(error).splitlines()[0]}") from None

@@ -15,6 +15,7 @@ from gemma_np.checkpoints.huggingface import INDEX
 from gemma_np.checkpoints.quantized_tensors import quantized_format, to_tensors
 from gemma_np.checkpoints.safetensors_file import file_header, write_tensors
 from gemma_np.config import GemmaConfig
+from gemma_np.errors import GemmaError
 from gemma_np.weights.formats import Weight, check_finite, stored_bytes
 
 SHARD_BYTES = 5 * 10**8
@@ -68,7 +69,11 @@ def write_checkpoint(
         tensors.clear()
 
     for number in range(len(shards)):
-        (folder / _unnumbered(number)).replace(folder / _shard_name(number, len(shards)))
+        path = folder / _shard_name(number, len(shards))
+        try:
+            (folder / _unnumbered(number)).replace(path)
+        except OSError as error:
+            raise GemmaError(f"{path}: {error.strerror or error}, expected a file to write") from None
     _write_index(folder, shards, total)
     storage = {"quantization_config": {"quant_method": "gemma_np"}} if is_quantized else {"torch_dtype": dtype}
     _write_json(folder / "config.json", config_to_json(config) | storage)

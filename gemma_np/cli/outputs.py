@@ -67,5 +67,5 @@ def _check_apart(output: Path, given: Path) -> None:
     """Check that an output is not an input, by any name, and does not lie in one."""
     if output.exists() and output.samefile(given):
         raise GemmaError(f"{output}: is the input {given}, expected another place to write to")
-    if any(parent.exists() and parent.samefile(given) for parent in output.absolute().resolve().parents):
+    if any(parent.exists() and parent.samefile(given) for parent in Path(os.path.realpath(output)).parents):
         raise GemmaError(f"{output}: lies in the input {given}, expected a place outside of it")

@@ -49,11 +49,11 @@ class Tokenizer:
         return self._processor.PieceToId(piece)
 
     def piece(self, id: int) -> str:
-        """Return the piece of an id; a space is written as U+2581. Raises GemmaError when it is not UTF-8."""
+        """Return the piece of an id; a space is written as U+2581. Raises GemmaError when it is damaged."""
         try:
             return self._processor.IdToPiece(id)
-        except UnicodeDecodeError:
-            raise GemmaError(f"tokenizer: piece {id} is not UTF-8, expected a sound sentencepiece model") from None
+        except (UnicodeDecodeError, IndexError):
+            raise GemmaError(f"tokenizer: piece {id} is damaged, expected a sound sentencepiece model") from None
 
     @property
     def ends(self) -> set[int]:

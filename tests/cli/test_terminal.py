@@ -75,7 +75,7 @@ def test_messages_cannot_control_the_terminal(capsys, tmp_path):
     assert main(["generate", "--model", str(tmp_path / "\x1b[31m\nred\r\u202e"), "x"]) == 2
     err = capsys.readouterr().err
     assert err.count("\n") == 1
-    assert r"\x1b[31m red \u202e: no such folder or file" in err
+    assert r"\x1b[31m\nred\r\u202e: no such folder or file" in err
 
 
 def test_text_on_a_terminal_cannot_control_it(monkeypatch, capsys):
