@@ -53,7 +53,10 @@ def load(name_or_path: str | Path = DEFAULT, dtype: str = "float32") -> "Gemma":
         raise GemmaError(f"dtype: {dtype!r}, expected one of {', '.join(DTYPES)}")
     path = resolve_checkpoint(name_or_path)
     config, weights, tokenizer_model = (load_gguf if path.is_file() else load_folder)(path, dtype)
-    tokenizer = Tokenizer(tokenizer_model) if tokenizer_model is not None else None
+    try:
+        tokenizer = Tokenizer(tokenizer_model) if tokenizer_model is not None else None
+    except GemmaError as error:
+        raise GemmaError(f"{path}: {error}") from None
     # The multimodal Gemma 3 checkpoints have 64 more rows, for images.
     if tokenizer and config.vocab_size - len(tokenizer) not in (0, 64):
         raise GemmaError(f"{path}: tokenizer of {len(tokenizer)} pieces, expected vocab_size={config.vocab_size}")

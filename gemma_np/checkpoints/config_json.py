@@ -125,7 +125,7 @@ def config_to_json(config: GemmaConfig) -> dict[str, Any]:
 
 def _required(values: dict[str, Any], name: str) -> Any:
     if name not in values:
-        raise GemmaError(f"{name}: missing")
+        raise GemmaError(f"{name}: missing, expected a number")
     return values[name]
 
 

@@ -15,6 +15,7 @@ from gemma_np.errors import GemmaError
 from gemma_np.memory import check_memory
 from gemma_np.weights.formats import BFloat16, Stored, Weight
 
+_NAMED = 3  # tensors that an error names
 _BLOCK_BYTES = 16 * 2**20
 
 
@@ -53,8 +54,8 @@ def load_weights(stored: Mapping[str, StoredTensor], config: GemmaConfig, dtype:
     so that the peak memory is that of the weights. Quantized weights stay quantized, except for "float64"; "stored"
     also leaves bfloat16 matrices in the file.
 
-    Raises GemmaError that names all missing, extra and misshapen tensors, or when memory is too small; warns about NaN
-    and infinity.
+    Raises GemmaError that names missing, extra and misshapen tensors, or when memory is too small; warns about NaN and
+    infinity.
     """
     from tqdm import tqdm
 
@@ -105,7 +106,7 @@ def load_tensor(tensor: StoredTensor, dtype: np.dtype, progress: Callable[[int],
 
 
 def check_names_and_shapes(stored: Mapping[str, StoredTensor], config: GemmaConfig) -> None:
-    """Check the names and shapes of all tensors. Raises GemmaError that lists all missing, extra and misshapen ones."""
+    """Check the names and shapes of all tensors. Raises GemmaError that names missing, extra and misshapen ones."""
     expected = dict(config.weight_shapes())
     wrong = [f"{name}: missing" for name in expected if name not in stored]
     wrong += [f"{name}: extra" for name in stored if name not in expected]
@@ -113,7 +114,8 @@ def check_names_and_shapes(stored: Mapping[str, StoredTensor], config: GemmaConf
         if name in expected and tensor.shape != expected[name]:
             wrong.append(f"{name}: shape {tensor.shape}, expected {expected[name]} from {_reason(name, config)}")
     if wrong:
-        raise GemmaError("; ".join(wrong))
+        more = f"; and {len(wrong) - _NAMED} more" if len(wrong) > _NAMED else ""
+        raise GemmaError("; ".join(wrong[:_NAMED]) + more)
 
 
 def _reason(name: str, config: GemmaConfig) -> str:

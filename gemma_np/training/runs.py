@@ -211,7 +211,11 @@ def distill_from_cache(
 
 def read_tokenizer(path: str | Path) -> Tokenizer:
     """Read a tokenizer.model file. Raises GemmaError when it cannot be read."""
-    return Tokenizer(read_bytes(Path(path), "a tokenizer.model file"))
+    model = read_bytes(Path(path), "a tokenizer.model file")
+    try:
+        return Tokenizer(model)
+    except GemmaError as error:
+        raise GemmaError(f"{path}: {error}") from None
 
 
 def targets_tokenizer(targets: str | Path) -> Tokenizer:
