@@ -4,6 +4,7 @@ Tensors in Q8_0 and Q4_0 stay quantized; those of other types are dequantized. G
 1 + w; the published checkpoints and this package store w.
 """
 
+import math
 import re
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
@@ -81,13 +82,14 @@ def open_gguf(path: Path) -> tuple[Any, dict[str, Any]]:
     Raises GemmaError for a damaged file, and when the library is missing.
     """
     try:
-        from gguf import GGUFReader
+        from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFReader
     except ImportError:
         raise GemmaError(f'{path}: needs the gguf library, which pip install "gemma-np[gguf]" brings') from None
 
     class Reader(GGUFReader):
-        """Work around two problems of the library. It slices its memory map a million times, which is three times as
+        """Work around three problems of the library. It slices its memory map a million times, which is three times as
         fast on a plain array. It reads empty arrays past the end of the file, so a wrong length causes an endless loop.
+        It adds offsets in 64 bits, so a tensor far past the end would be read from the beginning of the file.
         """
 
         def __setattr__(self, name: str, value: Any) -> None:
@@ -98,6 +100,15 @@ def open_gguf(path: Path) -> tuple[Any, dict[str, Any]]:
                 raise ValueError(f"ends at byte {len(self.data)}")
             return super()._get(offset, *args, **kwargs)
 
+        def _build_tensors(self, start: int, fields: Sequence[Any]) -> None:
+            for field in fields:
+                _, name, _, sizes, format, offset = field.parts
+                in_block, block_bytes = GGML_QUANT_SIZES[GGMLQuantizationType(format[0])]
+                end = start + int(offset[0]) + math.prod(sizes.tolist()) // in_block * block_bytes
+                if end > len(self.data):
+                    raise ValueError(f"{bytes(name).decode()}: ends at byte {end} of {len(self.data)}")
+            super()._build_tensors(start, fields)
+
     try:
         reader = Reader(path)
         return reader, {name: field.contents() for name, field in reader.fields.items()}
@@ -106,7 +117,7 @@ def open_gguf(path: Path) -> tuple[Any, dict[str, Any]]:
 
 
 def _check_no_overlap(tensors: Iterable[Any]) -> None:
-    """Check that no two tensors of a GGUFReader share bytes; the library has checked that all are in the file."""
+    """Check that no two tensors of a GGUFReader share bytes."""
     in_order = sorted(tensors, key=lambda tensor: int(tensor.data_offset))
     for first, second in pairwise(in_order):
         if first.data_offset + first.n_bytes > second.data_offset:

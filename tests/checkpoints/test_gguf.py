@@ -220,17 +220,36 @@ def test_a_missing_and_an_extra_tensor_are_named(tmp_path):
     assert "output.weight: extra" in str(error.value)
 
 
+def move(path, tensor, offset):
+    """Say that a tensor begins at this offset from the beginning of the numbers."""
+    position = tensor.field.offset + sum(part.nbytes for part in tensor.field.parts[:-1])  # the last is its offset
+    data = bytearray(path.read_bytes())
+    data[position : position + 8] = offset.to_bytes(8, "little")
+    path.write_bytes(data)
+
+
 def test_tensors_that_overlap_are_named(tmp_path):
     path = write(tmp_path / "model.gguf", model_of("gemma2"))
     first, second, *_ = sorted(gguf.GGUFReader(path).tensors, key=lambda tensor: tensor.data_offset)
-    field = second.field
-    position = field.offset + sum(part.nbytes for part in field.parts[:-1])  # the last part is the tensor's offset
-    data = bytearray(path.read_bytes())
-    offset = int.from_bytes(data[position : position + 8], "little")
-    assert offset == second.data_offset - first.data_offset
-    data[position : position + 8] = (offset - 32).to_bytes(8, "little")
-    path.write_bytes(data)
+    move(path, second, second.data_offset - first.data_offset)
+    load_gguf(path, "float32")
+    move(path, second, second.data_offset - first.data_offset - 32)
     with pytest.raises(GemmaError, match=rf"model\.gguf: {first.name} and {second.name}: overlap in the file"):
+        load_gguf(path, "float32")
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("offset", ["one too far", 2**40, 2**63, 2**64 - 4096, 2**64 - 128])
+def test_a_tensor_that_leaves_the_file_is_named(offset, tmp_path):
+    """Offsets are unsigned numbers of 64 bits: 2**64 - 128 is no place before the numbers."""
+    path = write(tmp_path / "model.gguf", model_of("gemma2"))
+    reader = gguf.GGUFReader(path)
+    (tensor,) = [tensor for tensor in reader.tensors if tensor.name == "output_norm.weight"]
+    size, start = path.stat().st_size, min(tensor.data_offset for tensor in reader.tensors)
+    offset = size - start - tensor.n_bytes + 1 if offset == "one too far" else offset
+    move(path, tensor, offset)
+    end = start + offset + tensor.n_bytes
+    with pytest.raises(GemmaError, match=rf"damaged \(output_norm\.weight: ends at byte {end} of {size}\), expected"):
         load_gguf(path, "float32")
 
 
