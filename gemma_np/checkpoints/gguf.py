@@ -100,7 +100,7 @@ def open_gguf(path: Path) -> tuple[Any, dict[str, Any]]:
                 raise ValueError(f"ends at byte {len(self.data)}")
             return super()._get(offset, *args, **kwargs)
 
-        def _build_tensors(self, start: int, fields: Sequence[Any]) -> None:
+        def _build_tensors(self, start: int, fields: Any) -> None:
             for field in fields:
                 _, name, _, sizes, format, offset = field.parts
                 in_block, block_bytes = GGML_QUANT_SIZES[GGMLQuantizationType(format[0])]

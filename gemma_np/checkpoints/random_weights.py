@@ -19,10 +19,13 @@ _ROWS = 4096  # rows filled at once
 def random_weights(config: GemmaConfig, format: str, seed: int = 0) -> Iterator[tuple[str, Weight]]:
     """Return random weights by name, generated one at a time: matrices of variance 1 / in, norms at the identity.
 
-    Raises GemmaError when the format is not one of `RANDOM_FORMATS`.
+    Raises GemmaError when the format is not one of `RANDOM_FORMATS`, and when a matrix has no whole groups for int4.
     """
     if format not in RANDOM_FORMATS:
         raise GemmaError(f"format: {format!r}, expected one of {', '.join(RANDOM_FORMATS)}")
+    for name, shape in config.weight_shapes():
+        if format == "int4" and len(shape) == 2 and shape[1] % _GROUP_SIZE:
+            raise GemmaError(f"{name}: {shape[1]} channels, expected a multiple of {_GROUP_SIZE} for int4")
     generator = np.random.default_rng(seed)
     return (
         (name, np.zeros(shape, np.float32) if len(shape) == 1 else _matrix(shape, format, generator))

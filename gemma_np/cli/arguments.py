@@ -68,6 +68,13 @@ def read_group_size(options: argparse.Namespace, format: str) -> int | None:
     return options.group_size or FORMATS[format].group_size
 
 
+def refuse_without(flag: str, options: argparse.Namespace, *names: str) -> None:
+    """Raise GemmaError when an option is given that only has a meaning beside `flag`."""
+    for name in names:
+        if getattr(options, name):
+            raise GemmaError(f"--{name.replace('_', '-')}: given without {flag}, expected both or neither")
+
+
 def add_calibration(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of calibration."""
     parser.add_argument("--calibration-text", metavar="TEXT", help=f"calibration text: {TEXT_HELP}")

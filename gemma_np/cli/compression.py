@@ -19,6 +19,7 @@ from gemma_np.cli.arguments import (
     add_scheme,
     read_calibration,
     read_schemes,
+    refuse_without,
 )
 from gemma_np.cli.options import add_number
 from gemma_np.cli.outputs import add_new_folder, add_output_file
@@ -116,6 +117,8 @@ def prune(options: argparse.Namespace) -> None:
 
 def compress(options: argparse.Namespace) -> None:
     """Prune a model, heal it by distillation from the original, quantize it; measure each step."""
+    if not options.format:
+        refuse_without("--quantize", options, "group_size", "zero_points", "embedding_format")
     scheme, embedding = read_schemes(options) if options.format else (None, None)
     config = CompressionConfig(
         prune=read_plan(options.prune) if options.prune else None,

@@ -36,7 +36,8 @@ class Range(NamedTuple):
         in_range = self.low <= value <= self.high
         if not in_range or (self.above and value == self.low) or (self.below and value == self.high):
             kind = "a whole number" if self.whole else "a number"
-            raise argparse.ArgumentTypeError(f"{quoted(text)}, expected {kind}, {self}")
+            limits = f"at most {self.high}" if self.whole and value > self.high else str(self)
+            raise argparse.ArgumentTypeError(f"{quoted(text)}, expected {kind}, {limits}")
         return value
 
 
@@ -51,7 +52,7 @@ OPTIONS = {
     "--distill": Range(1),
     "--eval-every": Range(1),
     "--grad-accum-steps": Range(1),
-    "--group-size": Range(1),
+    "--group-size": Range(2),
     "--head-dim": Range(2),
     "--heads": Range(1),
     "--hidden-size": Range(1),

@@ -9,7 +9,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from gemma_np.checkpoints.atomic_write import atomic_write
-from gemma_np.cli.arguments import MODEL_HELP, TEXT_HELP, Command, add_group_size, read_group_size
+from gemma_np.cli.arguments import MODEL_HELP, TEXT_HELP, Command, add_group_size, read_group_size, refuse_without
 from gemma_np.cli.options import add_number
 from gemma_np.cli.outputs import add_new_folder, add_output_file
 from gemma_np.compression.qat import FakeQuantize
@@ -229,6 +229,7 @@ def _new_model(options: argparse.Namespace, tokenizer: Tokenizer, vocab_size: in
 
 def _fake_quantize(options: argparse.Namespace) -> FakeQuantize | None:
     if not options.quantization_aware:
+        refuse_without("--quantization-aware", options, "group_size")
         return None
     format = options.quantization_aware
     return FakeQuantize(Scheme(format, read_group_size(options, format)))

@@ -57,7 +57,8 @@ def two_of_four(scores: np.ndarray) -> np.ndarray:
 def prune_weights(model: Gemma, keep: Mask, method: str, ids: np.ndarray | None = None) -> Iterator[tuple[str, Weight]]:
     """Return all weights by name, with the matrices of the layers pruned; the embedding is unchanged.
 
-    ids [texts, T]: calibration data for Wanda. Raises GemmaError for an unknown method, and for Wanda without ids.
+    ids [texts, T]: calibration data for Wanda. Raises GemmaError for an unknown method, for Wanda without ids, and for
+    a matrix that the mask does not fit, by its name.
     """
     if method not in PRUNING_METHODS:
         raise GemmaError(f"method: {method!r}, expected one of {', '.join(PRUNING_METHODS)}")
@@ -73,7 +74,10 @@ def prune_weights(model: Gemma, keep: Mask, method: str, ids: np.ndarray | None 
         scores = np.abs(weight)
         if method == "wanda":
             scores = scores * np.sqrt(np.diagonal(gram[INPUTS[name]]))
-        return np.where(keep(scores), weight, 0)
+        try:
+            return np.where(keep(scores), weight, 0)
+        except GemmaError as error:
+            raise GemmaError(f"{name}: {error}") from None
 
     embedding = model.weights["model.embed_tokens.weight"]
     return map_layers(model, embedding, prune_layer, ids if method == "wanda" else None)

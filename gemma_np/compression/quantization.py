@@ -50,9 +50,10 @@ class Scheme:
     def __post_init__(self) -> None:
         if self.format not in QUANTIZE_FORMATS:
             raise GemmaError(f"format: {self.format!r}, expected one of {', '.join(QUANTIZE_FORMATS)}")
-        can_group, size = FORMATS[self.format].can_group, self.group_size
-        if size is not None and (not can_group or size < 2 or size % 2):
-            raise GemmaError(f"group_size: {size} for {self.format}, expected an even number, for int8 or int4")
+        if self.group_size is not None and not FORMATS[self.format].can_group:
+            raise GemmaError(f"group_size: {self.group_size} for {self.format}, expected one for int8 or int4 only")
+        if self.group_size is not None and (self.group_size < 2 or self.group_size % 2):
+            raise GemmaError(f"group_size: {self.group_size}, expected an even number, 2 or more")
         if self.zero_points and self.format != "int4":
             raise GemmaError(f"zero_points: for {self.format}, expected int4")
 

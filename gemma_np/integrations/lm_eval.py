@@ -83,7 +83,7 @@ class GemmaHarness(TemplateLM):  # type: ignore[misc]
         """Format a conversation for the instruction-tuned models; `tok_encode` gives it the ids of `chat_ids`."""
         roles = {"assistant": "model"}
         turns = (
-            f"{START_OF_TURN}{roles.get(turn['role'], turn['role'])}\n{_SPLIT}{_as_text(turn['content'].strip())}"
+            f"{START_OF_TURN}{roles.get(turn['role'], turn['role'])}\n{_SPLIT}{_as_text(turn['content'])}"
             for turn in chat_history
         )
         text = BOS + f"{END_OF_TURN}\n".join(turns)
@@ -178,8 +178,9 @@ class GemmaHarness(TemplateLM):  # type: ignore[misc]
 
 
 def _as_text(content: str) -> str:
-    """Split each control piece after its first character, as `Tokenizer.encode_verbatim` does."""
-    return CONTROL_PIECE.sub(lambda piece: piece[0][0] + _SPLIT + piece[0][1:], content)
+    """Split each control piece after its first character, as `Tokenizer.encode_verbatim` does, and nowhere else."""
+    text = content.replace(_SPLIT, "").strip()
+    return CONTROL_PIECE.sub(lambda piece: piece[0][0] + _SPLIT + piece[0][1:], text)
 
 
 def _warn(message: str) -> None:

@@ -51,7 +51,8 @@ def read_dump(path: str | Path, name_map: str | Path | None = None) -> Dump:
     for their_name, tensor in stored_tensors(path).items():
         name = translate(their_name)
         if name in records:
-            raise GemmaError(f"{path}: {quoted(stored_as[name])} and {quoted(their_name)}: both are {quoted(name)}")
+            both = f"{quoted(stored_as[name])} and {quoted(their_name)}: both are {quoted(name)}"
+            raise GemmaError(f"{path}: {both}, expected one of them")
         assert tensor.mapped is not None
         records[name], stored_as[name] = tensor.mapped, their_name
     if not records:

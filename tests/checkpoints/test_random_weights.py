@@ -9,6 +9,7 @@ from gemma_np.checkpoints.random_weights import RANDOM_FORMATS, random_weights
 from gemma_np.checkpoints.saving import save_folder, save_sparse_folder
 from gemma_np.config import gemma2_config
 from gemma_np.weights.formats import dequantize
+from tests.support import tiny
 
 CONFIG = gemma2_config(
     vocab_size=300,
@@ -38,6 +39,15 @@ def test_a_checkpoint_writes_tokens(format, tmp_path):
     save_folder(tmp_path / "model", CONFIG, random_weights(CONFIG, format), None)
     model = gemma_np.load(tmp_path / "model", "stored")
     assert len(list(model.stream_ids([2, 5], max_new_tokens=3))) == 3
+
+
+def test_a_width_without_whole_groups_is_refused():
+    model = tiny.config()
+    assert dict(random_weights(model, "int8"))
+    with pytest.raises(
+        GemmaError, match=r"^model\.embed_tokens\.weight: 12 channels, expected a multiple of 64 for int4$"
+    ):
+        random_weights(model, "int4")
 
 
 def test_a_sparse_checkpoint_takes_no_disk_space_and_is_a_model(tmp_path):

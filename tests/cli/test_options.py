@@ -66,6 +66,29 @@ def test_the_ends_of_a_range(command, action):
         assert len(error) <= 201
 
 
+def test_a_number_that_is_too_large_is_told_the_largest():
+    for number, limits in (("2147483648", "at most 2147483647"), ("0", "1 or more")):
+        status, error = run(["generate", f"--top-k={number}", "a"])
+        assert status == 2
+        assert f'argument --top-k: "{number}", expected a whole number, {limits} (' in error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "option", "beside"),
+    [
+        (["train", "{}/text.txt", "--model", "{}/model", "--group-size", "2"], "group-size", "quantization-aware"),
+        (["compress", "{}/text.txt", "--model", "{}/model", "--group-size", "2"], "group-size", "quantize"),
+        (["compress", "{}/text.txt", "--model", "{}/model", "--zero-points"], "zero-points", "quantize"),
+        (["compress", "{}/text.txt", "--embedding-format", "int8"], "embedding-format", "quantize"),
+    ],
+)
+def test_an_option_that_would_be_ignored_is_refused(arguments, option, beside, files, tmp_path):
+    status, error = run([*(argument.format(files) for argument in arguments), "-o", str(tmp_path / "out")])
+    assert status == 2
+    assert error == f"gemma-np: --{option}: given without --{beside}, expected both or neither\n"
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("name", [name for name in vars(TrainingConfig()) if name != "seed"])
 def test_the_library_takes_what_the_options_of_training_take(name):
     for text in edges(OPTIONS[f"--{name.replace('_', '-')}"])[0]:

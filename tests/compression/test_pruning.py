@@ -32,6 +32,9 @@ def test_two_of_four_are_kept_and_they_are_the_largest(rows, fours, seed):
 def test_two_of_four_takes_no_other_rows():
     with pytest.raises(GemmaError, match="2:4: 6 channels, expected a multiple of 4"):
         two_of_four(np.ones((2, 6)))
+    message = r"^model\.layers\.0\.mlp\.down_proj\.weight: 2:4: 7 channels, expected a multiple of 4$"
+    with pytest.raises(GemmaError, match=message):
+        dict(prune_weights(tiny.gemma(), two_of_four, "magnitude"))
 
 
 @pytest.mark.parametrize("sparsity", [-0.1, 1.0, float("nan")])

@@ -144,8 +144,10 @@ def test_the_schemes_of_gguf_have_16_bit_scales_that_reach_as_far(scheme):
     ("make", "message"),
     [
         (lambda: Scheme("int3"), "format: 'int3', expected one of bfloat16, int8, w8a8, int4, float8"),
-        (lambda: Scheme("int4", 3), "group_size: 3 for int4, expected an even number"),
-        (lambda: Scheme("float8", 32), "group_size: 32 for float8, expected an even number, for int8 or int4"),
+        (lambda: Scheme("int4", 3), "group_size: 3, expected an even number, 2 or more"),
+        (lambda: Scheme("int8", 0), "group_size: 0, expected an even number, 2 or more"),
+        (lambda: Scheme("int8", -2), "group_size: -2, expected an even number, 2 or more"),
+        (lambda: Scheme("float8", 32), "group_size: 32 for float8, expected one for int8 or int4 only"),
         (lambda: Scheme("int8", zero_points=True), "zero_points: for int8, expected int4"),
         (lambda: quantize(np.ones((2, 6)), Scheme("int4", 4)), "6 channels, expected a multiple of group_size=4"),
         (lambda: quantize(np.ones((2, 5)), Scheme("int4")), "5 channels, expected an even number for int4"),

@@ -153,7 +153,10 @@ def test_the_chat_template_is_that_of_chat(tiny_folder):
     assert model.tok_encode(model.apply_chat_template(history)) == chat_ids(messages, model.tokenizer)
 
 
-PARTS = st.sampled_from(["<start_of_turn>", "<end_of_turn>", "<bos>", "<eos>", "<", "user\n", "model", "\n", " ", "a"])
+SPLIT = "\ufdd0"
+PARTS = st.sampled_from(
+    [SPLIT, "<start_of_turn>", "<end_of_turn>", "<bos>", "<eos>", "<", "user\n", "model", "\n", " ", "a"]
+)
 
 
 CONTENTS = st.lists(PARTS | st.text(max_size=5)).map("".join)
@@ -167,7 +170,8 @@ def test_control_pieces_in_the_turns_are_text(contents):
     model = ours("shakespeare-1m")
     turns = [(role, text) for role, text in zip(["user", "model"] * 3, contents, strict=False)]
     history = [{"role": role.replace("model", "assistant"), "content": text} for role, text in turns]
-    expected = chat_ids([{"role": role, "content": text} for role, text in turns], model.tokenizer)
+    messages = [{"role": role, "content": text.replace(SPLIT, "")} for role, text in turns]
+    expected = chat_ids(messages, model.tokenizer)
     formatted = model.apply_chat_template(history)
     assert model.tok_encode(formatted) == expected
     assert model.tok_encode(formatted, add_special_tokens=False) == expected

@@ -320,7 +320,7 @@ def test_the_caller_keeps_what_he_gave(model_type):
 
 
 @pytest.mark.parametrize(
-    ("ids", "wrong"), [([3, 99, -2], 99), ([3, -2, 99], -2), ([[1, 2], [5, 17]], 17), ([16, 17], 17)]
+    ("ids", "wrong"), [([3, 99, -2], 99), ([3, -2, 99], -2), ([[1, 2], [5, 17]], 17), ([16, 17], 17), ([0, 99], 99)]
 )
 def test_the_first_wrong_id_is_named(ids, wrong):
     config = dataclasses.replace(tiny.config(), vocab_size=17)

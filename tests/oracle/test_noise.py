@@ -27,6 +27,14 @@ def test_the_first_record_may_be_off_by_half_to_one_step_of_the_dtype(dtype, ref
     assert EPS[dtype] / 2 <= threshold <= EPS[dtype] * 1.01
 
 
+@pytest.mark.parametrize("dtype", EPS)
+def test_a_record_that_rounding_does_not_change_may_be_off_by_half_a_step(dtype, reference):
+    silent = {"model.layers.3.mlp.down_proj.weight": np.zeros((12, 7))}
+    model = Gemma(reference.model.config, {**reference.model.weights, **silent}, None)
+    threshold = noise_thresholds(Reference(model, [IDS]), ["layers.3.mlp.down"], dtype, exact)["layers.3.mlp.down"]
+    assert threshold == SAFETY_FACTOR[dtype] * EPS[dtype] / 2
+
+
 def test_the_safety_factors():
     assert SAFETY_FACTOR == {"float64": 32, "float32": 32, "bfloat16": 8, "float16": 8}
 
