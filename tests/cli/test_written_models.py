@@ -8,7 +8,7 @@ from unittest.mock import patch
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import gemma_np
@@ -17,8 +17,10 @@ from gemma_np.cli import main
 from gemma_np.compression.quantization import QUANTIZE_FORMATS
 from gemma_np.training.merging import DTYPES
 from gemma_np.training.merging import merge as merged
+from gemma_np.weights.formats import check_finite
+from tests.checkpoints.test_gguf import model_of
 from tests.support import tiny
-from tests.support.strategies import configs, random_weights, seeds
+from tests.support.strategies import MODEL_TYPES, configs, random_weights, seeds
 
 OPTIONS = st.fixed_dictionaries(
     {},
@@ -61,16 +63,23 @@ def run(arguments):
             return exit.code, error.getvalue()
 
 
+def read(path):
+    """Return the model that a command has written, whose weights must be finite."""
+    model = gemma_np.load(path, "stored")
+    for name, weight in model.weights.items():
+        check_finite(name, weight)
+    with np.errstate(all="ignore"):
+        assert model.logits([3, 1, 4]).shape == (3, model.config.vocab_size)
+    return model
+
+
 def check(arguments, output):
     """Run a command: `load` reads what it writes, or nothing is left of it. Return the model, or None."""
     before = sorted(output.parent.iterdir())
     status, error = run([*arguments, "-o", str(output)])
     errors = [line for line in error.splitlines() if "warning" not in line]
     if status == 0:
-        model = gemma_np.load(output, "stored")
-        with np.errstate(all="ignore"):
-            assert model.logits([3, 1, 4]).shape == (3, model.config.vocab_size)
-        return model
+        return read(output)
     assert status == 2
     assert len(errors) == 1
     assert len(errors[0]) <= 200
@@ -95,6 +104,53 @@ def test_what_one_command_writes_another_reads(config, seed, dtype, extreme, fir
 def reading(model, command, *options):
     """Return the arguments of a command that reads a model."""
     return [command, *(["--model"] if command != "merge" else []), str(model), *options]
+
+
+TEXTS = [tiny.TEXT[start:] * 4 for start in range(12)]
+CALIBRATION = ["--calibration-text", "{}/texts", "--calibration-samples", "2", "--calibration-length", "9"]
+SHORT_RUN = ["--steps", "1", "--batch-size", "2", "--seq-len", "8"]
+COMMANDS_WITH_TEXT = [
+    ["train", "{}/texts", "--model", "{}/start", *SHORT_RUN],
+    ["distill", "{}/texts", "--model", "{}/start", "--teacher", "{}/start", *SHORT_RUN],
+    ["compress", "{}/texts", "--model", "{}/start", "--quantize", "w8a8", "--val-fraction", "0.3"],
+    ["prune", "--model", "{}/start", "intermediate-size=4,kv-heads=1", *CALIBRATION],
+    ["prune", "--model", "{}/start", "wanda=0.5", *CALIBRATION],
+    ["quantize", "--model", "{}/start", "--format", "int8", "--method", "gptq", *CALIBRATION],
+    ["quantize", "--model", "{}/start", "--format", "w8a8", "--method", "awq", *CALIBRATION],
+    ["export-gguf", "--model", "{}/start"],
+]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("command", COMMANDS_WITH_TEXT, ids=lambda command: " ".join(command[::3][:2]))
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+@given(st.sampled_from(DTYPES), EXTREMES, st.data())
+@settings(max_examples=6)
+def test_what_a_command_writes_from_a_text_is_read(command, model_type, dtype, extreme, data):
+    """A run that is refused keeps its tokens and its log, to be resumed; it never keeps a model."""
+    source = merged([(model_of if command[0] == "export-gguf" else tiny.gemma)(model_type)], dtype)
+    if extreme is not None:
+        name = data.draw(st.sampled_from(sorted(source.weights)))
+        with np.errstate(over="ignore"):
+            source = tiny.with_number(source, name, extreme)
+    with tempfile.TemporaryDirectory() as folder, np.errstate(all="ignore"):
+        with patch("gemma_np.checkpoints.saving.check_finite"):
+            source.save(Path(folder, "start"))
+        Path(folder, "texts").mkdir()
+        for number, text in enumerate(TEXTS):
+            Path(folder, "texts", f"{number}.txt").write_text(text, encoding="utf-8")
+        arguments = [argument.format(folder) for argument in command]
+        out = Path(folder, "out.gguf" if command[0] == "export-gguf" else "out")
+        if command[0] in ("train", "distill", "compress"):
+            status, error = run([*arguments, "-o", str(out)])
+            written = [path.parent for path in out.rglob("config.json")]
+            for path in written:
+                read(path)
+            assert status in (0, 2), error
+            assert bool(written) == (status == 0)
+        else:
+            model = check(arguments, out)
+            assert model is not None or extreme is not None
 
 
 @pytest.mark.parametrize("format", ["Q8_0", "Q4_0"])
