@@ -4,6 +4,7 @@ The safetensors library checks the header of each file (sizes, overlaps, end of 
 what the model does not use takes no memory.
 """
 
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -33,8 +34,12 @@ def load_folder(folder: Path, dtype: str = "float32") -> tuple[GemmaConfig, dict
     """
     config = read_config(folder / "config.json")
     stored, stored_as = dict[str, StoredTensor](), dict[str, str]()
-    for path in _weight_files(folder):
-        for full_name, tensor in _with_quantized(path):
+    paths, weight_map = _weight_files(folder)
+    for path in paths:
+        tensors = stored_tensors(path, FLOATS | QUANTIZED)
+        if weight_map is not None:
+            _check_listed(folder / INDEX, path.name, tensors, weight_map)
+        for full_name, tensor in _with_quantized(path, tensors):
             if full_name.startswith(_IMAGE_PREFIXES):
                 continue
             name = _text_name(full_name)
@@ -49,10 +54,10 @@ def load_folder(folder: Path, dtype: str = "float32") -> tuple[GemmaConfig, dict
     return config, weights, read_bytes(tokenizer_model, "a tokenizer.model") if tokenizer_model.exists() else None
 
 
-def _weight_files(folder: Path) -> list[Path]:
-    """Return model.safetensors, or the shards that the index names."""
+def _weight_files(folder: Path) -> tuple[list[Path], dict[str, str] | None]:
+    """Return model.safetensors, or the shards and the map of the index that names them."""
     if (folder / "model.safetensors").exists():
-        return [folder / "model.safetensors"]
+        return [folder / "model.safetensors"], None
     index = folder / INDEX
     if not index.exists():
         raise GemmaError(f"{folder}: no weights, expected model.safetensors or {INDEX}")
@@ -61,15 +66,13 @@ def _weight_files(folder: Path) -> list[Path]:
     for name in names:
         if Path(name).name != name or name in ("", "..") or "\0" in name:
             raise GemmaError(f"{index}: names {quoted(name)}, expected a file in the same folder")
-        if not (folder / name).exists():
+        if not os.path.exists(folder / name):  # unlike Path.exists, False for a name that is too long
             raise GemmaError(f"{index}: names {quoted(name)}, which is missing")
-        _check_listed(index, name, weight_map)
-    return [folder / name for name in names]
+    return [folder / name for name in names], weight_map
 
 
-def _check_listed(index: Path, shard: str, weight_map: Mapping[str, str]) -> None:
+def _check_listed(index: Path, shard: str, found: Mapping[str, StoredTensor], weight_map: Mapping[str, str]) -> None:
     """Check that a shard has the tensors that the index names, and no others."""
-    found = stored_tensors(index.with_name(shard), FLOATS | QUANTIZED)
     for name in found:
         if weight_map.get(name) != shard:
             elsewhere = quoted(weight_map[name]) if name in weight_map else "nowhere"
@@ -87,9 +90,8 @@ def _text_name(name: str) -> str:
     return name
 
 
-def _with_quantized(path: Path) -> Iterator[tuple[str, StoredTensor]]:
+def _with_quantized(path: Path, tensors: dict[str, StoredTensor]) -> Iterator[tuple[str, StoredTensor]]:
     """Yield each weight of a safetensors file by name; the arrays of a quantized weight are joined into one tensor."""
-    tensors = stored_tensors(path, FLOATS | QUANTIZED)
     arrays = {name: tensor.mapped for name, tensor in tensors.items()}
     try:
         for name, format in read_formats(read_metadata(path)).items():

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from gemma_np.checkpoints.atomic_write import atomic_write
+from gemma_np.checkpoints.checksum import CHECKSUM
 from gemma_np.checkpoints.saving import save_folder
 from gemma_np.compression.benchmark import Measurement, measure
 from gemma_np.compression.calibration import split_samples
@@ -40,7 +41,7 @@ _FIELDS = {
     "agreement": NUMBER,
     "tokens_per_second": NUMBER,
 }
-_REPORT = object_of({}, others=object_of(_FIELDS | {"checksum": whole_number(0, 2**32 - 1)}))
+_REPORT = object_of({}, others=object_of(_FIELDS | {"checksum": CHECKSUM}))
 
 
 @dataclass(frozen=True, kw_only=True)

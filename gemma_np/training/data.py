@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gemma_np.checkpoints.atomic_write import atomic_write
-from gemma_np.checkpoints.checksum import checksum
+from gemma_np.checkpoints.checksum import CHECKSUM, checksum
 from gemma_np.errors import GemmaError, quoted
 from gemma_np.input_files import read_bytes, read_text, require_file
-from gemma_np.json_input import object_of, read_json, whole_number
+from gemma_np.json_input import object_of, read_json
 from gemma_np.text.tokenizer import Tokenizer
 from gemma_np.training.mpi import Ranks
 from gemma_np.training.task import Batch
@@ -23,8 +23,7 @@ Texts = str | Path | np.ndarray
 
 
 _ORIGIN = "origin.json"
-_CHECKSUM = whole_number(0, 2**32 - 1)
-_CHECKSUMS = object_of({"checksums": object_of({"train": _CHECKSUM, "validation": _CHECKSUM})})
+_CHECKSUMS = object_of({"checksums": object_of({"train": CHECKSUM, "validation": CHECKSUM})})
 
 
 class Split(NamedTuple):

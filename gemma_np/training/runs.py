@@ -27,7 +27,7 @@ from gemma_np.input_files import read_bytes
 from gemma_np.memory import check_memory
 from gemma_np.text.tokenizer import Tokenizer
 from gemma_np.training.conversations import all_conversations, random_conversations, tokenize_conversations
-from gemma_np.training.data import Texts, consecutive_batches, open_split, random_batches, tokenize_texts
+from gemma_np.training.data import Split, Texts, consecutive_batches, open_split, random_batches, tokenize_texts
 from gemma_np.training.distillation import (
     check_same_vocabulary,
     choose_divergence,
@@ -97,7 +97,7 @@ def train(model: Model, texts: Texts, output: str | Path, **options: Unpack[RunO
     Raises GemmaError for input that is missing or wrong, and when the output folder cannot be used.
     """
     with _open_run(model, output, **options) as run:
-        return run.train(run.text_task(texts))
+        return run.train(run.text_task(run.split(texts)))
 
 
 def fine_tune(
@@ -150,10 +150,10 @@ def distill(
     with _open_run(student, output, **options) as run:
         teacher = _loaded(teacher)
         check_same_vocabulary(teacher, run.model)
-        task = run.text_task(texts)
+        split = run.split(texts)
+        task = run.text_task(split)
         if prompt_tokens is not None:
-            tokens = open_split(run.data).train
-            task = replace(task, next_batch=on_policy(tokens, run.model.config, run.config, prompt_tokens))
+            task = replace(task, next_batch=on_policy(split.train, run.model.config, run.config, prompt_tokens))
         identity = {
             "divergence": divergence,
             "temperature": temperature,
@@ -261,9 +261,9 @@ class _Run:
         if self.config.seq_len > context:
             raise GemmaError(f"seq_len: {self.config.seq_len}, expected at most the model's context of {context}")
 
-    def text_task(self, texts: Texts) -> Task:
-        """Return the task of predicting the next token of texts."""
-        split = tokenize_texts(
+    def split(self, texts: Texts) -> Split:
+        """Tokenize texts into the folder of the run."""
+        return tokenize_texts(
             texts,
             self.model.require_tokenizer(),
             self.data,
@@ -272,6 +272,9 @@ class _Run:
             keep=self.resume,
             ranks=self.ranks,
         )
+
+    def text_task(self, split: Split) -> Task:
+        """Return the task of predicting the next token of texts."""
         next_batch = random_batches(split.train, self.config.batch_size, self.config.seq_len)
         return Task(next_batch, validation=self.validation(split.validation))
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from gemma_np.checkpoints.atomic_write import atomic_write
-from gemma_np.checkpoints.checksum import checksum
+from gemma_np.checkpoints.checksum import CHECKSUM, checksum
 from gemma_np.checkpoints.safetensors_file import IDS, read_metadata, stored_tensors, write_tensors
 from gemma_np.errors import GemmaError
 from gemma_np.gemma import Gemma
@@ -34,10 +34,9 @@ _SETTINGS = "targets.json"
 _TEXTS = 256  # per file
 _BATCH_SIZE = 8  # texts that the teacher reads at once
 _DTYPES = IDS | {"F16": np.float16}
-_CHECKSUM = whole_number(0, 2**32 - 1)
-_CHECKSUMS = object_of({name: _CHECKSUM for name in ("ids", "top", "probs")})
+_CHECKSUMS = object_of({name: CHECKSUM for name in ("ids", "top", "probs")})
 _SETTINGS_VALUES = object_of(
-    {"seq_len": whole_number(1), "top_k": whole_number(1), "tokens": whole_number(2), "teacher": _CHECKSUM}
+    {"seq_len": whole_number(1), "top_k": whole_number(1), "tokens": whole_number(2), "teacher": CHECKSUM}
 )
 
 

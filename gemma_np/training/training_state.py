@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from gemma_np.checkpoints.checksum import checksum
+from gemma_np.checkpoints.checksum import CHECKSUM, checksum
 from gemma_np.checkpoints.safetensors_file import read_metadata, stored_tensors, write_tensors
 from gemma_np.checkpoints.saving import write_checkpoint
 from gemma_np.config import GemmaConfig
@@ -42,8 +42,8 @@ _METADATA = {
     "config": object_of({}),
     "training_config": object_of({}),
     "identity": object_of({}),
-    "checksums": object_of({}, others=whole_number(0, 2**32 - 1)),
-    "checksum": whole_number(0, 2**32 - 1),  # of all other metadata
+    "checksums": object_of({}, others=CHECKSUM),
+    "checksum": CHECKSUM,  # of all other metadata
 }
 
 

@@ -11,7 +11,7 @@ from itertools import pairwise
 import numpy as np
 
 from gemma_np.checkpoints.safetensors_file import FLOATS, QUANTIZED
-from gemma_np.config import GLOBAL, LOCAL
+from gemma_np.config import GLOBAL, LOCAL, SIZES
 from gemma_np.weights.formats import dequantize
 from tests.fuzz.formats import parse_gguf
 
@@ -145,17 +145,7 @@ def check_declared(path):
         check(len(names) == len(set(names)), f"accepted a name that occurs twice among the {part}")
 
 
-CONFIG_FIELDS = (
-    "vocab_size",
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "head_dim",
-    "intermediate_size",
-    "max_position_embeddings",
-    "rms_norm_eps",
-)
+CONFIG_FIELDS = (*SIZES, "rms_norm_eps")
 
 ALLOWED = {
     # Gemma 1 has no local layers, no caps and no scalar: transformers keeps such keys and does not use them.
