@@ -56,7 +56,7 @@ def _write(
         weights, total=len(shapes), desc=f"writing {format}", unit=" weights", delay=2, leave=False
     ):
         check_finite(name, weight)
-        writer.write_tensor_data(_stored(weight))
+        _write_tensor(writer, np.ascontiguousarray(_stored(weight)))
     writer.close()
     reread = config_from_metadata(open_gguf(path)[1])
     for field, expected in vars(config).items():
@@ -64,6 +64,15 @@ def _write(
             raise GemmaError(
                 f"{field}: {expected}, which GGUF cannot store; its readers assume {getattr(reread, field)}"
             )
+
+
+def _write_tensor(writer: Any, array: np.ndarray) -> None:
+    """Write the numbers of a tensor. The library's own function does not notice when the disk is too full for the last
+    4 KB: it uses NumPy's `tofile`."""
+    file = writer.fout[0]
+    writer.write_padding(file, file.tell())
+    file.write(array.reshape(-1).view(np.uint8).data)
+    writer.write_padding(file, array.nbytes)
 
 
 def _stored(weight: Weight) -> np.ndarray:

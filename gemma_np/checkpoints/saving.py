@@ -15,7 +15,6 @@ from gemma_np.checkpoints.huggingface import INDEX
 from gemma_np.checkpoints.quantized_tensors import quantized_format, to_tensors
 from gemma_np.checkpoints.safetensors_file import file_header, write_tensors
 from gemma_np.config import GemmaConfig
-from gemma_np.errors import GemmaError
 from gemma_np.weights.formats import Weight, check_finite, stored_bytes
 
 SHARD_BYTES = 5 * 10**8
@@ -68,12 +67,9 @@ def write_checkpoint(
         shard.clear()  # frees its memory for the next one
         tensors.clear()
 
-    for number in range(len(shards)):
-        path = folder / _shard_name(number, len(shards))
-        try:
-            (folder / _unnumbered(number)).replace(path)
-        except OSError as error:
-            raise GemmaError(f"{path}: {error.strerror or error}, expected a file to write") from None
+    if len(shards) > 1:
+        for number in range(len(shards)):
+            (folder / _unnumbered(number)).replace(folder / _shard_name(number, len(shards)))
     _write_index(folder, shards, total)
     storage = {"quantization_config": {"quant_method": "gemma_np"}} if is_quantized else {"torch_dtype": dtype}
     _write_json(folder / "config.json", config_to_json(config) | storage)
@@ -109,8 +105,8 @@ def _write_sparse_checkpoint(folder: Path, config: GemmaConfig, shard_bytes: flo
 
 
 def _unnumbered(number: int) -> str:
-    """Return the name of a shard while the number of shards is not known yet."""
-    return f".shard-{number}"
+    """Return the name of a shard while the number of shards is not known yet; the only one keeps it."""
+    return f"shard-{number}" if number else _shard_name(0, 1)
 
 
 def _shard_name(number: int, count: int) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from gemma_np.errors import GemmaError
 
 _NAME = ".lock"
+_NO_LINK: int = getattr(os, "O_NOFOLLOW", 0)  # a planted link would have its target emptied
 
 
 @contextmanager
@@ -20,27 +21,22 @@ def run_lock(folder: Path) -> Iterator[None]:
 
     Raises GemmaError when another process holds the lock, and when the folder cannot be created.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise GemmaError(f"{folder}: {error.strerror or error}, expected a folder to write to") from None
     path = folder / _NAME
     descriptor = _acquire(path)
     try:
         yield
     finally:
-        with suppress(OSError):  # Windows does not remove an open file
+        with suppress(OSError):  # Windows does not remove an open file; it stays
             path.unlink()
         os.close(descriptor)
         with suppress(OSError):
-            path.unlink(missing_ok=True)
             folder.rmdir()
 
 
 def _acquire(path: Path) -> int:
     """Return the descriptor of the locked file."""
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        descriptor = _open(path)
         try:
             _lock(descriptor)
         except OSError:
@@ -48,10 +44,23 @@ def _acquire(path: Path) -> int:
             os.close(descriptor)
             raise GemmaError(f"{path.parent}: in use by {holder}, expected no other run in this folder") from None
         if _is_still(path, descriptor):
-            os.ftruncate(descriptor, 0)
-            os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+            with suppress(OSError):  # it is for the message to others only, and the disk may be full
+                os.ftruncate(descriptor, 0)
+                os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
             return descriptor
         os.close(descriptor)  # the holder before removed the file between our opening and locking it
+
+
+def _open(path: Path) -> int:
+    """Create the folder and the file, as far as they do not exist, and open the file."""
+    while True:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            return os.open(path, os.O_RDWR | os.O_CREAT | _NO_LINK, 0o666)
+        except FileNotFoundError:
+            continue  # another process has removed its empty folder between our two calls
+        except OSError as error:
+            raise GemmaError(f"{path.parent}: {error.strerror or error}, expected a folder to write to") from None
 
 
 def _is_still(path: Path, descriptor: int) -> bool:

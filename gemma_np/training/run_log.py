@@ -1,7 +1,8 @@
 """The log of a run: log.jsonl with one line per step, a progress bar, and a plot."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -38,14 +39,16 @@ class RunLog:
     def write(self, entry: Mapping[str, float]) -> None:
         """Add a line and advance the progress bar."""
         if self.file:
-            self.file.write(json.dumps(entry) + "\n")
+            with _naming(self.file):
+                self.file.write(json.dumps(entry) + "\n")
         self.progress.update()
         self.progress.set_postfix({"loss": f"{entry['loss']:.4g}", "tokens/s": f"{entry['tokens_per_second']:.4g}"})
 
     def flush(self) -> None:
         """Flush the lines to the file before the checkpoint of their last step is written."""
         if self.file:
-            self.file.flush()
+            with _naming(self.file):
+                self.file.flush()
 
     def __enter__(self) -> "RunLog":
         return self
@@ -53,7 +56,17 @@ class RunLog:
     def __exit__(self, *_: Any) -> None:
         self.progress.close()
         if self.file:
-            self.file.close()
+            with _naming(self.file):
+                self.file.close()
+
+
+@contextmanager
+def _naming(file: TextIO) -> Iterator[None]:
+    """Let an error of the disk name the file."""
+    try:
+        yield
+    except OSError as error:
+        raise GemmaError(f"{file.name}: could not be written ({error.strerror or error})") from None
 
 
 def read_log(folder: Path) -> list[dict[str, float]]:

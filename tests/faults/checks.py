@@ -25,6 +25,8 @@ class Case:
         ended = self.run()
         assert ended.status == 0, ended.error
         self.expected = content(self.out)
+        files = [path for path in (self.out, *self.out.rglob("*")) if path.is_file()]
+        self.largest = max(path.stat().st_size for path in files)
         self.operations = ended.operations
 
     def begin(self):
@@ -60,6 +62,7 @@ class Case:
         if ended.status == 2:
             assert ended.error.count("\n") == 1, ended.error
             assert len(ended.error) <= 201, ended.error
+            assert "could not be written" in ended.error, ended.error
         if self.command.is_file:
             assert content(self.out) in ({"": OLD}, self.expected), content(self.out)
         elif ended.status == 0:
@@ -100,7 +103,7 @@ class Case:
             )
             assert ended.status in (0, -9, 143, -15), ended
             check_whole(self.out)
-            if ended.status == 0:
-                assert content(self.out) == self.expected
-                self.begin()
+            assert ended.status or content(self.out) == self.expected
+            if content(self.out) == self.expected:
+                self.begin()  # nothing is left to kill, and a complete folder is not replaced
         self.check_again()

@@ -40,21 +40,30 @@ class _Operations:
         self.count = 0
         self.is_full = False
 
-    def begin(self, name, path, halfway=lambda: None):
-        """Count an operation; the fault happens halfway through it."""
+    def begin(self, name, path):
+        """Count an operation. Return whether the disk has become full at it, a write; every other fault happens."""
         if not os.path.abspath(path).startswith(self.folder):
-            return
+            return False
         self.count += 1
         os.write(self.log, f"{name} {os.path.relpath(path, self.folder)}\n".encode())
-        if self.count == self.number:
-            halfway()
-            if self.fault != "error":
-                os.kill(os.getpid(), getattr(signal, self.fault))
-                time.sleep(10)  # the signal interrupts it
-            self.is_full = name == "write"
-            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        full = OSError(errno.ENOSPC, "No space left on device")  # without a name, as of a write
         if self.is_full and name == "write":
-            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+            raise full
+        if self.count != self.number:
+            return False
+        if self.fault == "error":
+            self.is_full = name == "write"
+            if not self.is_full:
+                raise full
+        elif self.fault == "SIGTERM":
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(10)  # the signal interrupts it
+        return True
+
+    def end(self):
+        """End the process if it is to be killed in the middle of a write, or after another operation."""
+        if self.count == self.number and self.fault == "SIGKILL":
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _inject(operations):
@@ -62,9 +71,11 @@ def _inject(operations):
 
     class File(io.FileIO):
         def write(self, data):
-            half = memoryview(data).cast("B")[: memoryview(data).nbytes // 2]
-            operations.begin("write", self.name, lambda: super(File, self).write(half))
-            return super().write(data)
+            if operations.begin("write", self.name):
+                data = memoryview(data).cast("B")[: memoryview(data).nbytes // 2]
+            written = super().write(data)
+            operations.end()
+            return written
 
     def open_counted(file, mode="r", buffering=-1, encoding=None, errors=None, newline=None, closefd=True, opener=None):
         if isinstance(file, int) or not set(mode) & set("wax+"):
@@ -75,9 +86,10 @@ def _inject(operations):
 
     def counted(name, function):
         def call(first, *rest, **options):
-            path = os.readlink(f"/proc/self/fd/{first}") if isinstance(first, int) else first
-            operations.begin(name, path)
-            return function(first, *rest, **options)
+            operations.begin(name, os.readlink(f"/proc/self/fd/{first}") if isinstance(first, int) else first)
+            value = function(first, *rest, **options)
+            operations.end()
+            return value
 
         return call
 
@@ -95,14 +107,14 @@ def run(arguments, folder, fault=None, number=0, *, largest_file=None, kill_afte
     fault, number: what happens at which operation below the folder. largest_file: bytes that a file can have.
     kill_after: (signal, seconds) that ends the process.
     """
-    log, error = os.memfd_create("operations"), os.memfd_create("stderr")
+    log, (read, error) = os.memfd_create("operations"), os.pipe()
     process = os.fork()
     if process == 0:
         status = 99
         try:
             os.dup2(error, 2)
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-            sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
+            sys.stdout, sys.stderr = (os.fdopen(number, "w", closefd=False) for number in (1, 2))
             if largest_file is not None:
                 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
                 resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
@@ -122,12 +134,10 @@ def run(arguments, folder, fault=None, number=0, *, largest_file=None, kill_afte
         time.sleep(seconds)
         with suppress(ProcessLookupError):
             os.kill(process, number)
+    os.close(error)
+    with open(read, errors="replace") as file:
+        text = file.read()  # until the process ends
     status = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
-    return Ended(status, _content(error), _content(log).splitlines())
-
-
-def _content(descriptor):
-    """Return the text of an anonymous file, and close it."""
-    with open(descriptor, "rb") as file:
+    with open(log) as file:
         file.seek(0)
-        return file.read().decode(errors="replace")
+        return Ended(status, text, file.read().splitlines())

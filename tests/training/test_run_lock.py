@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
@@ -64,21 +65,77 @@ def test_a_file_is_no_folder(tmp_path):
         pass
 
 
+@pytest.mark.skipif(not hasattr(os, "O_NOFOLLOW"), reason="the system opens what a link names")
+def test_a_planted_link_is_not_followed(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "precious").write_text("as it was")
+    (tmp_path / "run" / ".lock").symlink_to(tmp_path / "precious")
+    with pytest.raises(GemmaError, match=r"run: .*, expected a folder to write to"), run_lock(tmp_path / "run"):
+        pass
+    assert (tmp_path / "precious").read_text() == "as it was"
+
+
+def test_the_lock_of_the_next_process_stays_when_the_one_before_is_released(tmp_path, monkeypatch):
+    """The next process takes the lock at the moment at which the one before gives it away."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "kept").touch()
+    close, begun = os.close, []
+
+    def close_and_let_the_next_begin(descriptor):
+        close(descriptor)
+        if not begun:
+            begun.append(run_lock(tmp_path / "run"))
+            begun[0].__enter__()
+
+    with run_lock(tmp_path / "run"):
+        monkeypatch.setattr("os.close", close_and_let_the_next_begin)
+    assert (tmp_path / "run" / ".lock").exists()
+    begun[0].__exit__(None, None, None)
+
+
+def test_a_folder_that_vanishes_is_created_again(tmp_path, monkeypatch):
+    """Another process removes its empty folder before the lock in it is opened."""
+    original, removed = os.open, []
+
+    def open_once_removed(path, *rest):
+        if not removed:
+            removed.append(path.parent)
+            path.parent.rmdir()
+        return original(path, *rest)
+
+    monkeypatch.setattr("os.open", open_once_removed)
+    with run_lock(tmp_path / "run"):
+        assert (tmp_path / "run" / ".lock").exists()
+    assert removed
+
+
+def test_a_full_disk_does_not_keep_from_locking(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.write", full)
+    refused = pytest.raises(GemmaError, match="in use by another process")
+    with run_lock(tmp_path / "run"), refused, run_lock(tmp_path / "run"):
+        pass
+
+
 def test_many_that_want_it_hold_it_one_at_a_time(tmp_path):
     holders, most, held = [], [], []
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "kept").touch()
 
     def work():
-        for _ in range(200):
+        times = 0
+        while times < 100:
             try:
                 with run_lock(tmp_path / "run"):
                     holders.append(1)
                     most.append(len(holders))
+                    times += 1
                     held.append(1)
                     holders.pop()
             except GemmaError:
-                pass
+                time.sleep(0.0001)
 
     threads = [threading.Thread(target=work) for _ in range(4)]
     for thread in threads:
@@ -86,7 +143,7 @@ def test_many_that_want_it_hold_it_one_at_a_time(tmp_path):
     for thread in threads:
         thread.join()
     assert max(most) == 1
-    assert len(held) > 200
+    assert len(held) == 400
 
 
 @pytest.mark.parametrize("command", ["train", "distill", "cache-teacher", "compress"])

@@ -1,6 +1,7 @@
 """The log of a run: written, cut back on resuming, read, smoothed, plotted."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -82,3 +83,16 @@ def test_the_plot_of_two_runs(tmp_path, suffix):
 def test_an_unknown_image_format_is_refused(tmp_path, capsys):
     assert main(["plot-log", str(write(tmp_path / "run")), "-o", str(tmp_path / "losses.xyz")]) == 2
     assert "losses.xyz" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="the system has no device that is always full")
+def test_a_full_disk_is_an_error_that_names_the_log(tmp_path):
+    message = r"full: could not be written \(No space left on device\)"
+    log = RunLog(tmp_path / "run", steps=20, step=0)
+    log.file.close()
+    log.file = open("/dev/full", "a")  # noqa: SIM115 (the log closes it)
+    log.write(ENTRIES[0])
+    with pytest.raises(GemmaError, match=message):
+        log.flush()
+    with pytest.raises(GemmaError, match=message), log:
+        pass
