@@ -27,7 +27,7 @@ def atomic_write(path: Path, write: Callable[[Path], object], *, as_folder: bool
     if as_folder:
         _check_new_folder(path)
     else:
-        _check_file(path)
+        check_file_to_write(path)
     left = "the file before is whole" if path.is_file() else "nothing is left of it"
     partial = path.with_name(f"{_PREFIX}{os.getpid()}.{secrets.token_hex(8)}.partial")
     try:
@@ -58,7 +58,8 @@ def _call(write: Callable[[Path], object], partial: Path, path: Path) -> None:
         raise GemmaError(str(error).replace(str(partial), str(path))) from None
 
 
-def _check_file(path: Path) -> None:
+def check_file_to_write(path: Path) -> None:
+    """Check that a path is a file or a new name in an existing folder. Raises GemmaError when it is not."""
     if not path.name or path.exists():
         require_file(path, "a file to write")
     if not path.parent.is_dir():

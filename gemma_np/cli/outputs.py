@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from gemma_np.checkpoints.atomic_write import check_file_to_write
 from gemma_np.errors import GemmaError
 from gemma_np.gemma import BUNDLED
 
@@ -38,7 +39,8 @@ def check_outputs(options: argparse.Namespace) -> None:
 
     Folders are never replaced: that takes two steps, and a process that is killed between them would leave neither.
 
-    Raises GemmaError when an output is an input or lies in one, and when it exists already (a file: without --force).
+    Raises GemmaError when an output is an input or lies in one, when it exists already (a file: without --force), and
+    when the folder of a file does not exist.
     """
     for name in _OUTPUTS:
         output = getattr(options, name, None)
@@ -49,8 +51,10 @@ def check_outputs(options: argparse.Namespace) -> None:
             _check_apart(path, given)
         if os.path.lexists(path) and getattr(options, "must_be_new", False):
             raise GemmaError(f"{path}: exists, expected a new folder")
-        if path.is_file() and not getattr(options, "force", True):
-            raise GemmaError(f"{path}: exists, expected another file, or --force to replace it")
+        if "force" in options:  # the output is a file
+            if path.is_file() and not options.force:
+                raise GemmaError(f"{path}: exists, expected another file, or --force to replace it")
+            check_file_to_write(path)
 
 
 def _inputs(options: argparse.Namespace) -> Iterator[Path]:

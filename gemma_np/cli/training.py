@@ -111,7 +111,6 @@ def tokenizer(options: argparse.Namespace) -> None:
     """Train a tokenizer with the settings of Gemma's own."""
     lines = (line for file in text_files(Path(options.text)) for line in read_text(file).splitlines())
     model = train_tokenizer(lines, options.vocab_size)
-    Path(options.output).parent.mkdir(parents=True, exist_ok=True)
     atomic_write(Path(options.output), lambda path: path.write_bytes(model))
 
 

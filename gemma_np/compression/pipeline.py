@@ -6,6 +6,7 @@ Source: Muralidharan et al., arXiv 2407.14679 (pruning and distillation); Gemma 
 """
 
 import json
+import shutil
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from gemma_np.checkpoints.atomic_write import atomic_write
-from gemma_np.checkpoints.checksum import CHECKSUM
+from gemma_np.checkpoints.checksum import CHECKSUM, folder_checksum
 from gemma_np.checkpoints.saving import save_folder
 from gemma_np.compression.benchmark import Measurement, measure
 from gemma_np.compression.calibration import split_samples
@@ -41,6 +42,7 @@ _FIELDS = {
     "agreement": NUMBER,
     "tokens_per_second": NUMBER,
 }
+_CHECKSUMS = object_of({}, others=CHECKSUM)
 _REPORT = object_of({}, others=object_of(_FIELDS | {"checksum": CHECKSUM}))
 
 
@@ -61,7 +63,7 @@ def compress(original: Gemma, config: CompressionConfig, tokens: Split, out: Pat
     """Compress a model step by step; yield the measurement of the original and of each step as it is completed.
 
     tokens: as `tokenize_texts` returns them. The folders out/pruned, out/healed and out/quantized are checkpoints;
-    out/report.json has the measurements. Existing checkpoints are reused, and a healing run is resumed.
+    out/report.json has the measurements. Existing checkpoints are checked and reused, and a healing run is resumed.
 
     Raises GemmaError when the folder was started with another config or model, and when a step raises it.
     """
@@ -82,14 +84,22 @@ def _compress(
     original: Gemma, config: CompressionConfig, tokens: Split, out: Path, ids: np.ndarray, texts: np.ndarray
 ) -> Iterator[Measurement]:
     report = _Report(out / "report.json")
+    checksums = _read_checksums(out / "checksums.json")
 
     def after(step: str, model: Gemma) -> Measurement:
         return report.of(step, lambda: measure(step, model, original, texts))
 
     def saved(step: str, make: Callable[[Path], object]) -> Gemma:
-        if not (out / step).exists():
-            make(out / step)
-        return load(out / step)
+        folder = out / step
+        if step not in checksums:
+            shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed before it wrote the checksum
+        if not folder.exists():
+            make(folder)
+        found = folder_checksum(folder)
+        if checksums.setdefault(step, found) != found:
+            raise GemmaError(f"{folder}: damaged (wrong checksum); to make it again, remove it and resume")
+        _write_json(out / "checksums.json", checksums)
+        return load(folder)
 
     model = original
     yield after("original", original)
@@ -108,8 +118,7 @@ def _compress(
         )
         if config.prune and config.prune.leaves_zeros:
             task = replace(task, view_weights=keep_sparsity(model.weights))
-        run_task(model.dequantized(), task, config.heal, out / "healed", resume=True)
-        model = load(out / "healed")
+        model = run_task(model.dequantized(), task, config.heal, out / "healed", resume=True)
         yield after("healed", model)
     if config.quantize:
         weights = quantize_model(model.dequantized(), config.quantize, config.method, ids, config.embedding)
@@ -122,14 +131,15 @@ class _Report:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.rows = read_json(path, _REPORT, "the report of a compression") if path.exists() else {}
+        rows = read_json(path, _REPORT, "the report of a compression") if path.exists() else {}
+        self.rows = {step: row for step, row in rows.items() if row["step"] == step}
 
     def of(self, step: str, make: Callable[[], Measurement]) -> Measurement:
         """Return the measurement of a step, from the file or newly made."""
         if step not in self.rows:
             row = asdict(make())
             self.rows[step] = row | {"checksum": _row_checksum(row)}
-            atomic_write(self.path, lambda partial: partial.write_text(json.dumps(self.rows, indent=2) + "\n"))
+            _write_json(self.path, self.rows)
         row = {name: self.rows[step][name] for name in _FIELDS}
         if self.rows[step]["checksum"] != _row_checksum(row):
             raise GemmaError(f"{self.path}: {step}: damaged (wrong checksum), expected the row that was measured")
@@ -142,6 +152,21 @@ def _row_checksum(row: Mapping[str, Any]) -> int:
 
 def _check_same(path: Path, settings: dict[str, object]) -> None:
     """Write the settings of a folder to a file. Raises GemmaError when the folder was started with others."""
-    if path.exists() and read_json(path, object_of({}), "the settings of a compression") != settings:
-        raise GemmaError(f"{path.parent}: started with another config or model, expected another folder")
-    atomic_write(path, lambda partial: partial.write_text(json.dumps(settings) + "\n"))
+    if path.exists():
+        if read_json(path, object_of({}), "the settings of a compression") != settings:
+            raise GemmaError(f"{path.parent}: started with another config or model, expected another folder")
+    else:  # never remove what was not made here
+        for step in STEPS:
+            if os.path.lexists(path.with_name(step)):
+                raise GemmaError(f"{path.with_name(step)}: exists, expected a new folder or that of a compression")
+    _write_json(path, settings)
+
+
+def _read_checksums(path: Path) -> dict[str, int]:
+    """Return the checksum of each checkpoint that has been completed, by the name of its step."""
+    checksums = read_json(path, _CHECKSUMS, "the checksums of the checkpoints") if path.exists() else {}
+    return {step: checksums[step] for step in ("pruned", "quantized") if step in checksums}
+
+
+def _write_json(path: Path, values: Mapping[str, Any]) -> None:
+    atomic_write(path, lambda partial: partial.write_text(json.dumps(values, indent=2) + "\n"))

@@ -13,6 +13,7 @@ from functools import partial
 
 import numpy as np
 
+from gemma_np.checkpoints.checksum import checksum
 from gemma_np.config import GemmaConfig
 from gemma_np.errors import GemmaError
 from gemma_np.gemma import Gemma
@@ -27,8 +28,6 @@ Divergence = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 """(student's logits, teacher's logits) [..., T, V] -> losses [..., T] and dlogits [..., T, V]."""
 
 DIVERGENCES = ("cross-entropy", "reverse-kl", "jensen-shannon")
-
-_SAMPLES = 256  # numbers of each tensor that go into a digest
 
 
 def choose_divergence(name: str, *, temperature: float = 1.0, beta: float = 0.5) -> Divergence:
@@ -107,15 +106,13 @@ def sample_continuations(
 
 
 def weights_digest(model: Gemma) -> int:
-    """Return a number that identifies a model: a hash of its config and of samples of every tensor."""
+    """Return a number that identifies a model: a checksum of its config and of every tensor."""
     digest = zlib.crc32(repr(model.config).encode())
     for name, weight in sorted(model.weights.items()):
         arrays = [weight] if isinstance(weight, np.ndarray) else vars(weight).values()
         for array in arrays:
-            digest = zlib.crc32(f"{name} {getattr(array, 'shape', array)}".encode(), digest)
-            if isinstance(array, np.ndarray):
-                flat = array.reshape(-1)
-                digest = zlib.crc32(flat[:: max(1, flat.size // _SAMPLES)].tobytes(), digest)
+            value = (array.shape, checksum(array)) if isinstance(array, np.ndarray) else array
+            digest = zlib.crc32(f"{name} {value}".encode(), digest)
     return digest
 
 

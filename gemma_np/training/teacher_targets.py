@@ -63,8 +63,8 @@ def write_targets(
 ) -> None:
     """Write a teacher's top-k probabilities on tokens [N], read in texts of `seq_len`, to a folder.
 
-    Existing files are kept; the ranks share the missing ones. Raises GemmaError for what `check_targets` checks, and
-    when the folder was started with other settings.
+    Existing files are kept; the ranks share the missing ones. Raises GemmaError for what `check_targets` checks, when
+    the folder was started with other settings, and when an existing file is damaged.
     """
     from tqdm import tqdm
 
@@ -81,7 +81,12 @@ def write_targets(
             raise GemmaError(f"{folder}: was started with {name}={value}, but this run asks for {settings[name]}")
     texts = (len(tokens) - 1) // seq_len
     dtype = np.uint16 if teacher.config.vocab_size <= 2**16 else np.uint32
-    missing = [(number, path) for number, path in enumerate(_files(folder, texts)) if not path.exists()]
+    missing = []
+    for number, path in enumerate(_files(folder, texts)):
+        if not path.exists():
+            missing.append((number, path))
+        elif number % ranks.size == ranks.rank:
+            _open_targets(path, settings, min(_TEXTS, texts - number * _TEXTS), teacher.config.vocab_size)
     ranks.barrier()  # all ranks list the missing files before any of them is written
     hide = True if ranks.rank else None  # None: hide the bar when the output is not a terminal
     for number, path in tqdm(missing[ranks.rank :: ranks.size], desc="caching teacher", unit=" files", disable=hide):
@@ -142,7 +147,7 @@ def _open_targets(path: Path, settings: Mapping[str, int], texts: int, vocab_siz
         if (array.dtype == np.float16) != (name == "probs"):
             raise GemmaError(f"{path}: {name}: {array.dtype}, expected {'float16' if name == 'probs' else 'integers'}")
         if checksum(array) != checksums[name]:
-            raise GemmaError(f"{path}: {name}: damaged (wrong checksum), expected a file from gemma-np cache-teacher")
+            raise GemmaError(f"{path}: {name}: damaged (wrong checksum); to mend it, remove it, repeat cache-teacher")
     if max(arrays["ids"].max(), arrays["top"].max()) >= vocab_size:
         raise GemmaError(f"{path}: has ids that are too large, expected at most {vocab_size - 1}")
     return arrays

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from gemma_np.checkpoints.saving import write_checkpoint
 from gemma_np.config import GemmaConfig
 from gemma_np.errors import GemmaError
 from gemma_np.gemma import Gemma
@@ -125,7 +126,7 @@ def run_task(
     """Train a model on a task and return it; from the first save on, the folder is also a checkpoint.
 
     Writable weights are changed in place; those of a memory-mapped file are copied first. With `resume`, continue the
-    run in the folder; the result is bit-identical to that of an uninterrupted run.
+    run in the folder; the result is bit-identical to that of an uninterrupted run, also if the checkpoint was damaged.
 
     Raises GemmaError when a weight is not a plain array, when the folder already holds a run (without `resume`), when
     that run has another config, training config or task, when a batch has fewer texts than there are ranks, and when
@@ -143,6 +144,8 @@ def run_task(
     def trained() -> Gemma:
         return Gemma(model.config, task.view_weights(state.weights), model.tokenizer)
 
+    if state.step == training_config.steps and ranks.rank == 0:  # nothing is left to do but to mend the checkpoint
+        write_checkpoint(folder, model.config, trained().weights.items(), model.tokenizer_model)
     first, started = state.step, time.perf_counter()
     tokens_per_step = training_config.grad_accum_steps * training_config.batch_size * training_config.seq_len
     with RunLog(folder, training_config.steps, state.step, silent=ranks.rank > 0) as log:

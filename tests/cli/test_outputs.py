@@ -56,6 +56,11 @@ def state(folder):
         ("tokenizer texts -o dump.safetensors", "exists, expected another file, or --force"),
         ("plot-log run -o dump.safetensors", "exists, expected another file, or --force"),
         ("evaluate texts/a.txt --model model --plot dump.safetensors", "exists, expected another file, or --force"),
+        # the model does not exist: the output is checked first
+        ("trace --model none --prompt x -o nowhere/x", "nowhere/x: the folder nowhere does not exist"),
+        ("export-gguf --model none -o run", "run: a folder, expected a file to write"),
+        ("compare none none --plot nowhere/x.png", "nowhere/x.png: the folder nowhere does not exist"),
+        ("tokenizer none -o nowhere/x", "nowhere/x: the folder nowhere does not exist"),
         ("merge model -o run", "run: exists, expected a new folder"),
         ("quantize --model model --format int8 -o run", "run: exists, expected a new folder"),
         ("prune magnitude=0.5 --model model -o dump.safetensors", "exists, expected a new folder"),

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -99,6 +100,52 @@ def test_what_is_done_is_not_done_again(tmp_path, monkeypatch):
     monkeypatch.setattr(pipeline, "prune", lambda *_: pytest.fail("pruned again"))
     monkeypatch.setattr(pipeline, "measure", lambda *_: pytest.fail("measured again"))
     assert run(tmp_path / "out") == rows
+
+
+@pytest.mark.parametrize("step", ["pruned", "quantized"])
+def test_a_damaged_checkpoint_is_refused_until_it_is_removed(step, tmp_path):
+    run(tmp_path)
+    path = tmp_path / step / "model.safetensors"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(
+        GemmaError, match=rf"{step}: damaged \(wrong checksum\); to make it again, remove it and resume"
+    ):
+        run(tmp_path)
+    shutil.rmtree(tmp_path / step)
+    run(tmp_path)
+    assert path.read_bytes() == whole
+
+
+def test_a_damaged_checkpoint_of_the_healing_is_written_again(tmp_path):
+    run(tmp_path)
+    path = tmp_path / "healed" / "model.safetensors"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    shutil.rmtree(tmp_path / "quantized")
+    run(tmp_path)
+    assert path.read_bytes() == whole
+
+
+def test_a_row_with_a_damaged_name_is_measured_again(tmp_path):
+    run(tmp_path)
+    report = tmp_path / "report.json"
+    report.write_text(report.read_text().replace('"pruned": {', '"qruned": {'))
+    run(tmp_path)
+    assert json.loads(report.read_text()).keys() == {"original", "pruned", "healed", "quantized"}
+
+
+def test_a_checkpoint_without_a_checksum_is_made_again(tmp_path):
+    """A process was killed between the two, and nobody knows what has happened to the checkpoint since."""
+    run(tmp_path)
+    path = tmp_path / "pruned" / "model.safetensors"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    checksums = json.loads((tmp_path / "checksums.json").read_text())
+    (tmp_path / "checksums.json").write_text(json.dumps({"quantized": checksums["quantized"]}))
+    run(tmp_path)
+    assert path.read_bytes() == whole
+    assert json.loads((tmp_path / "checksums.json").read_text()) == checksums
 
 
 def test_another_config_needs_another_folder(tmp_path):

@@ -10,6 +10,7 @@ from tests.faults.commands import COMMANDS, check_whole, content, make_inputs
 from tests.faults.injection import STATUS, run
 
 OLD = b"the file before"
+MAY_STAY_DAMAGED = ("log.jsonl", "training-previous.safetensors")
 UNFINISHED = (".partial", ".lock")
 
 
@@ -56,6 +57,40 @@ class Case:
         self.begin()
         self.check_ended(self.run(largest_file=largest_file))
 
+    def check_damage(self, flips, seed, part):
+        """Flip a bit of a file after a part of the operations: the command, continued, refuses or mends it.
+
+        Only the log, which no number depends on, and the state before the last may stay damaged.
+        """
+        generator = random.Random(seed)
+        self.begin()
+        self.run(fault="SIGKILL", number=int(part * len(self.operations)))
+        before = self.folder / "before"
+        shutil.rmtree(before, ignore_errors=True)
+        shutil.copytree(self.out, before)
+        files = [path.relative_to(before) for path in sorted(before.rglob("*")) if path.is_file()]
+        files = [file for file in files if not file.name.endswith(UNFINISHED) and (before / file).stat().st_size]
+        for _ in range(flips):
+            shutil.rmtree(self.out)
+            shutil.copytree(before, self.out)
+            path = self.out / generator.choice(files)
+            damaged = bytearray(path.read_bytes())
+            damaged[generator.randrange(len(damaged))] ^= 1 << generator.randrange(8)
+            path.write_bytes(damaged)
+            ended = self.run(again=True)
+            if ended.status == 2:
+                assert ended.error.count("\n") == 1, ended.error
+                assert len(ended.error) <= 201, ended.error
+            else:
+                assert ended.status == 0, ended
+                may_stay = path.name in MAY_STAY_DAMAGED
+                assert self.different() <= ({path.relative_to(self.out).as_posix()} if may_stay else set()), path
+
+    def different(self):
+        """Return the names of the files that are not what they are when nothing happens."""
+        found = content(self.out)
+        return {name for name in found.keys() | self.expected.keys() if found.get(name) != self.expected.get(name)}
+
     def check_ended(self, ended, *, killed=False):
         """Check what a process has left, and that the same command then succeeds."""
         assert ended.status in (0, 2, 143, -9), ended
@@ -81,9 +116,7 @@ class Case:
         if not is_complete:  # a complete folder is never replaced
             ended = self.run(again=True)
             assert ended.status == 0, ended.error
-        found = content(self.out)
-        different = sorted(name for name in found.keys() | self.expected if found.get(name) != self.expected.get(name))
-        assert different == [], different
+        assert self.different() == set()
         assert self.leftovers() == []
 
     def check_random_kills(self, kills, seed, signals=(signal.SIGKILL, signal.SIGTERM)):

@@ -49,6 +49,10 @@ COMMANDS = {
 }
 
 
+CONTINUED = ("train", "fine-tune", "cache-teacher", "compress")
+"""The commands that go on with what an earlier process has written."""
+
+
 def make_inputs(folder):
     """Write the files that the commands read."""
     (folder / "texts").mkdir()

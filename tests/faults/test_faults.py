@@ -10,7 +10,7 @@ if sys.platform != "linux":
     pytest.skip("the faults are injected by Linux's means", allow_module_level=True)
 
 from tests.faults.checks import Case
-from tests.faults.commands import COMMANDS
+from tests.faults.commands import COMMANDS, CONTINUED
 from tests.faults.injection import FAULTS
 
 
@@ -40,3 +40,9 @@ def test_a_full_disk(case):
 
 def test_random_kills(case):
     case.check_random_kills(4, seed=0)
+
+
+@pytest.mark.parametrize("part", [0.7, 1])
+@pytest.mark.parametrize("case", CONTINUED, indirect=True)
+def test_a_flipped_bit(case, part):
+    case.check_damage(12, seed=0, part=part)

@@ -236,6 +236,16 @@ def test_the_digest_tells_teachers_with_one_final_norm_apart(change):
     assert weights_digest(other) != weights_digest(teacher)
 
 
+def test_the_digest_depends_on_every_number():
+    teacher = tiny.gemma()
+    name = "model.embed_tokens.weight"
+    for row in range(0, teacher.config.vocab_size, 7):
+        embedding = teacher.weights[name].copy()
+        embedding[row, row % embedding.shape[1]] += 1
+        other = replace(teacher, weights={**teacher.weights, name: embedding})
+        assert weights_digest(other) != weights_digest(teacher)
+
+
 def test_the_digest_of_the_same_weights_is_the_same(tmp_path):
     teacher = tiny.gemma()
     for number, model in enumerate((teacher, quantized(teacher))):

@@ -169,6 +169,18 @@ def test_damaged_targets_are_refused(tmp_path, change, message):
         random_targets(tmp_path, 1, 400)
 
 
+def test_a_teacher_does_not_continue_with_damaged_files(tmp_path):
+    write_targets(tiny.gemma(), TOKENS, SEQ_LEN, 4, tmp_path)
+    path = next(tmp_path.glob("targets-*"))
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(GemmaError, match=r"probs: damaged \(wrong checksum\); to mend it, remove it, repeat cache"):
+        write_targets(tiny.gemma(), TOKENS, SEQ_LEN, 4, tmp_path)
+    path.unlink()
+    write_targets(tiny.gemma(), TOKENS, SEQ_LEN, 4, tmp_path)
+    assert path.read_bytes() == whole
+
+
 def test_targets_of_a_larger_vocabulary_are_refused(tmp_path):
     write_targets(tiny.gemma(), TOKENS[:100], 9, 4, tmp_path)
     with pytest.raises(GemmaError, match="has ids that are too large, expected at most 20"):

@@ -47,6 +47,7 @@ def test_impossible_vocabulary_sizes_are_refused(size, message):
 
 def test_the_command_line(tmp_path, tokenizer, capsys):
     (tmp_path / "text.txt").write_text(tiny.TEXT, encoding="utf-8")
+    (tmp_path / "t").mkdir()
     out = str(tmp_path / "t" / "tokenizer.model")
     assert main(["tokenizer", str(tmp_path / "text.txt"), "--vocab-size", "540", "-o", out]) == 0
     assert (tmp_path / "t" / "tokenizer.model").read_bytes() == tokenizer.model

@@ -245,6 +245,15 @@ def damage_state(folder, change):
 NORM = "weights/model.norm.weight"
 
 
+def test_a_finished_run_mends_its_checkpoint(tmp_path):
+    run(tmp_path / "run")
+    path = tmp_path / "run" / "model.safetensors"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    run(tmp_path / "run", resume=True)
+    assert path.read_bytes() == whole
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
