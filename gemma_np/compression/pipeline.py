@@ -6,6 +6,7 @@ Source: Muralidharan et al., arXiv 2407.14679 (pruning and distillation); Gemma 
 """
 
 import json
+import os
 import shutil
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -65,7 +66,8 @@ def compress(original: Gemma, config: CompressionConfig, tokens: Split, out: Pat
     tokens: as `tokenize_texts` returns them. The folders out/pruned, out/healed and out/quantized are checkpoints;
     out/report.json has the measurements. Existing checkpoints are checked and reused, and a healing run is resumed.
 
-    Raises GemmaError when the folder was started with another config or model, and when a step raises it.
+    Raises GemmaError when the folder was started with another config or model, when it has folders of these names that
+    no compression has made, and when a step raises it.
     """
     context = original.config.max_position_embeddings
     if context < 2:
@@ -156,7 +158,7 @@ def _check_same(path: Path, settings: dict[str, object]) -> None:
         if read_json(path, object_of({}), "the settings of a compression") != settings:
             raise GemmaError(f"{path.parent}: started with another config or model, expected another folder")
     else:  # never remove what was not made here
-        for step in STEPS:
+        for step in ("pruned", "healed", "quantized"):
             if os.path.lexists(path.with_name(step)):
                 raise GemmaError(f"{path.with_name(step)}: exists, expected a new folder or that of a compression")
     _write_json(path, settings)

@@ -148,6 +148,15 @@ def test_a_checkpoint_without_a_checksum_is_made_again(tmp_path):
     assert json.loads((tmp_path / "checksums.json").read_text()) == checksums
 
 
+@pytest.mark.parametrize("step", ["pruned", "healed", "quantized"])
+def test_a_folder_that_no_compression_has_made_is_kept(step, tmp_path):
+    (tmp_path / step).mkdir()
+    (tmp_path / step / "kept").touch()
+    with pytest.raises(GemmaError, match=rf"{step}: exists, expected a new folder or that of a compression"):
+        run(tmp_path)
+    assert (tmp_path / step / "kept").exists()
+
+
 def test_another_config_needs_another_folder(tmp_path):
     run(
         tmp_path / "out",
