@@ -27,7 +27,15 @@ from gemma_np.input_files import read_bytes
 from gemma_np.memory import check_memory
 from gemma_np.text.tokenizer import Tokenizer
 from gemma_np.training.conversations import all_conversations, random_conversations, tokenize_conversations
-from gemma_np.training.data import Split, Texts, consecutive_batches, open_split, random_batches, tokenize_texts
+from gemma_np.training.data import (
+    Split,
+    Texts,
+    check_ids,
+    consecutive_batches,
+    open_split,
+    random_batches,
+    tokenize_texts,
+)
 from gemma_np.training.distillation import (
     check_same_vocabulary,
     choose_divergence,
@@ -204,7 +212,8 @@ def distill_from_cache(
     with _open_run(student, output, **options) as run:
         if run.model.tokenizer_model != targets_tokenizer(folder).model:
             raise GemmaError(f"{folder}: its tokenizer.model is not the student's, expected the same vocabulary")
-        validation = run.validation(open_split(folder / "data").validation)
+        held_out = check_ids(open_split(folder / "data").validation, run.model.config.vocab_size, str(folder / "data"))
+        validation = run.validation(held_out)
         next_batch = random_targets(folder, run.config.batch_size, run.model.config.vocab_size)
         return run.train(Task(next_batch, from_targets, validation, identity={"targets": settings}))
 

@@ -72,7 +72,8 @@ def check_checkpoint(model, folder, shards):
     for name, weight in model.weights.items():
         check(name in tensors, f"has a weight that is in no file: {name.split('.')[-2]}")
         expected = quantized_numbers(tensors, name, formats[name]) if name in formats else tensors[name]
-        check(equal(dequantize(weight), np.asarray(expected, np.float32)), "a weight differs from that in the file")
+        ours = dequantize(weight)
+        check(equal(ours, np.asarray(expected, ours.dtype)), "a weight differs from that in the file")
 
 
 def storage(path):
