@@ -171,7 +171,7 @@ def test_held_out_tokens_of_a_cache_that_are_not_one_row_are_refused(tmp_path):
     training.cache_teacher(tiny.gemma(), TOKENS, tmp_path / "targets", top_k=399, seq_len=16, val_fraction=0.1)
     path = tmp_path / "targets" / "data" / "validation.npy"
     np.save(path, np.load(path)[:, None])
-    with pytest.raises(GemmaError, match=r"data: uint16 of shape \(\d+, 1\), expected integers in one row"):
+    with pytest.raises(GemmaError, match=r"data: uint32 of shape \(\d+, 1\), expected integers in one row"):
         training.distill_from_cache(new_model(), tmp_path / "targets", tmp_path / "run", config=CONFIG)
 
 
