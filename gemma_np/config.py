@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from gemma_np.errors import GemmaError
+from gemma_np.errors import GemmaError, shortened
 
 LOCAL, GLOBAL = "sliding_attention", "full_attention"
 
@@ -71,7 +71,9 @@ class GemmaConfig:
     def __post_init__(self) -> None:
         object.__setattr__(self, "layer_types", tuple(self.layer_types))  # also takes a list, as in JSON
         if self.model_type not in ("gemma", "gemma2", "gemma3_text"):
-            raise GemmaError(f"model_type: {self.model_type!r}, expected 'gemma', 'gemma2' or 'gemma3_text'")
+            raise GemmaError(
+                f"model_type: {shortened(repr(self.model_type))}, expected 'gemma', 'gemma2' or 'gemma3_text'"
+            )
         for name in SIZES + _NUMBERS + _OPTIONAL_NUMBERS:
             self._check_number(name)
         if self.num_attention_heads % self.num_key_value_heads:
@@ -87,7 +89,7 @@ class GemmaConfig:
             )
         for kind in self.layer_types:
             if kind not in (LOCAL, GLOBAL):
-                raise GemmaError(f"layer_types: {kind!r}, expected {LOCAL!r} or {GLOBAL!r}")
+                raise GemmaError(f"layer_types: {shortened(repr(kind))}, expected {LOCAL!r} or {GLOBAL!r}")
         if LOCAL in self.layer_types and self.model_type == "gemma":
             raise GemmaError("layer_types: has local layers, expected none since model_type is 'gemma'")
         if LOCAL in self.layer_types and self.sliding_window is None:
@@ -102,7 +104,9 @@ class GemmaConfig:
         largest = _LARGEST_SIZE if whole else sys.float_info.max
         if not is_number or not 0 < value <= largest:
             most = f" of at most {largest}" if whole and is_number and value > 0 else ""
-            raise GemmaError(f"{name}: {value!r}, expected a positive {'whole ' if whole else ''}number{most}")
+            raise GemmaError(
+                f"{name}: {shortened(repr(value))}, expected a positive {'whole ' if whole else ''}number{most}"
+            )
 
     @property
     def has_post_norms(self) -> bool:
@@ -164,7 +168,9 @@ def layer_pattern(layers: int, local_per_global: int) -> tuple[str, ...]:
     Raises GemmaError unless the number of layers is from 1 to 1000: a damaged file could name billions.
     """
     if not isinstance(layers, int) or not 0 < layers <= MOST_LAYERS:
-        raise GemmaError(f"num_hidden_layers: {layers!r}, expected a whole number from 1 to {MOST_LAYERS}")
+        raise GemmaError(
+            f"num_hidden_layers: {shortened(repr(layers))}, expected a whole number from 1 to {MOST_LAYERS}"
+        )
     return tuple(GLOBAL if (i + 1) % (local_per_global + 1) == 0 else LOCAL for i in range(layers))
 
 

@@ -17,5 +17,9 @@ class GemmaError(ValueError):
 
 def quoted(value: Any) -> str:
     """Return a value for a message: as JSON in ASCII, at most 60 characters."""
-    text = json.dumps(value, default=repr)
+    return shortened(json.dumps(value, default=repr))
+
+
+def shortened(text: str) -> str:
+    """Return a text for a message, at most 60 characters of it."""
     return text if len(text) <= _LONGEST_VALUE else f"{text[: _LONGEST_VALUE - 4]} ..."

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from gemma_np.checkpoints.atomic_write import atomic_write
-from gemma_np.errors import GemmaError
+from gemma_np.errors import GemmaError, quoted
 
 
 def new_figure(width: float, height: float) -> Any:
@@ -22,7 +22,11 @@ def save_figure(figure: Any, output: str | Path) -> None:
         axes.spines[["top", "right"]].set_visible(False)
     path = Path(output)
     suffix = path.suffix.removeprefix(".") or "png"
+    if suffix not in figure.canvas.get_supported_filetypes():
+        raise GemmaError(f"{path}: format {quoted(suffix)}, expected png, svg or pdf")
     try:
         atomic_write(path, lambda partial: figure.savefig(partial, format=suffix, dpi=150))
-    except (ArithmeticError, ValueError, OSError) as error:
-        raise GemmaError(f"{path}: {str(error).splitlines()[0]}") from None
+    except GemmaError:
+        raise
+    except (ArithmeticError, ValueError) as error:  # Matplotlib raises either for numbers near 1e308
+        raise GemmaError(f"{path}: cannot be drawn ({error}), expected smaller numbers") from None

@@ -158,6 +158,11 @@ def test_a_number_is_asked_for(name, value):
     assert message_of(**{name: value}) == f"{name}: {value!r}, expected a positive number"
 
 
+def test_a_long_value_is_shown_in_part():
+    message = message_of(vocab_size="x" * 1000)
+    assert message == f"vocab_size: '{'x' * 55} ..., expected a positive whole number"
+
+
 @pytest.mark.parametrize("name", sorted({*WHOLE, *NUMBERS} - {*MAY_BE_NONE, "sliding_window"}))
 def test_nothing_is_no_number(name):
     assert message_of(**{name: None}).startswith(f"{name}: None, expected a positive")

@@ -10,7 +10,7 @@ import numpy as np
 
 from gemma_np.checkpoints.atomic_write import atomic_write
 from gemma_np.checkpoints.checksum import CHECKSUM, checksum
-from gemma_np.errors import GemmaError, quoted
+from gemma_np.errors import GemmaError, quoted, shortened
 from gemma_np.input_files import read_bytes, read_text, require_file
 from gemma_np.json_input import object_of, read_json
 from gemma_np.text.tokenizer import Tokenizer
@@ -182,7 +182,7 @@ def open_split(folder: Path) -> Split:
         try:
             array = np.load(path, mmap_mode="r", allow_pickle=False)
         except Exception as error:  # a damaged header can make NumPy raise anything
-            raise GemmaError(f"{path}: damaged ({error}), expected a token file") from None
+            raise GemmaError(f"{path}: damaged ({shortened(str(error))}), expected a token file") from None
         if not np.issubdtype(array.dtype, np.unsignedinteger):
             raise GemmaError(f"{path}: {array.dtype}, expected unsigned integers")
         if checksum(array) != checksums[name]:

@@ -82,7 +82,17 @@ def test_the_plot_of_two_runs(tmp_path, suffix):
 @pytest.mark.plot
 def test_an_unknown_image_format_is_refused(tmp_path, capsys):
     assert main(["plot-log", str(write(tmp_path / "run")), "-o", str(tmp_path / "losses.xyz")]) == 2
-    assert "losses.xyz" in capsys.readouterr().err
+    assert 'losses.xyz: format "xyz", expected png, svg or pdf' in capsys.readouterr().err
+
+
+@pytest.mark.plot
+def test_numbers_too_large_to_plot_are_refused(tmp_path, capsys):
+    path = write(tmp_path / "run") / "log.jsonl"
+    path.write_text(
+        json.dumps({**ENTRIES[0], "loss": 1e308}) + "\n" + json.dumps({**ENTRIES[1], "loss": -1e308}) + "\n"
+    )
+    assert main(["plot-log", str(tmp_path / "run"), "-o", str(tmp_path / "log.svg")]) == 2
+    assert "log.svg: cannot be drawn" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="the system has no device that is always full")
