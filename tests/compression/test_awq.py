@@ -95,5 +95,12 @@ def test_channels_without_any_input_are_no_trouble(model_type):
     layer["mlp.up_proj.weight"][2] = 0
     gram, x = InputGram(), normal(0, 9, config.hidden_size, dtype=np.float32)
     y = block(x, Scope(layer), config, 0, tape=gram)
-    scaled = awq_scale(layer, gram, Scheme("int8"), config)
+    with np.errstate(divide="raise", invalid="raise"):
+        scaled = awq_scale(layer, gram, Scheme("int8"), config)
     assert_close(block(x, Scope(scaled), config, 0), y, "model")
+
+
+def test_inputs_that_are_all_zero_are_no_trouble():
+    with np.errstate(divide="raise", invalid="raise"):
+        s = best_scales([normal(0, 4, 8)], np.zeros((8, 8)), Scheme("int8"))
+    np.testing.assert_array_equal(s, 1)

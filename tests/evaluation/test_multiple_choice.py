@@ -63,7 +63,8 @@ def test_the_order_of_choices_does_not_matter_and_equal_choices_score_the_same()
 
 
 def answers(raw, right):
-    return Answers([np.stack([np.array(row, float)] * 3) for row in raw], np.array(right))
+    """Answers with these raw scores; the other two scores contradict them."""
+    return Answers([np.outer([1, -1, -1], row) for row in raw], np.array(right))
 
 
 def test_accuracy_and_its_standard_error():
@@ -83,6 +84,11 @@ def test_calibration_by_hand():
     assert bins[9] == pytest.approx([2, 0.95, 0.5])
     assert bins[5] == pytest.approx([1, 0.5, 1.0], rel=1e-6)
     assert error == pytest.approx((2 * 0.45 + 1 * 0.5) / 3)
+
+
+def test_the_log_probability_of_the_right_choice_by_hand():
+    found = answers([[0, math.log(3)], [math.log(9), 0]], [0, 0])
+    assert found.log_prob_of_right() == pytest.approx([math.log(0.25), math.log(0.9)])
 
 
 def test_confident_right_answers_are_perfectly_calibrated():

@@ -1,5 +1,6 @@
 """Distillation from a live teacher, on-policy too, and merging models."""
 
+import dataclasses
 import json
 from functools import partial
 
@@ -11,7 +12,14 @@ import gemma_np
 from gemma_np import GemmaError
 from gemma_np.cli import main
 from gemma_np.model.log_probs import log_softmax
-from gemma_np.training.distillation import DIVERGENCES, choose_divergence, from_teacher, on_policy, sample_continuations
+from gemma_np.training.distillation import (
+    DIVERGENCES,
+    check_same_vocabulary,
+    choose_divergence,
+    from_teacher,
+    on_policy,
+    sample_continuations,
+)
 from gemma_np.training.losses import soft_cross_entropy
 from gemma_np.training.merging import average
 from gemma_np.training.optimizer import AdamW
@@ -25,6 +33,14 @@ from tests.support.strategies import random_ids, random_weights
 CONFIG = tiny.config()
 TEACHER = gemma_np.Gemma(CONFIG, random_weights(CONFIG, 1, np.float64), None)
 IDS = random_ids(CONFIG, 0, 2, 9)
+
+
+def test_another_size_of_vocabulary_is_refused():
+    config = dataclasses.replace(CONFIG, vocab_size=CONFIG.vocab_size + 1)
+    student = gemma_np.Gemma(config, random_weights(config, 0), None)
+    message = f"teacher: vocab_size={CONFIG.vocab_size}, expected {config.vocab_size} as the student's"
+    with pytest.raises(GemmaError, match=message):
+        check_same_vocabulary(TEACHER, student)
 
 
 def test_the_loss_is_the_cross_entropy_against_the_teachers_logits():

@@ -15,7 +15,7 @@ from gemma_np.compression.quantization import Scheme, quantize
 from gemma_np.model.kv_cache import KVCache
 from gemma_np.model.transformer import transformer
 from gemma_np.weights.formats import Int8, dequantize
-from gemma_np.weights.linear import integer_product, integer_sums, linear, on_all_cores, round_to_int8
+from gemma_np.weights.linear import integer_product, integer_sums, linear, on_all_cores, round_to_int8, tile_bytes
 from tests.support import naive, tiny
 from tests.support.stored_weights import KINDS, random_weight
 from tests.support.strategies import batches, normal, random_ids, seeds, sizes
@@ -114,6 +114,12 @@ def test_a_whole_model_of_stored_weights(scheme):
     assert stored.generate("The ships", max_new_tokens=20) == stored.dequantized().generate(
         "The ships", max_new_tokens=20
     )
+
+
+@pytest.mark.parametrize(("cores", "tiles"), [(None, 1), (1, 1), (2, 2), (8, 8)])
+def test_every_core_has_one_tile_of_4_mb(cores, tiles, monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    assert tile_bytes() == tiles * 2**22
 
 
 @pytest.mark.parametrize("cores", [None, 1, 2])
