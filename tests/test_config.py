@@ -121,6 +121,11 @@ def test_weight_names_are_those_of_the_checkpoints():
 
 def test_layer_pattern():
     assert layer_pattern(3, local_per_global=1) == (LOCAL, GLOBAL, LOCAL)
+    assert layer_pattern(1, local_per_global=1) == (LOCAL,)
+    assert len(layer_pattern(1000, local_per_global=1)) == 1000
+    for layers in (0, 1001, -1, 2.0, "2"):
+        with pytest.raises(GemmaError, match=rf"num_hidden_layers: {layers!r}, expected a whole number from 1 to 1000"):
+            layer_pattern(layers, local_per_global=1)
     assert layer_pattern(7, local_per_global=2) == (LOCAL, LOCAL, GLOBAL, LOCAL, LOCAL, GLOBAL, LOCAL)
 
 

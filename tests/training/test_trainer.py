@@ -337,6 +337,7 @@ def test_the_split_is_by_document(tmp_path):
 
 
 def test_damaged_token_files_are_refused(tmp_path):
+    tmp_path = tmp_path / "runs" / "new" / "data"  # none of these folders exists yet
     tokens = tokenize_texts(TOKENS, tiny.tokenizer(), tmp_path, val_fraction=0.2)
     assert np.concatenate(tokens).tolist() == TOKENS.tolist()
     path = tmp_path / "train.npy"
