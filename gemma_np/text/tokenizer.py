@@ -113,8 +113,6 @@ class Tokenizer:
         piece = self.piece(id)
         if self._processor.IsByte(id):
             return bytes([int(piece[1:-1], 16)])  # <0x0A>
-        if self._processor.IsUnknown(id):
-            return self._processor.DecodeIds([id]).encode()  # the text that the vocabulary has for it
         if self._processor.IsControl(id) or CONTROL_PIECE.fullmatch(piece):
             return b""
         return piece.replace("\N{LOWER ONE EIGHTH BLOCK}", " ").encode()
