@@ -53,14 +53,13 @@ def _acquire(path: Path) -> int:
 
 def _open(path: Path) -> int:
     """Create the folder and the file, as far as they do not exist, and open the file."""
-    while True:
-        try:
+    try:
+        while True:
             path.parent.mkdir(parents=True, exist_ok=True)
-            return os.open(path, os.O_RDWR | os.O_CREAT | _NO_LINK, 0o666)
-        except FileNotFoundError:
-            continue  # another process has removed its empty folder between our two calls
-        except OSError as error:
-            raise GemmaError(f"{path.parent}: {error.strerror or error}, expected a folder to write to") from None
+            with suppress(FileNotFoundError):  # another process has removed its empty folder between the two calls
+                return os.open(path, os.O_RDWR | os.O_CREAT | _NO_LINK, 0o666)
+    except OSError as error:
+        raise GemmaError(f"{path.parent}: {error.strerror or error}, expected a folder to write to") from None
 
 
 def _is_still(path: Path, descriptor: int) -> bool:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -107,6 +108,15 @@ def test_a_folder_that_vanishes_is_created_again(tmp_path, monkeypatch):
     with run_lock(tmp_path / "run"):
         assert (tmp_path / "run" / ".lock").exists()
     assert removed
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the system does not remove the folder that it works in")
+def test_a_working_folder_that_was_removed_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(GemmaError, match="run: No such file or directory"), run_lock(Path("run")):
+        pass
 
 
 def test_a_full_disk_does_not_keep_from_locking(tmp_path, monkeypatch):
