@@ -98,9 +98,11 @@ def _compress(
         if not folder.exists():
             make(folder)
         found = folder_checksum(folder)
-        if checksums.setdefault(step, found) != found:
+        if step not in checksums:
+            checksums[step] = found
+            _write_json(out / "checksums.json", checksums)
+        if checksums[step] != found:
             raise GemmaError(f"{folder}: damaged (wrong checksum); to make it again, remove it and resume")
-        _write_json(out / "checksums.json", checksums)
         return load(folder)
 
     model = original
