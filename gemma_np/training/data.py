@@ -82,10 +82,7 @@ def tokenize_texts(
 
         prepare(folder, origin, make, keep=keep)
     ranks.barrier()
-    split = open_split(folder)
-    for part in split:
-        check_ids(part, len(tokenizer), str(folder))
-    return split
+    return open_tokens(folder, len(tokenizer))
 
 
 def tokenize_files(
@@ -170,6 +167,17 @@ def _checksum_of_files(files: Sequence[Path]) -> int:
         content = read_bytes(file, "a text file")
         value = zlib.crc32(content, zlib.crc32(str(len(content)).encode(), value))
     return value
+
+
+def open_tokens(folder: Path, vocab_size: int) -> Split:
+    """Return the memory-mapped tokens [N] that `tokenize_texts` wrote.
+
+    Raises GemmaError when they are missing, damaged, or no ids of this vocabulary.
+    """
+    split = open_split(folder)
+    for part in split:
+        check_ids(part, vocab_size, str(folder))
+    return split
 
 
 def open_split(folder: Path) -> Split:

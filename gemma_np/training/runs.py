@@ -30,9 +30,8 @@ from gemma_np.training.conversations import all_conversations, random_conversati
 from gemma_np.training.data import (
     Split,
     Texts,
-    check_ids,
     consecutive_batches,
-    open_split,
+    open_tokens,
     random_batches,
     tokenize_texts,
 )
@@ -212,8 +211,7 @@ def distill_from_cache(
     with _open_run(student, output, **options) as run:
         if run.model.tokenizer_model != targets_tokenizer(folder).model:
             raise GemmaError(f"{folder}: its tokenizer.model is not the student's, expected the same vocabulary")
-        held_out = check_ids(open_split(folder / "data").validation, run.model.config.vocab_size, str(folder / "data"))
-        validation = run.validation(held_out)
+        validation = run.validation(open_tokens(folder / "data", run.model.config.vocab_size).validation)
         next_batch = random_targets(folder, run.config.batch_size, run.model.config.vocab_size)
         return run.train(Task(next_batch, from_targets, validation, identity={"targets": settings}))
 
