@@ -59,8 +59,8 @@ def check_no_duplicates(path):
     check(len(names) == len(set(names)), "accepted a tensor name that occurs twice in the header")
 
 
-def check_checkpoint(model, folder, shards):
-    """Compare the weights of a loaded folder with those in its files, and the numbers of quantized ones."""
+def check_checkpoint(model, folder, shards, dtype):
+    """Compare the weights of a loaded folder, in a dtype, with those in its files, and the numbers of quantized ones."""
     tensors, formats = {}, {}
     for name in shards:
         check_no_duplicates(folder / name)
@@ -72,8 +72,7 @@ def check_checkpoint(model, folder, shards):
     for name, weight in model.weights.items():
         check(name in tensors, f"has a weight that is in no file: {name.split('.')[-2]}")
         expected = quantized_numbers(tensors, name, formats[name]) if name in formats else tensors[name]
-        ours = dequantize(weight)
-        check(equal(ours, np.asarray(expected, ours.dtype)), "a weight differs from that in the file")
+        check(equal(dequantize(weight), np.asarray(expected, dtype)), "a weight differs from that in the file")
 
 
 def storage(path):

@@ -101,7 +101,7 @@ def checkpoint(folder, options):
     else:
         weight_map = reference.check_strict(index)["weight_map"]
         names = sorted(set(weight_map.values()))
-    reference.check_checkpoint(model, path, names)
+    reference.check_checkpoint(model, path, names, np.float64 if options["dtype"] == "float64" else np.float32)
     if not single:
         stored = {tensor: name for name in names for tensor in reference.safetensors(path / name)}
         check(weight_map == stored, "accepted an index that contradicts the shards")
