@@ -18,6 +18,7 @@ from gemma_np.training.data import Split
 from gemma_np.training.training_state import TrainingConfig
 from gemma_np.weights.formats import Int8
 from tests.support import tiny
+from tests.support.damage import flip_last_bit
 from tests.support.strategies import random_ids, random_weights
 from tests.support.tolerances import assert_close
 
@@ -106,8 +107,7 @@ def test_what_is_done_is_not_done_again(tmp_path, monkeypatch):
 def test_a_damaged_checkpoint_is_refused_until_it_is_removed(step, tmp_path):
     run(tmp_path)
     path = tmp_path / step / "model.safetensors"
-    whole = path.read_bytes()
-    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    whole = flip_last_bit(path)
     with pytest.raises(
         GemmaError, match=rf"{step}: damaged \(wrong checksum\); to make it again, remove it and resume"
     ):
@@ -120,8 +120,7 @@ def test_a_damaged_checkpoint_is_refused_until_it_is_removed(step, tmp_path):
 def test_a_damaged_checkpoint_of_the_healing_is_written_again(tmp_path):
     run(tmp_path)
     path = tmp_path / "healed" / "model.safetensors"
-    whole = path.read_bytes()
-    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    whole = flip_last_bit(path)
     shutil.rmtree(tmp_path / "quantized")
     run(tmp_path)
     assert path.read_bytes() == whole
@@ -139,8 +138,7 @@ def test_a_checkpoint_without_a_checksum_is_made_again(tmp_path):
     """A process was killed between the two, and nobody knows what has happened to the checkpoint since."""
     run(tmp_path)
     path = tmp_path / "pruned" / "model.safetensors"
-    whole = path.read_bytes()
-    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    whole = flip_last_bit(path)
     checksums = json.loads((tmp_path / "checksums.json").read_text())
     (tmp_path / "checksums.json").write_text(json.dumps({"quantized": checksums["quantized"]}))
     run(tmp_path)

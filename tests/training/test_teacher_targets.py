@@ -20,6 +20,7 @@ from gemma_np.training.task import Batch
 from gemma_np.training.teacher_targets import from_targets, random_targets, top_k, write_targets
 from gemma_np.training.training_state import State
 from tests.support import tiny
+from tests.support.damage import flip_last_bit
 from tests.support.strategies import normal, seeds
 
 TOKENS = np.array(tiny.tokenizer().encode(tiny.TEXT * 2), np.uint16)
@@ -172,8 +173,7 @@ def test_damaged_targets_are_refused(tmp_path, change, message):
 def test_a_teacher_does_not_continue_with_damaged_files(tmp_path):
     write_targets(tiny.gemma(), TOKENS, SEQ_LEN, 4, tmp_path)
     path = next(tmp_path.glob("targets-*"))
-    whole = path.read_bytes()
-    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    whole = flip_last_bit(path)
     with pytest.raises(GemmaError, match=r"probs: damaged \(wrong checksum\); to mend it, remove it, repeat cache"):
         write_targets(tiny.gemma(), TOKENS, SEQ_LEN, 4, tmp_path)
     path.unlink()

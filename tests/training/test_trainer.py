@@ -32,6 +32,7 @@ from gemma_np.training.tokenizer_training import train_tokenizer
 from gemma_np.training.trainer import initial_weights, loss_and_gradients, run_task, validation_loss
 from gemma_np.training.training_state import TrainingConfig
 from tests.support import tiny
+from tests.support.damage import flip_last_bit
 
 CONFIG = tiny.config()
 TRAINING = TrainingConfig(
@@ -248,8 +249,7 @@ NORM = "weights/model.norm.weight"
 def test_a_finished_run_mends_its_checkpoint(tmp_path):
     run(tmp_path / "run")
     path = tmp_path / "run" / "model.safetensors"
-    whole = path.read_bytes()
-    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    whole = flip_last_bit(path)
     run(tmp_path / "run", resume=True)
     assert path.read_bytes() == whole
 
@@ -348,7 +348,7 @@ def test_damaged_token_files_are_refused(tmp_path):
             tokenize_texts(TOKENS, tiny.tokenizer(), tmp_path, val_fraction=0.2, keep=True)
         return str(error.value)
 
-    path.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+    flip_last_bit(path)
     assert "train.npy: damaged (wrong checksum)" in message()
     path.write_bytes(good[:-4])
     assert "train.npy: damaged (" in message()
