@@ -39,6 +39,7 @@ COMPUTES = ("model", "training", "compression", "evaluation", "text")
 PLUMBING = {  # modules in these packages that compute nothing that stands in a paper
     "model/records",
     "training/data",
+    "training/initial_model",
     "training/mpi",
     "training/__init__",
     "training/run_lock",

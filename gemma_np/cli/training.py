@@ -17,11 +17,13 @@ from gemma_np.compression.quantization import QUANTIZE_FORMATS, Scheme
 from gemma_np.errors import GemmaError
 from gemma_np.gemma import Gemma, load
 from gemma_np.input_files import read_text
-from gemma_np.text.tokenizer import Tokenizer
+from gemma_np.text.tokenizer import Tokenizer, read_tokenizer
 from gemma_np.training import merging, mpi_ranks, runs
 from gemma_np.training.data import text_files
 from gemma_np.training.distillation import DIVERGENCES
+from gemma_np.training.initial_model import SMALL_SHAPE, new_model
 from gemma_np.training.run_log import plot_logs
+from gemma_np.training.teacher_targets import targets_tokenizer
 from gemma_np.training.tokenizer_training import train_tokenizer
 from gemma_np.training.training_state import TrainingConfig
 
@@ -121,7 +123,7 @@ def train(options: argparse.Namespace) -> None:
     run = runs.fine_tune if Path(options.text).suffix == ".jsonl" else runs.train
     with mpi_ranks() as ranks:
         run(
-            options.model or _new_model(options, runs.read_tokenizer(options.tokenizer)),
+            options.model or _new_model(options, read_tokenizer(options.tokenizer)),
             options.text,
             options.output,
             config=training_config(options),
@@ -146,7 +148,7 @@ def distill(options: argparse.Namespace) -> None:
             live = options.text or options.on_policy or options.temperature != 1
             if live or options.divergence != "cross-entropy":
                 raise GemmaError("--targets: expected no TEXT, --on-policy, --temperature or --divergence beside it")
-            student = options.model or _new_model(options, runs.targets_tokenizer(options.targets))
+            student = options.model or _new_model(options, targets_tokenizer(options.targets))
             runs.distill_from_cache(student, options.targets, options.output, **common)
             return
         if options.text is None:
@@ -213,7 +215,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", metavar="M", help=f"continue from a checkpoint: {MODEL_HELP}")
     shape = parser.add_argument_group("shape of a model from scratch")
     for name, (option, meaning) in SHAPE.items():
-        add_number(shape, f"--{option}", meaning, runs.SMALL_SHAPE[name], dest=name)
+        add_number(shape, f"--{option}", meaning, SMALL_SHAPE[name], dest=name)
     add_training_config(parser, "training")
     aware = parser.add_argument_group("quantization-aware training")
     meaning = "simulate this quantization while training"
@@ -223,7 +225,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
 
 def _new_model(options: argparse.Namespace, tokenizer: Tokenizer, vocab_size: int | None = None) -> Gemma:
     shape = {name: getattr(options, name) for name in SHAPE}
-    return runs.new_model(tokenizer, vocab_size=vocab_size, seed=options.seed, **shape)
+    return new_model(tokenizer, vocab_size=vocab_size, seed=options.seed, **shape)
 
 
 def _fake_quantize(options: argparse.Namespace) -> FakeQuantize | None:

@@ -7,10 +7,12 @@ and table 4 (the control pieces).
 import codecs
 import re
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 from sentencepiece import SentencePieceProcessor
 
 from gemma_np.errors import GemmaError, quoted
+from gemma_np.input_files import read_bytes
 
 BOS, EOS, START_OF_TURN, END_OF_TURN = "<bos>", "<eos>", "<start_of_turn>", "<end_of_turn>"
 
@@ -116,3 +118,12 @@ class Tokenizer:
         if self._processor.IsControl(id) or CONTROL_PIECE.fullmatch(piece):
             return b""
         return piece.replace("\N{LOWER ONE EIGHTH BLOCK}", " ").encode()
+
+
+def read_tokenizer(path: str | Path) -> Tokenizer:
+    """Read a tokenizer.model file. Raises GemmaError when it cannot be read."""
+    model = read_bytes(Path(path), "a tokenizer.model file")
+    try:
+        return Tokenizer(model)
+    except GemmaError as error:
+        raise GemmaError(f"{path}: {error}") from None

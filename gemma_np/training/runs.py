@@ -15,26 +15,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple, TypedDict, Unpack
+from typing import NamedTuple, TypedDict, Unpack
 
 import numpy as np
 
 from gemma_np.checkpoints.atomic_write import atomic_write
-from gemma_np.config import gemma2_config
 from gemma_np.errors import GemmaError
 from gemma_np.gemma import Gemma, load
-from gemma_np.input_files import read_bytes
-from gemma_np.memory import check_memory
-from gemma_np.text.tokenizer import Tokenizer
 from gemma_np.training.conversations import all_conversations, random_conversations, tokenize_conversations
-from gemma_np.training.data import (
-    Split,
-    Texts,
-    consecutive_batches,
-    open_tokens,
-    random_batches,
-    tokenize_texts,
-)
+from gemma_np.training.data import Split, Texts, consecutive_batches, open_tokens, random_batches, tokenize_texts
 from gemma_np.training.distillation import (
     check_same_vocabulary,
     choose_divergence,
@@ -46,23 +35,19 @@ from gemma_np.training.mpi import Ranks
 from gemma_np.training.run_lock import run_lock
 from gemma_np.training.run_log import read_log
 from gemma_np.training.task import Batch, Task, WeightView
-from gemma_np.training.teacher_targets import check_targets, from_targets, random_targets, read_settings, write_targets
-from gemma_np.training.trainer import initial_weights, run_task
+from gemma_np.training.teacher_targets import (
+    check_targets,
+    from_targets,
+    random_targets,
+    read_settings,
+    targets_tokenizer,
+    write_targets,
+)
+from gemma_np.training.trainer import run_task
 from gemma_np.training.training_state import TrainingConfig, check_folder
 
 Model = Gemma | str | Path
 """A model, or what `gemma_np.load` takes."""
-
-SMALL_SHAPE = {
-    "hidden_size": 128,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 32,
-    "intermediate_size": 512,
-    "sliding_window": 64,
-    "max_position_embeddings": 256,
-}
 
 
 class TrainingRun(NamedTuple):
@@ -79,23 +64,6 @@ class RunOptions(TypedDict, total=False):
     view_weights: WeightView | None  # the weights that the forward pass uses, such as `FakeQuantize`
     resume: bool  # continue the run in the output folder
     ranks: Ranks
-
-
-def new_model(
-    tokenizer: Tokenizer | str | Path, *, seed: int = 0, vocab_size: int | None = None, **shape: int
-) -> Gemma:
-    """Return a Gemma 2 with random weights; shape: sizes of `GemmaConfig` that differ from `SMALL_SHAPE`.
-
-    vocab_size: by default that of the tokenizer. Raises GemmaError for an invalid shape, and when training the model
-    would not fit in memory.
-    """
-    tokenizer = tokenizer if isinstance(tokenizer, Tokenizer) else read_tokenizer(tokenizer)
-    sizes: dict[str, Any] = SMALL_SHAPE | shape
-    sizes["query_pre_attn_scalar"] = sizes["head_dim"]
-    config = gemma2_config(vocab_size=vocab_size or len(tokenizer), **sizes)
-    # Weights, gradients and two moments, in float32.
-    check_memory(4 * 4 * sum(config.parameter_count().values()), np.dtype(np.float32))
-    return Gemma(config, initial_weights(config, np.random.default_rng(seed)), tokenizer)
 
 
 def train(model: Model, texts: Texts, output: str | Path, **options: Unpack[RunOptions]) -> TrainingRun:
@@ -214,21 +182,6 @@ def distill_from_cache(
         validation = run.validation(open_tokens(folder / "data", run.model.config.vocab_size).validation)
         next_batch = random_targets(folder, run.config.batch_size, run.model.config.vocab_size)
         return run.train(Task(next_batch, from_targets, validation, identity={"targets": settings}))
-
-
-def read_tokenizer(path: str | Path) -> Tokenizer:
-    """Read a tokenizer.model file. Raises GemmaError when it cannot be read."""
-    model = read_bytes(Path(path), "a tokenizer.model file")
-    try:
-        return Tokenizer(model)
-    except GemmaError as error:
-        raise GemmaError(f"{path}: {error}") from None
-
-
-def targets_tokenizer(targets: str | Path) -> Tokenizer:
-    """Return the tokenizer of cached targets. Raises GemmaError when the folder has none."""
-    read_settings(Path(targets))
-    return read_tokenizer(Path(targets) / "tokenizer.model")
 
 
 def _loaded(model: Model) -> Gemma:

@@ -23,6 +23,7 @@ from gemma_np.errors import GemmaError
 from gemma_np.gemma import Gemma
 from gemma_np.json_input import object_of, parse_json, read_json, whole_number
 from gemma_np.model.log_probs import log_softmax
+from gemma_np.text.tokenizer import Tokenizer, read_tokenizer
 from gemma_np.training.data import check_tokens
 from gemma_np.training.distillation import weights_digest
 from gemma_np.training.losses import TopK, soft_cross_entropy_top_k
@@ -175,3 +176,9 @@ def read_settings(folder: Path) -> dict[str, int]:
     """
     settings: dict[str, int] = read_json(folder / _SETTINGS, _SETTINGS_VALUES, "the output of gemma-np cache-teacher")
     return {name: settings[name] for name in _SETTINGS_VALUES.fields}
+
+
+def targets_tokenizer(targets: str | Path) -> Tokenizer:
+    """Return the tokenizer of cached targets. Raises GemmaError when the folder has none."""
+    read_settings(Path(targets))
+    return read_tokenizer(Path(targets) / "tokenizer.model")

@@ -29,10 +29,10 @@ from gemma_np.oracle.comparison import describe_comparison
 from gemma_np.oracle.diagnosis import describe_diagnosis
 from gemma_np.oracle.dump import read_dump
 from gemma_np.oracle.files import compare_files, diagnose_file
+from gemma_np.text.tokenizer import read_tokenizer
 from gemma_np.training.conversations import read_conversations
 from gemma_np.training.data import read_text, text_files, tokenize_texts
 from gemma_np.training.run_log import plot_logs, read_log
-from gemma_np.training.runs import read_tokenizer
 from tests.fuzz import bases, reference
 from tests.fuzz.edits import write_files
 from tests.fuzz.mutations import draw_edits
