@@ -1,10 +1,10 @@
 """Write files and folders atomically: completely or not at all."""
 
 import os
+import platform
 import re
 import secrets
 import shutil
-import socket
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -12,7 +12,7 @@ from pathlib import Path
 from gemma_np.errors import GemmaError
 from gemma_np.input_files import require_file
 
-_PREFIX = f".gemma_np.{re.sub('[^A-Za-z0-9-]', '-', socket.gethostname())}."
+_PREFIX = f".gemma_np.{re.sub('[^A-Za-z0-9-]', '-', platform.node())}."
 
 
 def atomic_write(path: Path, write: Callable[[Path], object], *, as_folder: bool = False) -> None:

@@ -1,7 +1,7 @@
 """One writer for the folder of a run: a second process that would write to it is refused."""
 
 import os
-import socket
+import platform
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -46,7 +46,7 @@ def _acquire(path: Path) -> int:
         if _is_still(path, descriptor):
             with suppress(OSError):  # it is for the message to others only, and the disk may be full
                 os.ftruncate(descriptor, 0)
-                os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+                os.write(descriptor, f"process {os.getpid()} on {platform.node()}\n".encode())
             return descriptor
         os.close(descriptor)  # the holder before removed the file between our opening and locking it
 

@@ -1,7 +1,7 @@
 """Files and folders are written whole or not at all, whatever happens meanwhile."""
 
 import os
-import socket
+import platform
 import stat
 import subprocess
 import sys
@@ -92,7 +92,7 @@ def test_permissions_follow_the_umask(tmp_path):
 @pytest.mark.skipif(os.name != "posix", reason="links of POSIX")
 def test_a_link_at_the_name_of_the_unfinished_file_is_not_followed(tmp_path, monkeypatch):
     monkeypatch.setattr("secrets.token_hex", lambda _: "0")
-    name = f".gemma_np.{socket.gethostname()}.{os.getpid()}.0.partial"
+    name = f".gemma_np.{platform.node()}.{os.getpid()}.0.partial"
     (tmp_path / "secret").write_text("secret")
     (tmp_path / name).symlink_to(tmp_path / "secret")
     with pytest.raises(GemmaError, match=r"x: could not be written \(File exists\); nothing is left of it"):
@@ -110,7 +110,7 @@ def test_a_link_at_the_target_is_replaced_and_not_followed(tmp_path):
 def test_leftovers_of_dead_processes_are_removed_and_no_others(tmp_path):
     with subprocess.Popen([sys.executable, "-c", "pass"]) as process:
         process.wait()
-    host = socket.gethostname()
+    host = platform.node()
     dead = [f".gemma_np.{host}.{process.pid}.{number}.partial" for number in ("a1", "b2")]
     kept = [f".gemma_np.{host}.{os.getpid()}.c3.partial", f".gemma_np.elsewhere.{process.pid}.d4.partial", ".partial"]
     (tmp_path / dead[0]).write_text("half")

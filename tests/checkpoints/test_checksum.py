@@ -1,5 +1,7 @@
 """Checksums find every change."""
 
+import zlib
+
 import numpy as np
 import pytest
 
@@ -20,6 +22,7 @@ def test_the_checksum_of_a_folder_depends_on_names_and_contents(tmp_path):
     (tmp_path / "a").write_text("one")
     (tmp_path / "b").write_text("two")
     before = folder_checksum(tmp_path)
+    assert before == zlib.crc32(b"aonebtwo")
     (tmp_path / "b").write_text("twO")
     assert folder_checksum(tmp_path) != before
     (tmp_path / "b").write_text("two")
