@@ -53,6 +53,15 @@ def test_the_model_comes_back_and_keeps_its_integers_from_then_on(model_type, ki
     assert (tmp_path / "one.gguf").read_bytes() == (tmp_path / "two.gguf").read_bytes()
 
 
+def test_the_special_ids_and_the_flags_of_the_vocabulary(tmp_path):
+    """They are not our readers' defaults only: other programs read them from the file."""
+    export_gguf(model_of("gemma2"), "Q8_0", tmp_path / "model.gguf")
+    fields = gguf.GGUFReader(tmp_path / "model.gguf").fields
+    expected = {"model": "llama", "bos_token_id": 2, "eos_token_id": 1, "unknown_token_id": 3, "padding_token_id": 0}
+    expected |= {"add_bos_token": True, "add_space_prefix": False}
+    assert {name: fields[f"tokenizer.ggml.{name}"].contents() for name in expected} == expected
+
+
 def test_a_pattern_that_the_format_cannot_say(tmp_path):
     with pytest.raises(GemmaError, match=r"layer_types: .*, which GGUF cannot store"):
         export_gguf(keep_layers(model_of("gemma2"), [0, 2]), "Q8_0", tmp_path / "model.gguf")

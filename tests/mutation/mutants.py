@@ -97,7 +97,13 @@ def _is_call(node: ast.AST) -> bool:
 
 
 def _inside(node: ast.AST) -> Iterator[ast.AST]:
-    """Yield the parts of a node that matter: not annotations, decorators, messages, texts and progress bars."""
+    """Yield the parts of a node that matter: not annotations, decorators, messages, texts and progress bars.
+
+    Nor the sizes of `reshape(..., -1)`: NumPy treats all negative ones alike.
+    """
+    if isinstance(node, ast.Call) and _name(node) == "reshape":
+        yield from (part for part in (node.func, *node.args) if ast.unparse(part) != "-1")
+        return
     if isinstance(node, ast.JoinedStr | ast.Raise) or (isinstance(node, ast.Call) and _name(node) in SHOWN):
         return
     for field, value in ast.iter_fields(node):

@@ -49,6 +49,11 @@ def test_texts_types_and_messages_are_not_changed():
     assert not {old for line, old in lines if line == 5 and not old.startswith("raise")}
 
 
+def test_the_negative_size_of_a_reshape_is_not_changed():
+    assert {mutant.old for mutant in mutants("x.reshape(3, -1)[-1]")} == {"3", "-1", "1"}
+    assert "-1" not in {mutant.old for mutant in mutants("x.reshape(3, -1)")}
+
+
 @pytest.mark.parametrize("mutant", mutants(SOURCE), ids=lambda mutant: f"{mutant.old}->{mutant.new}")
 def test_a_mutant_is_a_program_that_differs_in_one_place(mutant):
     changed = mutant.apply(SOURCE)

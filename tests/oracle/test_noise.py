@@ -5,7 +5,7 @@ import pytest
 
 from gemma_np import Gemma
 from gemma_np.oracle.comparison import compare
-from gemma_np.oracle.noise import EPS, SAFETY_FACTOR, exact, noise_thresholds
+from gemma_np.oracle.noise import EPS, SAFETY_FACTOR, exact, noise_thresholds, relative_error
 from gemma_np.oracle.trace import Reference
 from tests.support import tiny
 
@@ -33,6 +33,12 @@ def test_a_record_that_rounding_does_not_change_may_be_off_by_half_a_step(dtype,
     model = Gemma(reference.model.config, {**reference.model.weights, **silent}, None)
     threshold = noise_thresholds(Reference(model, [IDS]), ["layers.3.mlp.down"], dtype, exact)["layers.3.mlp.down"]
     assert threshold == SAFETY_FACTOR[dtype] * EPS[dtype] / 2
+
+
+def test_an_error_is_relative_to_the_largest_number_that_is_not_masked():
+    found, expected = np.array([0.1, 0.5, 9.0]), np.array([0.2, 0.25, 1e6])
+    assert relative_error(found, expected, np.array([False, False, True])) == (1.0, (1,))
+    assert relative_error(found[:2], expected[:2]) == (1.0, (1,))
 
 
 def test_the_safety_factors():

@@ -7,7 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gemma_np import GemmaError
+from gemma_np.compression.quantization import GGUF_SCHEMES, Scheme, quantize
 from gemma_np.weights.formats import (
+    FORMATS,
     BFloat16,
     Float8,
     Int4,
@@ -15,6 +17,7 @@ from gemma_np.weights.formats import (
     check_finite,
     dequantize,
     embedding_rows,
+    matrix_bytes,
     pack,
     stored_bytes,
     unpack,
@@ -80,6 +83,16 @@ def test_one_row_alone_can_be_looked_up(kind):
 def test_an_array_is_what_it_is():
     array = np.ones((2, 3))
     assert dequantize(array) is array
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_matrix_bytes_is_what_a_matrix_takes(name):
+    matrix = np.random.default_rng(0).standard_normal((6, 128))
+    if FORMATS[name].stored_as is np.ndarray:
+        stored = matrix.astype(name)
+    else:
+        stored = quantize(matrix, GGUF_SCHEMES.get(name) or Scheme(name, FORMATS[name].group_size))
+    assert matrix_bytes((6, 128), name) == stored_bytes(stored)
 
 
 @pytest.mark.parametrize(
