@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from gemma_np.checkpoints.config_json import read_config
-from gemma_np.checkpoints.gguf import config_from_metadata, load_gguf, open_gguf
+from gemma_np.checkpoints.gguf import config_from_metadata, load_gguf
+from gemma_np.checkpoints.gguf_file import read_gguf
 from gemma_np.checkpoints.hub import download
 from gemma_np.checkpoints.huggingface import load_folder
 from gemma_np.checkpoints.saving import save_folder
@@ -86,7 +87,7 @@ def resolve_config(name_or_path: str | Path) -> GemmaConfig:
     if released in RELEASED and not Path(name_or_path).exists():
         return RELEASED[released]
     path = resolve_checkpoint(name_or_path)
-    return config_from_metadata(open_gguf(path)[1]) if path.is_file() else read_config(path / "config.json")
+    return config_from_metadata(read_gguf(path).metadata) if path.is_file() else read_config(path / "config.json")
 
 
 @dataclass

@@ -1,24 +1,27 @@
-"""Read config, weights and vocabulary from a GGUF file with the `gguf` library (pip install "gemma-np[gguf]").
+"""Read config, weights and vocabulary from a GGUF file.
 
-Tensors in Q8_0 and Q4_0 stay quantized; those of other types are dequantized. GGUF stores the weight of a norm as
-1 + w; the published checkpoints and this package store w.
+Tensors in a block format stay as they are. GGUF stores the weight of a norm as 1 + w; the published checkpoints and
+this package store w.
 """
 
-import math
 import re
-from collections.abc import Iterable, Sequence
-from itertools import pairwise
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from ml_dtypes import bfloat16
 
-from gemma_np.checkpoints.gguf_blocks import GGUF_FORMATS, read_blocks
+from gemma_np.checkpoints.gguf_blocks import read_blocks
+from gemma_np.checkpoints.gguf_file import GGUFTensor, read_gguf
 from gemma_np.checkpoints.loading import StoredTensor, load_weights, row_reader
 from gemma_np.config import MOST_LAYERS, GemmaConfig, layer_pattern
 from gemma_np.errors import GemmaError, quoted
 from gemma_np.json_input import POSITIVE, check_json, one_of, whole_number
-from gemma_np.weights.formats import Weight
+from gemma_np.weights.block_formats import BLOCK_FORMATS
+from gemma_np.weights.formats import Stored, Weight, dequantize
+
+_FLOATS = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype(bfloat16)}
 
 MODEL_TYPES = {"gemma": "gemma", "gemma2": "gemma2", "gemma3": "gemma3_text"}
 
@@ -60,12 +63,11 @@ def load_gguf(path: Path, dtype: str = "float32") -> tuple[GemmaConfig, dict[str
 
     Raises GemmaError for a damaged file, another architecture, or a tensor that is missing, extra or misshapen.
     """
-    reader, metadata = open_gguf(path)
+    metadata, tensors = read_gguf(path)
     try:
         config = config_from_metadata(metadata)
-        _check_no_overlap(reader.tensors)
         stored, stored_as = dict[str, StoredTensor](), dict[str, str]()
-        for tensor in reader.tensors:
+        for tensor in tensors:
             name = weight_name(tensor.name, config)
             if name in stored:
                 raise GemmaError(f"{stored_as[name]} and {tensor.name}: both are {name}, expected one of them")
@@ -76,74 +78,20 @@ def load_gguf(path: Path, dtype: str = "float32") -> tuple[GemmaConfig, dict[str
         raise GemmaError(f"{path}: {error}") from None
 
 
-def open_gguf(path: Path) -> tuple[Any, dict[str, Any]]:
-    """Open a GGUF file: return the library's reader and the file's metadata as plain values.
+def _stored_tensor(path: Path, tensor: GGUFTensor) -> StoredTensor:
+    if tensor.type in BLOCK_FORMATS:
+        rows = row_reader(path, tensor.offset, np.uint8, (tensor.bytes // tensor.shape[0],))
 
-    Raises GemmaError for a damaged file, and when the library is missing.
-    """
-    try:
-        from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFReader
-    except ImportError:
-        raise GemmaError(f'{path}: needs the gguf library, which pip install "gemma-np[gguf]" brings') from None
+        def quantized(start: int = 0, stop: int = tensor.shape[0]) -> Stored:
+            shape = (stop - start, tensor.shape[1])
+            return read_blocks(tensor.type, shape, lambda first, end: rows(start + first, start + end))
 
-    class Reader(GGUFReader):
-        """Work around three problems of the library. It slices its memory map a million times, which is three times as
-        fast on a plain array. It reads empty arrays past the end of the file, so a wrong length causes an endless loop.
-        It adds offsets in 64 bits, so a tensor far past the end would be read from the beginning of the file.
-        """
-
-        def __setattr__(self, name: str, value: Any) -> None:
-            super().__setattr__(name, value.view(np.ndarray) if name == "data" else value)
-
-        def _get(self, offset: int, *args: Any, **kwargs: Any) -> Any:
-            if offset >= len(self.data):
-                raise ValueError(f"ends at byte {len(self.data)}")
-            return super()._get(offset, *args, **kwargs)
-
-        def _build_tensors(self, start: int, fields: Any) -> None:
-            for field in fields:
-                _, name, _, sizes, format, offset = field.parts
-                in_block, block_bytes = GGML_QUANT_SIZES[GGMLQuantizationType(format[0])]
-                end = start + int(offset[0]) + math.prod(sizes.tolist()) // in_block * block_bytes
-                if end > len(self.data):
-                    raise ValueError(f"{bytes(name).decode()}: ends at byte {end} of {len(self.data)}")
-            super()._build_tensors(start, fields)
-
-    try:
-        reader = Reader(path)
-        return reader, {name: field.contents() for name, field in reader.fields.items()}
-    except Exception as error:  # a damaged file can make the library raise anything
-        raise GemmaError(f"{path}: damaged ({error}), expected a complete GGUF file") from None
-
-
-def _check_no_overlap(tensors: Iterable[Any]) -> None:
-    """Check that no two tensors of a GGUFReader share bytes."""
-    in_order = sorted(tensors, key=lambda tensor: int(tensor.data_offset))
-    for first, second in pairwise(in_order):
-        if first.data_offset + first.n_bytes > second.data_offset:
-            raise GemmaError(f"{first.name} and {second.name}: overlap in the file, expected one after the other")
-
-
-def _stored_tensor(path: Path, tensor: Any) -> StoredTensor:
-    """Return a tensor of a GGUFReader, to be dequantized a few rows at a time (`tensor.data` has the stored shape)."""
-    from gguf import dequantize
-
-    rows = row_reader(path, int(tensor.data_offset), tensor.data.dtype, tensor.data.shape[1:])
-    one = 1 if tensor.name.endswith("norm.weight") else 0
-    shape, format = tuple(int(size) for size in reversed(tensor.shape)), tensor.tensor_type.name
-
-    if len(shape) == 1 and tensor.data.dtype == np.uint8:
-        raise GemmaError(f"{tensor.name}: one row in {format}, expected floats (only matrices are stored in blocks)")
-
-    def read(start: int, stop: int) -> np.ndarray:
-        try:
-            numbers: np.ndarray = dequantize(rows(start, stop), tensor.tensor_type)
-        except (NotImplementedError, ValueError) as error:
-            raise GemmaError(f"{tensor.name}: {format}: {error}, expected floats or a block format") from None
-        return numbers - one if one else numbers
-
-    keeps = format in GGUF_FORMATS and len(shape) == 2
-    return StoredTensor(shape, read, quantized=(lambda: read_blocks(format, shape, rows)) if keeps else None)
+        return StoredTensor(tensor.shape, lambda start, stop: dequantize(quantized(start, stop)), quantized=quantized)
+    read = row_reader(path, tensor.offset, _FLOATS[tensor.type], tensor.shape[1:])
+    if tensor.name.endswith("norm.weight"):
+        return StoredTensor(tensor.shape, lambda start, stop: read(start, stop).astype(np.float32) - 1)
+    mapped = np.memmap(path, _FLOATS[tensor.type], "r", tensor.offset, tensor.shape)
+    return StoredTensor(tensor.shape, read, mapped=mapped)
 
 
 def weight_name(name: str, config: GemmaConfig) -> str:

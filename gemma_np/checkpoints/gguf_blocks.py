@@ -12,38 +12,43 @@ from collections.abc import Callable
 
 import numpy as np
 
-from gemma_np.errors import GemmaError
-from gemma_np.weights.formats import FORMATS, Int4, Int8, pack, unpack
+from gemma_np.threads import on_all_cores
+from gemma_np.weights.block_formats import BLOCK_FORMATS
+from gemma_np.weights.formats import Blocks, Int4, Int8, pack, unpack
 
 BLOCK = 32
 SCALE_BYTES = 2
-GGUF_FORMATS = tuple(name for name, row in FORMATS.items() if row.gguf)
+GGUF_FORMATS = ("Q8_0", "Q4_0")
 
 _ROWS = 4096  # rows unpacked at once
 
 
 def block_bytes(format: str) -> int:
     """Return the bytes of one block: its scale and its numbers."""
-    return SCALE_BYTES + BLOCK * FORMATS[format].bits // 8
+    return BLOCK_FORMATS[format].bytes
 
 
-def read_blocks(format: str, shape: tuple[int, ...], read: Callable[[int, int], np.ndarray]) -> Int8 | Int4:
-    """Read a weight of a GGUF file: format "Q8_0" or "Q4_0"; read(start, stop) returns the bytes of those rows.
+def read_blocks(format: str, shape: tuple[int, ...], read: Callable[[int, int], np.ndarray]) -> Blocks:
+    """Read a weight of a GGUF file; read(start, stop) returns the bytes of those rows: uint8 [rows, bytes of a row].
 
-    Raises GemmaError for a scale that is not finite.
+    The rows become the last axis, a few of them at a time and on all cores.
     """
     rows, columns = shape
-    scales = np.empty((rows, columns // BLOCK), np.float16)
-    numbers = np.empty((rows, columns if format == "Q8_0" else columns // 2), np.uint8)
-    for start in range(0, rows, _ROWS):
+    block = BLOCK_FORMATS[format]
+    integers = np.empty((columns // block.channels, block.integers, rows), np.uint8)
+    factors = np.empty((columns // block.channels, block.factors, rows), np.float16)
+    split = block.integers if block.factors_last else 2 * block.factors
+
+    def transpose(start: int) -> None:
         part = slice(start, min(start + _ROWS, rows))
-        blocks = read(part.start, part.stop).reshape(-1, columns // BLOCK, block_bytes(format))
-        scales[part] = np.ascontiguousarray(blocks[..., :SCALE_BYTES]).view(np.float16)[..., 0]
-        stored = blocks[..., SCALE_BYTES:]
-        numbers[part] = stored.reshape(-1, columns) if format == "Q8_0" else pack(unpack(stored).reshape(-1, columns))
-    if not np.isfinite(scales).all():
-        raise GemmaError("scales: NaN or infinity among them, expected finite numbers")
-    return Int8(numbers.view(np.int8), scales) if format == "Q8_0" else Int4(numbers, scales)
+        blocks = read(part.start, part.stop).reshape(part.stop - part.start, -1, block.bytes)
+        pieces = blocks[..., :split], blocks[..., split:]
+        of_integers, of_factors = pieces if block.factors_last else pieces[::-1]
+        integers[..., part] = of_integers.transpose(1, 2, 0)
+        factors[..., part] = np.ascontiguousarray(of_factors).view(np.float16).transpose(1, 2, 0)
+
+    on_all_cores(transpose, range(0, rows, _ROWS))
+    return Blocks(format, integers, factors)
 
 
 def is_stored_as(weight: object, format: str) -> bool:

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from gemma_np.checkpoints.atomic_write import atomic_write
-from gemma_np.checkpoints.gguf import MODEL_TYPES, config_from_metadata, gguf_name, open_gguf
+from gemma_np.checkpoints.gguf import MODEL_TYPES, config_from_metadata, gguf_name
 from gemma_np.checkpoints.gguf_blocks import BLOCK, block_bytes, to_blocks
+from gemma_np.checkpoints.gguf_file import read_gguf
 from gemma_np.config import GemmaConfig
 from gemma_np.errors import GemmaError
 from gemma_np.weights.formats import Int4, Int8, Weight, check_finite
@@ -58,7 +59,7 @@ def _write(
         check_finite(name, weight)
         _write_tensor(writer, np.ascontiguousarray(_stored(weight)))
     writer.close()
-    reread = config_from_metadata(open_gguf(path)[1])
+    reread = config_from_metadata(read_gguf(path).metadata)
     for field, expected in vars(config).items():
         if getattr(reread, field) != expected:
             raise GemmaError(

@@ -17,7 +17,7 @@ from gemma_np.errors import GemmaError
 from gemma_np.json_input import object_of, one_of, parse_json
 from gemma_np.weights.formats import FORMATS, BFloat16, Quantized, Weight, is_quantized
 
-QUANTIZED_FORMATS = {name: row for name, row in FORMATS.items() if row.arrays and not row.gguf}
+QUANTIZED_FORMATS = {name: row for name, row in FORMATS.items() if row.arrays}
 """The quantized formats of a safetensors checkpoint; those of GGUF are stored as int8 and int4."""
 
 

@@ -16,6 +16,7 @@ from numpy.typing import DTypeLike
 
 from gemma_np.checkpoints.quantized_tensors import QUANTIZED_FORMATS
 from gemma_np.errors import GemmaError
+from gemma_np.threads import on_all_cores
 from gemma_np.weights.formats import (
     FORMATS,
     INT4_LEVELS,
@@ -29,7 +30,6 @@ from gemma_np.weights.formats import (
     dequantize,
     pack,
 )
-from gemma_np.weights.linear import on_all_cores
 
 QUANTIZE_FORMATS = ("bfloat16", *QUANTIZED_FORMATS)
 
@@ -66,9 +66,8 @@ class Scheme:
 
 
 GGUF_SCHEMES = {
-    name: Scheme("int8" if row.stored_as is Int8 else "int4", row.group_size, scale_dtype=row.scale_dtype)
-    for name, row in FORMATS.items()
-    if row.gguf
+    "Q8_0": Scheme("int8", 32, scale_dtype=np.float16),
+    "Q4_0": Scheme("int4", 32, scale_dtype=np.float16),
 }
 """The schemes that give the formats of GGUF."""
 

@@ -1,8 +1,12 @@
 """The formats in which a weight can be stored, in one table: plain floats, or 16, 8 or 4 bits.
 
-A weight is a plain array or one of the classes below, which take a half to an eighth of the memory of float32. Each
-class holds numbers and scales, one scale for every group of consecutive channels of a row; the weight is their product.
-It can be sliced by rows and dequantized to float32; `linear.py` multiplies by it.
+A weight is a plain array or one of the classes below, which take a half to a twelfth of the memory of float32. Each
+class holds numbers, and scales for groups of consecutive channels of a row: a weight is
+
+    scale * (number - zero) - minimum
+
+where zero and minimum are 0 in most formats. It can be sliced by rows and dequantized to float32; `linear.py`
+multiplies by it.
 
 Sources: OCP Microscaling formats (E4M3, here float8); Dettmers et al., arXiv 2208.07339 (a scale per channel).
 """
@@ -16,8 +20,12 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from gemma_np.errors import GemmaError
+from gemma_np.threads import even_parts, on_all_cores
+from gemma_np.weights.block_formats import BLOCK_FORMATS, Groups
 
 _ROWS = 4096  # checked at once
+_LOOKED_UP = 2**16  # numbers at once: NumPy converts them to indices of eight bytes
+_BLOCK = 2**20  # floats dequantized at once
 
 INT4_LEVELS = 16
 INT4_ZERO = 8
@@ -35,19 +43,41 @@ class BFloat16:
         """Return (out, in)."""
         return self.numbers.shape
 
-    @property
-    def scales(self) -> np.ndarray:
-        """Return a scale of 1 for each row: float32 [out, 1]."""
-        return np.ones((*self.numbers.shape[:-1], 1), np.float32)
-
     def __getitem__(self, rows: Any) -> "BFloat16":
         return BFloat16(self.numbers[rows])
 
-    def numbers_into(self, out: np.ndarray) -> None:
-        """Write the numbers to `out`, float32 [out, in]."""
-        bits = out.view(np.uint32)
-        np.copyto(bits, self.numbers.view(np.uint16))
-        np.left_shift(bits, 16, out=bits)
+    def unpacked(self) -> np.ndarray:
+        """Return the numbers: float32 [in, out]."""
+        bits = self.numbers.view(np.uint16).astype(np.uint32)
+        bits <<= 16
+        return bits.view(np.float32).T
+
+    def groups(self) -> Groups:
+        """Return a scale of 1 for each row."""
+        return Groups(np.ones((1, self.shape[0]), np.float32))
+
+
+@dataclass(frozen=True)
+class Float16:
+    """16-bit floats with five exponent and ten mantissa bits."""
+
+    numbers: np.ndarray  # float16 [out, in]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Return (out, in)."""
+        return self.numbers.shape
+
+    def __getitem__(self, rows: Any) -> "Float16":
+        return Float16(self.numbers[rows])
+
+    def unpacked(self) -> np.ndarray:
+        """Return the numbers: float16 [in, out]."""
+        return self.numbers.T
+
+    def groups(self) -> Groups:
+        """Return a scale of 1 for each row."""
+        return Groups(np.ones((1, self.shape[0]), np.float32))
 
 
 @dataclass(frozen=True)
@@ -66,9 +96,13 @@ class Int8:
     def __getitem__(self, rows: Any) -> "Int8":
         return Int8(self.integers[rows], self.scales[rows], self.int8_activations)
 
-    def numbers_into(self, out: np.ndarray) -> None:
-        """Write the integers to `out`, float32 [out, in]."""
-        np.copyto(out, self.integers)
+    def unpacked(self) -> np.ndarray:
+        """Return the integers: int8 [in, out]."""
+        return self.integers.T
+
+    def groups(self) -> Groups:
+        """Return the scales of the groups."""
+        return Groups(self.scales.T.astype(np.float32))
 
 
 @dataclass(frozen=True)
@@ -87,17 +121,14 @@ class Int4:
     def __getitem__(self, rows: Any) -> "Int4":
         return Int4(self.packed[rows], self.scales[rows], None if self.zeros is None else self.zeros[rows])
 
-    def numbers_into(self, out: np.ndarray) -> None:
-        """Write integer - zero to `out`, float32 [out, in]."""
-        half = self.packed.shape[-1]
-        for numbers, part in ((self.packed & 15, out[..., :half]), (self.packed >> 4, out[..., half:])):
-            signed = numbers.view(np.int8)
-            if self.zeros is None:
-                signed -= INT4_ZERO
-            np.copyto(part, signed)
-        if self.zeros is not None:
-            groups = out.reshape(*self.zeros.shape, -1)
-            groups -= self.zeros[..., None].astype(np.float32)
+    def unpacked(self) -> np.ndarray:
+        """Return the integers: uint8 [in, out]."""
+        return unpack(self.packed).T
+
+    def groups(self) -> Groups:
+        """Return the scales and the zero points of the groups."""
+        zeros = INT4_ZERO if self.zeros is None else self.zeros.T.astype(np.float32)
+        return Groups(self.scales.T.astype(np.float32), zeros)
 
 
 @dataclass(frozen=True)
@@ -115,15 +146,53 @@ class Float8:
     def __getitem__(self, rows: Any) -> "Float8":
         return Float8(self.numbers[rows], self.scales[rows])
 
-    def numbers_into(self, out: np.ndarray) -> None:
-        """Write the numbers to `out`, float32 [out, in]."""
-        np.take(_FLOAT8_VALUES, self.numbers.view(np.uint8), out=out, mode="clip")
+    def unpacked(self) -> np.ndarray:
+        """Return the numbers: float32 [in, out]."""
+        floats, numbers = np.empty(self.shape, np.float32), self.numbers.view(np.uint8)
+        for rows in even_parts(len(floats), -(-floats.size // _LOOKED_UP)):
+            np.take(_FLOAT8_VALUES, numbers[rows], out=floats[rows], mode="clip")
+        return floats.T
+
+    def groups(self) -> Groups:
+        """Return the scale of each row."""
+        return Groups(self.scales.T.astype(np.float32))
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """One of the block formats of GGUF; the rows of the matrix are the last axis (see `block_formats.py`)."""
+
+    format: str  # one of BLOCK_FORMATS
+    integers: np.ndarray  # uint8 [blocks, bytes, out]
+    factors: np.ndarray  # float16 [blocks, factors, out]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Return (out, in)."""
+        return self.integers.shape[-1], len(self.integers) * BLOCK_FORMATS[self.format].channels
+
+    def __getitem__(self, rows: Any) -> "Blocks":
+        return Blocks(self.format, self.integers[..., rows], self.factors[..., rows])
+
+    def columns(self, part: slice) -> "Blocks":
+        """Return some columns, whole blocks of them."""
+        channels = BLOCK_FORMATS[self.format].channels
+        blocks = slice(part.start // channels, part.stop // channels)
+        return Blocks(self.format, self.integers[blocks], self.factors[blocks])
+
+    def unpacked(self) -> np.ndarray:
+        """Return the numbers: 8-bit integers [in, out]."""
+        return BLOCK_FORMATS[self.format].numbers(self.integers).reshape(-1, self.shape[0])
+
+    def groups(self) -> Groups:
+        """Return the scales, zero points and minima of the groups."""
+        return BLOCK_FORMATS[self.format].groups(self.integers, self.factors)
 
 
 _FLOAT8_VALUES = np.arange(256, dtype=np.uint8).view(ml_dtypes.float8_e4m3fn).astype(np.float32)
 
-Quantized = Int8 | Int4 | Float8
-Stored = BFloat16 | Quantized
+Quantized = Int8 | Int4 | Float8 | Blocks
+Stored = BFloat16 | Float16 | Quantized
 Weight = np.ndarray | Stored
 Weights = Mapping[str, Any]
 """The weights of a model by the names of the published checkpoints: each matrix a `Weight`, each norm an array. The
@@ -133,14 +202,13 @@ activations have the dtype of the norms."""
 class Format(NamedTuple):
     """One row of the table of formats."""
 
-    bits: int  # of a weight, without its scales
+    bits: float  # of a weight; of a block format with its scales
     stored_as: type  # the class of a matrix in this format
     arrays: Mapping[str, tuple[DTypeLike, ...]] = {}  # fields of a quantized matrix, and the dtypes of each
     group_size: int | None = None  # default number of channels that share a scale; None: one scale per row
     scale_dtype: DTypeLike = np.float32
     can_group: bool = False  # whether a row may have more than one scale
     int8_activations: bool = False
-    gguf: bool = False  # a name that only GGUF files use
     computes_in: DTypeLike = np.float32
 
 
@@ -153,15 +221,13 @@ FORMATS = {
     "float64": Format(64, np.ndarray, computes_in=np.float64),
     "float32": Format(32, np.ndarray),
     "bfloat16": Format(16, BFloat16),
+    "float16": Format(16, Float16),
     "int8": Format(8, Int8, _INT8, can_group=True),
     "w8a8": Format(8, Int8, _INT8, int8_activations=True),
     "int4": Format(4, Int4, _INT4, group_size=64, can_group=True),
     "float8": Format(8, Float8, _FLOAT8),
-    "Q8_0": Format(8, Int8, _INT8, group_size=32, scale_dtype=np.float16, can_group=True, gguf=True),
-    "Q4_0": Format(4, Int4, _INT4, group_size=32, scale_dtype=np.float16, can_group=True, gguf=True),
-}
-"""Every format by its name. Q8_0 and Q4_0 are GGUF's names for int8 and int4 in groups of 32 with float16 scales; a
-safetensors checkpoint calls them int8 and int4."""
+} | {name: Format(8 * block.bytes / block.channels, Blocks) for name, block in BLOCK_FORMATS.items()}
+"""Every format by its name; the capital ones are the block formats of GGUF."""
 
 
 def matrix_bytes(shape: tuple[int, int], format: str, group_size: int | None = None) -> int:
@@ -169,28 +235,42 @@ def matrix_bytes(shape: tuple[int, int], format: str, group_size: int | None = N
     rows, columns = shape
     row = FORMATS[format]
     scales = columns // (group_size or row.group_size or columns) if "scales" in row.arrays else 0
-    return rows * columns * row.bits // 8 + rows * scales * np.dtype(row.scale_dtype).itemsize
-
-
-def dequantize_into(weight: Stored, out: np.ndarray) -> None:
-    """Write a weight to `out`, float32 [out, in]."""
-    weight.numbers_into(out)
-    groups = out.reshape(*weight.scales.shape, -1)
-    groups *= weight.scales[..., None].astype(np.float32)
+    return rows * int(columns * row.bits) // 8 + rows * scales * np.dtype(row.scale_dtype).itemsize
 
 
 def dequantize(weight: Weight) -> np.ndarray:
     """Return a weight as a plain array: a stored one as float32 [out, in], a plain array unchanged."""
     if isinstance(weight, np.ndarray):
         return weight
-    floats = np.empty(weight.shape, np.float32)
-    dequantize_into(weight, floats)
+    # The memory has the order of the stored numbers, along rows or along columns.
+    floats = np.empty(weight.shape, np.float32, order="F" if isinstance(weight, Blocks) else "C")
+    parts = -(-floats.size // _BLOCK)
+    if isinstance(weight, Blocks):
+        channels = BLOCK_FORMATS[weight.format].channels
+        columns = [slice(p.start * channels, p.stop * channels) for p in even_parts(len(weight.integers), parts)]
+        on_all_cores(lambda part: _dequantize_into(weight.columns(part), floats.T[part]), columns)
+    else:
+        on_all_cores(lambda part: _dequantize_into(weight[part], floats.T[:, part]), even_parts(len(floats), parts))
     return floats
+
+
+def _dequantize_into(weight: Stored, out: np.ndarray) -> None:
+    """Write a weight to `out`, float32 [in, out]."""
+    scales, zeros, minima = weight.groups()
+    np.copyto(out, weight.unpacked())
+    groups = out.reshape(len(scales), -1, out.shape[-1])
+    if not isinstance(zeros, int):
+        groups -= zeros[:, None]
+    elif zeros:
+        groups -= zeros
+    groups *= scales[:, None]
+    if minima is not None:
+        groups -= minima[:, None]
 
 
 def embedding_rows(weight: Weight, rows: np.ndarray) -> np.ndarray:
     """Return some rows of a weight [out, in], dequantized: rows [...] -> [..., in]."""
-    return dequantize(weight[rows])
+    return dequantize(weight[rows.ravel()]).reshape(*rows.shape, -1)
 
 
 def stored_bytes(weight: Weight) -> int:
@@ -201,12 +281,19 @@ def stored_bytes(weight: Weight) -> int:
 
 def check_finite(name: str, weight: Weight) -> None:
     """Check that no number or scale of a weight is NaN or infinite. Raises GemmaError, with its name, if one is."""
-    arrays = [weight] if isinstance(weight, np.ndarray) else vars(weight).values()
-    for array in arrays:
-        if isinstance(array, np.ndarray) and array.dtype.kind not in "iu":
-            for start in range(0, len(array), _ROWS):
-                if not np.isfinite(array[start : start + _ROWS]).all():
-                    raise GemmaError(f"{name}: NaN or infinity among its {array.dtype} numbers, expected finite ones")
+    for start in range(0, weight.shape[0], _ROWS):
+        for array in _floats(weight[start : start + _ROWS]):
+            if not np.isfinite(array).all():
+                raise GemmaError(f"{name}: NaN or infinity among its {array.dtype} numbers, expected finite ones")
+
+
+def _floats(weight: Weight) -> list[np.ndarray]:
+    """Return the arrays of floats among the numbers, scales and minima of a weight."""
+    if isinstance(weight, Blocks):
+        arrays: list[Any] = [*weight.groups()]
+    else:
+        arrays = [weight] if isinstance(weight, np.ndarray) else [*vars(weight).values()]
+    return [array for array in arrays if isinstance(array, np.ndarray) and array.dtype.kind not in "iu"]
 
 
 def is_quantized(weight: Weight) -> bool:

@@ -3,15 +3,14 @@
 A stored weight is dequantized a few rows at a time, on all cores, so the whole matrix is never in memory as floats.
 """
 
+import math
 import os
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
-from typing import Any
 
 import numpy as np
 
-from gemma_np.weights.formats import Int8, Stored, Weight, dequantize_into
+from gemma_np.threads import even_parts, on_all_cores
+from gemma_np.weights.block_formats import BLOCK_FORMATS
+from gemma_np.weights.formats import Blocks, Int8, Stored, Weight, dequantize
 
 
 def linear(x: np.ndarray, weight: Weight) -> np.ndarray:
@@ -26,7 +25,7 @@ def linear(x: np.ndarray, weight: Weight) -> np.ndarray:
     elif isinstance(weight, Int8) and weight.int8_activations:
         y = integer_product(rows, weight)
     else:
-        y = _product_by_tiles(rows, weight)
+        y = _product_of_groups(rows, weight) if len(rows) <= _FEW else _dequantized_product(rows, weight)
     return y.reshape(*x.shape[:-1], weight.shape[0])
 
 
@@ -55,8 +54,8 @@ def integer_sums(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
     """
     sums = np.empty((len(x), len(weight)), np.int32)
     wide = x.astype(np.float64)
-    for start, stop in _tiles(weight.shape, _TILE):
-        sums[:, start:stop] = wide @ weight[start:stop].T.astype(np.float64)
+    for rows in even_parts(len(weight), -(-weight.size // _TILE)):
+        sums[:, rows] = wide @ weight[rows].T.astype(np.float64)
     return sums
 
 
@@ -66,61 +65,75 @@ def round_to_int8(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.rint(x / np.where(scales, scales, 1)).astype(np.int8), scales
 
 
-_TILE = 2**18  # floats, 1 MB: a tile stays in a core's own cache while it is dequantized and multiplied
-_LARGE_TILE = 2**20  # with many vectors the product takes longer than dequantizing, and BLAS wants large matrices
-_MANY = 8
+_FEW = 3  # vectors, for which scaling the sums of groups is cheaper than scaling the weights
+_TILE = 2**20  # weights; with smaller tiles the cores would wait for each other between the calls of NumPy
+_ROWS = 4096  # of a tile of a block format, at most
+_DEQUANTIZED = 2**22  # weights that are dequantized at once, 16 MB
+_ONE_CORE = 2**20  # products, which one core computes in the time that waking another one takes
+
+np.empty(2**25 - 2**16, np.uint8)  # once freed, glibc keeps freed blocks up to this size instead of unmapping them
 
 
-def _product_by_tiles(x: np.ndarray, weight: Stored) -> np.ndarray:
-    """Multiply tile by tile: x [N, in], weight [out, in] -> [N, out]. Each core takes a share of the rows."""
+def _product_of_groups(x: np.ndarray, weight: Stored) -> np.ndarray:
+    """Multiply tile by tile, and scale the sums of groups: x [N, in], weight [out, in] -> [N, out].
+
+    Each core takes a share of the tiles and adds up its own result.
+    """
+    cores = (os.cpu_count() or 1) if len(x) * math.prod(weight.shape) >= _ONE_CORE else 1
+    tiles = _tiles(weight, cores)
+    y = np.zeros((cores, len(x), weight.shape[0]), x.dtype)
+
+    def multiply_share(core: int) -> None:
+        for rows, columns in tiles[core::cores]:
+            tile = weight[rows]
+            if isinstance(tile, Blocks):
+                tile = tile.columns(columns)
+            y[core, :, rows] += _product_of_tile(x[:, columns], tile)
+
+    on_all_cores(multiply_share, range(cores))
+    return y.sum(axis=0) if cores > 1 else y[0]
+
+
+def _product_of_tile(x: np.ndarray, tile: Stored) -> np.ndarray:
+    """Return x @ tile.T: x [N, in], tile [out, in] -> [N, out]."""
+    scales, zeros, minima = tile.groups()
+    numbers = tile.unpacked().reshape(len(scales), -1, tile.shape[0])  # [groups, channels, out]
+    of_groups = x.reshape(len(x), len(scales), -1).swapaxes(0, 1)  # [groups, N, channels]
+    # einsum converts integers to floats in pieces that fit into the cache; matmul would convert all of them first.
+    sums = np.einsum("gco,gnc->gno", numbers, of_groups)
+    totals = of_groups.sum(axis=-1)  # [groups, N]
+    if not isinstance(zeros, int):
+        sums -= totals[..., None] * zeros[:, None]
+    elif zeros:
+        sums -= totals[..., None] * zeros
+    y: np.ndarray = np.einsum("gno,go->no", sums, scales)
+    return y if minima is None else y - totals.T @ minima
+
+
+def _tiles(weight: Stored, cores: int) -> list[tuple[slice, slice]]:
+    """Return the rows and the columns of tiles of about `_TILE` weights, at least one for each core.
+
+    Most formats are stored row by row, so a tile is whole rows. The block formats are stored along the rows; a tile has
+    many rows and few columns.
+    """
+    rows, columns = weight.shape
+    if isinstance(weight, Blocks):
+        channels = BLOCK_FORMATS[weight.format].channels
+        high = max(1, min(rows, _ROWS, _TILE // channels))
+        parts = even_parts(columns // channels, cores * -(-high * columns // (_TILE * cores)))
+        wide = [slice(part.start * channels, part.stop * channels) for part in parts]
+        return [(slice(row, min(row + high, rows)), part) for row in range(0, rows, high) for part in wide]
+    return [(part, slice(None)) for part in even_parts(rows, cores * -(-rows * columns // (_TILE * cores)))]
+
+
+def _dequantized_product(x: np.ndarray, weight: Stored) -> np.ndarray:
+    """Multiply a few rows after the other, dequantized on all cores: x [N, in], weight [out, in] -> [N, out]."""
     y = np.empty((len(x), weight.shape[0]), x.dtype)
-    size = _TILE if len(x) < _MANY else _LARGE_TILE
-    has_row_scales = weight.scales.shape[-1] == 1
-
-    def multiply(share: tuple[int, int]) -> None:
-        first, end = share
-        tiles = _tiles((end - first, weight.shape[1]), size)
-        buffer = np.empty((max(stop - start for start, stop in tiles), weight.shape[1]), np.float32)
-        for start, stop in tiles:
-            rows, tile, columns = (
-                weight[first + start : first + stop],
-                buffer[: stop - start],
-                y[:, first + start : first + stop],
-            )
-            if has_row_scales:  # scaling the product is cheaper than scaling the tile
-                rows.numbers_into(tile)
-                np.matmul(x, tile.T, out=columns)
-                columns *= rows.scales.T
-            else:
-                dequantize_into(rows, tile)
-                np.matmul(x, tile.T, out=columns)
-
-    cores = os.cpu_count() or 1
-    shares = _tiles(weight.shape, max(size, -(-weight.shape[0] // cores) * weight.shape[1]))
-    on_all_cores(multiply, shares)
+    for rows in even_parts(weight.shape[0], -(-math.prod(weight.shape) // _DEQUANTIZED)):
+        np.matmul(x, dequantize(weight[rows]).T, out=y[:, rows])
     return y
 
 
 def tile_bytes() -> int:
-    """Return the bytes of the tiles of a stored weight that all cores dequantize at once, at most."""
-    return (os.cpu_count() or 1) * _LARGE_TILE * np.dtype(np.float32).itemsize
-
-
-def _tiles(shape: tuple[int, ...], size: int) -> list[tuple[int, int]]:
-    """Return (start, stop) of groups of rows with at most `size` numbers each, or one row."""
-    rows = max(1, size // shape[1])
-    return [(start, min(start + rows, shape[0])) for start in range(0, shape[0], rows)]
-
-
-def on_all_cores(work: Callable[[Any], object], parts: Sequence[Any]) -> None:
-    """Call `work` on each part, in threads if there are several cores: NumPy releases the interpreter lock."""
-    if len(parts) == 1 or os.cpu_count() in (1, None):
-        for part in parts:
-            work(part)
-    else:
-        list(_threads().map(work, parts))
-
-
-@cache
-def _threads() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="gemma_np")
+    """Return the bytes that the product with a stored weight takes, at most: dequantized rows, and a tile per core."""
+    return np.dtype(np.float32).itemsize * (_DEQUANTIZED + (os.cpu_count() or 1) * _TILE)

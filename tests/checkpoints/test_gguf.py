@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from gemma_np import GemmaError
 from gemma_np.checkpoints import gguf_blocks
-from gemma_np.checkpoints.gguf import config_from_metadata, load_gguf, open_gguf, sentencepiece_model
+from gemma_np.checkpoints.gguf import config_from_metadata, load_gguf, sentencepiece_model
 from gemma_np.checkpoints.gguf_blocks import to_blocks
+from gemma_np.checkpoints.gguf_file import read_gguf
 from gemma_np.config import RELEASED
 from gemma_np.weights.formats import Int4, Int8, dequantize, stored_bytes
 from tests.support import tiny
@@ -175,7 +176,7 @@ def test_the_dtype_is_the_one_asked_for(dtype, tmp_path):
 @pytest.fixture(scope="module")
 def rebuilt(tmp_path_factory):
     path = write(tmp_path_factory.mktemp("gguf") / "model.gguf", model_of("gemma2"))
-    return sentencepiece.SentencePieceProcessor(model_proto=sentencepiece_model(open_gguf(path)[1]))
+    return sentencepiece.SentencePieceProcessor(model_proto=sentencepiece_model(read_gguf(path).metadata))
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"]), max_size=40))

@@ -3,9 +3,10 @@
 import ml_dtypes
 import numpy as np
 
-from gemma_np.weights.formats import BFloat16, Float8, Int4, Int8
+from gemma_np.weights.block_formats import BLOCK_FORMATS
+from gemma_np.weights.formats import BFloat16, Blocks, Float8, Float16, Int4, Int8
 
-KINDS = ("bfloat16", "int8", "int8 in groups", "w8a8", "int4", "int4 with zeros", "float8")
+KINDS = ("bfloat16", "float16", "int8", "int8 in groups", "w8a8", "int4", "int4 with zeros", "float8")
 
 
 def random_weight(kind, rows, groups, size, seed):
@@ -18,6 +19,7 @@ def random_weight(kind, rows, groups, size, seed):
     floats = generator.standard_normal((rows, columns), np.float32)
     return {
         "bfloat16": lambda: BFloat16(floats.astype(ml_dtypes.bfloat16)),
+        "float16": lambda: Float16(floats.astype(np.float16)),
         "int8": lambda: Int8(whole, scales),
         "int8 in groups": lambda: Int8(whole, of_groups.astype(np.float16)),
         "w8a8": lambda: Int8(whole, scales, int8_activations=True),
@@ -25,3 +27,11 @@ def random_weight(kind, rows, groups, size, seed):
         "int4 with zeros": lambda: Int4(packed, of_groups, generator.integers(0, 16, of_groups.shape).astype(np.uint8)),
         "float8": lambda: Float8((80 * floats).astype(ml_dtypes.float8_e4m3fn), scales),
     }[kind]()
+
+
+def random_blocks(format, rows, blocks, seed):
+    """Return a weight in a block format of GGUF; its integers are random bytes."""
+    generator, block = np.random.default_rng(seed), BLOCK_FORMATS[format]
+    integers = generator.integers(0, 256, (blocks, block.integers, rows)).astype(np.uint8)
+    factors = generator.normal(0, 0.01, (blocks, block.factors, rows)).astype(np.float16)
+    return Blocks(format, integers, factors)

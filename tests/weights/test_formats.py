@@ -7,11 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gemma_np import GemmaError
-from gemma_np.compression.quantization import GGUF_SCHEMES, Scheme, quantize
+from gemma_np.compression.quantization import Scheme, quantize
+from gemma_np.weights.block_formats import BLOCK_FORMATS
 from gemma_np.weights.formats import (
     FORMATS,
     BFloat16,
     Float8,
+    Float16,
     Int4,
     Int8,
     check_finite,
@@ -22,7 +24,7 @@ from gemma_np.weights.formats import (
     stored_bytes,
     unpack,
 )
-from tests.support.stored_weights import KINDS, random_weight
+from tests.support.stored_weights import KINDS, random_blocks, random_weight
 from tests.support.strategies import seeds
 
 
@@ -40,7 +42,7 @@ def meaning(weight):
     wide = np.empty((rows, columns), np.float32)
     for r in range(rows):
         for c in range(columns):
-            if isinstance(weight, BFloat16):
+            if isinstance(weight, BFloat16 | Float16):
                 wide[r, c] = float(weight.numbers[r, c])
                 continue
             group = c * weight.scales.shape[1] // columns
@@ -87,18 +89,21 @@ def test_an_array_is_what_it_is():
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_matrix_bytes_is_what_a_matrix_takes(name):
-    matrix = np.random.default_rng(0).standard_normal((6, 128))
-    if FORMATS[name].stored_as is np.ndarray:
+    matrix = np.random.default_rng(0).standard_normal((6, 512))
+    if name in BLOCK_FORMATS:
+        stored = random_blocks(name, 6, 512 // BLOCK_FORMATS[name].channels, 0)
+    elif FORMATS[name].stored_as in (np.ndarray, Float16):
         stored = matrix.astype(name)
     else:
-        stored = quantize(matrix, GGUF_SCHEMES.get(name) or Scheme(name, FORMATS[name].group_size))
-    assert matrix_bytes((6, 128), name) == stored_bytes(stored)
+        stored = quantize(matrix, Scheme(name, FORMATS[name].group_size))
+    assert matrix_bytes((6, 512), name) == stored_bytes(stored)
 
 
 @pytest.mark.parametrize(
     ("kind", "size"),
     [
         ("bfloat16", 2.0),
+        ("float16", 2.0),
         ("int8", 1 + 4 / 128),
         ("int4", 0.5 + 4 / 32),
         ("int4 with zeros", 0.5 + 5 / 32),

@@ -14,10 +14,12 @@ from gemma_np import Gemma
 from gemma_np.compression.quantization import Scheme, quantize
 from gemma_np.model.kv_cache import KVCache
 from gemma_np.model.transformer import transformer
+from gemma_np.threads import on_all_cores
+from gemma_np.weights.block_formats import BLOCK_FORMATS
 from gemma_np.weights.formats import Int8, dequantize
-from gemma_np.weights.linear import integer_product, integer_sums, linear, on_all_cores, round_to_int8, tile_bytes
+from gemma_np.weights.linear import integer_product, integer_sums, linear, round_to_int8, tile_bytes
 from tests.support import naive, tiny
-from tests.support.stored_weights import KINDS, random_weight
+from tests.support.stored_weights import KINDS, random_blocks, random_weight
 from tests.support.strategies import batches, normal, random_ids, seeds, sizes
 from tests.support.tolerances import assert_close
 
@@ -42,7 +44,20 @@ def test_a_stored_weight_multiplies_as_what_it_stands_for(kind, vectors, rows, t
     weight, x = random_weight(kind, rows, 3, 4, seed), normal(seed, vectors, 12, dtype=np.float32)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(gemma_np.weights.linear, "_TILE", tile)
-        patch.setattr(gemma_np.weights.linear, "_LARGE_TILE", 3 * tile)
+        patch.setattr(gemma_np.weights.linear, "_DEQUANTIZED", 3 * tile)
+        patch.setattr(gemma_np.weights.linear, "_ONE_CORE", 100)
+        assert_close(linear(x, weight), x.astype(np.float64) @ dequantize(weight).T, "model")
+
+
+@given(st.sampled_from([*BLOCK_FORMATS]), st.integers(1, 8), st.integers(1, 40), st.integers(1, 2000), seeds)
+def test_a_block_format_multiplies_as_what_it_stands_for(format, vectors, rows, tile, seed):
+    weight = random_blocks(format, rows, 3, seed)
+    x = normal(seed, vectors, weight.shape[1], dtype=np.float32)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gemma_np.weights.linear, "_TILE", tile)
+        patch.setattr(gemma_np.weights.linear, "_DEQUANTIZED", 3 * tile)
+        patch.setattr(gemma_np.weights.linear, "_ROWS", 16)
+        patch.setattr(gemma_np.weights.linear, "_ONE_CORE", 1000)
         assert_close(linear(x, weight), x.astype(np.float64) @ dequantize(weight).T, "model")
 
 
@@ -117,9 +132,9 @@ def test_a_whole_model_of_stored_weights(scheme):
 
 
 @pytest.mark.parametrize(("cores", "tiles"), [(None, 1), (1, 1), (2, 2), (8, 8)])
-def test_every_core_has_one_tile_of_4_mb(cores, tiles, monkeypatch):
+def test_every_core_has_one_tile_of_4_mb_beside_16_mb_of_dequantized_rows(cores, tiles, monkeypatch):
     monkeypatch.setattr(os, "cpu_count", lambda: cores)
-    assert tile_bytes() == tiles * 2**22
+    assert tile_bytes() == 2**24 + tiles * 2**22
 
 
 @pytest.mark.parametrize("cores", [None, 1, 2])
@@ -129,4 +144,4 @@ def test_work_is_shared_by_the_cores_and_one_core_starts_no_thread(cores, monkey
     on_all_cores(lambda part: on.setdefault(part, threading.current_thread()), range(9))
     assert list(on) == list(range(9)) or cores == 2
     assert sorted(on) == list(range(9))
-    assert all((thread is threading.main_thread()) == (cores != 2) for thread in on.values())
+    assert all((thread is threading.main_thread()) == (part == 0 or cores != 2) for part, thread in on.items())
