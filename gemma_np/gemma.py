@@ -33,17 +33,17 @@ BUNDLED = {name: ASSETS / name for name in ("shakespeare-1m", "shakespeare-4m")}
 
 DEFAULT = "shakespeare-1m"
 
-DTYPES = ("float32", "float64", "stored")
+DTYPES = ("auto", "stored", "float32", "float64")
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
 
-def load(name_or_path: str | Path = DEFAULT, dtype: str = "float32") -> "Gemma":
+def load(name_or_path: str | Path = DEFAULT, dtype: str = "auto") -> "Gemma":
     """Load a model: a Hugging Face folder, a .gguf file, a hub id such as google/gemma-2-2b-it, or a bundled model.
 
-    dtype: "float32"; "float64", to measure the rounding error of float32; or "stored", which leaves bfloat16 matrices
-    in their file, at half the memory and two thirds of the speed. Quantized weights stay quantized, except for
-    "float64".
+    dtype: "auto" keeps quantized weights as they are, and reads floats as float32; "stored" also keeps matrices of 16
+    bits, which takes half the memory and is slower; "float32" dequantizes; "float64" does, too, to measure the rounding
+    error of float32.
 
     Raises GemmaError for an unknown dtype, and when the checkpoint is missing, damaged or does not match its config.
 

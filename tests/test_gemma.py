@@ -102,7 +102,7 @@ def test_another_kind_of_file_is_refused(tmp_path):
 
 
 def test_an_unknown_dtype_is_refused(folder):
-    with pytest.raises(GemmaError, match="dtype: 'float16', expected one of float32, float64, stored"):
+    with pytest.raises(GemmaError, match="dtype: 'float16', expected one of auto, stored, float32, float64"):
         gemma_np.load(folder, dtype="float16")
 
 

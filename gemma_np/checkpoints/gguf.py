@@ -58,7 +58,7 @@ _NAMES = {
 }
 
 
-def load_gguf(path: Path, dtype: str = "float32") -> tuple[GemmaConfig, dict[str, Weight], bytes]:
+def load_gguf(path: Path, dtype: str = "auto") -> tuple[GemmaConfig, dict[str, Weight], bytes]:
     """Return config, weights (see `load_weights`) and the rebuilt sentencepiece model of a GGUF file.
 
     Raises GemmaError for a damaged file, another architecture, or a tensor that is missing, extra or misshapen.

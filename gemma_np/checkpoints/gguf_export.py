@@ -11,11 +11,11 @@ import numpy as np
 
 from gemma_np.checkpoints.atomic_write import atomic_write
 from gemma_np.checkpoints.gguf import MODEL_TYPES, config_from_metadata, gguf_name
-from gemma_np.checkpoints.gguf_blocks import BLOCK, block_bytes, to_blocks
+from gemma_np.checkpoints.gguf_blocks import to_bytes
 from gemma_np.checkpoints.gguf_file import read_gguf
 from gemma_np.config import GemmaConfig
 from gemma_np.errors import GemmaError
-from gemma_np.weights.formats import Int4, Int8, Weight, check_finite
+from gemma_np.weights.formats import Blocks, Weight, check_finite, matrix_bytes
 
 
 def write_gguf(
@@ -48,7 +48,7 @@ def _write(
         if len(shape) == 1:
             writer.add_tensor_info(own, shape, np.dtype(np.float32), 4 * shape[0], types["F32"])
         else:
-            row = shape[1] // BLOCK * block_bytes(format)
+            row = matrix_bytes((1, shape[1]), format)
             writer.add_tensor_info(own, (shape[0], row), np.dtype(np.uint8), shape[0] * row, types[format])
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -80,8 +80,8 @@ def _stored(weight: Weight) -> np.ndarray:
     """Return the array to write for a weight: 1 + w of a norm, the blocks of a matrix."""
     if isinstance(weight, np.ndarray):
         return (weight + 1).astype(np.float32)
-    assert isinstance(weight, Int8 | Int4)
-    return to_blocks(weight)
+    assert isinstance(weight, Blocks)
+    return to_bytes(weight)
 
 
 def _add_config(writer: Any, config: GemmaConfig) -> None:

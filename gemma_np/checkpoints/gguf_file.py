@@ -59,10 +59,10 @@ def read_gguf(path: Path) -> GGUFFile:
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             return _parse(_Cursor(data))
-    except (ValueError, UnicodeDecodeError, OSError) as error:
-        raise GemmaError(f"{path}: damaged ({error}), expected a complete GGUF file") from None
     except GemmaError as error:
         raise GemmaError(f"{path}: {error}") from None
+    except (ValueError, OSError) as error:
+        raise GemmaError(f"{path}: damaged ({error}), expected a complete GGUF file") from None
 
 
 class _Cursor:
@@ -152,7 +152,7 @@ def _parse_tensor(cursor: _Cursor) -> GGUFTensor:
     if type in BLOCK_FORMATS:
         size, channels = BLOCK_FORMATS[type].bytes, BLOCK_FORMATS[type].channels
         if len(shape) != 2:
-            raise GemmaError(f"{quoted(name)}: {len(shape)} axes in {type}, expected a matrix (a norm is in F32)")
+            raise GemmaError(f"{quoted(name)}: shape {shape} in {type}, expected a matrix (other tensors are floats)")
     elif not size:
         supported = ", ".join((*FLOAT_TYPES, *BLOCK_FORMATS))
         raise GemmaError(f"{quoted(name)}: {type}, expected one of {supported} (llama-quantize converts it)")

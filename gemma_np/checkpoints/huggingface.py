@@ -27,7 +27,7 @@ _TEXT_PREFIXES = ("language_model.model.", "model.language_model.")
 _IMAGE_PREFIXES = ("vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector.")
 
 
-def load_folder(folder: Path, dtype: str = "float32") -> tuple[GemmaConfig, dict[str, Weight], bytes | None]:
+def load_folder(folder: Path, dtype: str = "auto") -> tuple[GemmaConfig, dict[str, Weight], bytes | None]:
     """Return config, weights (see `load_weights`) and tokenizer.model (None if there is none) of a checkpoint folder.
 
     Raises GemmaError when a part of it is missing, damaged or invalid.

@@ -13,7 +13,7 @@ from numpy.typing import DTypeLike
 from gemma_np.config import GemmaConfig
 from gemma_np.errors import GemmaError
 from gemma_np.memory import check_memory
-from gemma_np.weights.formats import BFloat16, Stored, Weight
+from gemma_np.weights.formats import BFloat16, Float16, Stored, Weight
 
 _NAMED = 3  # tensors that an error names
 _BLOCK_BYTES = 16 * 2**20
@@ -47,34 +47,31 @@ def row_reader(
     return read
 
 
-def load_weights(stored: Mapping[str, StoredTensor], config: GemmaConfig, dtype: str = "float32") -> dict[str, Weight]:
-    """Return the model's weights in a dtype: "float32", "float64", or "stored" (see `gemma_np.load`).
+def load_weights(stored: Mapping[str, StoredTensor], config: GemmaConfig, dtype: str = "auto") -> dict[str, Weight]:
+    """Return the model's weights in a dtype: "auto", "stored", "float32" or "float64" (see `gemma_np.load`).
 
     Tensors already in that dtype stay in the file (memory-mapped, read-only); the others are converted block by block,
-    so that the peak memory is that of the weights. Quantized weights stay quantized, except for "float64"; "stored"
-    also leaves bfloat16 matrices in the file.
+    so that the peak memory is that of the weights.
 
     Raises GemmaError that names missing, extra and misshapen tensors, or when memory is too small; warns about NaN and
     infinity.
     """
     from tqdm import tqdm
 
-    float_dtype = np.dtype("float32" if dtype == "stored" else dtype)
+    float_dtype = np.dtype("float32" if dtype in ("auto", "stored") else dtype)
     check_names_and_shapes(stored, config)
     weights: dict[str, Weight] = {}
     for name, tensor in stored.items():
-        if tensor.quantized and float_dtype != np.float64:
+        if tensor.quantized and dtype in ("auto", "stored"):
             try:
                 weights[name] = tensor.quantized()
             except GemmaError as error:
                 raise GemmaError(f"{name}: {error}") from None
-        elif (
-            dtype == "stored"
-            and tensor.mapped is not None
-            and tensor.mapped.dtype == bfloat16
-            and len(tensor.shape) == 2
-        ):
-            weights[name] = BFloat16(tensor.mapped)
+        elif dtype == "stored" and tensor.mapped is not None and len(tensor.shape) == 2:
+            if tensor.mapped.dtype == bfloat16:
+                weights[name] = BFloat16(tensor.mapped)
+            elif tensor.mapped.dtype == np.float16:
+                weights[name] = Float16(tensor.mapped)
     copied = [t for n, t in stored.items() if n not in weights and (t.mapped is None or t.mapped.dtype != float_dtype)]
     check_memory(sum(math.prod(tensor.shape) for tensor in copied) * float_dtype.itemsize, float_dtype)
 

@@ -4,6 +4,8 @@
     model.layers.0.mlp.up_proj.weight.scales   F32 or F16 [out, groups]
     model.layers.0.mlp.up_proj.weight.zeros    U8 [out, groups], for int4 with zero points
 
+A weight in a block format of GGUF is the bytes that a GGUF file has: U8 [out, bytes of a row].
+
 The metadata key `storage` has the format of each: {"model.layers.0.mlp.up_proj.weight": "int4"}.
 `gemma_np.weights.formats` defines the formats.
 """
@@ -13,12 +15,14 @@ from typing import Any
 
 import numpy as np
 
+from gemma_np.checkpoints.gguf_blocks import read_blocks, to_bytes
 from gemma_np.errors import GemmaError
 from gemma_np.json_input import object_of, one_of, parse_json
-from gemma_np.weights.formats import FORMATS, BFloat16, Quantized, Weight, is_quantized
+from gemma_np.weights.block_formats import BLOCK_FORMATS
+from gemma_np.weights.formats import FORMATS, BFloat16, Blocks, Float8, Int4, Int8, Quantized, Weight, is_quantized
 
 QUANTIZED_FORMATS = {name: row for name, row in FORMATS.items() if row.arrays}
-"""The quantized formats of a safetensors checkpoint; those of GGUF are stored as int8 and int4."""
+"""The quantized formats of a safetensors checkpoint, without the block formats of GGUF."""
 
 
 def to_tensors(name: str, weight: Weight) -> dict[str, np.ndarray]:
@@ -27,6 +31,8 @@ def to_tensors(name: str, weight: Weight) -> dict[str, np.ndarray]:
         return {name: weight}
     if isinstance(weight, BFloat16):
         return {name: weight.numbers}
+    if isinstance(weight, Blocks):
+        return {name: to_bytes(weight)}
     numbers, *others = FORMATS[quantized_format(weight) or ""].arrays
     arrays = {name: getattr(weight, numbers)} | {f"{name}.{field}": getattr(weight, field) for field in others}
     return {part: array for part, array in arrays.items() if array is not None}
@@ -36,6 +42,8 @@ def quantized_format(weight: Weight) -> str | None:
     """Return the name of a quantized weight's format; None for floats of 16 bits and more."""
     if not is_quantized(weight):
         return None
+    if isinstance(weight, Blocks):
+        return weight.format
     return next(
         name
         for name, row in QUANTIZED_FORMATS.items()
@@ -45,7 +53,7 @@ def quantized_format(weight: Weight) -> str | None:
 
 def read_formats(metadata: Mapping[str, str]) -> dict[str, str]:
     """Return the format of each quantized weight of a file. Raises GemmaError for an unknown format."""
-    formats = object_of({}, others=one_of(*QUANTIZED_FORMATS))
+    formats = object_of({}, others=one_of(*QUANTIZED_FORMATS, *BLOCK_FORMATS))
     names: dict[str, str] = parse_json(metadata.get("storage", "{}"), formats, "storage")
     return names
 
@@ -55,6 +63,8 @@ def from_tensors(name: str, format: str, tensors: Mapping[str, Any]) -> Quantize
 
     Raises GemmaError when an array is missing or has the wrong dtype or shape, and when a scale is not finite.
     """
+    if format in BLOCK_FORMATS:
+        return _blocks(name, format, tensors)
     row = QUANTIZED_FORMATS[format]
     arrays: dict[str, Any] = {}
     for number, (field, dtypes) in enumerate(row.arrays.items()):
@@ -67,7 +77,9 @@ def from_tensors(name: str, format: str, tensors: Mapping[str, Any]) -> Quantize
         if array.dtype not in dtypes or array.ndim != 2:
             expected = " or ".join(np.dtype(dtype).name for dtype in dtypes)
             raise GemmaError(f"{full}: {array.dtype} {array.shape}, expected {expected} with two axes")
-    weight: Quantized = row.stored_as(**arrays, **({"int8_activations": True} if row.int8_activations else {}))
+    weight: Int8 | Int4 | Float8 = row.stored_as(
+        **arrays, **({"int8_activations": True} if row.int8_activations else {})
+    )
     rows, columns = weight.shape
     scales = weight.scales
     if not row.can_group and scales.shape != (rows, 1):
@@ -79,3 +91,17 @@ def from_tensors(name: str, format: str, tensors: Mapping[str, Any]) -> Quantize
     if "zeros" in arrays and arrays["zeros"].shape != scales.shape:
         raise GemmaError(f"{name}.zeros: shape {arrays['zeros'].shape}, expected {scales.shape}, that of its scales")
     return weight
+
+
+def _blocks(name: str, format: str, tensors: Mapping[str, Any]) -> Blocks:
+    if name not in tensors:
+        raise GemmaError(f"{name}: missing, expected since it is stored as {format}")
+    stored, block = tensors[name], BLOCK_FORMATS[format]
+    if stored.dtype != np.uint8 or stored.ndim != 2 or stored.shape[1] % block.bytes:
+        expected = f"uint8 (rows, a multiple of {block.bytes}) as it is stored as {format}"
+        raise GemmaError(f"{name}: {stored.dtype} {stored.shape}, expected {expected}")
+    shape = len(stored), stored.shape[1] // block.bytes * block.channels
+    try:
+        return read_blocks(format, shape, lambda start, stop: stored[start:stop])
+    except GemmaError as error:
+        raise GemmaError(f"{name}: {error}") from None

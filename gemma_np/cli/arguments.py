@@ -33,10 +33,11 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 
 def add_dtype(parser: argparse.ArgumentParser) -> None:
     """Add --dtype."""
-    meaning = "stored leaves bfloat16 matrices in their file, at half the memory and two thirds of the speed"
-    parser.add_argument(
-        "--dtype", choices=DTYPES, default="float32", help=f"dtype of the computation (float32); {meaning}"
+    meaning = (
+        "auto keeps quantized weights and computes others in float32; stored also keeps 16-bit matrices, at half the "
+        "memory; float32 and float64 dequantize"
     )
+    parser.add_argument("--dtype", choices=DTYPES, default="auto", help=f"dtype of the weights (auto): {meaning}")
 
 
 def add_scheme(parser: argparse.ArgumentParser, flag: str, *, required: bool = False) -> None:

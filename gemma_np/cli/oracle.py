@@ -34,7 +34,10 @@ def add_commands(command: Command) -> None:
     add_number(parser, "--chunk", "read N tokens in each pass; default: all in one")
     add_number(parser, "--decode", "then decode N tokens, one in each pass", 0)
     parser.add_argument(
-        "--dtype", choices=("float32", "float64"), default="float32", help="dtype of the computation (float32)"
+        "--dtype",
+        choices=("auto", "float32", "float64"),
+        default="auto",
+        help="dtype of the weights (auto: quantized ones stay quantized, others are float32)",
     )
     parser.add_argument("--filter", metavar="PATTERN", default="*", help="records to write, such as 'layers.0.*' (all)")
     add_output_file(parser, "the safetensors file to write")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gemma_np.checkpoints.gguf_blocks import is_stored_as
+from gemma_np.checkpoints.gguf_blocks import to_blocks
 from gemma_np.checkpoints.gguf_export import write_gguf
 from gemma_np.checkpoints.quantized_tensors import quantized_format
 from gemma_np.compression.awq import awq_scale
@@ -15,7 +15,7 @@ from gemma_np.compression.gptq import gptq
 from gemma_np.compression.quantization import GGUF_SCHEMES, Scheme, quantize
 from gemma_np.errors import GemmaError
 from gemma_np.gemma import Gemma
-from gemma_np.weights.formats import Weight, check_finite
+from gemma_np.weights.formats import Blocks, Int4, Int8, Weight, check_finite
 
 QUANTIZATION_METHODS = {
     "round": "round to the nearest value of a grid from minimum to maximum",
@@ -111,7 +111,10 @@ def export_gguf(model: Gemma, format: str, path: Path) -> None:
         for name, _ in model.config.weight_shapes():
             weight = model.weights[name]
             check_finite(name, weight)
-            keep = len(weight.shape) == 1 or is_stored_as(weight, format)
-            yield name, weight if keep else quantize(weight, scheme, mse=True)
+            if len(weight.shape) == 2 and not (isinstance(weight, Blocks) and weight.format == format):
+                quantized = quantize(weight, scheme, mse=True)
+                assert isinstance(quantized, Int8 | Int4)
+                weight = to_blocks(quantized)
+            yield name, weight
 
     write_gguf(path, model.config, converted(), model.require_tokenizer().model, format)

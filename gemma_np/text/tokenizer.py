@@ -25,7 +25,8 @@ CONTROL_PIECE = re.compile(
 class Tokenizer:
     """A sentencepiece model with Gemma's control pieces.
 
-    Raises GemmaError when the bytes are not a sentencepiece model, or when it has no `<bos>` or `<eos>`.
+    Raises GemmaError when the bytes are not a sentencepiece model, when it has no `<bos>` or `<eos>`, and when it adds
+    or removes spaces, as Gemma's does not.
     """
 
     def __init__(self, model: bytes) -> None:
@@ -36,6 +37,9 @@ class Tokenizer:
         except (RuntimeError, UnicodeDecodeError):  # its message may have bytes of the model
             raise GemmaError(f"tokenizer: {len(model)} bytes, expected a sentencepiece model") from None
         self.bos, self.eos = self.id(BOS), self.id(EOS)
+        normalized = self._processor.Normalize(" a  b ")
+        if normalized != "\u2581a\u2581\u2581b\u2581":
+            raise GemmaError(f"tokenizer: turns ' a  b ' into {normalized!r}, expected that it keeps all spaces")
 
     def __len__(self) -> int:
         """Return the number of pieces, V."""

@@ -163,7 +163,7 @@ class Blocks:
     """One of the block formats of GGUF; the rows of the matrix are the last axis (see `block_formats.py`)."""
 
     format: str  # one of BLOCK_FORMATS
-    integers: np.ndarray  # uint8 [blocks, bytes, out]
+    integers: np.ndarray  # uint8 [blocks, n, out]
     factors: np.ndarray  # float16 [blocks, factors, out]
 
     @property
@@ -282,18 +282,10 @@ def stored_bytes(weight: Weight) -> int:
 def check_finite(name: str, weight: Weight) -> None:
     """Check that no number or scale of a weight is NaN or infinite. Raises GemmaError, with its name, if one is."""
     for start in range(0, weight.shape[0], _ROWS):
-        for array in _floats(weight[start : start + _ROWS]):
-            if not np.isfinite(array).all():
+        rows = weight[start : start + _ROWS]
+        for array in [rows] if isinstance(rows, np.ndarray) else vars(rows).values():
+            if isinstance(array, np.ndarray) and array.dtype.kind not in "iu" and not np.isfinite(array).all():
                 raise GemmaError(f"{name}: NaN or infinity among its {array.dtype} numbers, expected finite ones")
-
-
-def _floats(weight: Weight) -> list[np.ndarray]:
-    """Return the arrays of floats among the numbers, scales and minima of a weight."""
-    if isinstance(weight, Blocks):
-        arrays: list[Any] = [*weight.groups()]
-    else:
-        arrays = [weight] if isinstance(weight, np.ndarray) else [*vars(weight).values()]
-    return [array for array in arrays if isinstance(array, np.ndarray) and array.dtype.kind not in "iu"]
 
 
 def is_quantized(weight: Weight) -> bool:

@@ -182,7 +182,7 @@ def test_one_scale_a_row_is_all_that_these_kinds_have(kind, tmp_path):
         ("{}", "model.embed_tokens.weight: dtype uint8, expected one of F64, F32, F16, BF16"),
         ("no JSON", r"storage: not JSON \(.*\), expected a JSON object"),
         ("[1]", r"storage: \[1\], expected a JSON object"),
-        (json.dumps({NAME: "int3"}), f"storage: {NAME}: \"int3\", expected 'int8', 'w8a8', 'int4' or 'float8'"),
+        (json.dumps({NAME: "int3"}), f"storage: {NAME}: \"int3\", expected 'int8', 'w8a8', 'int4', 'float8', 'Q8_0'"),
         (json.dumps({"nothing": "int4"}), "nothing: missing"),
     ],
 )
