@@ -73,7 +73,6 @@ def _write_tensor(writer: Any, array: np.ndarray) -> None:
     file = writer.fout[0]
     writer.write_padding(file, file.tell())
     file.write(array.reshape(-1).view(np.uint8).data)
-    writer.write_padding(file, array.nbytes)
 
 
 def _stored(weight: Weight) -> np.ndarray:

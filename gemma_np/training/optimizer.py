@@ -64,4 +64,4 @@ def cosine_schedule(step: int, steps: int, peak: float, warmup_steps: int, final
     if step < warmup_steps:
         return peak * (step + 1) / warmup_steps
     progress = (step - warmup_steps) / max(1, steps - warmup_steps)
-    return peak * (final + (1 - final) * 0.5 * (1 + math.cos(math.pi * min(progress, 1))))
+    return peak * (final + (1 - final) * 0.5 * (1 + math.cos(math.pi * progress)))

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from gemma_np import GemmaError
-from gemma_np.checkpoints.checksum import checksum, folder_checksum
+from gemma_np.checkpoints.checksum import CHECKSUM, checksum, folder_checksum
+from gemma_np.json_input import check_json
 
 
 def test_the_checksum_of_an_array_depends_on_every_bit():
@@ -32,3 +33,9 @@ def test_the_checksum_of_a_folder_depends_on_names_and_contents(tmp_path):
     (tmp_path / "d").mkdir()
     with pytest.raises(GemmaError, match="d: a folder, expected a file of a checkpoint"):
         folder_checksum(tmp_path)
+
+
+def test_a_checksum_has_32_bits():
+    check_json(2**32 - 1, CHECKSUM, ("checksum",))
+    with pytest.raises(GemmaError, match="checksum"):
+        check_json(2**32, CHECKSUM, ("checksum",))

@@ -1,5 +1,7 @@
 """A .gguf file out of any model: the library reads it, and so do we."""
 
+import sys
+
 import gguf
 import numpy as np
 import pytest
@@ -93,3 +95,10 @@ def test_rows_beyond_the_vocabulary_are_unused_pieces(tmp_path):
     model = tiny.gemma(vocab_size=464, **SIZES)
     export_gguf(model, "Q8_0", tmp_path / "model.gguf")
     assert gemma_np.load(tmp_path / "model.gguf").config.vocab_size == 464
+
+
+def test_the_library_is_needed(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    with pytest.raises(GemmaError, match=r"export-gguf: needs the gguf library, which pip install"):
+        export_gguf(model_of("gemma2"), "Q8_0", tmp_path / "model.gguf")
+    assert list(tmp_path.iterdir()) == []

@@ -58,3 +58,8 @@ def test_a_sparse_checkpoint_takes_no_disk_space_and_is_a_model(tmp_path):
     assert (gemma_np.load(tmp_path / "model", "stored").logits([2, 5]) == 0).all()
     with pytest.raises(GemmaError, match="exists, expected a new folder"):
         save_sparse_folder(tmp_path / "model", CONFIG)
+
+
+def test_a_small_sparse_checkpoint_is_one_file(tmp_path):
+    save_sparse_folder(tmp_path / "model", CONFIG)
+    assert sorted(path.name for path in (tmp_path / "model").iterdir()) == ["config.json", "model.safetensors"]

@@ -6,9 +6,10 @@ import pytest
 import sentencepiece
 from hypothesis import given
 from hypothesis import strategies as st
+from sentencepiece import sentencepiece_model_pb2
 
 from gemma_np import GemmaError
-from gemma_np.text.tokenizer import BOS, END_OF_TURN, START_OF_TURN, Tokenizer
+from gemma_np.text.tokenizer import BOS, END_OF_TURN, START_OF_TURN, Tokenizer, read_tokenizer
 from tests.support import tiny
 
 TOKENIZER = tiny.tokenizer()
@@ -100,3 +101,16 @@ def test_a_model_without_bos():
     )
     with pytest.raises(GemmaError, match="no piece '<bos>'"):
         Tokenizer(model.getvalue())
+
+
+def test_a_model_that_changes_spaces():
+    model = sentencepiece_model_pb2.ModelProto.FromString(tiny.vocabulary())
+    model.normalizer_spec.add_dummy_prefix = True
+    with pytest.raises(GemmaError, match=r"turns ' a  b ' into .*, expected that it keeps all spaces"):
+        Tokenizer(model.SerializeToString())
+
+
+def test_a_damaged_file_is_named(tmp_path):
+    (tmp_path / "tokenizer.model").write_bytes(b"hello")
+    with pytest.raises(GemmaError, match=r"tokenizer\.model: tokenizer: 5 bytes, expected a sentencepiece model"):
+        read_tokenizer(tmp_path / "tokenizer.model")

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import gemma_np
+import gemma_np.training.conversations
 from gemma_np import GemmaError
 from gemma_np.cli import main
 from gemma_np.text.chat import chat_ids
@@ -87,6 +88,15 @@ def test_conversations_without_an_answer_are_left_out(tmp_path):
     file = write(tmp_path / "b.jsonl", [long])
     with pytest.warns(match="1 of 1"), pytest.raises(GemmaError, match="conversations: 0, expected at least 1"):
         tokenize_conversations(file, tiny.tokenizer(), tmp_path, length, val_fraction=0)
+
+
+def test_prepared_rows_of_another_shape_are_refused(tmp_path):
+    file, tokenizer = write(tmp_path / "a.jsonl", [TALK] * 3), tiny.tokenizer()
+    length = len(conversation_ids(TALK, tokenizer)[0])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gemma_np.training.conversations, "conversation_rows", lambda *_: np.zeros((3, 2, 5), np.uint32))
+        with pytest.raises(GemmaError, match=rf"rows of shape \(2, 5\), expected ids and mask, \(2, {length + 1}\)"):
+            tokenize_conversations(file, tokenizer, tmp_path, length, val_fraction=0)
 
 
 def test_the_role_assistant_means_model(tmp_path):

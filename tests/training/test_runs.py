@@ -51,6 +51,7 @@ def assert_complete(run, folder, config=CONFIG):
     """The log has an entry per step, and the folder holds the model that was returned."""
     assert [entry["step"] for entry in run.log] == list(range(1, config.steps + 1))
     assert all(entry.keys() >= {"loss", "grad_norm", "learning_rate", "tokens_per_second"} for entry in run.log)
+    assert all(entry["tokens_per_second"] > 1 for entry in run.log)
     assert "val_loss" in run.log[-1]
     assert run.log == [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     saved = gemma_np.load(folder)
