@@ -4,13 +4,16 @@ Each raises GemmaError for bad input, as one line that `gemma-np` prints.
 """
 
 import argparse
+import math
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from gemma_np.checkpoints.atomic_write import atomic_write
+from gemma_np.checkpoints.gguf_file import GGUFTensor, read_gguf
 from gemma_np.cli.arguments import Command, add_dtype, add_model, read_ids
 from gemma_np.cli.options import add_number
 from gemma_np.cli.outputs import add_output_file
@@ -82,6 +85,7 @@ def add_commands(command: Command) -> None:
     sub = command(
         info,
         "gemma-np info --model gemma-2-27b",
+        "gemma-np info --model ./gemma-3-270m-q4_k_m.gguf",
         "gemma-np info --model ./my-checkpoint --training --batch-size 8 --seq-len 512",
     )
     add_model(sub)
@@ -153,6 +157,9 @@ def info(options: argparse.Namespace) -> None:
     config = resolve_config(options.model)
     for line in describe(config):
         print(line)
+    if str(options.model).endswith(".gguf"):
+        for line in describe_tensors(read_gguf(Path(options.model)).tensors, config):
+            print(line)
     if options.training:
         parts = training_bytes(config, options.batch_size, options.seq_len)
         print(f"\nmemory of training in float32, {options.batch_size} texts of {options.seq_len} tokens per step")
@@ -199,6 +206,20 @@ def describe(config: GemmaConfig) -> Iterable[str]:
         yield f"  {label:24}{_size(weights):>12}" + "".join(f"{_size(total):>19}" for total in totals)
     yield f"{'  of which float32 cache':38}" + "".join(f"{_size(cache_bytes(config, n)):>19}" for n in lengths)
     yield "  (a quarter of this cache with --int8-cache)"
+
+
+def describe_tensors(tensors: list[GGUFTensor], config: GemmaConfig) -> Iterable[str]:
+    """Return the lines that `info` prints about the formats in a GGUF file, and the memory that they need."""
+    yield f"\n{'formats of this file':24}{'tensors':>9}{'size':>14}{'bits per weight':>18}"
+    counts = Counter(tensor.type for tensor in tensors)
+    for type, count in counts.most_common():
+        size = sum(tensor.bytes for tensor in tensors if tensor.type == type)
+        numbers = sum(math.prod(tensor.shape) for tensor in tensors if tensor.type == type)
+        yield f"  {type:22}{count:9}{_size(size):>14}{8 * size / numbers:18.2f}"
+    weights = sum(tensor.bytes for tensor in tensors)
+    length = min(1000, config.max_position_embeddings)
+    total = weights + cache_bytes(config, length) + activation_bytes(config, length, "Q4_K")
+    yield f"  {'all':22}{len(tensors):9}{_size(weights):>14}; with {length:,} tokens {_size(total)} of memory"
 
 
 def _size(count: int) -> str:

@@ -1,5 +1,6 @@
 """The command line: what it prints and where, and that bad input gives one line."""
 
+import math
 import os
 import signal
 import subprocess
@@ -15,6 +16,7 @@ import pytest
 import gemma_np
 from gemma_np import RELEASED, GemmaError
 from gemma_np.cli import main
+from gemma_np.compression.quantize_model import export_gguf
 from tests.support import tiny
 
 
@@ -95,6 +97,19 @@ def test_info_of_a_short_context_has_no_longer_columns(capsys):
 def test_info_of_a_folder(checkpoint, capsys):
     assert main(["info", "--model", checkpoint]) == 0
     assert "2 local, 2 global" in capsys.readouterr().out
+
+
+def test_info_of_a_gguf_file_lists_its_formats(tmp_path, capsys):
+    export_gguf(gemma_np.load("shakespeare-1m"), "Q8_0", tmp_path / "model.gguf")
+    assert main(["info", "--model", str(tmp_path / "model.gguf")]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.split("formats of this file")[1].splitlines()[1:]]
+    config = gemma_np.load("shakespeare-1m").config
+    norms = [shape for _, shape in config.weight_shapes() if len(shape) == 1]
+    matrices = [shape for _, shape in config.weight_shapes() if len(shape) == 2]
+    size = sum(math.prod(shape) for shape in matrices) * 34 // 32
+    assert rows[0] == ["Q8_0", str(len(matrices)), f"{size / 1e6:.1f}", "MB", "8.50"]
+    assert rows[1] == ["F32", str(len(norms)), f"{sum(map(math.prod, norms)) * 4 / 1e6:.1f}", "MB", "32.00"]
+    assert rows[2][:2] == ["all", str(len(matrices) + len(norms))]
 
 
 def test_models_lists_all(capsys):
