@@ -114,13 +114,11 @@ def _with_minima(
     return numbers.astype(np.uint8).reshape(K_BLOCK, -1), scales, subtracted
 
 
-def _without_minima(
-    x: np.ndarray, importance: np.ndarray, *, half: int, half_scale: int
-) -> tuple[np.ndarray, _Scales]:
+def _without_minima(x: np.ndarray, importance: np.ndarray, *, half: int, half_scale: int) -> tuple[np.ndarray, _Scales]:
     """Return the numbers, int8 [256, N] from -half to half - 1, and the scales of a tile."""
     x, importance = (each.reshape(16, -1, x.shape[-1]) for each in (x, importance))
     to_numbers = whole_numbers(-half, half - 1)
-    exact = best_scales(x, importance, -half, to_numbers)
+    exact = best_scales(x, importance, to_numbers, -half)
     numbers = to_numbers(x * reciprocal(exact))
     to_scales = whole_numbers(-half_scale, half_scale - 1)
     scales = _store(exact, (importance * numbers * numbers).sum(1), to_scales, -half_scale)
@@ -133,7 +131,7 @@ def _store(values: np.ndarray, importance: np.ndarray, to_numbers: Rounding, end
 
     An error of a scale multiplies each number of its group, so it matters as much as the sum of their squares.
     """
-    scale = best_scales(values[:, 0], importance, end, to_numbers)[0].astype(np.float16)
+    scale = best_scales(values[:, 0], importance, to_numbers, end)[0].astype(np.float16)
     numbers = to_numbers(values[:, 0] * reciprocal(scale.astype(np.float32)))
     return _Scales(numbers.astype(np.int8), scale)
 

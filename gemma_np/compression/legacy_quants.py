@@ -36,7 +36,7 @@ _IQ4_NL_CODES = np.abs(_HALVES[:, None] - IQ4_NL_VALUES).argmin(1).astype(np.uin
 
 def q4_0(x: np.ndarray, importance: np.ndarray) -> np.ndarray:
     """Quantize a tile to Q4_0: x and importance [32, N] -> uint8 [18, N]."""
-    scale, numbers = _with_scale(x, importance, -8, whole_numbers(-8, 7))
+    scale, numbers = _with_scale(x, importance, whole_numbers(-8, 7), -8)
     return np.concatenate([float16_bytes(scale), pack_bits((numbers + 8).astype(np.uint8), 4, 16)])
 
 
@@ -48,7 +48,7 @@ def q4_1(x: np.ndarray, importance: np.ndarray) -> np.ndarray:
 
 def q5_0(x: np.ndarray, importance: np.ndarray) -> np.ndarray:
     """Quantize a tile to Q5_0: x and importance [32, N] -> uint8 [22, N]."""
-    scale, numbers = _with_scale(x, importance, -16, whole_numbers(-16, 15))
+    scale, numbers = _with_scale(x, importance, whole_numbers(-16, 15), -16)
     return np.concatenate([float16_bytes(scale), _pack_5_bits((numbers + 16).astype(np.uint8))])
 
 
@@ -60,21 +60,21 @@ def q5_1(x: np.ndarray, importance: np.ndarray) -> np.ndarray:
 
 def q8_0(x: np.ndarray, importance: np.ndarray) -> np.ndarray:
     """Quantize a tile to Q8_0: x and importance [32, N] -> uint8 [34, N]."""
-    scale, numbers = _with_scale(x, importance, -127, whole_numbers(-127, 127))
+    scale, numbers = _with_scale(x, importance, whole_numbers(-127, 127), -127)
     return np.concatenate([float16_bytes(scale), numbers.astype(np.int8).view(np.uint8)])
 
 
 def iq4_nl(x: np.ndarray, importance: np.ndarray) -> np.ndarray:
     """Quantize a tile to IQ4_NL: x and importance [32, N] -> uint8 [18, N]."""
-    scale, values = _with_scale(x, importance, -127, _round_to_iq4_nl)
+    scale, values = _with_scale(x, importance, _round_to_iq4_nl, -127, step=16)
     return np.concatenate([float16_bytes(scale), pack_bits(_iq4_nl_codes(values), 4, 16)])
 
 
 def _with_scale(
-    x: np.ndarray, importance: np.ndarray, end: int, rounding: Rounding
+    x: np.ndarray, importance: np.ndarray, rounding: Rounding, end: int, step: int = 1
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the scales, float16 [N], and the numbers, float32 [32, N], of a tile."""
-    scale = best_scales(x, importance, end, rounding).astype(np.float16)
+    scale = best_scales(x, importance, rounding, end, step).astype(np.float16)
     return scale[0], rounding(x * reciprocal(scale.astype(np.float32)))
 
 

@@ -19,7 +19,7 @@ import numpy as np
 Rounding = Callable[[np.ndarray], np.ndarray]
 """Replace each number of an array [..., channels, N] by the nearest one that can be stored; return the same array."""
 
-_OFFSETS = np.linspace(-1, 1, 7)  # in steps: the scales tried first
+_OFFSETS = np.linspace(-1.5, 1.5, 9)  # in steps: the scales tried first
 _REPEATS = 2
 _NO_SPREAD = 1e-5  # variance over mean square of numbers that differ by rounding errors only
 _ZERO = 1e-20  # far below the least step of a float16 scale
@@ -35,11 +35,11 @@ def whole_numbers(lowest: int, highest: int) -> Rounding:
     return round_numbers
 
 
-def best_scales(x: np.ndarray, importance: np.ndarray, end: float, rounding: Rounding) -> np.ndarray:
+def best_scales(x: np.ndarray, importance: np.ndarray, rounding: Rounding, end: float, step: float = 1) -> np.ndarray:
     """Return a scale for each group: x and importance [..., channels, N] -> [..., 1, N].
 
-    end: the number that the weight of the largest magnitude becomes; its sign is opposite to that of the scale when
-    that weight is negative. The first scales tried let that weight become end - 1 to end + 1.
+    The first scales tried let the weight of the largest magnitude, whatever its sign, become a number near `end`, at
+    most one and a half steps away; step: the distance of neighbouring numbers.
     """
     high, low = x.max(-2, keepdims=True), x.min(-2, keepdims=True)
     per_peak = reciprocal(np.where(high > -low, high, low))
@@ -54,7 +54,7 @@ def best_scales(x: np.ndarray, importance: np.ndarray, end: float, rounding: Rou
         _keep_better(gains, fitted * along, (scales, fitted))
 
     for offset in _OFFSETS:
-        fit(per_peak * np.float32(end + offset))
+        fit(per_peak * np.float32(end + step * offset))
     for _ in range(_REPEATS):
         fit(reciprocal(scales))
     return scales
@@ -66,7 +66,7 @@ def best_scales_and_minima(
     """Return a scale and a minimum for each group: x and importance [..., channels, N] -> two arrays [..., 1, N].
 
     The numbers are 0 to highest; no minimum is above `largest_minimum`. The first scales tried let the largest weight
-    become highest - 1 to highest + 1.
+    become a number near `highest`, at most one and a half away.
     """
     low = np.minimum(x.min(-2, keepdims=True), np.float32(largest_minimum))
     above = x - low
