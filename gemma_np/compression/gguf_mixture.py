@@ -2,7 +2,7 @@
 
 A mixture is named after its most frequent format. It gives more bits to the matrices whose errors matter most, the
 values and the second matrix of the feed-forward layers, in the first and the last eighth of the layers and in every
-third between, and to the embedding, which is the output head as well. Norms stay in float32.
+third between, and to the embedding, which is also the output head. Norms stay in float32.
 
 Source: llama.cpp, src/llama-quant.cpp, 2026 (the rules).
 """
@@ -43,7 +43,10 @@ def weight_formats(config: GemmaConfig, mixture: str, *, has_importance: bool = 
 
     has_importance: whether the weights are quantized with the importance of their channels, which changes some choices.
 
-    Raises GemmaError for an unknown mixture, and when the rows of a matrix are too narrow for it.
+    A matrix whose rows are not a multiple of 256 gets a format with blocks of 32 instead of a K-quant, and float16 when
+    they are not a multiple of 32 either.
+
+    Raises GemmaError for an unknown mixture.
     """
     if mixture not in MIXTURES:
         raise GemmaError(f"mixture: {quoted(mixture)}, expected one of {', '.join(MIXTURES)}")
@@ -54,11 +57,11 @@ def weight_formats(config: GemmaConfig, mixture: str, *, has_importance: bool = 
         elif MIXTURES[mixture] not in BLOCK_FORMATS:
             formats[name] = MIXTURES[mixture]
         elif "embed" in name:
-            formats[name] = _that_fits(name, _embedding_format(MIXTURES[mixture], shape[1]), shape[1])
+            formats[name] = _fitting(_embedding_format(MIXTURES[mixture], shape[1]), shape[1])
         else:
             _, _, layer, _, matrix, _ = name.split(".")
             wanted = _matrix_format(config, mixture, matrix, int(layer), has_importance=has_importance)
-            formats[name] = _that_fits(name, wanted, shape[1])
+            formats[name] = _fitting(wanted, shape[1])
     return formats
 
 
@@ -101,13 +104,8 @@ def _matrix_format(config: GemmaConfig, mixture: str, matrix: str, layer: int, *
     return MIXTURES[mixture]
 
 
-def _that_fits(name: str, format: str, channels: int) -> str:
-    """Return a format whose block divides the channels of a row: this one, or what replaces it.
-
-    Raises GemmaError when there is none.
-    """
+def _fitting(format: str, channels: int) -> str:
+    """Return a format whose blocks fill rows of that many channels: this one, its replacement, or float16."""
     if channels % BLOCK_FORMATS[format].block == 0:
         return format
-    if format not in _NARROW:
-        raise GemmaError(f"{name}: {channels} channels, expected a multiple of {LEGACY_BLOCK} for {format}")
     return _NARROW[format] if channels % LEGACY_BLOCK == 0 else "F16"
