@@ -10,9 +10,7 @@ import numpy as np
 from gemma_np.errors import GemmaError
 from gemma_np.threads import on_all_cores
 from gemma_np.weights.block_formats import BLOCK_FORMATS
-from gemma_np.weights.formats import Blocks, Int4, Int8, pack, unpack
-
-GGUF_FORMATS = ("Q8_0", "Q4_0")
+from gemma_np.weights.formats import Blocks
 
 _ROWS = 4096  # rows transposed at once
 
@@ -50,14 +48,3 @@ def to_bytes(weight: Blocks) -> np.ndarray:
     factors = np.ascontiguousarray(weight.factors.transpose(2, 0, 1)).view(np.uint8)
     last = BLOCK_FORMATS[weight.format].factors_last
     return np.concatenate([integers, factors] if last else [factors, integers], axis=-1).reshape(rows, -1)
-
-
-def to_blocks(weight: Int8 | Int4) -> Blocks:
-    """Return a weight with a float16 scale per 32 channels as Q8_0 or Q4_0."""
-    rows, groups = weight.scales.shape
-    if isinstance(weight, Int8):
-        numbers = weight.integers.view(np.uint8).reshape(rows, groups, -1)
-    else:
-        numbers = pack(unpack(weight.packed).reshape(rows, groups, -1))
-    format = "Q8_0" if isinstance(weight, Int8) else "Q4_0"
-    return Blocks(format, np.ascontiguousarray(numbers.transpose(1, 2, 0)), weight.scales.T[:, None])

@@ -1,9 +1,9 @@
-"""Write a GGUF file in Q8_0 or Q4_0, for llama.cpp and other GGUF readers (pip install "gemma-np[gguf]").
+"""Write a GGUF file, for llama.cpp and other GGUF readers (pip install "gemma-np[gguf]").
 
-Matrices are written one at a time; norms are stored as 1 + w in float32.
+Tensors are written one at a time; norms are stored as 1 + w in float32.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,26 +11,38 @@ import numpy as np
 
 from gemma_np.checkpoints.atomic_write import atomic_write
 from gemma_np.checkpoints.gguf import MODEL_TYPES, config_from_metadata, gguf_name
-from gemma_np.checkpoints.gguf_blocks import to_bytes
-from gemma_np.checkpoints.gguf_file import read_gguf
+from gemma_np.checkpoints.gguf_file import FLOAT_TYPES, read_gguf
 from gemma_np.config import GemmaConfig
 from gemma_np.errors import GemmaError
-from gemma_np.weights.formats import Blocks, Weight, check_finite, matrix_bytes
+from gemma_np.weights.formats import matrix_bytes
+
+_QUANTIZATION_VERSION = 2  # of the layout of blocks; llama.cpp reads no other
 
 
 def write_gguf(
-    path: Path, config: GemmaConfig, weights: Iterable[tuple[str, Weight]], tokenizer_model: bytes, format: str
+    path: Path,
+    config: GemmaConfig,
+    formats: Mapping[str, str],
+    arrays: Iterable[tuple[str, np.ndarray]],
+    tokenizer_model: bytes,
 ) -> None:
-    """Write a GGUF file from weights in the order of `GemmaConfig.weight_shapes`, whose matrices are already quantized.
+    """Write a GGUF file from the arrays of all weights, in the order of `GemmaConfig.weight_shapes`.
 
-    Raises GemmaError when the library is missing, when a weight is not finite, and when GGUF cannot describe the config
-    (it does not store the pattern of layers or the query scale).
+    formats: the GGUF type of each weight. An array is float32 [n] for a norm; for a matrix [out, in] it is uint8
+    [out, n], the bytes of its rows.
+
+    Raises GemmaError when the library is missing and when GGUF cannot describe the config: it does not store the
+    pattern of layers or the query scale.
     """
-    atomic_write(path, lambda partial: _write(partial, config, weights, tokenizer_model, format))
+    atomic_write(path, lambda partial: _write(partial, config, formats, arrays, tokenizer_model))
 
 
 def _write(
-    path: Path, config: GemmaConfig, weights: Iterable[tuple[str, Weight]], tokenizer_model: bytes, format: str
+    path: Path,
+    config: GemmaConfig,
+    formats: Mapping[str, str],
+    arrays: Iterable[tuple[str, np.ndarray]],
+    tokenizer_model: bytes,
 ) -> None:
     try:
         from gguf import GGMLQuantizationType, GGUFWriter
@@ -38,26 +50,22 @@ def _write(
         raise GemmaError('export-gguf: needs the gguf library, which pip install "gemma-np[gguf]" brings') from None
     from tqdm import tqdm
 
-    types = {name: GGMLQuantizationType[name] for name in (format, "F32")}
     writer = GGUFWriter(path, next(arch for arch, name in MODEL_TYPES.items() if name == config.model_type))
     _add_config(writer, config)
     _add_vocabulary(writer, config, tokenizer_model)
-    shapes = list(config.weight_shapes())
-    for name, shape in shapes:
-        own = gguf_name(name, config)
-        if len(shape) == 1:
-            writer.add_tensor_info(own, shape, np.dtype(np.float32), 4 * shape[0], types["F32"])
-        else:
-            row = matrix_bytes((1, shape[1]), format)
-            writer.add_tensor_info(own, (shape[0], row), np.dtype(np.uint8), shape[0] * row, types[format])
+    writer.add_quantization_version(_QUANTIZATION_VERSION)
+    shapes = dict(config.weight_shapes())
+    for name, shape in shapes.items():
+        format = formats[name]
+        row = FLOAT_TYPES[format] * shape[-1] if format in FLOAT_TYPES else matrix_bytes((1, shape[-1]), format)
+        size = (*shape[:-1], row)
+        dtype, count = np.dtype(np.uint8), row * (shape[0] if len(shape) == 2 else 1)
+        writer.add_tensor_info(gguf_name(name, config), size, dtype, count, GGMLQuantizationType[format])
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
-    for name, weight in tqdm(
-        weights, total=len(shapes), desc=f"writing {format}", unit=" weights", delay=2, leave=False
-    ):
-        check_finite(name, weight)
-        _write_tensor(writer, np.ascontiguousarray(_stored(weight)))
+    for _, array in tqdm(arrays, total=len(shapes), desc="writing", unit=" weights", delay=2, leave=False):
+        _write_tensor(writer, np.ascontiguousarray(array))
     writer.close()
     reread = config_from_metadata(read_gguf(path).metadata)
     for field, expected in vars(config).items():
@@ -73,14 +81,6 @@ def _write_tensor(writer: Any, array: np.ndarray) -> None:
     file = writer.fout[0]
     writer.write_padding(file, file.tell())
     file.write(array.reshape(-1).view(np.uint8).data)
-
-
-def _stored(weight: Weight) -> np.ndarray:
-    """Return the array to write for a weight: 1 + w of a norm, the blocks of a matrix."""
-    if isinstance(weight, np.ndarray):
-        return (weight + 1).astype(np.float32)
-    assert isinstance(weight, Blocks)
-    return to_bytes(weight)
 
 
 def _add_config(writer: Any, config: GemmaConfig) -> None:

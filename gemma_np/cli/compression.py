@@ -8,7 +8,6 @@ from collections.abc import Iterable
 from dataclasses import fields
 from pathlib import Path
 
-from gemma_np.checkpoints.gguf_blocks import GGUF_FORMATS
 from gemma_np.checkpoints.random_weights import RANDOM_FORMATS, random_weights
 from gemma_np.checkpoints.saving import save_folder, save_sparse_folder
 from gemma_np.cli.arguments import (
@@ -24,8 +23,10 @@ from gemma_np.cli.arguments import (
 from gemma_np.cli.options import add_number
 from gemma_np.cli.outputs import add_new_folder, add_output_file
 from gemma_np.cli.training import add_training_config
+from gemma_np.compression import export_gguf as export
 from gemma_np.compression import pipeline, pruning_plan, quantize_model
 from gemma_np.compression.benchmark import table
+from gemma_np.compression.gguf_mixture import MIXTURES
 from gemma_np.compression.pipeline import CompressionConfig
 from gemma_np.compression.pruning_plan import PARTS, read_plan
 from gemma_np.config import RELEASED, GemmaConfig
@@ -79,9 +80,15 @@ def add_commands(command: Command) -> None:
     sub.add_argument("--resume", action="store_true", help="continue the compression in OUT")
     add_training_config(sub, "distillation", without=("steps",))
 
-    sub = command(export_gguf, "gemma-np export-gguf --model ./gemma-2-2b --format Q4_0 -o gemma-2-2b.gguf")
+    sub = command(
+        export_gguf,
+        "gemma-np export-gguf --model ./gemma-2-2b --format q4_k_m -o gemma-2-2b-q4_k_m.gguf",
+        "gemma-np export-gguf --model ./gemma-2-2b --format q4_k_m --calibration-text books/ -o gemma-2-2b-q4_k_m.gguf",
+    )
     add_model(sub)
-    sub.add_argument("--format", choices=GGUF_FORMATS, default="Q8_0", help="format of the matrices (Q8_0)")
+    meaning = "mixture of formats, named as llama-quantize does (q8_0)"
+    sub.add_argument("--format", type=str.lower, choices=MIXTURES, default="q8_0", help=meaning)
+    add_calibration(sub)
     add_output_file(sub, "the .gguf file to write")
 
     sub = command(
@@ -149,7 +156,9 @@ def compress(options: argparse.Namespace) -> None:
 
 def export_gguf(options: argparse.Namespace) -> None:
     """Write a model to a .gguf file, for llama.cpp and other GGUF readers."""
-    quantize_model.export_gguf(load(options.model, "stored"), options.format, Path(options.output))
+    model = load(options.model, "stored")
+    ids = read_calibration(options, model) if options.calibration_text else None
+    export.export_gguf(model, options.format, Path(options.output), ids)
 
 
 def init_checkpoint(options: argparse.Namespace) -> None:

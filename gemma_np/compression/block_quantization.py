@@ -9,42 +9,33 @@ Source: llama.cpp, pull request 4861, 2024 (importance matrix).
 
 from collections.abc import Callable
 from itertools import product
-from typing import NamedTuple
 
 import numpy as np
 
 from gemma_np.compression import k_quants, legacy_quants
-from gemma_np.compression.k_quants import K_BLOCK
-from gemma_np.compression.legacy_quants import LEGACY_BLOCK
 from gemma_np.errors import GemmaError
-from gemma_np.weights.linear import on_all_cores
+from gemma_np.threads import on_all_cores
+from gemma_np.weights.block_formats import BLOCK_FORMATS
 
 _TILE = 2**16  # weights that a core quantizes at once: with a few copies they fit into its own cache
 _LARGEST = float(np.finfo(np.float16).max)  # scales and minima are float16
 _LEAST_IMPORTANCE = 1e-6  # of the mean: channels that calibration has never seen keep a little
 
 
-class BlockFormat(NamedTuple):
-    """One format: how many consecutive weights of a row form a block, its size, and the function that quantizes."""
-
-    block: int  # weights
-    block_bytes: int
-    quantize: Callable[[np.ndarray, np.ndarray], np.ndarray]  # x, importance [block, N] -> uint8 [block_bytes, N]
-
-
-BLOCK_FORMATS = {
-    "Q2_K": BlockFormat(K_BLOCK, 84, k_quants.q2_k),
-    "Q3_K": BlockFormat(K_BLOCK, 110, k_quants.q3_k),
-    "Q4_K": BlockFormat(K_BLOCK, 144, k_quants.q4_k),
-    "Q5_K": BlockFormat(K_BLOCK, 176, k_quants.q5_k),
-    "Q6_K": BlockFormat(K_BLOCK, 210, k_quants.q6_k),
-    "Q4_0": BlockFormat(LEGACY_BLOCK, 18, legacy_quants.q4_0),
-    "Q4_1": BlockFormat(LEGACY_BLOCK, 20, legacy_quants.q4_1),
-    "Q5_0": BlockFormat(LEGACY_BLOCK, 22, legacy_quants.q5_0),
-    "Q5_1": BlockFormat(LEGACY_BLOCK, 24, legacy_quants.q5_1),
-    "Q8_0": BlockFormat(LEGACY_BLOCK, 34, legacy_quants.q8_0),
-    "IQ4_NL": BlockFormat(LEGACY_BLOCK, 18, legacy_quants.iq4_nl),
+_QUANTIZERS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
+    "Q2_K": k_quants.q2_k,
+    "Q3_K": k_quants.q3_k,
+    "Q4_K": k_quants.q4_k,
+    "Q5_K": k_quants.q5_k,
+    "Q6_K": k_quants.q6_k,
+    "Q4_0": legacy_quants.q4_0,
+    "Q4_1": legacy_quants.q4_1,
+    "Q5_0": legacy_quants.q5_0,
+    "Q5_1": legacy_quants.q5_1,
+    "Q8_0": legacy_quants.q8_0,
+    "IQ4_NL": legacy_quants.iq4_nl,
 }
+"""The function for each format: x, importance [channels of a block, N] -> uint8 [bytes of a block, N]."""
 
 
 def quantize_blocks(weight: np.ndarray, format: str, importance: np.ndarray | None = None) -> np.ndarray:
@@ -55,7 +46,7 @@ def quantize_blocks(weight: np.ndarray, format: str, importance: np.ndarray | No
     Raises GemmaError when a row is not a multiple of the block, when weights are not finite or too large for float16
     scales, and when the importance does not fit or has negative numbers.
     """
-    block, block_bytes, quantize = BLOCK_FORMATS[format]
+    block, block_bytes = BLOCK_FORMATS[format].channels, BLOCK_FORMATS[format].bytes
     rows, channels = weight.shape
     if channels % block:
         raise GemmaError(f"weight: {channels} channels, expected a multiple of {block} for {format}")
@@ -70,7 +61,7 @@ def quantize_blocks(weight: np.ndarray, format: str, importance: np.ndarray | No
             raise GemmaError(f"weight: NaN, infinity or more than {_LARGEST:g}, the largest float16, for {format}")
         importance = np.empty_like(x)
         importance[:] = relative[column : column + block, None]
-        blocks[row : row + height, column // block] = quantize(x, importance).T
+        blocks[row : row + height, column // block] = _QUANTIZERS[format](x, importance).T
 
     on_all_cores(quantize_tile, list(product(range(0, rows, height), range(0, channels, block))))
     return blocks.reshape(rows, -1)
@@ -82,7 +73,7 @@ def _relative(importance: np.ndarray | None, channels: int) -> np.ndarray:
         return np.ones(channels, np.float32)
     if importance.shape != (channels,) or not (np.isfinite(importance) & (importance >= 0)).all():
         raise GemmaError(
-            f"importance: shape {importance.shape}, at least {importance.min()}, expected {channels} finite numbers, 0 or more"
+            f"importance: shape {importance.shape}, from {importance.min()}, expected {channels} finite numbers from 0"
         )
     mean = importance.mean(dtype=np.float64)
     return (importance / mean + _LEAST_IMPORTANCE if mean else np.ones(channels)).astype(np.float32)

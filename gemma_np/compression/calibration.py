@@ -11,6 +11,7 @@ from gemma_np.errors import GemmaError
 from gemma_np.gemma import Gemma
 from gemma_np.model.block import block
 from gemma_np.model.embedding import embed
+from gemma_np.model.transformer import transformer
 from gemma_np.scope import Scope
 from gemma_np.weights.formats import Weight, dequantize
 
@@ -35,6 +36,27 @@ class InputGram(dict[str, np.ndarray]):
             rows = value.reshape(-1, value.shape[-1])
             self[name] = self.get(name, 0) + rows.T @ rows
         return value
+
+
+def input_powers(model: Gemma, ids: np.ndarray) -> dict[str, np.ndarray]:
+    """Return the mean squared input of each channel of the layers' matrices while a model reads ids [texts, T].
+
+    name -> [in]. GGUF tools call this an importance matrix, or imatrix.
+    """
+    sums: dict[str, np.ndarray] = {}
+
+    def add(name: str, value: np.ndarray) -> np.ndarray:
+        if name.split(".", 2)[-1] in INPUTS.values():
+            sums[name] = sums.get(name, 0) + np.square(value, dtype=np.float64).reshape(-1, value.shape[-1]).sum(axis=0)
+        return value
+
+    for text in ids:
+        transformer(text, model.weights, model.config, tape=add)
+    return {
+        f"model.layers.{number}.{matrix}": sums[f"layers.{number}.{record}"] / ids.size
+        for number in range(model.config.num_hidden_layers)
+        for matrix, record in INPUTS.items()
+    }
 
 
 LayerMap = Callable[[dict[str, np.ndarray], InputGram], dict[str, Weight]]

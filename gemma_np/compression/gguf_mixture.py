@@ -7,10 +7,10 @@ third between, and to the embedding, which is also the output head. Norms stay i
 Source: llama.cpp, src/llama-quant.cpp, 2026 (the rules).
 """
 
-from gemma_np.compression.block_quantization import BLOCK_FORMATS
 from gemma_np.compression.legacy_quants import LEGACY_BLOCK
 from gemma_np.config import GemmaConfig
 from gemma_np.errors import GemmaError, quoted
+from gemma_np.weights.block_formats import BLOCK_FORMATS
 
 MIXTURES = {
     "q2_k": "Q2_K",
@@ -67,7 +67,7 @@ def weight_formats(config: GemmaConfig, mixture: str, *, has_importance: bool = 
 
 def _embedding_format(format: str, channels: int) -> str:
     """Return the format of the embedding, as that of an output head."""
-    return "Q8_0" if format == "Q8_0" or channels % BLOCK_FORMATS[format].block else "Q6_K"
+    return "Q8_0" if format == "Q8_0" or channels % BLOCK_FORMATS[format].channels else "Q6_K"
 
 
 def _matrix_format(config: GemmaConfig, mixture: str, matrix: str, layer: int, *, has_importance: bool) -> str:
@@ -106,6 +106,6 @@ def _matrix_format(config: GemmaConfig, mixture: str, matrix: str, layer: int, *
 
 def _fitting(format: str, channels: int) -> str:
     """Return a format whose blocks fill rows of that many channels: this one, its replacement, or float16."""
-    if channels % BLOCK_FORMATS[format].block == 0:
+    if channels % BLOCK_FORMATS[format].channels == 0:
         return format
     return _NARROW[format] if channels % LEGACY_BLOCK == 0 else "F16"

@@ -65,13 +65,6 @@ class Scheme:
             raise GemmaError(f"{name}: {shape[1]} channels, expected an even number for int4")
 
 
-GGUF_SCHEMES = {
-    "Q8_0": Scheme("int8", 32, scale_dtype=np.float16),
-    "Q4_0": Scheme("int4", 32, scale_dtype=np.float16),
-}
-"""The schemes that give the formats of GGUF."""
-
-
 class Grid(NamedTuple):
     """The values that the weights of each group can take: scale * (number - zero), lowest <= number <= highest."""
 

@@ -2,20 +2,17 @@
 
 import warnings
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 
-from gemma_np.checkpoints.gguf_blocks import to_blocks
-from gemma_np.checkpoints.gguf_export import write_gguf
 from gemma_np.checkpoints.quantized_tensors import quantized_format
 from gemma_np.compression.awq import awq_scale
 from gemma_np.compression.calibration import INPUTS, InputGram, map_layers
 from gemma_np.compression.gptq import gptq
-from gemma_np.compression.quantization import GGUF_SCHEMES, Scheme, quantize
+from gemma_np.compression.quantization import Scheme, quantize
 from gemma_np.errors import GemmaError
 from gemma_np.gemma import Gemma
-from gemma_np.weights.formats import Blocks, Int4, Int8, Weight, check_finite
+from gemma_np.weights.formats import Weight, check_finite
 
 QUANTIZATION_METHODS = {
     "round": "round to the nearest value of a grid from minimum to maximum",
@@ -90,31 +87,3 @@ def _quantize(
     check_finite(name, model.weights[name])
     head = quantize(model.weights[name], embedding, mse=method != "round")
     return map_layers(model, head, quantize_layer, ids)
-
-
-def export_gguf(model: Gemma, format: str, path: Path) -> None:
-    """Write a model to a .gguf file in Q8_0 or Q4_0, for llama.cpp and other GGUF readers.
-
-    A weight that is already in this format keeps its numbers; others are rounded on the grid of least squared error.
-
-    Raises GemmaError for another format, when there is no tokenizer, when the channels of a matrix are not a multiple
-    of 32, and when GGUF cannot describe the config.
-    """
-    if format not in GGUF_SCHEMES:
-        raise GemmaError(f"format: {format!r}, expected one of {', '.join(GGUF_SCHEMES)}")
-    scheme = GGUF_SCHEMES[format]
-    for name, shape in model.config.weight_shapes():
-        if len(shape) == 2:
-            scheme.check(name, shape)
-
-    def converted() -> Iterator[tuple[str, Weight]]:
-        for name, _ in model.config.weight_shapes():
-            weight = model.weights[name]
-            check_finite(name, weight)
-            if len(weight.shape) == 2 and not (isinstance(weight, Blocks) and weight.format == format):
-                quantized = quantize(weight, scheme, mse=True)
-                assert isinstance(quantized, Int8 | Int4)
-                weight = to_blocks(quantized)
-            yield name, weight
-
-    write_gguf(path, model.config, converted(), model.require_tokenizer().model, format)

@@ -108,7 +108,7 @@ def best_minima(x: np.ndarray, importance: np.ndarray, scales: np.ndarray, numbe
 
 
 def reciprocal(values: np.ndarray) -> np.ndarray:
-    """Return 1 / value, and 0 for values that are 0 or so small that no float16 scale describes them: [...] -> [...]."""
+    """Return 1 / value, or 0 where a value is too small for a float16 scale: [...] -> [...]."""
     return np.divide(1, values, out=np.zeros_like(values), where=np.abs(values) > _ZERO)
 
 

@@ -3,61 +3,72 @@
 import sys
 
 import gguf
+import ml_dtypes
 import numpy as np
 import pytest
 
 import gemma_np
 from gemma_np import GemmaError
-from gemma_np.compression.quantization import GGUF_SCHEMES, quantize
-from gemma_np.compression.quantize_model import export_gguf
+from gemma_np.checkpoints.gguf import weight_name
+from gemma_np.compression.block_quantization import quantize_blocks
+from gemma_np.compression.export_gguf import export_gguf
+from gemma_np.compression.gguf_mixture import MIXTURES, weight_formats
 from gemma_np.compression.structured_pruning import keep_layers
-from gemma_np.weights.formats import Blocks, dequantize
+from gemma_np.weights.formats import BFloat16, Blocks, Float16
 from tests.support import tiny
 from tests.support.strategies import MODEL_TYPES
 
-SIZES = {"hidden_size": 32, "head_dim": 32, "intermediate_size": 64, "query_pre_attn_scalar": 32}
+SIZES = {"hidden_size": 32, "head_dim": 32, "intermediate_size": 256, "query_pre_attn_scalar": 32}
 
 
 def model_of(model_type):
-    """Matrices a multiple of 32 wide; the pattern that the format implies."""
+    """Matrices a multiple of 32 or 256 wide; the pattern that the format implies."""
     kinds = tiny.config(model_type).layer_types
     if model_type == "gemma3_text":
         kinds = ("sliding_attention",) * 4  # the global layer would be the sixth
     return tiny.gemma(model_type, layer_types=kinds, **SIZES)
 
 
-@pytest.mark.parametrize("kind", GGUF_SCHEMES)
+@pytest.mark.parametrize("kind", MIXTURES)
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
 def test_the_library_reads_the_very_numbers(model_type, kind, tmp_path):
     model = model_of(model_type)
     export_gguf(model, kind, tmp_path / "model.gguf")
+    formats = weight_formats(model.config, kind)
     tensors = gguf.GGUFReader(tmp_path / "model.gguf").tensors
     assert len(tensors) == len(model.weights)
     for tensor, weight in zip(tensors, model.weights.values(), strict=True):
         found = gguf.dequantize(tensor.data, tensor.tensor_type)
+        name = weight_name(tensor.name, model.config)
+        assert tensor.tensor_type.name == formats[name]
         if weight.ndim == 1:
             assert (found == weight + 1).all(), tensor.name
+        elif formats[name] in ("F32", "F16", "BF16"):
+            dtype = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}[formats[name]]
+            assert (found == weight.astype(dtype)).all(), tensor.name
         else:
-            assert tensor.tensor_type.name == kind
-            assert (found == dequantize(quantize(weight, GGUF_SCHEMES[kind], mse=True))).all(), tensor.name
+            assert (tensor.data == quantize_blocks(weight, formats[name])).all(), tensor.name
 
 
-@pytest.mark.parametrize("kind", GGUF_SCHEMES)
+@pytest.mark.parametrize("kind", MIXTURES)
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
 def test_the_model_comes_back_and_keeps_its_integers_from_then_on(model_type, kind, tmp_path):
     model = model_of(model_type)
     export_gguf(model, kind, tmp_path / "one.gguf")
-    loaded = gemma_np.load(tmp_path / "one.gguf")
+    loaded = gemma_np.load(tmp_path / "one.gguf", "stored")
     assert loaded.config == model.config
     assert loaded.tokenizer.encode(tiny.TEXT) == model.tokenizer.encode(tiny.TEXT)
-    assert {type(w) for w in loaded.weights.values()} == {np.ndarray, Blocks}
+    expected = {"f32": {np.ndarray}, "bf16": {np.ndarray, BFloat16}, "f16": {np.ndarray, Float16}}
+    assert {np.ndarray if isinstance(w, np.ndarray) else type(w) for w in loaded.weights.values()} == expected.get(
+        kind, {np.ndarray, Blocks}
+    )
     export_gguf(loaded, kind, tmp_path / "two.gguf")
     assert (tmp_path / "one.gguf").read_bytes() == (tmp_path / "two.gguf").read_bytes()
 
 
 def test_the_special_ids_and_the_flags_of_the_vocabulary(tmp_path):
     """They are not our readers' defaults only: other programs read them from the file."""
-    export_gguf(model_of("gemma2"), "Q8_0", tmp_path / "model.gguf")
+    export_gguf(model_of("gemma2"), "q8_0", tmp_path / "model.gguf")
     fields = gguf.GGUFReader(tmp_path / "model.gguf").fields
     expected = {"model": "llama", "bos_token_id": 2, "eos_token_id": 1, "unknown_token_id": 3, "padding_token_id": 0}
     expected |= {"add_bos_token": True, "add_space_prefix": False}
@@ -66,39 +77,48 @@ def test_the_special_ids_and_the_flags_of_the_vocabulary(tmp_path):
 
 def test_a_pattern_that_the_format_cannot_say(tmp_path):
     with pytest.raises(GemmaError, match=r"layer_types: .*, which GGUF cannot store"):
-        export_gguf(keep_layers(model_of("gemma2"), [0, 2]), "Q8_0", tmp_path / "model.gguf")
+        export_gguf(keep_layers(model_of("gemma2"), [0, 2]), "q8_0", tmp_path / "model.gguf")
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
-    ("name", "wrong", "what"),
+    ("name", "wrong", "format", "message"),
     [
-        ("model.layers.1.mlp.up_proj.weight", np.nan, "float32"),
-        ("model.layers.1.mlp.up_proj.weight", 1e38, "float16"),  # the scale overflows
-        ("model.norm.weight", np.inf, "float32"),
+        ("model.layers.1.mlp.up_proj.weight", np.nan, "q8_0", "NaN or infinity among its float32 numbers"),
+        ("model.layers.1.mlp.up_proj.weight", 1e38, "q8_0", "NaN, infinity or more than 65504"),
+        ("model.layers.1.mlp.up_proj.weight", 1e38, "f16", "NaN or infinity among its float16 numbers"),
+        ("model.norm.weight", np.inf, "f32", "NaN or infinity among its float32 numbers"),
     ],
 )
-def test_a_weight_that_is_not_finite_is_named(name, wrong, what, tmp_path):
+def test_a_weight_that_does_not_fit_is_named(name, wrong, format, message, tmp_path):
     model = tiny.with_number(model_of("gemma2"), name, wrong)
-    message = f"{name}: NaN or infinity among its {what} numbers"
-    with np.errstate(over="ignore"), pytest.raises(GemmaError, match=message):
-        export_gguf(model, "Q8_0", tmp_path / "model.gguf")
+    with pytest.raises(GemmaError, match=f"^{name}: {message}"):
+        export_gguf(model, format, tmp_path / "model.gguf")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_width_that_is_no_multiple_of_32(tmp_path):
-    with pytest.raises(GemmaError, match=r"embed_tokens.weight: 12 channels, expected a multiple of group_size=32"):
-        export_gguf(tiny.gemma(), "Q8_0", tmp_path / "model.gguf")
+def test_rows_that_no_block_fills_are_float16(tmp_path):
+    model = tiny.gemma()
+    export_gguf(model, "q4_k_m", tmp_path / "model.gguf")
+    for name, weight in gemma_np.load(tmp_path / "model.gguf", "stored").weights.items():
+        if len(weight.shape) == 2:
+            assert isinstance(weight, Float16)
+            assert (weight.numbers == model.weights[name].astype(np.float16)).all()
+
+
+def test_an_unknown_mixture(tmp_path):
+    with pytest.raises(GemmaError, match='mixture: "q4", expected one of q2_k, '):
+        export_gguf(model_of("gemma2"), "q4", tmp_path / "model.gguf")
 
 
 def test_rows_beyond_the_vocabulary_are_unused_pieces(tmp_path):
     model = tiny.gemma(vocab_size=464, **SIZES)
-    export_gguf(model, "Q8_0", tmp_path / "model.gguf")
+    export_gguf(model, "q8_0", tmp_path / "model.gguf")
     assert gemma_np.load(tmp_path / "model.gguf").config.vocab_size == 464
 
 
 def test_the_library_is_needed(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "gguf", None)
     with pytest.raises(GemmaError, match=r"export-gguf: needs the gguf library, which pip install"):
-        export_gguf(model_of("gemma2"), "Q8_0", tmp_path / "model.gguf")
+        export_gguf(model_of("gemma2"), "q8_0", tmp_path / "model.gguf")
     assert list(tmp_path.iterdir()) == []

@@ -16,7 +16,7 @@ import pytest
 import gemma_np
 from gemma_np import RELEASED, GemmaError
 from gemma_np.cli import main
-from gemma_np.compression.quantize_model import export_gguf
+from gemma_np.compression.export_gguf import export_gguf
 from tests.support import tiny
 
 
@@ -100,7 +100,7 @@ def test_info_of_a_folder(checkpoint, capsys):
 
 
 def test_info_of_a_gguf_file_lists_its_formats(tmp_path, capsys):
-    export_gguf(gemma_np.load("shakespeare-1m"), "Q8_0", tmp_path / "model.gguf")
+    export_gguf(gemma_np.load("shakespeare-1m"), "q8_0", tmp_path / "model.gguf")
     assert main(["info", "--model", str(tmp_path / "model.gguf")]) == 0
     rows = [line.split() for line in capsys.readouterr().out.split("formats of this file")[1].splitlines()[1:]]
     config = gemma_np.load("shakespeare-1m").config

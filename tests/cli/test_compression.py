@@ -10,7 +10,7 @@ import gemma_np
 from gemma_np.checkpoints.huggingface import load_folder
 from gemma_np.cli import main
 from gemma_np.compression.quantization import Scheme, quantize
-from gemma_np.weights.formats import BFloat16, Float8, Int4, Int8, dequantize
+from gemma_np.weights.formats import BFloat16, Blocks, Float8, Int4, Int8, dequantize
 from tests.support import tiny
 
 NO_CALIBRATION = "--calibration-text: missing, expected a text file or a folder of .txt files"
@@ -85,7 +85,19 @@ def test_compress_from_end_to_end(tmp_path, capsys):
 
 def test_export_gguf(checkpoint, tmp_path):
     assert main(["export-gguf", "--model", checkpoint, "--format", "Q4_0", "-o", str(tmp_path / "tiny.gguf")]) == 0
-    assert type(gemma_np.load(tmp_path / "tiny.gguf").weights["model.embed_tokens.weight"]) is Int4
+    assert gemma_np.load(tmp_path / "tiny.gguf").weights["model.layers.0.mlp.up_proj.weight"].format == "Q4_0"
+
+
+def test_export_gguf_with_calibration_text(texts, tmp_path):
+    command = ["export-gguf", "--model", "shakespeare-1m", "--format", "q4_k_m", "-o"]
+    assert main([*command, str(tmp_path / "plain.gguf")]) == 0
+    calibration = ["--calibration-text", texts, "--calibration-samples", "2", "--calibration-length", "64"]
+    assert main([*command, str(tmp_path / "weighted.gguf"), *calibration]) == 0
+    plain, weighted = (gemma_np.load(tmp_path / name) for name in ("plain.gguf", "weighted.gguf"))
+    for name, weight in plain.weights.items():
+        if isinstance(weight, Blocks):
+            assert weighted.weights[name].format == weight.format
+            assert (weighted.weights[name].integers == weight.integers).all() == ("embed" in name), name
 
 
 def test_a_sparse_27b_is_described_and_opened_at_once(tmp_path, capsys):

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from gemma_np import GemmaError
 from gemma_np.compression import quantization
-from gemma_np.compression.quantization import GGUF_SCHEMES, Scheme, in_groups, minmax_grid, quantize
+from gemma_np.compression.quantization import Scheme, in_groups, minmax_grid, quantize
 from gemma_np.weights.formats import BFloat16, Float8, Int4, Int8, dequantize, unpack
 from tests.support.strategies import normal, seeds
 
@@ -131,13 +131,16 @@ def test_what_is_stored_can_be_quantized_anew():
     ).all()
 
 
-@pytest.mark.parametrize("scheme", [GGUF_SCHEMES["Q8_0"], GGUF_SCHEMES["Q4_0"]])
+INT8_F16, INT4_F16 = (Scheme(format, 32, scale_dtype=np.float16) for format in ("int8", "int4"))
+
+
+@pytest.mark.parametrize("scheme", [INT8_F16, INT4_F16])
 def test_the_schemes_of_gguf_have_16_bit_scales_that_reach_as_far(scheme):
     weight = matrix(0, 50, 64, 1.0)
     found = quantize(weight, scheme)
     assert found.scales.dtype == np.float16
     largest = np.abs(weight.reshape(50, 2, 32)).max(-1)
-    assert (found.scales.astype(np.float32) * (127 if scheme is GGUF_SCHEMES["Q8_0"] else 7) >= largest).all()
+    assert (found.scales.astype(np.float32) * (127 if scheme is INT8_F16 else 7) >= largest).all()
 
 
 @pytest.mark.parametrize(

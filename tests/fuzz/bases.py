@@ -11,8 +11,9 @@ import numpy as np
 from gemma_np import Gemma, training
 from gemma_np.checkpoints.config_json import config_to_json
 from gemma_np.checkpoints.saving import save_folder
+from gemma_np.compression.export_gguf import export_gguf
 from gemma_np.compression.quantization import Scheme
-from gemma_np.compression.quantize_model import export_gguf, quantize_model
+from gemma_np.compression.quantize_model import quantize_model
 from gemma_np.oracle.trace import write_trace
 from gemma_np.training.mpi import Ranks
 from tests.support import tiny
@@ -144,7 +145,7 @@ def gguf():
             config = two_layers(model_type, **sizes).config
             config = dataclasses.replace(config, layer_types=kinds.get(model_type, config.layer_types))
             model = Gemma(config, random_weights(config, 0), tiny.tokenizer())
-            export_gguf(model, "Q4_0" if model_type == "gemma" else "Q8_0", folder / f"{model_type}.gguf")
+            export_gguf(model, "q4_0" if model_type == "gemma" else "q8_0", folder / f"{model_type}.gguf")
 
     return made(write)
 
