@@ -1,4 +1,7 @@
-"""Write a model to a GGUF file in a mixture of block formats, such as q4_k_m."""
+"""Write a model to a GGUF file in a mixture of block formats, such as q4_k_m.
+
+Source: llama.cpp, pull request 4861, 2024 (importance matrix).
+"""
 
 from collections.abc import Iterator
 from pathlib import Path
