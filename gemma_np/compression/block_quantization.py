@@ -13,7 +13,7 @@ from itertools import product
 import numpy as np
 
 from gemma_np.compression import k_quants, legacy_quants
-from gemma_np.errors import GemmaError
+from gemma_np.errors import GemmaError, quoted
 from gemma_np.threads import on_all_cores
 from gemma_np.weights.block_formats import BLOCK_FORMATS
 
@@ -43,9 +43,11 @@ def quantize_blocks(weight: np.ndarray, format: str, importance: np.ndarray | No
 
     importance [in]: the mean squared input of each channel; by default all channels are equally important.
 
-    Raises GemmaError when a row is not a multiple of the block, when weights are not finite or too large for float16
-    scales, and when the importance does not fit or has negative numbers.
+    Raises GemmaError for another format, when a row is not a multiple of the block, when weights are not finite or too
+    large for float16 scales, and when the importance does not fit or is negative.
     """
+    if format not in BLOCK_FORMATS:
+        raise GemmaError(f"format: {quoted(format)}, expected one of {', '.join(BLOCK_FORMATS)}")
     block, block_bytes = BLOCK_FORMATS[format].channels, BLOCK_FORMATS[format].bytes
     rows, channels = weight.shape
     if channels % block:
@@ -71,9 +73,11 @@ def _relative(importance: np.ndarray | None, channels: int) -> np.ndarray:
     """Return the importance of each channel over the mean of all, slightly above 0: [in] -> float32 [in]."""
     if importance is None:
         return np.ones(channels, np.float32)
-    if importance.shape != (channels,) or not (np.isfinite(importance) & (importance >= 0)).all():
+    if importance.shape != (channels,):
+        raise GemmaError(f"importance: shape {importance.shape}, expected ({channels},), a number for each channel")
+    if not (np.isfinite(importance) & (importance >= 0)).all():
         raise GemmaError(
-            f"importance: shape {importance.shape}, from {importance.min()}, expected {channels} finite numbers from 0"
+            f"importance: {importance.min():g} to {importance.max():g}, expected finite numbers, 0 or more"
         )
     mean = importance.mean(dtype=np.float64)
     return (importance / mean + _LEAST_IMPORTANCE if mean else np.ones(channels)).astype(np.float32)

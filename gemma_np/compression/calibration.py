@@ -38,7 +38,7 @@ class InputGram(dict[str, np.ndarray]):
         return value
 
 
-def input_powers(model: Gemma, ids: np.ndarray) -> dict[str, np.ndarray]:
+def channel_importance(model: Gemma, ids: np.ndarray) -> dict[str, np.ndarray]:
     """Return the mean squared input of each channel of the layers' matrices while a model reads ids [texts, T].
 
     name -> [in]. GGUF tools call this an importance matrix, or imatrix.

@@ -12,7 +12,7 @@ import numpy as np
 from gemma_np.checkpoints.gguf_blocks import to_bytes
 from gemma_np.checkpoints.gguf_export import write_gguf
 from gemma_np.compression.block_quantization import quantize_blocks
-from gemma_np.compression.calibration import input_powers
+from gemma_np.compression.calibration import channel_importance
 from gemma_np.compression.gguf_mixture import weight_formats
 from gemma_np.errors import GemmaError
 from gemma_np.gemma import Gemma
@@ -33,7 +33,7 @@ def export_gguf(model: Gemma, mixture: str, path: Path, ids: np.ndarray | None =
     """
     formats = weight_formats(model.config, mixture, has_importance=ids is not None)
     tokenizer_model = model.require_tokenizer().model
-    powers = {} if ids is None else input_powers(model, ids)
+    powers = {} if ids is None else channel_importance(model, ids)
 
     def arrays() -> Iterator[tuple[str, np.ndarray]]:
         for name, _ in model.config.weight_shapes():

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from gemma_np.compression.calibration import INPUTS, input_powers
+from gemma_np.compression.calibration import INPUTS, channel_importance
 from tests.support import tiny
 from tests.support.strategies import random_ids
 
@@ -11,7 +11,7 @@ def test_the_power_of_an_input_is_its_mean_square():
     model = tiny.gemma()
     ids = random_ids(model.config, 0, 3, 10)
     traces = [model.trace(text) for text in ids]
-    powers = input_powers(model, ids)
+    powers = channel_importance(model, ids)
     assert len(powers) == 7 * model.config.num_hidden_layers
     for number in range(model.config.num_hidden_layers):
         for matrix, record in INPUTS.items():
