@@ -20,8 +20,10 @@ from support.exercises import quantization as exercises
 from support.plots import use_style
 
 import gemma_np
+from gemma_np.checkpoints.gguf_blocks import read_blocks
 from gemma_np.compression.awq import best_scales
 from gemma_np.compression.benchmark import decoding_speed, measure, table
+from gemma_np.compression.block_quantization import quantize_blocks
 from gemma_np.compression.calibration import INPUTS, InputGram
 from gemma_np.compression.gptq import gptq, output_error, round_in_turn
 from gemma_np.compression.quantization import Grid, Scheme, minmax_grid, mse_grid, quantize
@@ -29,7 +31,7 @@ from gemma_np.compression.quantize_model import quantize_model
 from gemma_np.config import RELEASED
 from gemma_np.memory import weight_bytes
 from gemma_np.training.distillation import sample_continuations
-from gemma_np.weights.formats import Int8, dequantize, pack, stored_bytes, unpack
+from gemma_np.weights.formats import dequantize, pack, stored_bytes, unpack
 from gemma_np.weights.linear import linear
 
 use_style()
@@ -81,16 +83,14 @@ assert np.abs(error / stored.scales).max() <= 0.5 + 1e-4
 assert stored_bytes(stored) < W.nbytes / 3.9
 
 # %% [markdown]
-# For a product, the integers are converted to floats, a few rows at a time, and the scale of a row is factored out of
-# its sum: $\sum_c s_r q_{rc} x_c = s_r \sum_c q_{rc} x_c$. So the scale costs one multiplication per row, not one per
-# weight.
-
-# %%
-lines(Int8.numbers_into, "def", "copyto")
+# In a product, the scale of a row is factored out of its sum: $\sum_c s_r q_{rc} x_c = s_r \sum_c q_{rc} x_c$. So the
+# scale costs one multiplication per row, not one per weight. `linear` does this for a part of the rows at a time.
 
 # %%
 x = np.random.default_rng(0).standard_normal((3, W.shape[1]), dtype=np.float32)
-np.testing.assert_allclose(linear(x, stored), x @ dequantize(stored).T, rtol=1e-4, atol=1e-5)
+y = np.einsum("rc,tc->tr", stored.integers, x) * stored.scales[:, 0]
+np.testing.assert_allclose(y, x @ dequantize(stored).T, rtol=1e-4, atol=1e-5)
+np.testing.assert_allclose(linear(x, stored), y, rtol=1e-4, atol=1e-5)
 
 # %% [markdown]
 # ## Four bits: the grid becomes visible
@@ -218,6 +218,77 @@ print(numbers, "->", [f"{byte:08b}" for byte in pack(numbers)])
 assert np.array_equal(unpack(pack(numbers)), numbers)
 
 # %% [markdown]
+# ## A K-quant by hand
+#
+# The files that people share most are in GGUF's *K-quants*. They answer two questions of this page at once: groups of
+# 32 need many scales, and a scale with a minimum is better than a symmetric grid but needs twice as many numbers. Their
+# idea is to quantize the scales, too. In Q4_K, a block of 256 weights has 8 groups of 32. Each group $j$ has a scale
+# $a_j$ and a minimum $b_j$ of six bits, from 0 to 63, and the whole block has two numbers $d$ and $m$ of 16 bits:
+#
+# $$\hat w = d \, a_j \, q - m \, b_j \qquad q \in \{0, \dots, 15\}$$
+#
+# Here is one block of our matrix, all 144 bytes of it:
+
+# %%
+weights = W[0, :256]
+block = quantize_blocks(weights[None], "Q4_K")[0]
+d, m = block[:4].view(np.float16)
+packed, numbers = block[4:16], block[16:]
+print(f"d = {d:.5f}, m = {m:.5f}; 12 bytes of scales and minima, {len(numbers)} bytes with two numbers each")
+
+# %% [markdown]
+# Twelve bytes hold sixteen numbers of six bits. Those of the first four groups are in the lower six bits of the first
+# eight bytes. Those of the last four are in two pieces: four bits in the last four bytes, two in the upper bits of the
+# first eight.
+
+# %%
+first, second, third = packed.reshape(3, 4)
+a = np.concatenate([first & 63, third & 15 | first >> 6 << 4])
+b = np.concatenate([second & 63, third >> 4 | second >> 6 << 4])
+print("a", a)
+print("b", b)
+
+# %% [markdown]
+# The numbers come in pieces of 32 bytes. The lower four bits of a piece are one group, the upper four the next.
+
+# %%
+q = np.stack([numbers.reshape(4, 32) & 15, numbers.reshape(4, 32) >> 4], axis=1).reshape(8, 32)
+found = np.float32(d) * a[:, None] * q - np.float32(m) * b[:, None]
+for group in range(3):
+    print(
+        f"group {group}: q = {q[group, :4]} ... -> {found[group, :4].round(3)}, was {weights[32 * group :][:4].round(3)}"
+    )
+stored = read_blocks("Q4_K", (1, 256), lambda start, stop: block[None])
+assert np.allclose(found.reshape(-1), dequantize(stored)[0], atol=1e-6)
+assert np.abs(found.reshape(-1) - weights).max() < np.float32(d) * a.max()
+
+# %% [markdown]
+# That is 144 bytes for 256 weights, 4.5 bits a weight. The same 4.5 bits buy plain 4-bit numbers with one 16-bit scale
+# for every 32 channels. A 16-bit scale and a 16-bit minimum for every 32 channels (GGUF's Q4_1) take 5 bits:
+
+
+# %%
+def error_of(matrix, format):
+    """The error of a matrix that was rounded to blocks, relative to the norm of W."""
+    blocks = quantize_blocks(matrix, format)
+    rounded = dequantize(read_blocks(format, matrix.shape, lambda start, stop: blocks[start:stop]))
+    return np.linalg.norm(rounded - matrix) / np.linalg.norm(W[:, :256])
+
+
+errors = {}
+for title, matrix in {"unchanged": W[:, :256], "a large weight in each row": outliers[:, :256]}.items():
+    plain = dequantize(quantize(matrix, Scheme("int4", 32, scale_dtype=np.float16), mse=True)) - matrix
+    errors[title] = [np.linalg.norm(plain) / np.linalg.norm(W[:, :256])]
+    errors[title] += [error_of(matrix, format) for format in ("Q4_K", "Q4_1")]
+    print(f"{title:27}", "plain groups {:.1%}, Q4_K {:.1%}, Q4_1 {:.1%}".format(*errors[title]))
+    assert errors[title][1] < 0.85 * errors[title][0]
+    assert errors[title][1] < 1.05 * errors[title][2]
+
+# %% [markdown]
+# Q4_K has a fifth less error than plain groups of the same size, and about that of Q4_1, which is half a bit larger:
+# six bits are enough for a scale. With large weights the minimum helps even more, because a group that has one large
+# weight on one side needs no values on the other.
+#
 # ## The inputs of the weights
 #
 # So far we compared weights with weights. What matters is the output of a layer: for inputs $X$ [N, in] and one row of
