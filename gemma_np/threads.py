@@ -24,6 +24,10 @@ def _threads() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="gemma_np")
 
 
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_threads.cache_clear)  # a forked process has none of the threads
+
+
 def even_parts(count: int, parts: int) -> list[slice]:
     """Split a range into parts that differ by one at most; none is empty."""
     parts = min(parts, count)

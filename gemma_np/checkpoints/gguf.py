@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 from ml_dtypes import bfloat16
 
-from gemma_np.checkpoints.gguf_blocks import read_blocks
+from gemma_np.checkpoints.gguf_blocks import stored_blocks
 from gemma_np.checkpoints.gguf_file import GGUFTensor, read_gguf
 from gemma_np.checkpoints.loading import StoredTensor, load_weights, row_reader
 from gemma_np.config import MOST_LAYERS, GemmaConfig, layer_pattern
 from gemma_np.errors import GemmaError, quoted
 from gemma_np.json_input import POSITIVE, check_json, one_of, whole_number
 from gemma_np.weights.block_formats import BLOCK_FORMATS
-from gemma_np.weights.formats import Stored, Weight, dequantize
+from gemma_np.weights.formats import Weight
 
 _FLOATS = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype(bfloat16)}
 
@@ -81,12 +81,7 @@ def load_gguf(path: Path, dtype: str = "auto") -> tuple[GemmaConfig, dict[str, W
 def _stored_tensor(path: Path, tensor: GGUFTensor) -> StoredTensor:
     if tensor.type in BLOCK_FORMATS:
         rows = row_reader(path, tensor.offset, np.uint8, (tensor.bytes // tensor.shape[0],))
-
-        def quantized(start: int = 0, stop: int = tensor.shape[0]) -> Stored:
-            shape = (stop - start, tensor.shape[1])
-            return read_blocks(tensor.type, shape, lambda first, end: rows(start + first, start + end))
-
-        return StoredTensor(tensor.shape, lambda start, stop: dequantize(quantized(start, stop)), quantized=quantized)
+        return stored_blocks(tensor.type, tensor.shape, rows)
     read = row_reader(path, tensor.offset, _FLOATS[tensor.type], tensor.shape[1:])
     if tensor.name.endswith("norm.weight"):
         return StoredTensor(tensor.shape, lambda start, stop: read(start, stop).astype(np.float32) - 1)

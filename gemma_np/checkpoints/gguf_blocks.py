@@ -7,10 +7,11 @@ from collections.abc import Callable
 
 import numpy as np
 
+from gemma_np.checkpoints.loading import StoredTensor
 from gemma_np.errors import GemmaError
 from gemma_np.threads import on_all_cores
 from gemma_np.weights.block_formats import BLOCK_FORMATS
-from gemma_np.weights.formats import Blocks
+from gemma_np.weights.formats import Blocks, dequantize
 
 _ROWS = 4096  # rows transposed at once
 
@@ -39,6 +40,16 @@ def read_blocks(format: str, shape: tuple[int, ...], read: Callable[[int, int], 
     if not np.isfinite(factors).all():
         raise GemmaError("scales: NaN or infinity among them, expected finite numbers")
     return Blocks(format, integers, factors)
+
+
+def stored_blocks(format: str, shape: tuple[int, ...], rows: Callable[[int, int], np.ndarray]) -> StoredTensor:
+    """Return a weight of this shape, to be read when it is needed; rows(start, stop): see `read_blocks`."""
+
+    def read(start: int = 0, stop: int = shape[0]) -> Blocks:
+        part = (stop - start, shape[1])
+        return read_blocks(format, part, lambda first, end: rows(start + first, start + end))
+
+    return StoredTensor(shape, lambda start, stop: dequantize(read(start, stop)), quantized=read)
 
 
 def to_bytes(weight: Blocks) -> np.ndarray:

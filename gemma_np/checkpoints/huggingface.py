@@ -10,12 +10,13 @@ from pathlib import Path
 
 from gemma_np.checkpoints.config_json import read_config
 from gemma_np.checkpoints.loading import StoredTensor, load_weights
-from gemma_np.checkpoints.quantized_tensors import from_tensors, read_formats, to_tensors
+from gemma_np.checkpoints.quantized_tensors import block_tensor, from_tensors, read_formats, to_tensors
 from gemma_np.checkpoints.safetensors_file import FLOATS, QUANTIZED, read_metadata, stored_tensors
 from gemma_np.config import GemmaConfig
 from gemma_np.errors import GemmaError, quoted
 from gemma_np.input_files import read_bytes
 from gemma_np.json_input import TEXT, object_of, read_json
+from gemma_np.weights.block_formats import BLOCK_FORMATS
 from gemma_np.weights.formats import Stored, Weight, dequantize
 
 INDEX = "model.safetensors.index.json"
@@ -95,6 +96,11 @@ def _with_quantized(path: Path, tensors: dict[str, StoredTensor]) -> Iterator[tu
     arrays = {name: tensor.mapped for name, tensor in tensors.items()}
     try:
         for name, format in read_formats(read_metadata(path)).items():
+            if format in BLOCK_FORMATS:
+                if name not in tensors:
+                    raise GemmaError(f"{name}: missing, expected since it is stored as {format}")
+                yield name, block_tensor(name, format, tensors.pop(name))
+                continue
             weight = from_tensors(name, format, arrays)
             for used in to_tensors(name, weight):
                 del tensors[used]

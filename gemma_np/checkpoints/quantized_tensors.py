@@ -15,11 +15,22 @@ from typing import Any
 
 import numpy as np
 
-from gemma_np.checkpoints.gguf_blocks import read_blocks, to_bytes
+from gemma_np.checkpoints.gguf_blocks import stored_blocks, to_bytes
+from gemma_np.checkpoints.loading import StoredTensor
 from gemma_np.errors import GemmaError
 from gemma_np.json_input import object_of, one_of, parse_json
 from gemma_np.weights.block_formats import BLOCK_FORMATS
-from gemma_np.weights.formats import FORMATS, BFloat16, Blocks, Float8, Int4, Int8, Quantized, Weight, is_quantized
+from gemma_np.weights.formats import (
+    FORMATS,
+    BFloat16,
+    Blocks,
+    Float8,
+    Int4,
+    Int8,
+    Quantized,
+    Weight,
+    is_quantized,
+)
 
 QUANTIZED_FORMATS = {name: row for name, row in FORMATS.items() if row.arrays}
 """The quantized formats of a safetensors checkpoint, without the block formats of GGUF."""
@@ -63,8 +74,6 @@ def from_tensors(name: str, format: str, tensors: Mapping[str, Any]) -> Quantize
 
     Raises GemmaError when an array is missing or has the wrong dtype or shape, and when a scale is not finite.
     """
-    if format in BLOCK_FORMATS:
-        return _blocks(name, format, tensors)
     row = QUANTIZED_FORMATS[format]
     arrays: dict[str, Any] = {}
     for number, (field, dtypes) in enumerate(row.arrays.items()):
@@ -93,15 +102,13 @@ def from_tensors(name: str, format: str, tensors: Mapping[str, Any]) -> Quantize
     return weight
 
 
-def _blocks(name: str, format: str, tensors: Mapping[str, Any]) -> Blocks:
-    if name not in tensors:
-        raise GemmaError(f"{name}: missing, expected since it is stored as {format}")
-    stored, block = tensors[name], BLOCK_FORMATS[format]
-    if stored.dtype != np.uint8 or stored.ndim != 2 or stored.shape[1] % block.bytes:
+def block_tensor(name: str, format: str, tensor: StoredTensor) -> StoredTensor:
+    """Return a weight [out, in] in a block format, to be read when it is needed, from the tensor of its bytes [out, n].
+
+    Raises GemmaError when the tensor has the wrong dtype or shape.
+    """
+    block, dtype = BLOCK_FORMATS[format], None if tensor.mapped is None else tensor.mapped.dtype
+    if dtype != np.uint8 or len(tensor.shape) != 2 or tensor.shape[1] % block.bytes:
         expected = f"uint8 (rows, a multiple of {block.bytes}) as it is stored as {format}"
-        raise GemmaError(f"{name}: {stored.dtype} {stored.shape}, expected {expected}")
-    shape = len(stored), stored.shape[1] // block.bytes * block.channels
-    try:
-        return read_blocks(format, shape, lambda start, stop: stored[start:stop])
-    except GemmaError as error:
-        raise GemmaError(f"{name}: {error}") from None
+        raise GemmaError(f"{name}: {dtype} {tensor.shape}, expected {expected}")
+    return stored_blocks(format, (tensor.shape[0], tensor.shape[1] // block.bytes * block.channels), tensor.read)

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import fields
 from pathlib import Path
 
+from gemma_np.checkpoints.gguf_mixture import MIXTURES
 from gemma_np.checkpoints.random_weights import RANDOM_FORMATS, random_weights
 from gemma_np.checkpoints.saving import save_folder, save_sparse_folder
 from gemma_np.cli.arguments import (
@@ -26,7 +27,6 @@ from gemma_np.cli.training import add_training_config
 from gemma_np.compression import export_gguf as export
 from gemma_np.compression import pipeline, pruning_plan, quantize_model
 from gemma_np.compression.benchmark import table
-from gemma_np.compression.gguf_mixture import MIXTURES
 from gemma_np.compression.pipeline import CompressionConfig
 from gemma_np.compression.pruning_plan import PARTS, read_plan
 from gemma_np.config import RELEASED, GemmaConfig
@@ -87,7 +87,7 @@ def add_commands(command: Command) -> None:
     )
     add_model(sub)
     meaning = "mixture of formats, named as llama-quantize does (q8_0)"
-    sub.add_argument("--format", type=str.lower, choices=MIXTURES, default="q8_0", help=meaning)
+    sub.add_argument("--format", choices=MIXTURES, default="q8_0", help=meaning)
     add_calibration(sub)
     add_output_file(sub, "the .gguf file to write")
 

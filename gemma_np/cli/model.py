@@ -14,6 +14,7 @@ from typing import Any
 
 from gemma_np.checkpoints.atomic_write import atomic_write
 from gemma_np.checkpoints.gguf_file import GGUFTensor, read_gguf
+from gemma_np.checkpoints.gguf_mixture import mixture_bytes
 from gemma_np.cli.arguments import Command, add_dtype, add_model, read_ids
 from gemma_np.cli.options import add_number
 from gemma_np.cli.outputs import add_output_file
@@ -200,8 +201,9 @@ def describe(config: GemmaConfig) -> Iterable[str]:
 
     lengths = sorted({min(length, config.max_position_embeddings) for length in (1000, 8000)})
     yield f"\n{'memory of generation':24}{'weights':>14}" + "".join(f"{f'+ {n:,} tokens':>19}" for n in lengths)
-    for label, (format, group_size) in MEMORY_TABLE.items():
-        weights = weight_bytes(config, format, group_size)
+    rows = {label: (format, weight_bytes(config, format, size)) for label, (format, size) in MEMORY_TABLE.items()}
+    rows["q4_k_m (GGUF)"] = "Q4_K", mixture_bytes(config, "q4_k_m")
+    for label, (format, weights) in rows.items():
         totals = (weights + cache_bytes(config, n, format) + activation_bytes(config, n, format) for n in lengths)
         yield f"  {label:24}{_size(weights):>12}" + "".join(f"{_size(total):>19}" for total in totals)
     yield f"{'  of which float32 cache':38}" + "".join(f"{_size(cache_bytes(config, n)):>19}" for n in lengths)

@@ -11,9 +11,9 @@ import numpy as np
 
 from gemma_np.checkpoints.gguf_blocks import to_bytes
 from gemma_np.checkpoints.gguf_export import write_gguf
+from gemma_np.checkpoints.gguf_mixture import weight_formats
 from gemma_np.compression.block_quantization import quantize_blocks
 from gemma_np.compression.calibration import channel_importance
-from gemma_np.compression.gguf_mixture import weight_formats
 from gemma_np.errors import GemmaError
 from gemma_np.gemma import Gemma
 from gemma_np.weights.formats import Blocks, Weight, check_finite, dequantize

@@ -52,7 +52,7 @@ def _split(packed: np.ndarray, bits: int, chunk: int, shift: int = 0) -> np.ndar
     The bytes come in chunks. The first numbers are the lowest bits of every byte in the first chunk, then come the next
     bits of the same bytes.
     """
-    if packed.shape[-1] % 8 == 0:
+    if packed.shape[-1] % 8 == 0 and packed.strides[-1] == 1:
         packed = packed.view(np.uint64)  # NumPy shifts eight bytes at once as fast as one
     blocks, _, words = packed.shape
     chunks = packed.reshape(blocks, -1, 1, chunk, words)

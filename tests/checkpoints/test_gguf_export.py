@@ -10,9 +10,9 @@ import pytest
 import gemma_np
 from gemma_np import GemmaError
 from gemma_np.checkpoints.gguf import weight_name
+from gemma_np.checkpoints.gguf_mixture import MIXTURES, weight_formats
 from gemma_np.compression.block_quantization import quantize_blocks
 from gemma_np.compression.export_gguf import export_gguf
-from gemma_np.compression.gguf_mixture import MIXTURES, weight_formats
 from gemma_np.compression.structured_pruning import keep_layers
 from gemma_np.weights.formats import BFloat16, Blocks, Float16
 from tests.support import tiny

@@ -84,7 +84,7 @@ def test_compress_from_end_to_end(tmp_path, capsys):
 
 
 def test_export_gguf(checkpoint, tmp_path):
-    assert main(["export-gguf", "--model", checkpoint, "--format", "Q4_0", "-o", str(tmp_path / "tiny.gguf")]) == 0
+    assert main(["export-gguf", "--model", checkpoint, "--format", "q4_0", "-o", str(tmp_path / "tiny.gguf")]) == 0
     assert gemma_np.load(tmp_path / "tiny.gguf").weights["model.layers.0.mlp.up_proj.weight"].format == "Q4_0"
 
 

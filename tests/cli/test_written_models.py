@@ -153,16 +153,11 @@ def test_what_a_command_writes_from_a_text_is_read(command, model_type, dtype, e
             assert model is not None or extreme is not None
 
 
-@pytest.mark.parametrize("format", ["Q8_0", "Q4_0"])
+@pytest.mark.parametrize("format", ["q8_0", "q4_k_m"])
 def test_a_gguf_file_is_read(format, tmp_path):
     sizes = {"hidden_size": 32, "head_dim": 32, "intermediate_size": 64, "query_pre_attn_scalar": 32}
     tiny.gemma(**sizes).save(tmp_path / "model")
     assert check(["export-gguf", "--model", str(tmp_path / "model"), "--format", format], tmp_path / "m.gguf")
-
-
-def test_a_width_that_gguf_cannot_store_is_refused(tmp_path):
-    tiny.gemma().save(tmp_path / "model")
-    assert check(["export-gguf", "--model", str(tmp_path / "model")], tmp_path / "m.gguf") is None
 
 
 @pytest.mark.parametrize("method", ["gptq", "awq"])

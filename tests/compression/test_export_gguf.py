@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 import gemma_np
+from gemma_np.checkpoints.gguf_mixture import MIXTURES
 from gemma_np.compression.export_gguf import export_gguf
-from gemma_np.compression.gguf_mixture import MIXTURES
 
 # llama.cpp keeps its cache in float16, and rounds activations to 8 bits before a product with quantized weights.
 LARGEST_DIFFERENCE = {"f32": 5e-4, "f16": 1e-3, "bf16": 5e-3}

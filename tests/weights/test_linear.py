@@ -1,7 +1,6 @@
 """The product with a weight, however it is stored."""
 
 import os
-import threading
 import tracemalloc
 
 import numpy as np
@@ -14,7 +13,6 @@ from gemma_np import Gemma
 from gemma_np.compression.quantization import Scheme, quantize
 from gemma_np.model.kv_cache import KVCache
 from gemma_np.model.transformer import transformer
-from gemma_np.threads import on_all_cores
 from gemma_np.weights.block_formats import BLOCK_FORMATS
 from gemma_np.weights.formats import Int8, dequantize
 from gemma_np.weights.linear import integer_product, integer_sums, linear, round_to_int8, tile_bytes
@@ -135,13 +133,3 @@ def test_a_whole_model_of_stored_weights(scheme):
 def test_every_core_has_one_tile_of_4_mb_beside_16_mb_of_dequantized_rows(cores, tiles, monkeypatch):
     monkeypatch.setattr(os, "cpu_count", lambda: cores)
     assert tile_bytes() == 2**24 + tiles * 2**22
-
-
-@pytest.mark.parametrize("cores", [None, 1, 2])
-def test_work_is_shared_by_the_cores_and_one_core_starts_no_thread(cores, monkeypatch):
-    monkeypatch.setattr(os, "cpu_count", lambda: cores)
-    on = {}
-    on_all_cores(lambda part: on.setdefault(part, threading.current_thread()), range(9))
-    assert list(on) == list(range(9)) or cores == 2
-    assert sorted(on) == list(range(9))
-    assert all((thread is threading.main_thread()) == (part == 0 or cores != 2) for part, thread in on.items())

@@ -7,10 +7,10 @@ third between, and to the embedding, which is also the output head. Norms stay i
 Source: llama.cpp, src/llama-quant.cpp, 2026 (the rules).
 """
 
-from gemma_np.compression.legacy_quants import LEGACY_BLOCK
 from gemma_np.config import GemmaConfig
 from gemma_np.errors import GemmaError, quoted
 from gemma_np.weights.block_formats import BLOCK_FORMATS
+from gemma_np.weights.formats import matrix_bytes
 
 MIXTURES = {
     "q2_k": "Q2_K",
@@ -65,6 +65,16 @@ def weight_formats(config: GemmaConfig, mixture: str, *, has_importance: bool = 
     return formats
 
 
+def mixture_bytes(config: GemmaConfig, mixture: str) -> int:
+    """Return the bytes of all weights in a mixture, as they are in a file and in memory."""
+    floats, total = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}, 0
+    formats = weight_formats(config, mixture)
+    for name, shape in config.weight_shapes():
+        rows = shape[0] if len(shape) == 2 else 1
+        total += matrix_bytes((rows, shape[-1]), floats.get(formats[name], formats[name]))
+    return total
+
+
 def _embedding_format(format: str, channels: int) -> str:
     """Return the format of the embedding, as that of an output head."""
     return "Q8_0" if format == "Q8_0" or channels % BLOCK_FORMATS[format].channels else "Q6_K"
@@ -108,4 +118,4 @@ def _fitting(format: str, channels: int) -> str:
     """Return a format whose blocks fill rows of that many channels: this one, its replacement, or float16."""
     if channels % BLOCK_FORMATS[format].channels == 0:
         return format
-    return _NARROW[format] if channels % LEGACY_BLOCK == 0 else "F16"
+    return _NARROW[format] if channels % 32 == 0 else "F16"
