@@ -55,8 +55,11 @@ def against_float32(name: str, what: list[str], rounds: int) -> None:
     config = RELEASED[name]
     plain = dict(random_weights(config, "float32"))
     size = sum(map(stored_bytes, plain.values()))
-    for label, scheme in SCHEMES.items():
-        weights = {name: quantize(w, scheme) if w.ndim == 2 else w for name, w in plain.items()}
+    for label in (*SCHEMES, "q4_k_m"):
+        if label == "q4_k_m":
+            weights = dict(random_weights(config, label))
+        else:
+            weights = {name: quantize(w, SCHEMES[label]) if w.ndim == 2 else w for name, w in plain.items()}
         memory = sum(map(stored_bytes, weights.values())) / size
         for each in what:
             measure = decode if each == "decode" else prefill
