@@ -41,5 +41,5 @@ def test_requiring_something_unknown_is_an_error(suite):
     result = suite("--require", "frame", needs=("json",))
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines(
-        "*--require: frame, expected some of mpi, plot, framework, evaluation, notebooks, browser, docs, real*"
+        "*--require: frame, expected some of mpi, plot, framework, evaluation, notebooks, browser, docs, llama, real*"
     )

@@ -70,7 +70,7 @@ def quantize_blocks(weight: np.ndarray, format: str, importance: np.ndarray | No
 
 
 def _relative(importance: np.ndarray | None, channels: int) -> np.ndarray:
-    """Return the importance of each channel over the mean of all, slightly above 0: [in] -> float32 [in]."""
+    """Return the importance of each channel relative to the mean of all, above 0: [in] -> float32 [in]."""
     if importance is None:
         return np.ones(channels, np.float32)
     if importance.shape != (channels,):
@@ -80,4 +80,5 @@ def _relative(importance: np.ndarray | None, channels: int) -> np.ndarray:
             f"importance: {importance.min():g} to {importance.max():g}, expected finite numbers, 0 or more"
         )
     mean = importance.mean(dtype=np.float64)
-    return (importance / mean + _LEAST_IMPORTANCE if mean else np.ones(channels)).astype(np.float32)
+    relative = np.maximum(importance / mean, _LEAST_IMPORTANCE) if mean else np.ones(channels)
+    return relative.astype(np.float32)

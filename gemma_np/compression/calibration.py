@@ -52,8 +52,9 @@ def channel_importance(model: Gemma, ids: np.ndarray) -> dict[str, np.ndarray]:
 
     for text in ids:
         transformer(text, model.weights, model.config, tape=add)
+    means = {name: total / ids.size for name, total in sums.items()}
     return {
-        f"model.layers.{number}.{matrix}": sums[f"layers.{number}.{record}"] / ids.size
+        f"model.layers.{number}.{matrix}": means[f"layers.{number}.{record}"]
         for number in range(model.config.num_hidden_layers)
         for matrix, record in INPUTS.items()
     }

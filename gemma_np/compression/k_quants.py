@@ -105,11 +105,10 @@ def _with_minima(
     x, importance = (each.reshape(groups, -1, x.shape[-1]) for each in (x, importance))
     to_numbers = whole_numbers(0, highest)
     exact, minima = best_scales_and_minima(x, importance, highest, largest_minimum=0)
-    numbers = to_numbers((x - minima) * reciprocal(exact))
-    scales = _store(exact, (importance * numbers * numbers).sum(1), whole_numbers(0, highest_scale), highest_scale)
+    scales = _store(exact, whole_numbers(0, highest_scale), highest_scale)
     numbers = to_numbers((x - minima) * reciprocal(scales.values))
     minima = np.minimum(best_minima(x, importance, scales.values, numbers), 0)
-    subtracted = _store(-minima, importance.sum(1), whole_numbers(0, highest_scale), highest_scale)
+    subtracted = _store(-minima, whole_numbers(0, highest_scale), highest_scale)
     numbers = to_numbers((x + subtracted.values) * reciprocal(scales.values))
     return numbers.astype(np.uint8).reshape(K_BLOCK, -1), scales, subtracted
 
@@ -119,20 +118,16 @@ def _without_minima(x: np.ndarray, importance: np.ndarray, *, half: int, half_sc
     x, importance = (each.reshape(16, -1, x.shape[-1]) for each in (x, importance))
     to_numbers = whole_numbers(-half, half - 1)
     exact = best_scales(x, importance, to_numbers, -half)
-    numbers = to_numbers(x * reciprocal(exact))
-    to_scales = whole_numbers(-half_scale, half_scale - 1)
-    scales = _store(exact, (importance * numbers * numbers).sum(1), to_scales, -half_scale)
+    scales = _store(exact, whole_numbers(-half_scale, half_scale - 1), -half_scale)
     numbers = to_numbers(x * reciprocal(scales.values))
     return numbers.astype(np.int8).reshape(K_BLOCK, -1), scales
 
 
-def _store(values: np.ndarray, importance: np.ndarray, to_numbers: Rounding, end: int) -> _Scales:
-    """Round the scales of groups [groups, 1, N] to whole numbers times a float16: importance [groups, N].
-
-    An error of a scale multiplies each number of its group, so it matters as much as the sum of their squares.
-    """
-    scale = best_scales(values[:, 0], importance, to_numbers, end)[0].astype(np.float16)
-    numbers = to_numbers(values[:, 0] * reciprocal(scale.astype(np.float32)))
+def _store(values: np.ndarray, to_numbers: Rounding, end: int) -> _Scales:
+    """Round the scales of groups, [groups, 1, N], to whole numbers times a float16."""
+    values = values[:, 0]
+    scale = best_scales(values, np.ones_like(values), to_numbers, end)[0].astype(np.float16)
+    numbers = to_numbers(values * reciprocal(scale.astype(np.float32)))
     return _Scales(numbers.astype(np.int8), scale)
 
 

@@ -66,7 +66,7 @@ def q8_0(x: np.ndarray, importance: np.ndarray) -> np.ndarray:
 
 def iq4_nl(x: np.ndarray, importance: np.ndarray) -> np.ndarray:
     """Quantize a tile to IQ4_NL: x and importance [32, N] -> uint8 [18, N]."""
-    scale, values = _with_scale(x, importance, _round_to_iq4_nl, -127, step=16)
+    scale, values = _with_scale(x, importance, round_to_iq4_nl, -127, step=16)
     return np.concatenate([float16_bytes(scale), pack_bits(_iq4_nl_codes(values), 4, 16)])
 
 
@@ -91,7 +91,8 @@ def _pack_5_bits(numbers: np.ndarray) -> np.ndarray:
     return np.concatenate([pack_bits(numbers >> 4, 1, 1), pack_bits(numbers & 15, 4, 16)])
 
 
-def _round_to_iq4_nl(numbers: np.ndarray) -> np.ndarray:
+def round_to_iq4_nl(numbers: np.ndarray) -> np.ndarray:
+    """Replace each number by the nearest of IQ4_NL_VALUES, in place: float32 [...] -> the same array."""
     return np.take(IQ4_NL_VALUES, _iq4_nl_codes(numbers), out=numbers)
 
 

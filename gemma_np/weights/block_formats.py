@@ -73,7 +73,7 @@ def _one_group(zero: int = 0) -> Callable[[np.ndarray, np.ndarray], Groups]:
     """Return a function that gives the only scale of each block and, if it has one, its minimum."""
 
     def groups(_: np.ndarray, factors: np.ndarray) -> Groups:
-        scales, *minima = factors.astype(np.float32).swapaxes(0, 1)
+        scales, *minima = factors.astype(np.float32).swapaxes(0, 1)  # these formats add their minimum
         return Groups(scales, zero, -minima[0] if minima else None)
 
     return groups

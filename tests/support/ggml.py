@@ -36,12 +36,21 @@ def ggml_blocks(weight, format, importance=None):
     return blocks
 
 
-def llama_quantize(source, target, mixture):
-    """Write a GGUF file in another mixture, as the program `llama-quantize` does."""
+def llama_quantize(source, target, mixture, importance=None):
+    """Write a GGUF file in another mixture, as the program `llama-quantize` does.
+
+    importance: GGUF's names of matrices -> float32 [in]
+    """
     from llama_cpp import llama_cpp
 
     name = "LLAMA_FTYPE_ALL_F32" if mixture == "f32" else f"LLAMA_FTYPE_MOSTLY_{mixture.upper()}"
     options = llama_cpp.llama_model_quantize_default_params()
     options.ftype = getattr(llama_cpp, name)
     options.allow_requantize = True
+    if importance is not None:
+        entries = (llama_cpp.llama_model_imatrix_data * (len(importance) + 1))()  # the last one, all zeros, ends it
+        for entry, (name, values) in zip(entries, importance.items(), strict=False):
+            pointer = values.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
+            entry.name, entry.data, entry.size = name.encode(), pointer, len(values)
+        options.imatrix = entries
     assert llama_cpp.llama_model_quantize(bytes(source), bytes(target), ctypes.byref(options)) == 0
