@@ -19,11 +19,13 @@ from tests.mutation.runner import ROOT, Sandbox
 
 EQUIVALENT = Path(__file__).with_name("equivalent.json")
 FILES = (
-    *("config", "scope", "errors", "input_files", "json_input"),
+    *("config", "scope", "errors", "input_files", "json_input", "threads"),
     *("weights/*", "model/*", "checkpoints/*", "text/*", "oracle/comparison", "oracle/noise", "oracle/dump"),
     *("oracle/diagnosis", "oracle/isolation", "oracle/trace", "evaluation/likelihood", "evaluation/perplexity"),
     *("evaluation/bootstrap", "evaluation/multiple_choice", "compression/quantization", "compression/gptq"),
     *("compression/awq", "compression/pruning", "compression/structured_pruning", "compression/qat"),
+    *("compression/block_quantization", "compression/k_quants", "compression/legacy_quants"),
+    *("compression/scale_search", "compression/export_gguf"),
     *("training/optimizer", "training/losses", "training/data", "training/training_state", "training/teacher_targets"),
     *("training/distillation", "training/trainer", "training/conversations", "training/run_lock"),
 )
