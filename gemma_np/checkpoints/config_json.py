@@ -59,6 +59,7 @@ _FIELDS = {
     "rope_scaling": _ROPE,
     "rope_parameters": optional(object_of({**_ROPE_FIELDS, LOCAL: _ROPE, GLOBAL: _ROPE})),
 }
+_QUANTIZATION = {"quantization_config": optional(object_of({"quant_method": TEXT}))}
 _CONFIG = object_of(
     {"model_type": one_of(*_ARCHITECTURES, "gemma3"), "text_config": optional(object_of(_FIELDS)), **_FIELDS}
 )
@@ -71,6 +72,14 @@ def read_config(path: Path) -> GemmaConfig:
         return config_from_json(values)
     except GemmaError as error:
         raise GemmaError(f"{path}: {error}") from None
+
+
+def read_quantization(path: Path) -> dict[str, Any] | None:
+    """Read the quantization_config of a config.json file; None if it has none. Raises GemmaError when it is invalid."""
+    text_config = optional(object_of(_QUANTIZATION))
+    values = read_json(path, object_of({**_QUANTIZATION, "text_config": text_config}))
+    quantization: dict[str, Any] | None = values.get("quantization_config")
+    return quantization or (values.get("text_config") or {}).get("quantization_config")
 
 
 def config_from_json(values: dict[str, Any]) -> GemmaConfig:

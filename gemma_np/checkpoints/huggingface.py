@@ -5,19 +5,23 @@ what the model does not use takes no memory.
 """
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from gemma_np.checkpoints.config_json import read_config
+import numpy as np
+
+from gemma_np.checkpoints.config_json import read_config, read_quantization
 from gemma_np.checkpoints.loading import StoredTensor, load_weights
-from gemma_np.checkpoints.quantized_tensors import block_tensor, from_tensors, read_formats, to_tensors
-from gemma_np.checkpoints.safetensors_file import FLOATS, QUANTIZED, read_metadata, stored_tensors
+from gemma_np.checkpoints.quantized_tensors import read_quantized
+from gemma_np.checkpoints.safetensors_file import FLOATS, QUANTIZED, stored_tensors
 from gemma_np.config import GemmaConfig
 from gemma_np.errors import GemmaError, quoted
 from gemma_np.input_files import read_bytes
 from gemma_np.json_input import TEXT, object_of, read_json
-from gemma_np.weights.block_formats import BLOCK_FORMATS
-from gemma_np.weights.formats import Stored, Weight, dequantize
+from gemma_np.weights.formats import Weight
+
+_ROWS = 4096  # compared at once
 
 INDEX = "model.safetensors.index.json"
 
@@ -34,25 +38,28 @@ def load_folder(folder: Path, dtype: str = "auto") -> tuple[GemmaConfig, dict[st
     Raises GemmaError when a part of it is missing, damaged or invalid.
     """
     config = read_config(folder / "config.json")
-    stored, stored_as = dict[str, StoredTensor](), dict[str, str]()
-    paths, weight_map = _weight_files(folder)
-    for path in paths:
-        tensors = stored_tensors(path, FLOATS | QUANTIZED)
-        if weight_map is not None:
-            _check_listed(folder / INDEX, path.name, tensors, weight_map)
-        for full_name, tensor in _with_quantized(path, tensors):
-            if full_name.startswith(_IMAGE_PREFIXES):
-                continue
-            name = _text_name(full_name)
-            if name in stored:
-                raise GemmaError(f"{folder}: {stored_as[name]} and {full_name}: expected one of them, not both")
-            stored[name], stored_as[name] = tensor, full_name
+    quantization = read_quantization(folder / "config.json")
+    tensors = _read_files(folder)
     try:
+        stored = _by_text_name(_join_quantized(tensors, quantization))
+        _remove_tied_head(stored)
         weights = load_weights(stored, config, dtype)
     except GemmaError as error:
         raise GemmaError(f"{folder}: {error}") from None
     tokenizer_model = folder / "tokenizer.model"
     return config, weights, read_bytes(tokenizer_model, "a tokenizer.model") if tokenizer_model.exists() else None
+
+
+def _read_files(folder: Path) -> dict[str, StoredTensor]:
+    """Return the tensors of all files by name, without those of a vision model."""
+    found: dict[str, StoredTensor] = {}
+    paths, weight_map = _weight_files(folder)
+    for path in paths:
+        tensors = stored_tensors(path, FLOATS | QUANTIZED)
+        if weight_map is not None:
+            _check_listed(folder / INDEX, path.name, tensors, weight_map)
+        found |= {name: tensor for name, tensor in tensors.items() if not name.startswith(_IMAGE_PREFIXES)}
+    return found
 
 
 def _weight_files(folder: Path) -> tuple[list[Path], dict[str, str] | None]:
@@ -83,38 +90,41 @@ def _check_listed(index: Path, shard: str, found: Mapping[str, StoredTensor], we
             raise GemmaError(f"{index}: {quoted(name)} is listed in {quoted(shard)}, but is not in it")
 
 
-def _text_name(name: str) -> str:
-    """Return the name that a weight of the text model has outside of a multimodal checkpoint."""
-    for prefix in _TEXT_PREFIXES:
-        if name.startswith(prefix):
-            return "model." + name.removeprefix(prefix)
-    return name
-
-
-def _with_quantized(path: Path, tensors: dict[str, StoredTensor]) -> Iterator[tuple[str, StoredTensor]]:
-    """Yield each weight of a safetensors file by name; the arrays of a quantized weight are joined into one tensor."""
-    arrays = {name: tensor.mapped for name, tensor in tensors.items()}
-    try:
-        for name, format in read_formats(read_metadata(path)).items():
-            if format in BLOCK_FORMATS:
-                if name not in tensors:
-                    raise GemmaError(f"{name}: missing, expected since it is stored as {format}")
-                yield name, block_tensor(name, format, tensors.pop(name))
-                continue
-            weight = from_tensors(name, format, arrays)
-            for used in to_tensors(name, weight):
-                del tensors[used]
-            yield name, _quantized_tensor(weight)
-    except GemmaError as error:
-        raise GemmaError(f"{path}: {error}") from None
-    for name, tensor in tensors.items():
-        if tensor.mapped is not None and tensor.mapped.dtype not in FLOATS.values():
+def _join_quantized(
+    tensors: Mapping[str, StoredTensor], quantization: Mapping[str, Any] | None
+) -> dict[str, StoredTensor]:
+    """Return the weights by name: the arrays of each quantized one are joined into one tensor."""
+    arrays = {name: tensor.mapped for name, tensor in tensors.items() if tensor.mapped is not None}
+    joined = read_quantized(quantization, arrays) if quantization else {}
+    for name, array in arrays.items():  # those that are left
+        if array.dtype not in FLOATS.values():
             raise GemmaError(
-                f"{path}: {name}: dtype {tensor.mapped.dtype}, expected one of {', '.join(FLOATS)} "
-                "(the metadata does not list it as quantized)"
+                f"{name}: dtype {array.dtype}, expected one of {', '.join(FLOATS)} "
+                "(it is not part of a weight that quantization_config in config.json describes)"
             )
-        yield name, tensor
+    return {name: tensors[name] for name in arrays} | joined
 
 
-def _quantized_tensor(weight: Stored) -> StoredTensor:
-    return StoredTensor(weight.shape, lambda start, stop: dequantize(weight[start:stop]), quantized=lambda: weight)
+def _by_text_name(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
+    """Return the tensors by the names that they have outside of a multimodal checkpoint."""
+    stored, stored_as = dict[str, StoredTensor](), dict[str, str]()
+    for full_name, tensor in tensors.items():
+        name = full_name
+        for prefix in _TEXT_PREFIXES:
+            if full_name.startswith(prefix):
+                name = "model." + full_name.removeprefix(prefix)
+        if name in stored:
+            raise GemmaError(f"{stored_as[name]} and {full_name}: expected one of them, not both")
+        stored[name], stored_as[name] = tensor, full_name
+    return stored
+
+
+def _remove_tied_head(tensors: dict[str, StoredTensor]) -> None:
+    """Remove the output head that some libraries write beside the embedding, which Gemma uses for both."""
+    head, embedding = tensors.get("lm_head.weight"), tensors.get("model.embed_tokens.weight")
+    if head is None or embedding is None or head.mapped is None or embedding.mapped is None:
+        return
+    starts = range(0, max(len(head.mapped), len(embedding.mapped)), _ROWS)
+    if not all(np.array_equal(head.mapped[i : i + _ROWS], embedding.mapped[i : i + _ROWS]) for i in starts):
+        raise GemmaError("lm_head.weight: differs from model.embed_tokens.weight, expected the same numbers or none")
+    del tensors["lm_head.weight"]

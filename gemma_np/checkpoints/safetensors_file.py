@@ -17,7 +17,14 @@ from gemma_np.json_input import TEXT, list_of, object_of, optional, parse_json, 
 
 FLOATS = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 IDS = {"U16": np.uint16, "U32": np.uint32}
-QUANTIZED = {"I8": np.int8, "U8": np.uint8, "F8_E4M3": ml_dtypes.float8_e4m3fn}
+QUANTIZED = {
+    "I8": np.int8,
+    "U8": np.uint8,
+    "F8_E4M3": ml_dtypes.float8_e4m3fn,
+    "I32": np.int32,
+    "I64": np.int64,
+}
+"""What the parts of quantized weights are stored in, besides floats."""
 
 
 _ENTRY = object_of({"dtype": TEXT, "shape": list_of(whole_number(0)), "data_offsets": list_of(whole_number(0))})

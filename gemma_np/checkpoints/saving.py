@@ -10,12 +10,13 @@ import numpy as np
 from ml_dtypes import bfloat16
 
 from gemma_np.checkpoints.atomic_write import atomic_write
+from gemma_np.checkpoints.compressed_tensors import Scheme
 from gemma_np.checkpoints.config_json import config_to_json
 from gemma_np.checkpoints.huggingface import INDEX
-from gemma_np.checkpoints.quantized_tensors import quantized_format, to_tensors
+from gemma_np.checkpoints.quantized_tensors import describe, quantization_config, to_tensors
 from gemma_np.checkpoints.safetensors_file import file_header, write_tensors
 from gemma_np.config import GemmaConfig
-from gemma_np.weights.formats import Weight, check_finite, stored_bytes
+from gemma_np.weights.formats import Weight, check_finite
 
 SHARD_BYTES = 5 * 10**8
 
@@ -27,7 +28,7 @@ def save_folder(
     tokenizer_model: bytes | None,
     shard_bytes: float = SHARD_BYTES,
 ) -> None:
-    """Write a new checkpoint folder that `load_folder` reads and, unless it is quantized, the framework too.
+    """Write a new checkpoint folder that `load_folder` and the framework read; quantized weights as compressed-tensors.
 
     The weights may be computed one by one: no more than one shard is in memory. Raises GemmaError when the folder is
     not empty, when a weight is not finite, and when the folder cannot be written; then nothing is left of it.
@@ -51,28 +52,32 @@ def write_checkpoint(
     Raises GemmaError when a weight is not finite, and when a file cannot be written.
     """
     shards: list[list[str]] = []
-    total, is_quantized, dtype = 0, False, ""
-    for shard in _shards(weights, shard_bytes):
-        formats = {name: format for name, weight in shard.items() if (format := quantized_format(weight))}
-        metadata = {"format": "pt"} | ({"storage": json.dumps(formats)} if formats else {})
-        tensors: dict[str, np.ndarray] = {}
-        for name, weight in shard.items():
+    matrices: dict[str, Scheme | str | None] = {}
+    total, dtype = 0, ""
+
+    def in_files() -> Iterator[dict[str, np.ndarray]]:
+        for name, weight in weights:
             check_finite(name, weight)
-            tensors |= to_tensors(name, weight)
-            total += stored_bytes(weight)
-        write_tensors(folder / _unnumbered(len(shards)), tensors, metadata)
+            if len(weight.shape) == 2:
+                matrices[name] = describe(weight)
+            yield to_tensors(name, weight)
+
+    for tensors in _shards(in_files(), shard_bytes):
+        write_tensors(folder / _unnumbered(len(shards)), tensors, {"format": "pt"})
         shards.append(list(tensors))
-        is_quantized = is_quantized or bool(formats)
+        total += _bytes(tensors)
         dtype = dtype or next(iter(tensors.values())).dtype.name
-        shard.clear()  # frees its memory for the next one
-        tensors.clear()
+        tensors.clear()  # frees their memory for the next shard
 
     if len(shards) > 1:
         for number in range(len(shards)):
             (folder / _unnumbered(number)).replace(folder / _shard_name(number, len(shards)))
     _write_index(folder, shards, total)
-    storage = {"quantization_config": {"quant_method": "gemma_np"}} if is_quantized else {"torch_dtype": dtype}
-    _write_json(folder / "config.json", config_to_json(config) | storage)
+    values = config_to_json(config) | {"torch_dtype": dtype}
+    if quantization := quantization_config(matrices):
+        # transformers converts the scales to this dtype; in float32 they stay what they are.
+        values |= {"torch_dtype": "float32", "quantization_config": quantization}
+    _write_json(folder / "config.json", values)
     if tokenizer_model is not None:
         atomic_write(folder / "tokenizer.model", lambda path: path.write_bytes(tokenizer_model))
 
@@ -113,15 +118,19 @@ def _shard_name(number: int, count: int) -> str:
     return f"model-{number + 1:05}-of-{count:05}.safetensors" if count > 1 else "model.safetensors"
 
 
-def _shards(weights: Iterable[tuple[str, Weight]], shard_bytes: float) -> Iterator[dict[str, Weight]]:
-    """Yield the weights in groups of at most `shard_bytes` (or a single larger one)."""
-    shard: dict[str, Weight] = {}
-    for name, weight in weights:
-        if shard and sum(map(stored_bytes, shard.values())) + stored_bytes(weight) > shard_bytes:
+def _shards(weights: Iterable[dict[str, np.ndarray]], shard_bytes: float) -> Iterator[dict[str, np.ndarray]]:
+    """Yield the arrays of weights in groups of at most `shard_bytes` (or those of a single larger weight)."""
+    shard: dict[str, np.ndarray] = {}
+    for tensors in weights:
+        if shard and _bytes(shard) + _bytes(tensors) > shard_bytes:
             yield shard
             shard = {}
-        shard[name] = weight
+        shard |= tensors
     yield shard
+
+
+def _bytes(tensors: dict[str, np.ndarray]) -> int:
+    return sum(tensor.nbytes for tensor in tensors.values())
 
 
 def _write_index(folder: Path, shards: list[list[str]], total: int) -> None:

@@ -48,8 +48,8 @@ def add_scheme(parser: argparse.ArgumentParser, flag: str, *, required: bool = F
     methods = "; ".join(f"{name}: {meaning}" for name, meaning in QUANTIZATION_METHODS.items())
     choices = list(QUANTIZATION_METHODS)
     parser.add_argument("--method", choices=choices, default="clip", help=f"rounding method (clip); {methods}")
-    formats = ("bfloat16", "int8", "float8")
-    parser.add_argument("--embedding-format", choices=formats, help="embedding format (default: that of the matrices)")
+    meaning = "format of the embedding (bfloat16); in another one neither transformers nor vLLM loads the model"
+    parser.add_argument("--embedding-format", choices=("bfloat16", "int8", "float8"), help=meaning)
 
 
 def add_group_size(parser: argparse._ActionsContainer) -> None:
@@ -58,10 +58,10 @@ def add_group_size(parser: argparse._ActionsContainer) -> None:
     add_number(parser, "--group-size", f"channels that share a scale; default: {size} for int4, else a whole row")
 
 
-def read_schemes(options: argparse.Namespace) -> tuple[Scheme, Scheme | None]:
-    """Return the scheme of the matrices, and that of the embedding if it has one of its own."""
+def read_schemes(options: argparse.Namespace) -> tuple[Scheme, Scheme]:
+    """Return the scheme of the matrices and that of the embedding."""
     scheme = Scheme(options.format, read_group_size(options, options.format), options.zero_points)
-    return scheme, Scheme(options.embedding_format) if options.embedding_format else None
+    return scheme, Scheme(options.embedding_format or "bfloat16")
 
 
 def read_group_size(options: argparse.Namespace, format: str) -> int | None:

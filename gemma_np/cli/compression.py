@@ -126,7 +126,7 @@ def compress(options: argparse.Namespace) -> None:
     """Prune a model, heal it by distillation from the original, quantize it; measure each step."""
     if not options.format:
         refuse_without("--quantize", options, "group_size", "zero_points", "embedding_format")
-    scheme, embedding = read_schemes(options) if options.format else (None, None)
+    scheme, embedding = read_schemes(options) if options.format else (None, quantize_model.BFLOAT16)
     config = CompressionConfig(
         prune=read_plan(options.prune) if options.prune else None,
         heal=_healing(options) if options.distill else None,

@@ -21,27 +21,28 @@ QUANTIZATION_METHODS = {
     "awq": "finer steps for channels with large inputs; needs calibration text",
 }
 CALIBRATED = ("gptq", "awq")
+BFLOAT16 = Scheme("bfloat16")
 
 
 def quantize_model(
-    model: Gemma, scheme: Scheme, method: str = "clip", ids: np.ndarray | None = None, embedding: Scheme | None = None
+    model: Gemma, scheme: Scheme, method: str = "clip", ids: np.ndarray | None = None, embedding: Scheme = BFLOAT16
 ) -> Iterator[tuple[str, Weight]]:
     """Return all weights by name in the order of use, quantized except for the norms.
 
     Matrices that are quantized already are dequantized first, a layer at a time, with a warning.
 
     ids [texts, T]: calibration data, for GPTQ and AWQ (see `calibration_ids`); embedding: the scheme of the embedding
-    (default: `scheme`), which is always rounded to nearest.
+    (default: bfloat16, since transformers and vLLM load no quantized one), which is always rounded to nearest.
 
     Raises GemmaError when called, before the first weight is computed, for what `check_quantization` refuses.
     """
     check_quantization(model, scheme, method, ids, embedding)
     _warn_of_second_rounding(model)
-    return _quantize(model, scheme, method, ids if method in CALIBRATED else None, embedding or scheme)
+    return _quantize(model, scheme, method, ids if method in CALIBRATED else None, embedding)
 
 
 def check_quantization(
-    model: Gemma, scheme: Scheme, method: str, ids: np.ndarray | None, embedding: Scheme | None
+    model: Gemma, scheme: Scheme, method: str, ids: np.ndarray | None, embedding: Scheme
 ) -> None:
     """Check that `quantize_model` can run.
 
@@ -56,7 +57,7 @@ def check_quantization(
         raise GemmaError(f"method {method}: for {scheme.format}, expected int8, w8a8 or int4")
     for name, weight in model.weights.items():
         if len(weight.shape) == 2:
-            (embedding or scheme if "embed" in name else scheme).check(name, weight.shape)
+            (embedding if "embed" in name else scheme).check(name, weight.shape)
 
 
 def _warn_of_second_rounding(model: Gemma) -> None:

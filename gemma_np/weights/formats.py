@@ -189,9 +189,45 @@ class Blocks:
         return BLOCK_FORMATS[self.format].groups(self.integers, self.factors)
 
 
+@dataclass(frozen=True)
+class Nf4:
+    """Indices into a table of 16 values, two to a byte, times a scale for every block of 64 channels."""
+
+    packed: np.ndarray  # uint8 [out, in / 2], the first of two channels in the upper four bits
+    scales: np.ndarray  # float [out, in / 64]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Return (out, in)."""
+        return *self.packed.shape[:-1], 2 * self.packed.shape[-1]
+
+    def __getitem__(self, rows: Any) -> "Nf4":
+        return Nf4(self.packed[rows], self.scales[rows])
+
+    def unpacked(self) -> np.ndarray:
+        """Return the values of the table: float32 [in, out]."""
+        pairs = np.take(_NF4_PAIRS, self.packed, axis=0, mode="clip")
+        return pairs.reshape(*self.shape).T
+
+    def groups(self) -> Groups:
+        """Return the scales of the blocks."""
+        return Groups(self.scales.T.astype(np.float32))
+
+
 _FLOAT8_VALUES = np.arange(256, dtype=np.uint8).view(ml_dtypes.float8_e4m3fn).astype(np.float32)
 
-Quantized = Int8 | Int4 | Float8 | Blocks
+NF4_BLOCK = 64
+# Quantiles of a normal distribution, scaled to -1 ... 1, with an exact zero.
+NF4_VALUES = np.array(
+    [
+        *(-1.0, -0.6961928, -0.52507305, -0.3949175, -0.28444138, -0.18477343, -0.091050036, 0.0),
+        *(0.0795803, 0.1609302, 0.2461123, 0.33791524, 0.44070983, 0.562617, 0.72295684, 1.0),
+    ],
+    np.float32,
+)
+_NF4_PAIRS = np.stack([np.repeat(NF4_VALUES, 16), np.tile(NF4_VALUES, 16)], axis=-1)  # of each byte
+
+Quantized = Int8 | Int4 | Float8 | Nf4 | Blocks
 Stored = BFloat16 | Float16 | Quantized
 Weight = np.ndarray | Stored
 Weights = Mapping[str, Any]
@@ -204,7 +240,7 @@ class Format(NamedTuple):
 
     bits: float  # of a weight; of a block format with its scales
     stored_as: type  # the class of a matrix in this format
-    arrays: Mapping[str, tuple[DTypeLike, ...]] = {}  # fields of a quantized matrix, and the dtypes of each
+    has_scales: bool = False  # beside the numbers; those of a block are part of its bits
     group_size: int | None = None  # default number of channels that share a scale; None: one scale per row
     scale_dtype: DTypeLike = np.float32
     can_group: bool = False  # whether a row may have more than one scale
@@ -212,20 +248,16 @@ class Format(NamedTuple):
     computes_in: DTypeLike = np.float32
 
 
-_SCALES = (np.float32, np.float16)
-_INT8 = {"integers": (np.int8,), "scales": _SCALES}
-_INT4 = {"packed": (np.uint8,), "scales": _SCALES, "zeros": (np.uint8,)}
-_FLOAT8 = {"numbers": (ml_dtypes.float8_e4m3fn,), "scales": _SCALES}
-
 FORMATS = {
     "float64": Format(64, np.ndarray, computes_in=np.float64),
     "float32": Format(32, np.ndarray),
     "bfloat16": Format(16, BFloat16),
     "float16": Format(16, Float16),
-    "int8": Format(8, Int8, _INT8, can_group=True),
-    "w8a8": Format(8, Int8, _INT8, int8_activations=True),
-    "int4": Format(4, Int4, _INT4, group_size=64, can_group=True),
-    "float8": Format(8, Float8, _FLOAT8),
+    "int8": Format(8, Int8, has_scales=True, can_group=True),
+    "w8a8": Format(8, Int8, has_scales=True, int8_activations=True),
+    "int4": Format(4, Int4, has_scales=True, group_size=64, can_group=True),
+    "float8": Format(8, Float8, has_scales=True),
+    "nf4": Format(4, Nf4, has_scales=True, group_size=NF4_BLOCK, can_group=True),
 } | {name: Format(8 * block.bytes / block.channels, Blocks) for name, block in BLOCK_FORMATS.items()}
 """Every format by its name; the capital ones are the block formats of GGUF."""
 
@@ -234,7 +266,7 @@ def matrix_bytes(shape: tuple[int, int], format: str, group_size: int | None = N
     """Return the bytes of a matrix of this shape, with its scales; group_size: by default that of the format."""
     rows, columns = shape
     row = FORMATS[format]
-    scales = columns // (group_size or row.group_size or columns) if "scales" in row.arrays else 0
+    scales = columns // (group_size or row.group_size or columns) if row.has_scales else 0
     return rows * int(columns * row.bits) // 8 + rows * scales * np.dtype(row.scale_dtype).itemsize
 
 

@@ -17,11 +17,11 @@ EIGHT = Scheme("int8")
 ALL = ("round", "clip", "gptq", "awq")
 ROWS = {  # setting: scheme, scheme of the embedding, methods
     "bfloat16": (Scheme("bfloat16"), None, ("round",)),
-    "float8": (Scheme("float8"), None, ("round",)),
-    "int8": (EIGHT, None, ("round", "gptq", "awq")),
+    "float8": (Scheme("float8"), Scheme("float8"), ("round",)),
+    "int8": (EIGHT, EIGHT, ("round", "gptq", "awq")),
     "int4, 64": (Scheme("int4", 64), EIGHT, ALL),
     "int4, 64, zero points": (Scheme("int4", 64, zero_points=True), EIGHT, ALL),
-    "int4, 64, everywhere": (Scheme("int4", 64), None, ("round", "gptq")),
+    "int4, 64, everywhere": (Scheme("int4", 64), Scheme("int4", 64), ("round", "gptq")),
     "int4, 32": (Scheme("int4", 32), EIGHT, ("round", "gptq")),
     "int4, 128": (Scheme("int4", 128), EIGHT, ("round", "gptq")),
     "int8 x int8": (Scheme("w8a8"), EIGHT, ("round",)),
@@ -31,7 +31,7 @@ ROWS = {  # setting: scheme, scheme of the embedding, methods
 def rows(model: Gemma, ids: np.ndarray) -> Iterator[tuple[str, str, Callable[[], Gemma]]]:
     """Yield the model quantized in every way."""
 
-    def quantized(scheme: Scheme, method: str, embedding: Scheme | None) -> Gemma:
+    def quantized(scheme: Scheme, method: str, embedding: Scheme) -> Gemma:
         return Gemma(model.config, dict(quantize_model(model, scheme, method, ids, embedding)), model.tokenizer)
 
     for setting, (scheme, embedding, methods) in ROWS.items():

@@ -424,7 +424,7 @@ for kind, group, method in (
     ("int8", None, "round"),
     *(("int4", 64, method) for method in methods),
 ):
-    embedding = Scheme("int8") if kind == "int4" else None
+    embedding = Scheme("bfloat16" if kind == "bfloat16" else "int8")
     weights = dict(quantize_model(model, Scheme(kind, group), method, calibration, embedding))
     small = gemma_np.Gemma(model.config, weights, model.tokenizer)
     rows.append(measure(f"{kind} {method}", small, model, texts))
