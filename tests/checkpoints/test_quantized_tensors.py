@@ -16,8 +16,9 @@ from gemma_np.checkpoints.quantized_tensors import to_tensors
 from gemma_np.checkpoints.safetensors_file import read_metadata
 from gemma_np.checkpoints.saving import save_folder
 from gemma_np.compression.quantization import Scheme, quantize
-from gemma_np.weights.formats import BFloat16, Int8, dequantize, stored_bytes
+from gemma_np.weights.formats import BFloat16, Blocks, Int8, dequantize, stored_bytes
 from tests.support import tiny
+from tests.support.stored_weights import random_blocks
 
 MODEL = tiny.gemma(intermediate_size=8)
 SCHEMES = {
@@ -38,24 +39,47 @@ def quantized(scheme):
 
 @pytest.mark.parametrize("shard_bytes", [10**9, 3000])
 @pytest.mark.parametrize("label", SCHEMES)
-def test_every_kind_comes_back_as_it_was_mapped_from_its_file(label, shard_bytes, tmp_path):
+def test_every_kind_comes_back_as_it_was(label, shard_bytes, tmp_path):
     weights = quantized(SCHEMES[label])
     save_folder(tmp_path / "model", MODEL.config, weights.items(), tiny.vocabulary(), shard_bytes)
     config, found, _ = load_folder(tmp_path / "model", dtype="stored")
     assert config == MODEL.config
     assert list(found) == list(weights)
     for name, weight in weights.items():
-        assert type(found[name]) is type(weight) or weight.__class__ is np.ndarray, name
-        if not isinstance(weight, np.ndarray):
-            for field, array in vars(weight).items():
-                kept = getattr(found[name], field)
-                assert type(kept) is type(array) or isinstance(kept, np.memmap), name
-                if not isinstance(array, np.ndarray):
-                    assert kept == array
-                else:
-                    assert kept.dtype == array.dtype
-                    assert (kept == array).all()
-                    assert not kept.flags.writeable  # of a mapped file
+        assert_same(found[name], weight, name)
+
+
+def assert_same(found, weight, name):
+    assert type(found) is type(weight) or weight.__class__ is np.ndarray, name
+    for field, array in () if isinstance(weight, np.ndarray) else vars(weight).items():
+        kept = getattr(found, field)
+        if isinstance(array, np.ndarray):
+            assert kept.dtype == array.dtype, name
+            assert (kept == array).all(), name
+        else:
+            assert kept == array, name
+
+
+def test_blocks_of_gguf_come_back_as_they_were(tmp_path):
+    model = tiny.gemma(hidden_size=64, intermediate_size=256)
+    weights = {
+        name: random_blocks(
+            "Q4_K" if w.shape[1] == 256 else "Q8_0", len(w), w.shape[1] // (256 if w.shape[1] == 256 else 32), 0
+        )
+        if w.ndim == 2 and w.shape[1] % 32 == 0
+        else w
+        for name, w in model.weights.items()
+    }
+    save_folder(tmp_path / "model", model.config, weights.items(), tiny.vocabulary(), 20000)
+    found = gemma_np.load(tmp_path / "model").weights
+    assert {type(found[name]) for name in weights} >= {Blocks}
+    for name, weight in weights.items():
+        assert_same(found[name], weight, name)
+    name = next(name for name, weight in weights.items() if isinstance(weight, Blocks))
+    weights[name] = quantize(model.weights[name], Scheme("int8"))
+    with pytest.raises(GemmaError, match="beside other quantized formats, expected only block formats in a folder"):
+        save_folder(tmp_path / "mixed", model.config, weights.items(), None)
+    assert not (tmp_path / "mixed").exists()
 
 
 @pytest.mark.parametrize("label", SCHEMES)
@@ -75,10 +99,9 @@ def test_kinds_may_be_mixed(tmp_path):
     mixed.save(tmp_path / "model")
     found = gemma_np.load(tmp_path / "model")
     assert (found.logits([2, 5, 7]) == mixed.logits([2, 5, 7])).all()
-    assert "quantization_config" in json.loads((tmp_path / "model" / "config.json").read_text())
-    kinds = json.loads(read_metadata(tmp_path / "model" / "model.safetensors")["storage"])
-    assert kinds.pop(name) == "int8"
-    assert set(kinds.values()) == {"int4"}
+    groups = json.loads((tmp_path / "model" / "config.json").read_text())["quantization_config"]["config_groups"]
+    bits = {target: group["weights"]["num_bits"] for group in groups.values() for target in group["targets"]}
+    assert bits == {"Linear": 4, "Embedding": 8}
 
 
 def test_shards_are_no_larger_than_asked(tmp_path):
@@ -87,7 +110,10 @@ def test_shards_are_no_larger_than_asked(tmp_path):
     index = json.loads((tmp_path / "model" / "model.safetensors.index.json").read_text())
     shards = [load_file(tmp_path / "model" / file) for file in sorted(set(index["weight_map"].values()))]
     sizes = [sum(tensor.nbytes for tensor in shard.values()) for shard in shards]
-    assert index["metadata"]["total_size"] == sum(sizes) == sum(map(stored_bytes, weights.values()))
+    shapes = 16 * sum(weight.ndim == 2 for weight in MODEL.weights.values())
+    padding = sum(sizes) - shapes - sum(map(stored_bytes, weights.values()))  # to words of 32 bits
+    assert index["metadata"]["total_size"] == sum(sizes)
+    assert 0 <= padding < 0.3 * sum(sizes)
     assert set(shards[0]) == set(to_tensors("model.embed_tokens.weight", weights["model.embed_tokens.weight"]))
     assert 1000 < min(sizes[1:-1]) <= max(sizes[1:]) <= 2000
 
@@ -119,45 +145,44 @@ def test_16_bits_stay_in_their_file_only_if_asked(tmp_path):
     assert (load_file(tmp_path / "again" / "model.safetensors")[NAME] == halves[NAME]).all()
 
 
-def damage(folder, change, metadata=None):
-    """Rewrite the file, its tensors changed in place by `change`."""
-    path = folder / "model.safetensors"
-    told, tensors = read_metadata(path), dict(load_file(path))
+def damage(folder, change, quantization=None):
+    """Rewrite the files of a folder: its tensors changed in place by `change`, its quantization_config replaced."""
+    tensors = dict(load_file(folder / "model.safetensors"))
     change(tensors)
-    save_file(tensors, path, told | (metadata or {}))
+    save_file(tensors, folder / "model.safetensors")
+    if quantization:
+        values = json.loads((folder / "config.json").read_text())
+        values["quantization_config"] = quantization(values["quantization_config"])
+        (folder / "config.json").write_text(json.dumps(values))
 
 
 def nan_scale(tensors):
-    tensors[f"{NAME}.scales"][1, 0] = np.nan
+    tensors[f"{NAME}_scale"][1, 0] = np.nan
+
+
+def put(part, array):
+    return lambda tensors: tensors.update({f"{NAME}{part}": array})
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda t: t.pop(f"{NAME}.scales"), f"{NAME}.scales: missing, expected since {NAME} is stored as int4"),
-        (nan_scale, f"{NAME}.scales: has NaN or infinity, expected finite numbers"),
-        (
-            lambda t: t.update({f"{NAME}.scales": np.ones((8, 5), np.float32)}),
-            rf"{NAME}.scales: shape \(8, 5\), expected \(8, a divisor of 12\)",
-        ),
-        (
-            lambda t: t.update({f"{NAME}.scales": np.ones((7, 3), np.float32)}),
-            rf"{NAME}.scales: shape \(7, 3\), expected \(8, a divisor of 12\)",
-        ),
-        (
-            lambda t: t.update({f"{NAME}.zeros": np.ones((8, 2), np.uint8)}),
-            rf"{NAME}.zeros: shape \(8, 2\), expected \(8, 3\), that of its scales",
-        ),
-        (
-            lambda t: t.update({f"{NAME}.scales": np.ones((8, 3), np.float64)}),
-            rf"{NAME}.scales: float64 \(8, 3\), expected float32 or float16 with two axes",
-        ),
-        (
-            lambda t: t.update({f"{NAME}.scales": np.ones(8, np.float32)}),
-            rf"{NAME}.scales: float32 \(8,\), expected float32 or float16 with two axes",
-        ),
-        (lambda t: t.update({NAME: np.ones((8, 6), np.int8)}), rf"{NAME}: int8 \(8, 6\), expected uint8 with two axes"),
-        (lambda t: t.update({NAME: np.ones((9, 6), np.uint8)}), rf"{NAME}.scales: shape \(8, 3\), expected \(9,"),
+        (lambda t: t.pop(f"{NAME}_scale"), rf"{NAME}_scale: missing, expected float32 or float16 or bfloat16 \(8, 3\)"),
+        (lambda t: t.pop(f"{NAME}_packed"), rf"{NAME}_packed: missing, expected int32 \(8, 2\)"),
+        (lambda t: t.pop(f"{NAME}_shape"), rf"{NAME}_shape: missing, expected int64 or int32 \(2\)"),
+        (lambda t: t.pop(f"{NAME}_zero_point"), rf"{NAME}_zero_point: missing, expected int32 \(1, 3\)"),
+        (nan_scale, f"{NAME}_scale: has NaN or infinity, expected finite numbers"),
+        (put("_scale", np.ones((8, 5), np.float32)), rf"{NAME}_scale: float32 \(8, 5\), expected .* \(8, 3\)"),
+        (put("_scale", np.ones((8, 3), np.float64)), rf"{NAME}_scale: float64 \(8, 3\), expected float32 or float16"),
+        (put("_zero_point", np.ones((8, 3), np.int32)), rf"{NAME}_zero_point: int32 \(8, 3\), expected int32 \(1, 3\)"),
+        (put("_packed", np.ones((8, 2), np.int8)), rf"{NAME}_packed: int8 \(8, 2\), expected int32 \(8, 2\)"),
+        (put("_packed", np.ones((8, 3), np.int32)), rf"{NAME}_packed: int32 \(8, 3\), expected int32 \(8, 2\)"),
+        (put("_shape", np.array([8, 13])), f"{NAME}: 13 channels, expected a multiple of group_size=4"),
+        (put("_shape", np.array([9, 12])), rf"{NAME}_packed: int32 \(8, 2\), expected int32 \(9, 2\)"),
+        (put("_shape", np.array([-8, 12])), rf"{NAME}_shape: \[-8, 12\], expected two positive numbers"),
+        (put("_shape", np.array([8, 2**61])), rf"{NAME}_packed: int32 \(8, 2\), expected int32 \(8, "),
+        (put("_other", np.ones(3, np.int32)), f"{NAME}_other: dtype int32, expected one of F64, F32, F16, BF16"),
+        (put("_g_idx", np.arange(12, dtype=np.int32)), f"{NAME}_g_idx: groups in the order of activations"),
     ],
 )
 def test_damaged_tensors_are_named(change, message, tmp_path):
@@ -167,30 +192,96 @@ def test_damaged_tensors_are_named(change, message, tmp_path):
         gemma_np.load(tmp_path / "model")
 
 
-@pytest.mark.parametrize("kind", ["w8a8", "float8"])
-def test_one_scale_a_row_is_all_that_these_kinds_have(kind, tmp_path):
-    weights = quantized(SCHEMES[kind])
-    weights[NAME] = dataclasses.replace(weights[NAME], scales=np.ones((8, 2), np.float32))
-    save_folder(tmp_path / "model", MODEL.config, weights.items(), None)
-    with pytest.raises(GemmaError, match=rf"{NAME}.scales: shape \(8, 2\), expected"):
+def group(**changes):
+    """Return a change of the only group of a quantization_config: to its weights, or to the whole."""
+
+    def change(quantization):
+        of_group = quantization["config_groups"]["group_0"]
+        for name, value in changes.items():
+            (of_group["weights"] if name in of_group["weights"] else of_group)[name] = value
+        return quantization
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("quantization", "message"),
+    [
+        (lambda q: None, "weight_packed: dtype int32, expected one of F64, F32, F16, BF16"),
+        (lambda q: {"quant_method": "quip"}, 'quant_method: "quip", expected compressed-tensors, gptq, awq'),
+        (lambda q: {"quant_method": "gemma_np"}, "of an earlier version: quantize the original again"),
+        (lambda q: {"quant_method": 4}, "quantization_config.quant_method: 4, expected text"),
+        (lambda q: q | {"config_groups": []}, r"config_groups: \[\], expected a JSON object"),
+        (
+            lambda q: q | {"config_groups": {}},
+            "embed_tokens: quantized, expected a group of config_groups that targets",
+        ),
+        (lambda q: q | {"kv_cache_scheme": {"num_bits": 8}}, "kv_cache_scheme: .*, expected null"),
+        (lambda q: q | {"transform_config": {"a": 1}}, "transform_config: .*, expected null"),
+        (lambda q: q | {"sparsity_config": {"format": "2:4"}}, "sparsity_config.format: \"2:4\", expected 'dense'"),
+        (group(num_bits=3), "config_groups.group_0.weights.num_bits: 3, expected 4 or 8 for type int"),
+        (group(num_bits=4, type="float"), "config_groups.group_0.weights.num_bits: 4, expected 8 for type float"),
+        (
+            group(num_bits=8, symmetric=False),
+            "config_groups.group_0.weights.symmetric: false, expected true for 8 bits",
+        ),
+        (group(strategy="block"), "strategy: \"block\", expected 'tensor', 'channel', 'group'"),
+        (group(group_size=0), "weights.group_size: 0, expected a positive number for strategy 'group'"),
+        (group(group_size=5), "12 channels, expected a multiple of group_size=5"),
+        (group(output_activations={"num_bits": 8}), "config_groups.group_0.output_activations: .*, expected null"),
+        (group(targets=["re:("]), r'targets: "re:\(": .*, expected a regular expression'),
+    ],
+)
+def test_a_quantization_config_that_does_not_fit(quantization, message, tmp_path):
+    save_folder(tmp_path / "model", MODEL.config, quantized(SCHEMES["int4"]).items(), None)
+    damage(tmp_path / "model", lambda tensors: None, quantization)
+    with pytest.raises(GemmaError, match=message):
         gemma_np.load(tmp_path / "model")
 
 
 @pytest.mark.parametrize(
-    ("storage", "message"),
+    ("changes", "message"),
     [
-        ("{}", "model.embed_tokens.weight: dtype uint8, expected one of F64, F32, F16, BF16"),
-        ("no JSON", r"storage: not JSON \(.*\), expected a JSON object"),
-        ("[1]", r"storage: \[1\], expected a JSON object"),
-        (json.dumps({NAME: "int3"}), f"storage: {NAME}: \"int3\", expected 'int8', 'w8a8', 'int4', 'float8', 'Q8_0'"),
-        (json.dumps({"nothing": "int4"}), "nothing: missing"),
+        ({"num_bits": 4}, "input_activations: {}.* for 4 bits, expected symmetric, dynamic int8 per token"),
+        (
+            {"input_activations": {"num_bits": 8, "strategy": "token", "dynamic": False}},
+            "'dynamic': False|dynamic.*false",
+        ),
+        ({"strategy": "group", "group_size": 4}, "strategy: 'group', expected 'channel' or 'tensor'"),
     ],
 )
-def test_metadata_that_do_not_fit(storage, message, tmp_path):
-    save_folder(tmp_path / "model", MODEL.config, quantized(SCHEMES["int4"]).items(), None)
-    damage(tmp_path / "model", lambda tensors: None, {"storage": storage})
+def test_activations_that_are_not_rounded_as_w8a8_rounds_them(changes, message, tmp_path):
+    save_folder(tmp_path / "model", MODEL.config, quantized(SCHEMES["w8a8"]).items(), None)
+    damage(tmp_path / "model", lambda tensors: None, group(**changes))
     with pytest.raises(GemmaError, match=message):
         gemma_np.load(tmp_path / "model")
+
+
+def test_one_scale_for_a_whole_matrix(tmp_path):
+    weights = quantized(SCHEMES["float8"])
+    weights[NAME] = dataclasses.replace(weights[NAME], scales=np.full((8, 1), 0.25, np.float32))
+    save_folder(tmp_path / "model", MODEL.config, weights.items(), None)
+
+    def change(tensors):
+        for name in [name for name in tensors if name.endswith("_scale")]:
+            tensors[name] = tensors[name][:1, 0]
+            tensors[name.replace("weight_scale", "input_scale")] = np.ones(1, np.float32)
+
+    damage(tmp_path / "model", change, group(strategy="tensor"))
+    found = gemma_np.load(tmp_path / "model").weights[NAME]
+    assert (dequantize(found) == dequantize(weights[NAME])).all()
+
+
+@pytest.mark.parametrize("equal", [True, False])
+def test_a_copy_of_the_embedding_as_output_head(equal, tmp_path):
+    embedding = MODEL.weights["model.embed_tokens.weight"]
+    MODEL.save(tmp_path / "model")
+    damage(tmp_path / "model", lambda t: t.update({"lm_head.weight": embedding if equal else embedding[::-1].copy()}))
+    if equal:
+        assert (gemma_np.load(tmp_path / "model").logits([2, 5]) == MODEL.logits([2, 5])).all()
+    else:
+        with pytest.raises(GemmaError, match="lm_head.weight: differs from model.embed_tokens.weight"):
+            gemma_np.load(tmp_path / "model")
 
 
 def test_a_shape_that_the_config_does_not_say(tmp_path):

@@ -45,7 +45,7 @@ def test_each_step_leaves_a_checkpoint_and_a_row(tmp_path):
     for row in rows[1:]:
         model = gemma_np.load(tmp_path / "out" / row.step)
         assert sum(model.config.parameter_count().values()) == row.parameters
-    assert isinstance(model.weights["model.embed_tokens.weight"], Int8)
+    assert isinstance(model.weights["model.layers.0.mlp.up_proj.weight"], Int8)
     assert rows[0].parameters > rows[1].parameters == rows[3].parameters
     assert rows[1].bytes > 2 * rows[3].bytes
     assert (rows[0].kl, rows[0].agreement) == (0, 1)

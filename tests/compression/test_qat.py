@@ -56,7 +56,9 @@ def test_the_checkpoint_is_what_the_model_saw_and_the_run_goes_on_from_floats(tm
 
 def test_a_model_trained_so_loses_less_when_it_is_quantized(tmp_path):
     def loss_when_quantized(model):
-        weights = {name: dequantize(weight) for name, weight in quantize_model(model, SCHEME, "round", embedding=SCHEME)}
+        weights = {
+            name: dequantize(weight) for name, weight in quantize_model(model, SCHEME, "round", embedding=SCHEME)
+        }
         return loss_and_gradients(weights, model.config, Batch(TEXTS), next_token)[0]
 
     plain = run_task(MODEL, Task(next_batch), TRAINING, tmp_path / "plain")

@@ -4,9 +4,9 @@ import ml_dtypes
 import numpy as np
 
 from gemma_np.weights.block_formats import BLOCK_FORMATS
-from gemma_np.weights.formats import BFloat16, Blocks, Float8, Float16, Int4, Int8
+from gemma_np.weights.formats import BFloat16, Blocks, Float8, Float16, Int4, Int8, Nf4
 
-KINDS = ("bfloat16", "float16", "int8", "int8 in groups", "w8a8", "int4", "int4 with zeros", "float8")
+KINDS = ("bfloat16", "float16", "int8", "int8 in groups", "w8a8", "int4", "int4 with zeros", "float8", "nf4")
 
 
 def random_weight(kind, rows, groups, size, seed):
@@ -25,6 +25,7 @@ def random_weight(kind, rows, groups, size, seed):
         "w8a8": lambda: Int8(whole, scales, int8_activations=True),
         "int4": lambda: Int4(packed, of_groups),
         "int4 with zeros": lambda: Int4(packed, of_groups, generator.integers(0, 16, of_groups.shape).astype(np.uint8)),
+        "nf4": lambda: Nf4(packed, of_groups),
         "float8": lambda: Float8((80 * floats).astype(ml_dtypes.float8_e4m3fn), scales),
     }[kind]()
 

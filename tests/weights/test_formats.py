@@ -11,11 +11,14 @@ from gemma_np.compression.quantization import Scheme, quantize
 from gemma_np.weights.block_formats import BLOCK_FORMATS
 from gemma_np.weights.formats import (
     FORMATS,
+    NF4_BLOCK,
+    NF4_VALUES,
     BFloat16,
     Float8,
     Float16,
     Int4,
     Int8,
+    Nf4,
     check_finite,
     dequantize,
     embedding_rows,
@@ -52,6 +55,9 @@ def meaning(weight):
                 byte = int(weight.packed[r, c % half])
                 number = byte & 15 if c < half else byte >> 4
                 number -= 8 if weight.zeros is None else int(weight.zeros[r, group])
+            elif isinstance(weight, Nf4):
+                byte = int(weight.packed[r, c // 2])
+                number = NF4_VALUES[byte & 15 if c % 2 else byte >> 4]
             else:
                 number = float((weight.integers if isinstance(weight, Int8) else weight.numbers)[r, c])
             wide[r, c] = np.float32(number) * scale
@@ -92,6 +98,8 @@ def test_matrix_bytes_is_what_a_matrix_takes(name):
     matrix = np.random.default_rng(0).standard_normal((6, 512))
     if name in BLOCK_FORMATS:
         stored = random_blocks(name, 6, 512 // BLOCK_FORMATS[name].channels, 0)
+    elif name == "nf4":
+        stored = random_weight(name, 6, 512 // NF4_BLOCK, NF4_BLOCK, 0)
     elif FORMATS[name].stored_as in (np.ndarray, Float16):
         stored = matrix.astype(name)
     else:
