@@ -280,6 +280,8 @@ def _read_weight(module: str, scheme: Scheme, tensors: dict[str, np.ndarray]) ->
 def _read_packed(module: str, scheme: Scheme, tensors: dict[str, np.ndarray]) -> StoredTensor:
     bits = scheme.num_bits
     rows, columns = map(int, take(tensors, f"{module}.weight_shape", (np.int64, np.int32), (2,)))
+    if rows < 1 or columns < 1:
+        raise GemmaError(f"{module}.weight_shape: [{rows}, {columns}], expected two positive numbers")
     words = take(tensors, f"{module}.weight_packed", (np.int32,), (rows, -(-columns * bits // 32)))
     scales = _take_scales(module, scheme, tensors, (rows, columns))
     shape = (rows, columns)

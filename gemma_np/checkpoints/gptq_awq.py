@@ -103,7 +103,7 @@ def _read_gptq_weight(
     words = take(tensors, f"{module}.qweight", (np.int32,), (None, None))
     rows, columns = words.shape[1], words.shape[0] * 32 // bits
     groups = count_groups(f"{module}.weight", columns, group_size)
-    scales = take_scales(tensors, f"{module}.scales", (groups, rows)).T
+    scales = np.ascontiguousarray(take_scales(tensors, f"{module}.scales", (groups, rows)).T)
     stored = take(tensors, f"{module}.qzeros", (np.int32,), (groups, -(-rows * bits // 32)))
     zeros = (unpack_words(stored, bits)[:, :rows].T + np.uint8(subtracted)) & np.uint8(2**bits - 1)
     if np.any(tensors.pop(f"{module}.bias", 0)):
@@ -127,7 +127,7 @@ def _read_awq_weight(module: str, tensors: dict[str, np.ndarray], group_size: in
     words = take(tensors, f"{module}.qweight", (np.int32,), (None, None))
     columns, rows = words.shape[0], words.shape[1] * 8
     groups = count_groups(f"{module}.weight", columns, group_size)
-    scales = take_scales(tensors, f"{module}.scales", (groups, rows)).T
+    scales = np.ascontiguousarray(take_scales(tensors, f"{module}.scales", (groups, rows)).T)
     zeros = _unpack_awq(take(tensors, f"{module}.qzeros", (np.int32,), (groups, rows // 8)))
     if columns % 2:
         raise GemmaError(f"{module}.qweight: {columns} channels, expected an even number")

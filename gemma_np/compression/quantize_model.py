@@ -41,9 +41,7 @@ def quantize_model(
     return _quantize(model, scheme, method, ids if method in CALIBRATED else None, embedding)
 
 
-def check_quantization(
-    model: Gemma, scheme: Scheme, method: str, ids: np.ndarray | None, embedding: Scheme
-) -> None:
+def check_quantization(model: Gemma, scheme: Scheme, method: str, ids: np.ndarray | None, embedding: Scheme) -> None:
     """Check that `quantize_model` can run.
 
     Raises GemmaError for an unknown method, for calibration data, ids [texts, T], that a method needs and does not get,

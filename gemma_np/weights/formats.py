@@ -206,8 +206,10 @@ class Nf4:
 
     def unpacked(self) -> np.ndarray:
         """Return the values of the table: float32 [in, out]."""
-        pairs = np.take(_NF4_PAIRS, self.packed, axis=0, mode="clip")
-        return pairs.reshape(*self.shape).T
+        pairs = np.empty((*self.packed.shape, 2), np.float32)
+        for rows in even_parts(len(pairs), -(-self.packed.size // _LOOKED_UP)):
+            np.take(_NF4_PAIRS, self.packed[rows], axis=0, out=pairs[rows], mode="clip")
+        return pairs.reshape(self.shape).T
 
     def groups(self) -> Groups:
         """Return the scales of the blocks."""

@@ -64,7 +64,7 @@ def changed(label, folder, tensors=lambda tensors: None, **quantization):
         ("gptq", {"dynamic": {"a": {}}}, "dynamic: .*, expected the same bits for all modules"),
         ("gptq", {"group_size": 0}, "group_size: 0, expected a positive number, or -1 for whole rows"),
         ("gptq", {"group_size": 48}, "channels, expected a multiple of group_size=48"),
-        ("gptq", {"group_size": 64}, r"scales: float32 \(2, 64\), expected .* \(1, 64\)"),
+        ("gptq", {"group_size": 64}, r"scales: float32 \(4, 64\), expected .* \(2, 64\)"),
         ("gptq-8", {"checkpoint_format": "gptq_v2"}, "qzeros: zero points other than 128, expected symmetric weights"),
         ("awq", {"bits": 8}, "bits: 8, expected 4"),
         ("awq", {"version": "gemv"}, "version: \"gemv\", expected 'gemm'"),

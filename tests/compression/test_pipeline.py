@@ -47,7 +47,7 @@ def test_each_step_leaves_a_checkpoint_and_a_row(tmp_path):
         assert sum(model.config.parameter_count().values()) == row.parameters
     assert isinstance(model.weights["model.layers.0.mlp.up_proj.weight"], Int8)
     assert rows[0].parameters > rows[1].parameters == rows[3].parameters
-    assert rows[1].bytes > 2 * rows[3].bytes
+    assert rows[1].bytes > 1.3 * rows[3].bytes  # the embedding keeps 16 bits
     assert (rows[0].kl, rows[0].agreement) == (0, 1)
     assert list(json.loads((tmp_path / "out" / "report.json").read_text())) == [row.step for row in rows]
 
