@@ -8,7 +8,7 @@ from hypothesis import settings
 NEEDS = {
     "mpi": ("mpi4py", "threadpoolctl"),
     "plot": ("matplotlib",),
-    "framework": ("torch", "transformers"),
+    "framework": ("torch", "transformers", "compressed_tensors"),
     "evaluation": ("lm_eval",),
     "notebooks": ("jupyterlab", "jupytext", "nbclient", "matplotlib"),
     "browser": ("playwright", "jupyterlite_core", "jupyterlite_pyodide_kernel", "jupyter_server"),

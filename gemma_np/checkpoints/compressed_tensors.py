@@ -3,11 +3,11 @@
 A matrix `up_proj.weight` is stored as
 
     up_proj.weight             int8 or float8 [out, in]: formats int-quantized and float-quantized
-    up_proj.weight_packed      int32 [out, in * bits / 32], in place of it: format pack-quantized; integers of 4 or 8
-                               bits, raised by 8 or 128 so that none is negative
+    up_proj.weight_packed      int32 [out, in / 8] or [out, in / 4], in place of it: format pack-quantized; integers of
+                               4 or 8 bits, raised by 8 or 128 so that none is negative
     up_proj.weight_shape       int64 [2], beside it: out and in
     up_proj.weight_scale       [out, groups]
-    up_proj.weight_zero_point  int32 [out * bits / 32, groups]: zero points, packed along the rows
+    up_proj.weight_zero_point  int32 [out / 8, groups]: zero points, packed along the rows
 
 and `quantization_config` in config.json says which modules have which scheme.
 

@@ -2,8 +2,8 @@
 
 Both store a matrix `up_proj.weight` with its axes swapped, in words of 32 bits:
 
-    up_proj.qweight  GPTQ: int32 [in * bits / 32, out], packed along in; AWQ: int32 [in, out / 8]
-    up_proj.qzeros   int32 [groups, out * bits / 32]
+    up_proj.qweight  GPTQ: int32 [in / 8, out] or, of 8 bits, [in / 4, out]; AWQ: int32 [in, out / 8]
+    up_proj.qzeros   int32 [groups, out / 8] or [groups, out / 4]
     up_proj.scales   float16 [groups, out]
     up_proj.g_idx    GPTQ: int32 [in], the group of each channel
     up_proj.bias     zeros [out], which some versions add

@@ -22,7 +22,7 @@ _BLOCK = 2**22  # numbers converted at once by each core
 
 
 def pack_words(numbers: np.ndarray, bits: int) -> np.ndarray:
-    """Pack integers of 4 or 8 bits, the last word filled up: uint8 [..., n] -> int32 [..., n * bits / 32]."""
+    """Pack integers of 4 or 8 bits, the last word filled up: uint8 [..., n] -> int32 [..., n / 8] or [..., n / 4]."""
     per_word = 32 // bits
     padding = [(0, 0)] * (numbers.ndim - 1) + [(0, -numbers.shape[-1] % per_word)]
     numbers = np.pad(numbers, padding)
@@ -32,7 +32,7 @@ def pack_words(numbers: np.ndarray, bits: int) -> np.ndarray:
 
 
 def unpack_words(words: np.ndarray, bits: int) -> np.ndarray:
-    """Undo `pack_words`: int32 [..., n] -> uint8 [..., n * 32 / bits]."""
+    """Undo `pack_words`: int32 [..., n] -> uint8 [..., 8 * n] or [..., 4 * n]."""
     octets = np.ascontiguousarray(words, "<i4").view(np.uint8)
     if bits == 8:
         return octets
@@ -45,7 +45,9 @@ def unpack_words(words: np.ndarray, bits: int) -> np.ndarray:
 def int4_by_rows(
     integers: Callable[[slice], np.ndarray], shape: tuple[int, int], scales: np.ndarray, zeros: np.ndarray
 ) -> Int4:
-    """Build an Int4 of shape [out, in], a few rows at a time on all cores, from integers(rows): uint8 [rows, in].
+    """Build an Int4 of shape [out, in] a few rows at a time, on all cores.
+
+    integers(rows) returns the integers of a few rows: uint8 [out, in].
 
     scales [out, groups]; zeros [out, groups], uint8.
     """
@@ -59,7 +61,10 @@ def int4_by_rows(
 
 
 def int8_by_rows(integers: Callable[[slice], np.ndarray], shape: tuple[int, int]) -> np.ndarray:
-    """Build int8 [out, in] a few rows at a time on all cores, from integers(rows): uint8 [rows, in], raised by 128."""
+    """Build int8 [out, in] a few rows at a time, on all cores.
+
+    integers(rows) returns the integers of a few rows, raised by 128: uint8 [out, in].
+    """
     numbers = np.empty(shape, np.uint8)
 
     def fill(rows: slice) -> None:
@@ -78,9 +83,9 @@ def row_slices(shape: tuple[int, int]) -> list[slice]:
 def take(
     tensors: dict[str, np.ndarray], name: str, dtypes: Sequence[DTypeLike], shape: tuple[int | None, ...]
 ) -> np.ndarray:
-    """Remove the array of this name from the tensors and return it: its dtype is one of these, its shape as given.
+    """Remove the array [...] of this name from the tensors and return it.
 
-    A size of None may be any. Raises GemmaError when the array is missing or another one.
+    dtypes: those that it may have; shape: its shape, where a size of None may be any. Raises GemmaError when the array is missing or another one.
     """
     sizes = f"({', '.join('any' if size is None else str(size) for size in shape)})"
     expected = f"expected {' or '.join(np.dtype(dtype).name for dtype in dtypes)} {sizes}"

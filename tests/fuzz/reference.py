@@ -61,38 +61,46 @@ def check_no_duplicates(path):
 
 def check_checkpoint(model, folder, shards, dtype):
     """Compare the weights of a loaded folder, in a dtype, with those in its files, and the numbers of quantized ones."""
-    tensors, formats = {}, {}
+    tensors = {}
     for name in shards:
         check_no_duplicates(folder / name)
         stored = safetensors(folder / name)
         repeated = stored.keys() & tensors.keys()
         check(not repeated, "accepted a tensor that is in two shards")
         tensors |= stored
-        formats |= storage(folder / name)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    groups = (config.get("quantization_config") or {}).get("config_groups", {})
+    bits = next((group["weights"]["num_bits"] for group in groups.values()), None)
     for name, weight in model.weights.items():
-        check(name in tensors, f"has a weight that is in no file: {name.split('.')[-2]}")
-        expected = quantized_numbers(tensors, name, formats[name]) if name in formats else tensors[name]
+        if f"{name}_scale" in tensors:
+            expected = quantized_numbers(tensors, name, bits)
+        else:
+            check(name in tensors, f"has a weight that is in no file: {name.split('.')[-2]}")
+            expected = tensors[name]
         check(equal(dequantize(weight), np.asarray(expected, dtype)), "a weight differs from that in the file")
 
 
-def storage(path):
-    """Return the formats that the metadata of a file names."""
-    data = path.read_bytes()
-    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-    return json.loads((header.get("__metadata__") or {}).get("storage", "{}"))
-
-
-def quantized_numbers(tensors, name, format):
-    """Return the numbers of a quantized weight: number times scale, group by group."""
-    numbers, scales = tensors[name], tensors[f"{name}.scales"].astype(np.float32)
-    if format == "int4":
-        numbers = np.concatenate([numbers & 15, numbers >> 4], axis=-1)  # the halves of a row share bytes
-        zeros = tensors.get(f"{name}.zeros", np.full(scales.shape, 8))
+def quantized_numbers(tensors, name, bits):
+    """Return the numbers of a weight in compressed-tensors: (integer - zero) times scale, group by group."""
+    scales = tensors[f"{name}_scale"].astype(np.float32)
+    if f"{name}_packed" not in tensors:
+        numbers, zeros = tensors[name].astype(np.float32), np.zeros(scales.shape)
     else:
-        zeros = np.zeros(scales.shape)
+        rows, columns = tensors[f"{name}_shape"]
+        numbers = words(tensors[f"{name}_packed"], bits)[:, :columns]
+        zeros = np.full(scales.shape, 2 ** (bits - 1))
+        if f"{name}_zero_point" in tensors:
+            zeros = words(tensors[f"{name}_zero_point"].T, bits)[:, :rows].T
     width = numbers.shape[1] // scales.shape[1]
-    shifted = numbers.astype(np.float32) - np.repeat(zeros.astype(np.float32), width, axis=1)
-    return shifted * np.repeat(scales, width, axis=1)
+    return (numbers - np.repeat(zeros.astype(np.float32), width, axis=1)) * np.repeat(scales, width, axis=1)
+
+
+def words(numbers, bits):
+    """Return the integers in words of 32 bits, the lowest first."""
+    shifts = np.arange(0, 32, bits)
+    return (
+        ((numbers.astype(np.int64)[..., None] >> shifts) & (2**bits - 1)).reshape(len(numbers), -1).astype(np.float32)
+    )
 
 
 GGUF_FIELDS = {
