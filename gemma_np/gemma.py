@@ -41,9 +41,9 @@ _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 def load(name_or_path: str | Path = DEFAULT, dtype: str = "auto") -> "Gemma":
     """Load a model: a Hugging Face folder, a .gguf file, a hub id such as google/gemma-2-2b-it, or a bundled model.
 
-    dtype: "auto" keeps quantized weights as they are, and reads floats as float32; "stored" also keeps matrices of 16
-    bits, which takes half the memory and is slower; "float32" dequantizes; "float64" does, too, to measure the rounding
-    error of float32.
+    dtype: "auto" keeps the matrices of a quantized checkpoint as they are stored, and reads others as float32; "stored"
+    always keeps matrices of 16 bits, which takes half the memory and is slower; "float32" dequantizes; "float64" does,
+    too, to measure the rounding error of float32.
 
     Raises GemmaError for an unknown dtype, and when the checkpoint is missing, damaged or does not match its config.
 

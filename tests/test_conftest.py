@@ -1,5 +1,6 @@
 """--require: a missing package skips a marked test, or fails it when it was required."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ def suite(pytester):
 
     def run(*options, needs):
         source = (Path(__file__).parent / "conftest.py").read_text()
-        pytester.makeconftest(source.replace('("torch", "transformers")', repr(needs)))
+        pytester.makeconftest(re.sub(r'(?<="framework": )\(.*?\)', repr(needs), source))
         pytester.makeini("[pytest]\nmarkers = framework: needs something")
         pytester.makepyfile(MARKED)
         return pytester.runpytest_inprocess(*options)

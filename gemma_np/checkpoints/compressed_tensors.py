@@ -30,6 +30,7 @@ from gemma_np.checkpoints.packing import (
     pack_words,
     quantized_tensor,
     take,
+    take_array,
     take_scales,
     unpack_words,
 )
@@ -165,8 +166,8 @@ def _is_embedding(module: str) -> bool:
     return module.endswith("embed_tokens")
 
 
-def read_tensors(config: Mapping[str, Any], tensors: dict[str, np.ndarray]) -> dict[str, StoredTensor]:
-    """Return the quantized weights of a folder by name, and remove their arrays from its tensors.
+def read_tensors(config: Mapping[str, Any], tensors: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
+    """Return the quantized weights of a folder by name, and remove their parts from its tensors.
 
     config: the value of quantization_config. Raises GemmaError when it or an array is invalid or not supported.
     """
@@ -259,13 +260,13 @@ def _matches(target: str, module: str) -> bool:
     return target in (module, "Embedding" if _is_embedding(module) else "Linear")
 
 
-def _read_weight(module: str, scheme: Scheme, tensors: dict[str, np.ndarray]) -> StoredTensor:
+def _read_weight(module: str, scheme: Scheme, tensors: dict[str, StoredTensor]) -> StoredTensor:
     if scheme.format == "pack-quantized" and f"{module}.weight" not in tensors:
         return _read_packed(module, scheme, tensors)
     if scheme.num_bits == 4:
         take(tensors, f"{module}.weight_packed", (np.int32,), (None, None))
     dtype = ml_dtypes.float8_e4m3fn if scheme.type == "float" else np.int8
-    numbers = take(tensors, f"{module}.weight", (dtype,), (None, None))
+    numbers = take_array(tensors, f"{module}.weight", (dtype,), (None, None))
     rows, columns = numbers.shape
     scales = _take_scales(module, scheme, tensors, (rows, columns))
     weight: Quantized = Float8(numbers, scales)
@@ -277,9 +278,9 @@ def _read_weight(module: str, scheme: Scheme, tensors: dict[str, np.ndarray]) ->
     return quantized_tensor((rows, columns), lambda: weight)
 
 
-def _read_packed(module: str, scheme: Scheme, tensors: dict[str, np.ndarray]) -> StoredTensor:
+def _read_packed(module: str, scheme: Scheme, tensors: dict[str, StoredTensor]) -> StoredTensor:
     bits = scheme.num_bits
-    rows, columns = map(int, take(tensors, f"{module}.weight_shape", (np.int64, np.int32), (2,)))
+    rows, columns = map(int, take_array(tensors, f"{module}.weight_shape", (np.int64, np.int32), (2,)))
     if rows < 1 or columns < 1:
         raise GemmaError(f"{module}.weight_shape: [{rows}, {columns}], expected two positive numbers")
     words = take(tensors, f"{module}.weight_packed", (np.int32,), (rows, -(-columns * bits // 32)))
@@ -287,7 +288,7 @@ def _read_packed(module: str, scheme: Scheme, tensors: dict[str, np.ndarray]) ->
     shape = (rows, columns)
 
     def integers(part: slice) -> np.ndarray:
-        return unpack_words(words[part], bits)[:, :columns]
+        return unpack_words(words.read(part.start, part.stop), bits)[:, :columns]
 
     if bits == 8:
         return quantized_tensor(shape, lambda: Int8(int8_by_rows(integers, shape), scales))
@@ -295,12 +296,12 @@ def _read_packed(module: str, scheme: Scheme, tensors: dict[str, np.ndarray]) ->
         raise GemmaError(f"{module}.weight_shape: {columns} channels, expected an even number")
     zeros = np.full(scales.shape, INT4_ZERO, np.uint8)
     if not scheme.symmetric:
-        packed = take(tensors, f"{module}.weight_zero_point", (np.int32,), (-(-rows // 8), scales.shape[1]))
+        packed = take_array(tensors, f"{module}.weight_zero_point", (np.int32,), (-(-rows // 8), scales.shape[1]))
         zeros = np.ascontiguousarray(unpack_words(packed.T, 4)[:, :rows].T)
     return quantized_tensor(shape, lambda: int4_by_rows(integers, shape, scales, zeros))
 
 
-def _take_scales(module: str, scheme: Scheme, tensors: dict[str, np.ndarray], shape: tuple[int, int]) -> np.ndarray:
+def _take_scales(module: str, scheme: Scheme, tensors: dict[str, StoredTensor], shape: tuple[int, int]) -> np.ndarray:
     """Return the scales of a weight of this shape as [out, groups]."""
     rows, columns = shape
     groups = count_groups(f"{module}.weight", columns, scheme.group_size)
@@ -310,9 +311,9 @@ def _take_scales(module: str, scheme: Scheme, tensors: dict[str, np.ndarray], sh
     else:
         scales = take_scales(tensors, name, (rows, groups))
     if f"{module}.weight_g_idx" in tensors:
-        index = take(tensors, f"{module}.weight_g_idx", (np.int32, np.int64), (columns,))
+        index = take_array(tensors, f"{module}.weight_g_idx", (np.int32, np.int64), (columns,))
         check_consecutive(f"{module}.weight_g_idx", index, groups)
     zero_point = f"{module}.weight_zero_point"
-    if scheme.symmetric and np.any(tensors.pop(zero_point, np.zeros(1)).astype(np.float32)):
+    if scheme.symmetric and zero_point in tensors and np.any(tensors.pop(zero_point).read_all().astype(np.float32)):
         raise GemmaError(f"{zero_point}: not zero, expected zeros for a symmetric scheme")
     return scales

@@ -27,12 +27,13 @@ from gemma_np.checkpoints.packing import (
     int8_by_rows,
     quantized_tensor,
     take,
+    take_array,
     take_scales,
     unpack_words,
 )
 from gemma_np.errors import GemmaError, quoted
 from gemma_np.json_input import TEXT, check_json, object_of, optional, whole_number
-from gemma_np.weights.formats import Int8
+from gemma_np.weights.formats import Int4, Int8, Quantized
 
 _GPTQ = object_of(
     {
@@ -51,8 +52,8 @@ _AWQ_POSITIONS = [0, 4, 1, 5, 2, 6, 3, 7]
 """Where the number of each of eight rows is in a word."""
 
 
-def read_gptq(config: Mapping[str, Any], tensors: dict[str, np.ndarray]) -> dict[str, StoredTensor]:
-    """Return the quantized weights of a GPTQ folder by name, and remove their arrays from its tensors.
+def read_gptq(config: Mapping[str, Any], tensors: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
+    """Return the quantized weights of a GPTQ folder by name, and remove their parts from its tensors.
 
     config: the value of quantization_config. Raises GemmaError when it or an array is invalid or not supported.
     """
@@ -71,8 +72,8 @@ def read_gptq(config: Mapping[str, Any], tensors: dict[str, np.ndarray]) -> dict
     }
 
 
-def read_awq(config: Mapping[str, Any], tensors: dict[str, np.ndarray]) -> dict[str, StoredTensor]:
-    """Return the quantized weights of an AWQ folder by name, and remove their arrays from its tensors.
+def read_awq(config: Mapping[str, Any], tensors: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
+    """Return the quantized weights of an AWQ folder by name, and remove their parts from its tensors.
 
     config: the value of quantization_config. Raises GemmaError when it or an array is invalid or not supported.
     """
@@ -93,50 +94,59 @@ def _group_size(config: Mapping[str, Any]) -> int | None:
     return None if size == -1 else size
 
 
-def _modules(tensors: Mapping[str, np.ndarray]) -> list[str]:
+def _modules(tensors: Mapping[str, StoredTensor]) -> list[str]:
     return [name.removesuffix(".qweight") for name in tensors if name.endswith(".qweight")]
 
 
 def _read_gptq_weight(
-    module: str, tensors: dict[str, np.ndarray], bits: int, group_size: int | None, subtracted: int
+    module: str, tensors: dict[str, StoredTensor], bits: int, group_size: int | None, subtracted: int
 ) -> StoredTensor:
     words = take(tensors, f"{module}.qweight", (np.int32,), (None, None))
     rows, columns = words.shape[1], words.shape[0] * 32 // bits
     groups = count_groups(f"{module}.weight", columns, group_size)
     scales = np.ascontiguousarray(take_scales(tensors, f"{module}.scales", (groups, rows)).T)
-    stored = take(tensors, f"{module}.qzeros", (np.int32,), (groups, -(-rows * bits // 32)))
+    stored = take_array(tensors, f"{module}.qzeros", (np.int32,), (groups, -(-rows * bits // 32)))
     zeros = (unpack_words(stored, bits)[:, :rows].T + np.uint8(subtracted)) & np.uint8(2**bits - 1)
-    if np.any(tensors.pop(f"{module}.bias", 0)):
+    if f"{module}.bias" in tensors and np.any(tensors.pop(f"{module}.bias").read_all()):
         raise GemmaError(f"{module}.bias: not zero, expected zeros: Gemma has no biases")
     if f"{module}.g_idx" in tensors:
-        index = take(tensors, f"{module}.g_idx", (np.int32, np.int64), (columns,))
+        index = take_array(tensors, f"{module}.g_idx", (np.int32, np.int64), (columns,))
         check_consecutive(f"{module}.g_idx", index, groups)
 
-    def integers(part: slice) -> np.ndarray:
-        return unpack_words(words[:, part].T, bits)
-
-    shape = (rows, columns)
-    if bits == 4:
-        return quantized_tensor(shape, lambda: int4_by_rows(integers, shape, scales, zeros))
-    if (zeros != 128).any():
+    if bits == 8 and (zeros != 128).any():
         raise GemmaError(f"{module}.qzeros: zero points other than 128, expected symmetric weights for 8 bits")
-    return quantized_tensor(shape, lambda: Int8(int8_by_rows(integers, shape), scales))
+
+    def convert() -> Quantized:
+        numbers = words.read_all()
+
+        def integers(part: slice) -> np.ndarray:
+            return unpack_words(numbers[:, part].T, bits)
+
+        if bits == 4:
+            return int4_by_rows(integers, (rows, columns), scales, zeros)
+        return Int8(int8_by_rows(integers, (rows, columns)), scales)
+
+    return quantized_tensor((rows, columns), convert)
 
 
-def _read_awq_weight(module: str, tensors: dict[str, np.ndarray], group_size: int | None) -> StoredTensor:
+def _read_awq_weight(module: str, tensors: dict[str, StoredTensor], group_size: int | None) -> StoredTensor:
     words = take(tensors, f"{module}.qweight", (np.int32,), (None, None))
     columns, rows = words.shape[0], words.shape[1] * 8
     groups = count_groups(f"{module}.weight", columns, group_size)
     scales = np.ascontiguousarray(take_scales(tensors, f"{module}.scales", (groups, rows)).T)
-    zeros = _unpack_awq(take(tensors, f"{module}.qzeros", (np.int32,), (groups, rows // 8)))
+    zeros = _unpack_awq(take_array(tensors, f"{module}.qzeros", (np.int32,), (groups, rows // 8)))
     if columns % 2:
         raise GemmaError(f"{module}.qweight: {columns} channels, expected an even number")
 
-    def integers(part: slice) -> np.ndarray:  # row_slices are multiples of eight rows
-        return _unpack_awq(words[:, part.start // 8 : part.stop // 8])
+    def convert() -> Int4:
+        numbers = words.read_all()
 
-    shape = (rows, columns)
-    return quantized_tensor(shape, lambda: int4_by_rows(integers, shape, scales, zeros))
+        def integers(part: slice) -> np.ndarray:  # row_slices are multiples of eight rows
+            return _unpack_awq(numbers[:, part.start // 8 : part.stop // 8])
+
+        return int4_by_rows(integers, (rows, columns), scales, zeros)
+
+    return quantized_tensor((rows, columns), convert)
 
 
 def _unpack_awq(words: np.ndarray) -> np.ndarray:

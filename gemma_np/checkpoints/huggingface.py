@@ -13,6 +13,7 @@ import numpy as np
 
 from gemma_np.checkpoints.config_json import read_config, read_quantization
 from gemma_np.checkpoints.loading import StoredTensor, load_weights
+from gemma_np.checkpoints.packing import plain
 from gemma_np.checkpoints.quantized_tensors import read_quantized
 from gemma_np.checkpoints.safetensors_file import FLOATS, QUANTIZED, stored_tensors
 from gemma_np.config import GemmaConfig
@@ -94,15 +95,15 @@ def _join_quantized(
     tensors: Mapping[str, StoredTensor], quantization: Mapping[str, Any] | None
 ) -> dict[str, StoredTensor]:
     """Return the weights by name: the arrays of each quantized one are joined into one tensor."""
-    arrays = {name: tensor.mapped for name, tensor in tensors.items() if tensor.mapped is not None}
-    joined = read_quantized(quantization, arrays) if quantization else {}
-    for name, array in arrays.items():  # those that are left
-        if array.dtype not in FLOATS.values():
+    left = dict(tensors)
+    joined = read_quantized(quantization, left) if quantization else {}
+    for name, tensor in left.items():
+        if plain(tensor).dtype not in FLOATS.values():
             raise GemmaError(
-                f"{name}: dtype {array.dtype}, expected one of {', '.join(FLOATS)} "
+                f"{name}: dtype {plain(tensor).dtype}, expected one of {', '.join(FLOATS)} "
                 "(it is not part of a weight that quantization_config in config.json describes)"
             )
-    return {name: tensors[name] for name in arrays} | joined
+    return left | joined
 
 
 def _by_text_name(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:

@@ -30,6 +30,10 @@ class StoredTensor(NamedTuple):
     quantized: Callable[[], Stored] | None = None
     """quantized() -> the tensor in its stored format, when that is a quantized one."""
 
+    def read_all(self) -> np.ndarray:
+        """Return the whole tensor [...] as a new array."""
+        return self.read(0, self.shape[0])
+
 
 def row_reader(
     path: Path, offset: int, dtype: DTypeLike, row_shape: tuple[int, ...]
@@ -59,15 +63,17 @@ def load_weights(stored: Mapping[str, StoredTensor], config: GemmaConfig, dtype:
     from tqdm import tqdm
 
     float_dtype = np.dtype("float32" if dtype in ("auto", "stored") else dtype)
+    keep_quantized = dtype in ("auto", "stored")
+    keep_16_bits = dtype == "stored" or (dtype == "auto" and any(tensor.quantized for tensor in stored.values()))
     check_names_and_shapes(stored, config)
     weights: dict[str, Weight] = {}
     for name, tensor in stored.items():
-        if tensor.quantized and dtype in ("auto", "stored"):
+        if tensor.quantized and keep_quantized:
             try:
                 weights[name] = tensor.quantized()
             except GemmaError as error:
                 raise GemmaError(f"{name}: {error}") from None
-        elif dtype == "stored" and tensor.mapped is not None and len(tensor.shape) == 2:
+        elif keep_16_bits and tensor.mapped is not None and len(tensor.shape) == 2:
             if tensor.mapped.dtype == bfloat16:
                 weights[name] = BFloat16(tensor.mapped)
             elif tensor.mapped.dtype == np.float16:

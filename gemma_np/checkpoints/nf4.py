@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from gemma_np.checkpoints.loading import StoredTensor
-from gemma_np.checkpoints.packing import quantized_tensor, take, take_scales
+from gemma_np.checkpoints.packing import quantized_tensor, take_array, take_scales
 from gemma_np.errors import GemmaError, quoted
 from gemma_np.json_input import (
     BOOLEAN,
@@ -46,8 +46,8 @@ _STATE = object_of(
 _STATE_NAME = ".quant_state.bitsandbytes__nf4"
 
 
-def read_nf4(config: Mapping[str, Any], tensors: dict[str, np.ndarray]) -> dict[str, StoredTensor]:
-    """Return the quantized weights of a folder by name, and remove their arrays from its tensors.
+def read_nf4(config: Mapping[str, Any], tensors: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
+    """Return the quantized weights of a folder by name, and remove their parts from its tensors.
 
     config: the value of quantization_config. Raises GemmaError when it or an array is invalid or not supported.
     """
@@ -61,9 +61,9 @@ def read_nf4(config: Mapping[str, Any], tensors: dict[str, np.ndarray]) -> dict[
     return {name: _read_weight(name, tensors) for name in names}
 
 
-def _read_weight(name: str, tensors: dict[str, np.ndarray]) -> StoredTensor:
+def _read_weight(name: str, tensors: dict[str, StoredTensor]) -> StoredTensor:
     state_name = name + _STATE_NAME
-    text = take(tensors, state_name, (np.uint8,), (None,)).tobytes().decode(errors="replace")
+    text = take_array(tensors, state_name, (np.uint8,), (None,)).tobytes().decode(errors="replace")
     state = parse_json(text, _STATE, state_name)
     if state["blocksize"] != NF4_BLOCK or len(state["shape"]) != 2 or state["shape"][1] % NF4_BLOCK:
         raise GemmaError(
@@ -74,7 +74,7 @@ def _read_weight(name: str, tensors: dict[str, np.ndarray]) -> StoredTensor:
     table = take_scales(tensors, f"{name}.quant_map", (len(NF4_VALUES),))
     if np.abs(table - NF4_VALUES).max() > _TABLE_ERROR:
         raise GemmaError(f"{name}.quant_map: {quoted(table.tolist())}, expected the 16 values of NF4")
-    packed = take(tensors, name, (np.uint8,), (rows * columns // 2, 1)).reshape(rows, -1)
+    packed = take_array(tensors, name, (np.uint8,), (rows * columns // 2, 1)).reshape(rows, -1)
     blocks = rows * columns // NF4_BLOCK
     if f"{name}.nested_absmax" in tensors:
         scales = _nested_scales(name, state, tensors, blocks)
@@ -87,10 +87,10 @@ def _read_weight(name: str, tensors: dict[str, np.ndarray]) -> StoredTensor:
 _TABLE_ERROR = 1e-6
 
 
-def _nested_scales(name: str, state: Mapping[str, Any], tensors: dict[str, np.ndarray], blocks: int) -> np.ndarray:
+def _nested_scales(name: str, state: Mapping[str, Any], tensors: dict[str, StoredTensor], blocks: int) -> np.ndarray:
     """Return scales that were quantized to 8 bits themselves, in groups and around an offset: float32 [blocks]."""
     size = state.get("nested_blocksize") or 256
     table = take_scales(tensors, f"{name}.nested_quant_map", (256,))
     of_groups = take_scales(tensors, f"{name}.nested_absmax", (-(-blocks // size),))
-    numbers = table[take(tensors, f"{name}.absmax", (np.uint8,), (blocks,))]
+    numbers = table[take_array(tensors, f"{name}.absmax", (np.uint8,), (blocks,))]
     return numbers * np.repeat(of_groups, size)[:blocks] + np.float32(state.get("nested_offset") or 0)

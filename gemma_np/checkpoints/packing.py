@@ -80,30 +80,45 @@ def row_slices(shape: tuple[int, int]) -> list[slice]:
     return [slice(start, min(start + size, shape[0])) for start in range(0, shape[0], size)]
 
 
-def take(
-    tensors: dict[str, np.ndarray], name: str, dtypes: Sequence[DTypeLike], shape: tuple[int | None, ...]
-) -> np.ndarray:
-    """Remove the array [...] of this name from the tensors and return it.
+def plain(tensor: StoredTensor) -> np.ndarray:
+    """Return a tensor of a safetensors file [...] as a view of the file."""
+    assert tensor.mapped is not None
+    return tensor.mapped
 
-    dtypes: those that it may have; shape: its shape, where a size of None may be any. Raises GemmaError when the array is missing or another one.
+
+def take(
+    tensors: dict[str, StoredTensor], name: str, dtypes: Sequence[DTypeLike], shape: tuple[int | None, ...]
+) -> StoredTensor:
+    """Remove the tensor of this name from the tensors and return it.
+
+    dtypes: those that it may have; shape: its shape, where a size of None may be any. Raises GemmaError when the tensor
+    is missing or another one.
     """
     sizes = f"({', '.join('any' if size is None else str(size) for size in shape)})"
     expected = f"expected {' or '.join(np.dtype(dtype).name for dtype in dtypes)} {sizes}"
     if name not in tensors:
         raise GemmaError(f"{name}: missing, {expected}")
-    array = tensors.pop(name)
+    tensor = tensors.pop(name)
+    array = plain(tensor)
     fits = len(shape) == array.ndim and all(size in (None, n) for size, n in zip(shape, array.shape, strict=True))
     if array.dtype not in dtypes or not fits:
         raise GemmaError(f"{name}: {array.dtype} {array.shape}, {expected}")
-    return array
+    return tensor
 
 
-def take_scales(tensors: dict[str, np.ndarray], name: str, shape: tuple[int, ...]) -> np.ndarray:
+def take_array(
+    tensors: dict[str, StoredTensor], name: str, dtypes: Sequence[DTypeLike], shape: tuple[int | None, ...]
+) -> np.ndarray:
+    """Remove a tensor as `take` does, and return it [...] as a view of its file."""
+    return plain(take(tensors, name, dtypes, shape))
+
+
+def take_scales(tensors: dict[str, StoredTensor], name: str, shape: tuple[int, ...]) -> np.ndarray:
     """Remove scales [...] from the tensors and return them; bfloat16 becomes float32.
 
     Raises GemmaError when they are missing, misshapen or not finite.
     """
-    scales = take(tensors, name, SCALES, shape)
+    scales = take_array(tensors, name, SCALES, shape)
     if scales.dtype == ml_dtypes.bfloat16:
         scales = scales.astype(np.float32)
     if not np.isfinite(scales).all():

@@ -76,8 +76,8 @@ def quantization_config(matrices: Mapping[str, Scheme | str | None]) -> dict[str
     return compressed_tensors.quantization_config(schemes)
 
 
-def read_quantized(config: Mapping[str, Any], tensors: dict[str, np.ndarray]) -> dict[str, StoredTensor]:
-    """Return the quantized weights of a folder by name, and remove their arrays from its tensors.
+def read_quantized(config: Mapping[str, Any], tensors: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
+    """Return the quantized weights of a folder by name, and remove their parts from its tensors.
 
     config: the value of quantization_config in config.json. Raises GemmaError when it or an array is invalid or not
     supported.
@@ -89,24 +89,24 @@ def read_quantized(config: Mapping[str, Any], tensors: dict[str, np.ndarray]) ->
     return _METHODS[method](config, tensors)
 
 
-def _read_blocks(config: Mapping[str, Any], tensors: dict[str, np.ndarray]) -> dict[str, StoredTensor]:
+def _read_blocks(config: Mapping[str, Any], tensors: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
     check_json(config, _BLOCKS)
     return {name: _block_tensor(name, format, tensors) for name, format in config["formats"].items()}
 
 
-def _block_tensor(name: str, format: str, tensors: dict[str, np.ndarray]) -> StoredTensor:
+def _block_tensor(name: str, format: str, tensors: dict[str, StoredTensor]) -> StoredTensor:
     block = BLOCK_FORMATS[format]
     stored = take(tensors, name, (np.uint8,), (None, None))
     rows, row_bytes = stored.shape
     if row_bytes % block.bytes:
         raise GemmaError(f"{name}: {row_bytes} bytes a row, expected a multiple of {block.bytes} for {format}")
     columns = row_bytes // block.bytes * block.channels
-    return stored_blocks(format, (rows, columns), lambda start, stop: stored[start:stop])
+    return stored_blocks(format, (rows, columns), stored.read)
 
 
 _BLOCKS = object_of({"formats": object_of({}, others=one_of(*BLOCK_FORMATS))})
 
-_Reader = Callable[[Mapping[str, Any], dict[str, np.ndarray]], dict[str, StoredTensor]]
+_Reader = Callable[[Mapping[str, Any], dict[str, StoredTensor]], dict[str, StoredTensor]]
 _METHODS: dict[str, _Reader] = {
     "compressed-tensors": compressed_tensors.read_tensors,
     "gptq": gptq_awq.read_gptq,

@@ -34,8 +34,8 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 def add_dtype(parser: argparse.ArgumentParser) -> None:
     """Add --dtype."""
     meaning = (
-        "auto keeps quantized weights and computes others in float32; stored also keeps 16-bit matrices, at half the "
-        "memory; float32 and float64 dequantize"
+        "auto keeps the matrices of a quantized checkpoint and converts others to float32; stored also keeps 16-bit "
+        "matrices, at half the memory; float32 and float64 dequantize"
     )
     parser.add_argument("--dtype", choices=DTYPES, default="auto", help=f"dtype of the weights (auto): {meaning}")
 

@@ -11,6 +11,7 @@ from gemma_np.checkpoints.saving import save_folder
 from gemma_np.compression.quantization import Scheme, quantize
 from gemma_np.compression.quantize_model import quantize_model
 from gemma_np.weights.formats import dequantize
+from tests.support.stored_weights import stored
 from tests.support.strategies import normal
 from tests.support.tolerances import assert_close
 
@@ -49,7 +50,7 @@ def test_the_library_and_this_package_read_and_write_the_same_arrays(label, rows
     if "weight_zero_point" in floats:
         floats["weight_zero_point"] = floats["weight_zero_point"].to(torch.int8)
     theirs = compressor.compress({name: floats[name] for name in floats if name != "weight_shape"}, scheme)
-    read = read_quantized(config, {f"{NAME[:-6]}{name}": numpy_array(array) for name, array in theirs.items()})
+    read = read_quantized(config, {f"{NAME[:-6]}{name}": stored(numpy_array(array)) for name, array in theirs.items()})
     found = read[NAME].quantized()
     assert type(found) is type(weight)
     assert (dequantize(found) == dequantize(weight)).all()

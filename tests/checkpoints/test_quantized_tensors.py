@@ -18,7 +18,7 @@ from gemma_np.checkpoints.saving import save_folder
 from gemma_np.compression.quantization import Scheme, quantize
 from gemma_np.weights.formats import BFloat16, Blocks, Int8, dequantize, stored_bytes
 from tests.support import tiny
-from tests.support.stored_weights import random_blocks
+from tests.support.stored_weights import random_blocks, stored
 
 MODEL = tiny.gemma(intermediate_size=8)
 SCHEMES = {
@@ -264,6 +264,7 @@ def test_one_scale_for_a_whole_matrix():
     tensors[f"{NAME}_scale"] = np.array([0.25], ml_dtypes.bfloat16)
     tensors[NAME.replace("weight", "input_scale")] = np.ones(1, np.float32)  # of activations, which stay floats
     of_group = {"targets": ["Linear"], "weights": {"num_bits": 8, "type": "float", "strategy": "tensor"}}
+    tensors = {name: stored(array) for name, array in tensors.items()}
     found = compressed_tensors.read_tensors({"config_groups": {"a": of_group}}, tensors)
     assert not tensors
     assert (dequantize(found[NAME].quantized()) == dequantize(weight)).all()
@@ -287,3 +288,14 @@ def test_a_shape_that_the_config_does_not_say(tmp_path):
     save_folder(tmp_path / "model", MODEL.config, weights.items(), None)
     with pytest.raises(GemmaError, match=rf"{NAME}: shape \(9, 12\), expected \(8, 12\) from num_key_value_heads=2"):
         gemma_np.load(tmp_path / "model")
+
+
+def test_auto_keeps_16_bits_only_in_a_quantized_checkpoint(tmp_path):
+    floats = {name: BFloat16(w.astype(ml_dtypes.bfloat16)) if w.ndim == 2 else w for name, w in MODEL.weights.items()}
+    partly = floats | {NAME: quantize(MODEL.weights[NAME], Scheme("int8"))}
+    for name, weights in {"floats": floats, "partly": partly}.items():
+        save_folder(tmp_path / name, MODEL.config, weights.items(), tiny.vocabulary())
+    embedding = "model.embed_tokens.weight"
+    assert gemma_np.load(tmp_path / "floats").weights[embedding].dtype == np.float32
+    assert isinstance(gemma_np.load(tmp_path / "partly").weights[embedding], BFloat16)
+    assert gemma_np.load(tmp_path / "partly", "float64").weights[embedding].dtype == np.float64

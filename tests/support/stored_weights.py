@@ -3,6 +3,7 @@
 import ml_dtypes
 import numpy as np
 
+from gemma_np.checkpoints.loading import StoredTensor
 from gemma_np.weights.block_formats import BLOCK_FORMATS
 from gemma_np.weights.formats import BFloat16, Blocks, Float8, Float16, Int4, Int8, Nf4
 
@@ -36,3 +37,8 @@ def random_blocks(format, rows, blocks, seed):
     integers = generator.integers(0, 256, (blocks, block.integers, rows)).astype(np.uint8)
     factors = generator.normal(0, 0.01, (blocks, block.factors, rows)).astype(np.float16)
     return Blocks(format, integers, factors)
+
+
+def stored(array):
+    """The tensor that reading an array from a file gives."""
+    return StoredTensor(array.shape, lambda start, stop: array[start:stop], array)

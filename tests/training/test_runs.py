@@ -280,7 +280,7 @@ def test_a_run_is_not_resumed_with_another_teacher(folder, change, capsys):
 
 def test_quantized_weights_are_not_trained(tmp_path):
     model = quantized(tiny.gemma())
-    message = r"model\.embed_tokens\.weight: stored as Int8, expected floats \(model\.dequantized\(\)\)"
+    message = r"model\.embed_tokens\.weight: stored as BFloat16, expected floats \(model\.dequantized\(\)\)"
     batch = Batch(TOKENS[:9][None])
     with pytest.raises(GemmaError, match=message):
         loss_and_gradients(model.weights, model.config, batch, next_token)

@@ -16,7 +16,7 @@ from gemma_np.compression.quantize_model import quantize_model
 EIGHT = Scheme("int8")
 ALL = ("round", "clip", "gptq", "awq")
 ROWS = {  # setting: scheme, scheme of the embedding, methods
-    "bfloat16": (Scheme("bfloat16"), None, ("round",)),
+    "bfloat16": (Scheme("bfloat16"), Scheme("bfloat16"), ("round",)),
     "float8": (Scheme("float8"), Scheme("float8"), ("round",)),
     "int8": (EIGHT, EIGHT, ("round", "gptq", "awq")),
     "int4, 64": (Scheme("int4", 64), EIGHT, ALL),
