@@ -1,15 +1,15 @@
 """Command-line arguments that several commands share."""
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from gemma_np.cli.options import add_number
 from gemma_np.compression.calibration import calibration_ids
-from gemma_np.compression.quantization import QUANTIZE_FORMATS, Scheme
-from gemma_np.compression.quantize_model import QUANTIZATION_METHODS
+from gemma_np.compression.quantization import Scheme
+from gemma_np.compression.quantize_model import DEFAULT_METHOD, QUANTIZATION_METHODS
 from gemma_np.errors import GemmaError
 from gemma_np.gemma import DEFAULT, DTYPES, Gemma
 from gemma_np.input_files import read_text
@@ -40,14 +40,18 @@ def add_dtype(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", choices=DTYPES, default="auto", help=f"dtype of the weights (auto): {meaning}")
 
 
-def add_scheme(parser: argparse.ArgumentParser, flag: str, *, required: bool = False) -> None:
-    """Add the arguments of quantization; `flag` is the option that sets the format."""
-    parser.add_argument(flag, dest="format", choices=QUANTIZE_FORMATS, required=required, help="format of the matrices")
+SCHEME_OPTIONS = ("group_size", "zero_points", "embedding_format", "method")
+"""The options of `add_scheme` besides the format."""
+
+
+def add_scheme(parser: argparse.ArgumentParser, flag: str, formats: Sequence[str], *, required: bool = False) -> None:
+    """Add the arguments of quantization; `flag` is the option that sets one of the formats."""
+    parser.add_argument(flag, dest="format", choices=formats, required=required, help="format of the matrices")
     add_group_size(parser)
     parser.add_argument("--zero-points", action="store_true", help="int4: use asymmetric grids with zero points")
     methods = "; ".join(f"{name}: {meaning}" for name, meaning in QUANTIZATION_METHODS.items())
     choices = list(QUANTIZATION_METHODS)
-    parser.add_argument("--method", choices=choices, default="clip", help=f"rounding method (clip); {methods}")
+    parser.add_argument("--method", choices=choices, help=f"rounding method ({DEFAULT_METHOD}); {methods}")
     meaning = "format of the embedding (bfloat16); in another one neither transformers nor vLLM loads the model"
     parser.add_argument("--embedding-format", choices=("bfloat16", "int8", "float8"), help=meaning)
 

@@ -12,6 +12,7 @@ from gemma_np.checkpoints.gguf_mixture import MIXTURES
 from gemma_np.checkpoints.random_weights import RANDOM_FORMATS, random_weights
 from gemma_np.checkpoints.saving import save_folder, save_sparse_folder
 from gemma_np.cli.arguments import (
+    SCHEME_OPTIONS,
     TEXT_HELP,
     Command,
     add_calibration,
@@ -29,13 +30,19 @@ from gemma_np.compression import pipeline, pruning_plan, quantize_model
 from gemma_np.compression.benchmark import table
 from gemma_np.compression.pipeline import CompressionConfig
 from gemma_np.compression.pruning_plan import PARTS, read_plan
+from gemma_np.compression.quantization import QUANTIZE_FORMATS
+from gemma_np.compression.quantize_model import DEFAULT_METHOD
 from gemma_np.config import RELEASED, GemmaConfig
 from gemma_np.errors import GemmaError
 from gemma_np.gemma import load
 from gemma_np.training.data import tokenize_texts
 from gemma_np.training.run_lock import run_lock
 from gemma_np.training.training_state import TrainingConfig
+from gemma_np.weights.block_formats import BLOCK_FORMATS
 from gemma_np.weights.formats import Weight
+
+GGUF_FORMATS = tuple(mixture for mixture, format in MIXTURES.items() if format in BLOCK_FORMATS)
+"""The formats that quantize writes to a .gguf file."""
 
 
 def add_commands(command: Command) -> None:
@@ -45,11 +52,12 @@ def add_commands(command: Command) -> None:
         "gemma-np quantize --model google/gemma-2-9b-it --format int8 -o gemma-9b-int8",
         "gemma-np quantize --model google/gemma-2-2b --format int4 --method gptq --calibration-text books/ "
         "-o gemma-2b-int4",
+        "gemma-np quantize --model google/gemma-2-2b --format q4_k_m -o gemma-2b-q4_k_m.gguf",
     )
     add_model(sub)
-    add_scheme(sub, "--format", required=True)
+    add_scheme(sub, "--format", QUANTIZE_FORMATS + GGUF_FORMATS, required=True)
     add_calibration(sub)
-    add_new_folder(sub)
+    add_new_folder(sub, "the new checkpoint folder, or the .gguf file for the formats of llama-quantize")
 
     sub = command(
         prune,
@@ -73,7 +81,7 @@ def add_commands(command: Command) -> None:
     add_model(sub)
     sub.add_argument("--prune", metavar="PLAN", help="what to prune, as in gemma-np prune")
     add_number(sub, "--distill", "heal with this many steps of distillation", metavar="STEPS")
-    add_scheme(sub, "--quantize")
+    add_scheme(sub, "--quantize", QUANTIZE_FORMATS)
     sub.add_argument(
         "-o", "--output", metavar="OUT", required=True, help="output folder, with a checkpoint for each step"
     )
@@ -104,12 +112,16 @@ def add_commands(command: Command) -> None:
 
 
 def quantize(options: argparse.Namespace) -> None:
-    """Store a model's weights in 4, 8 or 16 bits."""
+    """Store a model's weights in 2 to 16 bits: in a folder, or in a .gguf file for the formats of llama-quantize."""
+    if options.format in GGUF_FORMATS:
+        refuse_without(f"--format {'/'.join(QUANTIZE_FORMATS)}", options, *SCHEME_OPTIONS)
+        return export_gguf(options)
     out = Path(options.output)
     scheme, embedding = read_schemes(options)
     model = load(options.model, "stored")
-    ids = read_calibration(options, model) if options.method in quantize_model.CALIBRATED else None
-    weights = quantize_model.quantize_model(model, scheme, options.method, ids, embedding)
+    method = options.method or DEFAULT_METHOD
+    ids = read_calibration(options, model) if method in quantize_model.CALIBRATED else None
+    weights = quantize_model.quantize_model(model, scheme, method, ids, embedding)
     save_folder(out, model.config, _progress(weights, model.config, "quantizing"), model.tokenizer_model)
 
 
@@ -125,13 +137,13 @@ def prune(options: argparse.Namespace) -> None:
 def compress(options: argparse.Namespace) -> None:
     """Prune a model, heal it by distillation from the original, quantize it; measure each step."""
     if not options.format:
-        refuse_without("--quantize", options, "group_size", "zero_points", "embedding_format")
+        refuse_without("--quantize", options, *SCHEME_OPTIONS)
     scheme, embedding = read_schemes(options) if options.format else (None, quantize_model.BFLOAT16)
     config = CompressionConfig(
         prune=read_plan(options.prune) if options.prune else None,
         heal=_healing(options) if options.distill else None,
         quantize=scheme,
-        method=options.method,
+        method=options.method or DEFAULT_METHOD,
         embedding=embedding,
     )
     out = Path(options.output)

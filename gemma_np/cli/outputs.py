@@ -23,9 +23,9 @@ def add_output_file(parser: argparse.ArgumentParser, meaning: str, default: str 
     add_force(parser)
 
 
-def add_new_folder(parser: argparse.ArgumentParser) -> None:
+def add_new_folder(parser: argparse.ArgumentParser, meaning: str = "the new checkpoint folder") -> None:
     """Add -o for a new checkpoint folder."""
-    parser.add_argument("-o", "--output", metavar="OUT", required=True, help="the new checkpoint folder")
+    parser.add_argument("-o", "--output", metavar="OUT", required=True, help=meaning)
     parser.set_defaults(must_be_new=True)
 
 

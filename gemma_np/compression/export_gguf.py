@@ -9,6 +9,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
+from gemma_np.checkpoints.atomic_write import check_file_to_write
 from gemma_np.checkpoints.gguf_blocks import to_bytes
 from gemma_np.checkpoints.gguf_export import write_gguf
 from gemma_np.checkpoints.gguf_mixture import weight_formats
@@ -28,9 +29,12 @@ def export_gguf(model: Gemma, mixture: str, path: Path, ids: np.ndarray | None =
     A weight that is already in the format that the mixture gives it keeps its bytes. ids [texts, T]: calibration data;
     with them, the rounding minimizes the error weighted by the mean squared inputs of the channels.
 
-    Raises GemmaError for an unknown mixture, when there is no tokenizer, when a weight is not finite or does not fit
-    into its format, and when GGUF cannot describe the config.
+    Raises GemmaError for an unknown mixture, for a path that does not end in .gguf or cannot be written, when there is
+    no tokenizer, when a weight is not finite or does not fit into its format, and when GGUF cannot describe the config.
     """
+    if path.suffix != ".gguf":
+        raise GemmaError(f"{path}: expected a name that ends in .gguf")
+    check_file_to_write(path)
     formats = weight_formats(model.config, mixture, has_importance=ids is not None)
     tokenizer_model = model.require_tokenizer().model
     powers = {} if ids is None else channel_importance(model, ids)

@@ -24,7 +24,7 @@ from gemma_np.compression.calibration import split_samples
 from gemma_np.compression.pruning import keep_sparsity
 from gemma_np.compression.pruning_plan import PruningPlan, prune
 from gemma_np.compression.quantization import Scheme
-from gemma_np.compression.quantize_model import BFLOAT16, check_quantization, quantize_model
+from gemma_np.compression.quantize_model import BFLOAT16, DEFAULT_METHOD, check_quantization, quantize_model
 from gemma_np.errors import GemmaError
 from gemma_np.gemma import Gemma, load
 from gemma_np.json_input import NUMBER, TEXT, object_of, read_json, whole_number
@@ -54,7 +54,7 @@ class CompressionConfig:
     prune: PruningPlan | None = None
     heal: TrainingConfig | None = None
     quantize: Scheme | None = None
-    method: str = "clip"
+    method: str = DEFAULT_METHOD
     embedding: Scheme = BFLOAT16
     calibration: tuple[int, int] = (16, 256)  # samples, tokens per sample, at most those of the context
     evaluation: tuple[int, int] = (16, 256)  # texts, tokens per text, at most those of the context

@@ -20,12 +20,17 @@ QUANTIZATION_METHODS = {
     "gptq": "later channels compensate for earlier rounding errors; needs calibration text",
     "awq": "finer steps for channels with large inputs; needs calibration text",
 }
+DEFAULT_METHOD = "clip"
 CALIBRATED = ("gptq", "awq")
 BFLOAT16 = Scheme("bfloat16")
 
 
 def quantize_model(
-    model: Gemma, scheme: Scheme, method: str = "clip", ids: np.ndarray | None = None, embedding: Scheme = BFLOAT16
+    model: Gemma,
+    scheme: Scheme,
+    method: str = DEFAULT_METHOD,
+    ids: np.ndarray | None = None,
+    embedding: Scheme = BFLOAT16,
 ) -> Iterator[tuple[str, Weight]]:
     """Return all weights by name in the order of use, quantized except for the norms.
 

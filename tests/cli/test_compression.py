@@ -89,6 +89,28 @@ def test_export_gguf(checkpoint, tmp_path):
     assert gemma_np.load(tmp_path / "tiny.gguf").weights["model.layers.0.mlp.up_proj.weight"].format == "Q4_0"
 
 
+def test_quantize_to_a_format_of_llama_quantize_writes_the_same_file(checkpoint, tmp_path):
+    for command in ("quantize", "export-gguf"):
+        assert main([command, "--model", checkpoint, "--format", "q5_1", "-o", str(tmp_path / f"{command}.gguf")]) == 0
+    assert (tmp_path / "quantize.gguf").read_bytes() == (tmp_path / "export-gguf.gguf").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["-o", "{}/folder"], "folder: expected a name that ends in .gguf"),
+        (["-o", "{}/none/a.gguf"], "none does not exist, expected a file in an existing folder"),
+        (["-o", "{}/a.gguf", "--method", "clip"], "--method: given without --format bfloat16/int8/w8a8/int4/float8"),
+        (["-o", "{}/a.gguf", "--group-size", "32"], "--group-size: given without --format bfloat16"),
+    ],
+)
+def test_quantize_to_a_gguf_file_refuses(options, message, checkpoint, tmp_path, capsys):
+    options = [option.format(tmp_path) for option in options]
+    assert main(["quantize", "--model", checkpoint, "--format", "q4_k_m", *options]) == 2
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 def test_export_gguf_with_calibration_text(texts, tmp_path):
     command = ["export-gguf", "--model", "shakespeare-1m", "--format", "q4_k_m", "-o"]
     assert main([*command, str(tmp_path / "plain.gguf")]) == 0
