@@ -10,7 +10,9 @@ from safetensors.numpy import load_file, save_file
 
 import gemma_np
 from gemma_np import GemmaError
-from gemma_np.weights.formats import Int4, Int8, Nf4, dequantize
+from gemma_np.checkpoints.nf4 import read_nf4
+from gemma_np.weights.formats import NF4_VALUES, Int4, Int8, Nf4, dequantize
+from tests.support.stored_weights import stored
 
 FOLDER = Path(__file__).parents[1] / "golden" / "hub"
 FORMATS = {"gptq": Int4, "gptq-symmetric": Int4, "gptq-8": Int8, "awq": Int4, "nf4": Nf4, "nf4-double": Nf4}
@@ -106,3 +108,23 @@ def put(name, array):
 def test_damaged_tensors_are_named(label, change, message, tmp_path):
     with pytest.raises(GemmaError, match=message):
         gemma_np.load(changed(label, tmp_path / "model", change))
+
+
+def test_nf4_scales_in_several_groups():
+    """absmax = values[absmax of a block] * nested absmax of its group + offset."""
+    generator = np.random.default_rng(0)
+    table, of_groups = generator.random(256, np.float32), np.array([1.0, 3.0, 7.0], np.float32)
+    absmax = generator.integers(0, 256, 600).astype(np.uint8)
+    state = {"blocksize": 64, "shape": [200, 192], "nested_blocksize": 256, "nested_offset": 0.5}
+    arrays = {
+        "m": generator.integers(0, 256, (200 * 192 // 2, 1)).astype(np.uint8),
+        "m.absmax": absmax,
+        "m.quant_map": NF4_VALUES,
+        "m.nested_absmax": of_groups,
+        "m.nested_quant_map": table,
+        "m.quant_state.bitsandbytes__nf4": np.frombuffer(json.dumps(state).encode(), np.uint8),
+    }
+    config = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
+    read = read_nf4(config, {name: stored(array) for name, array in arrays.items()})
+    expected = [table[absmax[n]] * of_groups[n // 256] + np.float32(0.5) for n in range(600)]
+    assert (read["m"].quantized().scales.ravel() == np.array(expected)).all()

@@ -3,9 +3,12 @@
 import ml_dtypes
 import numpy as np
 
+from gemma_np.checkpoints.gguf_blocks import read_blocks
 from gemma_np.checkpoints.loading import StoredTensor
+from gemma_np.compression.block_quantization import quantize_blocks
+from gemma_np.compression.quantization import Scheme, quantize
 from gemma_np.weights.block_formats import BLOCK_FORMATS
-from gemma_np.weights.formats import BFloat16, Blocks, Float8, Float16, Int4, Int8, Nf4
+from gemma_np.weights.formats import NF4_BLOCK, NF4_VALUES, BFloat16, Blocks, Float8, Float16, Int4, Int8, Nf4
 
 KINDS = ("bfloat16", "float16", "int8", "int8 in groups", "w8a8", "int4", "int4 with zeros", "float8", "nf4")
 
@@ -42,3 +45,24 @@ def random_blocks(format, rows, blocks, seed):
 def stored(array):
     """The tensor that reading an array from a file gives."""
     return StoredTensor(array.shape, lambda start, stop: array[start:stop], array)
+
+
+def in_kind(weight, kind):
+    """Return a matrix [out, in] stored in one of KINDS or in a block format."""
+    if kind in BLOCK_FORMATS:
+        encoded = quantize_blocks(weight, kind)
+        return read_blocks(kind, weight.shape, lambda start, stop: encoded[start:stop])
+    if kind == "nf4":
+        blocks = weight.reshape(len(weight), -1, NF4_BLOCK)
+        scales = np.abs(blocks).max(axis=-1)
+        nearest = np.abs(blocks[..., None] / scales[..., None, None] - NF4_VALUES).argmin(axis=-1)
+        nearest = nearest.astype(np.uint8).reshape(weight.shape)
+        return Nf4(nearest[:, 0::2] << 4 | nearest[:, 1::2], scales)
+    if kind == "float16":
+        return Float16(weight.astype(np.float16))
+    format, group_size, zero_points = {
+        "int8 in groups": ("int8", 32, False),
+        "int4": ("int4", 32, False),
+        "int4 with zeros": ("int4", 32, True),
+    }.get(kind, (kind, None, False))
+    return quantize(weight, Scheme(format, group_size, zero_points))

@@ -9,16 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import gemma_np.weights.linear
-from gemma_np import Gemma
-from gemma_np.compression.quantization import Scheme, quantize
-from gemma_np.model.kv_cache import KVCache
-from gemma_np.model.transformer import transformer
 from gemma_np.weights.block_formats import BLOCK_FORMATS
 from gemma_np.weights.formats import Int8, dequantize
 from gemma_np.weights.linear import integer_product, integer_sums, linear, round_to_int8, tile_bytes
-from tests.support import naive, tiny
+from tests.support import naive
 from tests.support.stored_weights import KINDS, random_blocks, random_weight
-from tests.support.strategies import batches, normal, random_ids, seeds, sizes
+from tests.support.strategies import batches, normal, seeds, sizes
 from tests.support.tolerances import assert_close
 
 WIDENED = [kind for kind in KINDS if kind != "w8a8"]
@@ -111,22 +107,6 @@ def test_a_product_of_whole_numbers_is_that_of_the_rounded_sides():
     integers, steps = round_to_int8(x)
     assert_close(linear(x, weight), (integers * steps).astype(np.float64) @ dequantize(weight).T, "model")
     assert (linear(x, weight) == integer_product(x, Int8(weight.integers, weight.scales))).all()
-
-
-@pytest.mark.parametrize("scheme", [Scheme("bfloat16"), Scheme("int8"), Scheme("int4", 4), Scheme("int4", 4, True)])
-def test_a_whole_model_of_stored_weights(scheme):
-    """Without a cache, with one, and the text that it writes: as the model of the widened weights."""
-    model = tiny.gemma(intermediate_size=8)
-    weights = {name: quantize(w, scheme) if w.ndim == 2 else w for name, w in model.weights.items()}
-    stored = Gemma(model.config, weights, model.tokenizer)
-    ids = random_ids(model.config, 0, 2, 12)
-    assert_close(stored.logits(ids), stored.dequantized().logits(ids), "model")
-    cache = KVCache(model.config, 12, (2,))
-    parts = [transformer(ids[:, start : start + 5], weights, model.config, cache) for start in (0, 5, 10)]
-    assert_close(np.concatenate(parts, axis=1), transformer(ids, weights, model.config), "model")
-    assert stored.generate("The ships", max_new_tokens=20) == stored.dequantized().generate(
-        "The ships", max_new_tokens=20
-    )
 
 
 @pytest.mark.parametrize(("cores", "tiles"), [(None, 1), (1, 1), (2, 2), (8, 8)])
