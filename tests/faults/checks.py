@@ -19,7 +19,7 @@ class Case:
 
     def __init__(self, name, folder):
         self.command, self.folder = COMMANDS[name], folder
-        self.out = folder / "results" / "out"
+        self.out = folder / "results" / self.command.out
         make_inputs(folder)
         os.chdir(folder)
         self.begin()

@@ -23,6 +23,7 @@ class Command:
     arguments: str
     again: str = ""  # the further options with which the same command continues or replaces
     is_file: bool = False
+    out: str = "out"
 
     def line(self, out, *, again=False):
         """Return the arguments of `gemma-np`."""
@@ -43,7 +44,7 @@ COMMANDS = {
     "merge": Command("merge model model"),
     "init-checkpoint": Command("init-checkpoint gemma-3-270m --sparse-file"),
     "trace": Command("trace --model model --prompt ships", "--force", is_file=True),
-    "export-gguf": Command("export-gguf --model model", "--force", is_file=True),
+    "export-gguf": Command("export-gguf --model model", "--force", is_file=True, out="out.gguf"),
     "tokenizer": Command("tokenizer texts --vocab-size 540", "--force", is_file=True),
     "inspect": Command("inspect ships --model model", "--force", is_file=True),
 }
