@@ -174,6 +174,19 @@ def layer_pattern(layers: int, local_per_global: int) -> tuple[str, ...]:
     return tuple(GLOBAL if (i + 1) % (local_per_global + 1) == 0 else LOCAL for i in range(layers))
 
 
+def gemma1_config(num_hidden_layers: int, **shape: Any) -> GemmaConfig:
+    """Return the config of a Gemma 1 of any size: global layers only, no caps.
+
+    shape: the remaining fields of `GemmaConfig`, by name.
+    """
+    return GemmaConfig(
+        model_type="gemma",
+        num_hidden_layers=num_hidden_layers,
+        layer_types=layer_pattern(num_hidden_layers, local_per_global=0),
+        **shape,
+    )
+
+
 def gemma2_config(num_hidden_layers: int, **shape: Any) -> GemmaConfig:
     """Return the config of a Gemma 2 of any size: alternating local and global layers, caps of 50 and 30.
 
@@ -189,6 +202,25 @@ def gemma2_config(num_hidden_layers: int, **shape: Any) -> GemmaConfig:
     )
 
 
+def gemma3_config(num_hidden_layers: int, **shape: Any) -> GemmaConfig:
+    """Return the config of a Gemma 3 of any size: five local layers to a global one, with RoPE bases of their own.
+
+    shape: the remaining fields of `GemmaConfig`, by name.
+    """
+    return GemmaConfig(
+        model_type="gemma3_text",
+        num_hidden_layers=num_hidden_layers,
+        layer_types=layer_pattern(num_hidden_layers, local_per_global=5),
+        rope_theta=1_000_000.0,
+        rope_local_base_freq=10_000.0,
+        **shape,
+    )
+
+
+GENERATIONS = {1: gemma1_config, 2: gemma2_config, 3: gemma3_config}
+"""The generations of Gemma, each with the function that returns its config."""
+
+
 def _columns(*values: int) -> dict[str, Any]:
     """Return one row of the table below, with the names of the config."""
     names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim")
@@ -196,11 +228,7 @@ def _columns(*values: int) -> dict[str, Any]:
 
 
 def _gemma1(*columns: int) -> GemmaConfig:
-    shape = _columns(*columns)
-    every_layer_global = layer_pattern(shape["num_hidden_layers"], local_per_global=0)
-    return GemmaConfig(
-        model_type="gemma", vocab_size=256_000, max_position_embeddings=8192, layer_types=every_layer_global, **shape
-    )
+    return gemma1_config(vocab_size=256_000, max_position_embeddings=8192, **_columns(*columns))
 
 
 def _gemma2(*columns: int) -> GemmaConfig:
@@ -208,18 +236,8 @@ def _gemma2(*columns: int) -> GemmaConfig:
 
 
 def _gemma3(*columns: int, window: int, length: int, factor: float) -> GemmaConfig:
-    shape = _columns(*columns)
-    return GemmaConfig(
-        model_type="gemma3_text",
-        vocab_size=262_144,
-        max_position_embeddings=length,
-        layer_types=layer_pattern(shape["num_hidden_layers"], local_per_global=5),
-        sliding_window=window,
-        rope_theta=1_000_000.0,
-        rope_local_base_freq=10_000.0,
-        rope_scaling_factor=factor,
-        **shape,
-    )
+    sizes = {"vocab_size": 262_144, "max_position_embeddings": length, "sliding_window": window}
+    return gemma3_config(rope_scaling_factor=factor, **sizes, **_columns(*columns))
 
 
 RELEASED: dict[str, GemmaConfig] = {

@@ -14,6 +14,7 @@ from gemma_np.cli.options import add_number
 from gemma_np.cli.outputs import add_new_folder, add_output_file
 from gemma_np.compression.qat import FakeQuantize
 from gemma_np.compression.quantization import QUANTIZE_FORMATS, Scheme
+from gemma_np.config import GENERATIONS
 from gemma_np.errors import GemmaError
 from gemma_np.gemma import Gemma, load
 from gemma_np.input_files import read_text
@@ -29,7 +30,7 @@ from gemma_np.training.training_state import TrainingConfig
 
 SHAPE = {  # name in the config: option, meaning
     "hidden_size": ("hidden-size", "channels of the residual stream"),
-    "num_hidden_layers": ("layers", "layers, alternating local and global"),
+    "num_hidden_layers": ("layers", "layers"),
     "num_attention_heads": ("heads", "query heads"),
     "num_key_value_heads": ("kv-heads", "key-value heads"),
     "head_dim": ("head-dim", "channels of each head"),
@@ -90,9 +91,14 @@ def add_commands(command: Command) -> None:
     add_number(sub, "--prompt-tokens", "on-policy: tokens in a prompt", 16)
     _add_run(sub)
 
-    sub = command(cache_teacher, "gemma-np cache-teacher texts/ --teacher run -o targets --top-k 32 --seq-len 256")
+    sub = command(
+        cache_teacher,
+        "gemma-np cache-teacher texts/ --teacher run -o targets --top-k 32 --seq-len 256",
+        "gemma-np cache-teacher texts/ --teacher run-1 --teacher run-2 -o targets",
+    )
     sub.add_argument("text", metavar="TEXT", help=TEXT_HELP)
-    sub.add_argument("--teacher", metavar="M", required=True, help=f"the teacher: {MODEL_HELP}")
+    meaning = f"the teacher: {MODEL_HELP}; repeat it to average several"
+    sub.add_argument("--teacher", metavar="M", required=True, action="append", help=meaning)
     sub.add_argument("-o", "--output", metavar="FOLDER", required=True, help="output folder; existing files are kept")
     add_number(sub, "--top-k", "most likely tokens to store per position", 32, metavar="K")
     add_number(sub, "--seq-len", "tokens in a text", 128)
@@ -117,7 +123,7 @@ def tokenizer(options: argparse.Namespace) -> None:
 
 
 def train(options: argparse.Namespace) -> None:
-    """Train a Gemma 2 on texts, or fine-tune it on conversations."""
+    """Train a Gemma on texts, or fine-tune it on conversations."""
     if options.model is None and options.tokenizer is None:
         raise GemmaError("expected --tokenizer to train from scratch, or --model to continue from a checkpoint")
     run = runs.fine_tune if Path(options.text).suffix == ".jsonl" else runs.train
@@ -134,7 +140,7 @@ def train(options: argparse.Namespace) -> None:
 
 
 def distill(options: argparse.Namespace) -> None:
-    """Train a Gemma 2 to match a teacher's distribution: a live teacher, precomputed targets, or on-policy."""
+    """Train a Gemma to match a teacher's distribution: a live teacher, precomputed targets, or on-policy."""
     if bool(options.targets) == bool(options.teacher):
         raise GemmaError("expected --teacher and TEXT for a live teacher, or --targets for precomputed targets")
     with mpi_ranks() as ranks:
@@ -213,7 +219,8 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--resume", action="store_true", help="continue the run in OUT")
     parser.add_argument("--model", metavar="M", help=f"continue from a checkpoint: {MODEL_HELP}")
-    shape = parser.add_argument_group("shape of a model from scratch")
+    shape = parser.add_argument_group("a model from scratch")
+    shape.add_argument("--generation", type=int, choices=GENERATIONS, default=2, help="Gemma 1, 2 or 3 (2)")
     for name, (option, meaning) in SHAPE.items():
         add_number(shape, f"--{option}", meaning, SMALL_SHAPE[name], dest=name)
     add_training_config(parser, "training")
@@ -225,7 +232,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
 
 def _new_model(options: argparse.Namespace, tokenizer: Tokenizer, vocab_size: int | None = None) -> Gemma:
     shape = {name: getattr(options, name) for name in SHAPE}
-    return new_model(tokenizer, vocab_size=vocab_size, seed=options.seed, **shape)
+    return new_model(tokenizer, vocab_size=vocab_size, seed=options.seed, generation=options.generation, **shape)
 
 
 def _fake_quantize(options: argparse.Namespace) -> FakeQuantize | None:

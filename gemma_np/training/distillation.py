@@ -116,11 +116,11 @@ def weights_digest(model: Gemma) -> int:
     return digest
 
 
-def check_same_vocabulary(teacher: Gemma, student: Gemma) -> None:
+def check_same_vocabulary(teacher: Gemma, student: Gemma, of: str = "the student") -> None:
     """Check that teacher and student have the same vocabulary. Raises GemmaError when they do not."""
     if (teacher.tokenizer_model or b"") != (student.tokenizer_model or b""):
-        raise GemmaError("teacher: its tokenizer.model is not the student's, expected the same vocabulary")
+        raise GemmaError(f"teacher: its tokenizer.model is not that of {of}, expected the same vocabulary")
     if teacher.config.vocab_size != student.config.vocab_size:
         raise GemmaError(
-            f"teacher: vocab_size={teacher.config.vocab_size}, expected {student.config.vocab_size} as the student's"
+            f"teacher: vocab_size={teacher.config.vocab_size}, expected {student.config.vocab_size} as in {of}"
         )

@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from gemma_np.config import gemma2_config
+from gemma_np.config import GENERATIONS
+from gemma_np.errors import GemmaError
 from gemma_np.gemma import Gemma
 from gemma_np.memory import check_memory
 from gemma_np.text.tokenizer import Tokenizer, read_tokenizer
@@ -24,17 +25,26 @@ SMALL_SHAPE = {
 
 
 def new_model(
-    tokenizer: Tokenizer | str | Path, *, seed: int = 0, vocab_size: int | None = None, **shape: int
+    tokenizer: Tokenizer | str | Path,
+    *,
+    seed: int = 0,
+    generation: int = 2,
+    vocab_size: int | None = None,
+    **shape: int,
 ) -> Gemma:
-    """Return a Gemma 2 with random weights; shape: sizes of `GemmaConfig` that differ from `SMALL_SHAPE`.
+    """Return a Gemma 1, 2 or 3 with random weights; shape: sizes of `GemmaConfig` that differ from `SMALL_SHAPE`.
 
-    vocab_size: by default that of the tokenizer. Raises GemmaError for an invalid shape, and when training the model
-    would not fit in memory.
+    vocab_size: by default that of the tokenizer. Raises GemmaError for an unknown generation, for an invalid shape, and
+    when training the model would not fit in memory.
     """
+    if generation not in GENERATIONS:
+        raise GemmaError(f"generation: {generation}, expected 1, 2 or 3")
     tokenizer = tokenizer if isinstance(tokenizer, Tokenizer) else read_tokenizer(tokenizer)
     sizes: dict[str, Any] = SMALL_SHAPE | shape
     sizes["query_pre_attn_scalar"] = sizes["head_dim"]
-    config = gemma2_config(vocab_size=vocab_size or len(tokenizer), **sizes)
+    if generation == 1:
+        del sizes["sliding_window"]  # its layers are all global
+    config = GENERATIONS[generation](vocab_size=vocab_size or len(tokenizer), **sizes)
     # Weights, gradients and two moments, in float32.
     check_memory(4 * 4 * sum(config.parameter_count().values()), np.dtype(np.float32))
     return Gemma(config, initial_weights(config, np.random.default_rng(seed)), tokenizer)

@@ -140,7 +140,7 @@ def distill(
 
 
 def cache_teacher(
-    teacher: Model,
+    teacher: Model | Sequence[Model],
     texts: Texts,
     output: str | Path,
     *,
@@ -152,18 +152,21 @@ def cache_teacher(
 ) -> None:
     """Compute a teacher's top-k probabilities on texts (file, folder, or token ids [N]), for `distill_from_cache`.
 
+    teacher: a model, or several, whose distributions are averaged.
+
     To continue an interrupted call, repeat it. Raises GemmaError for input that is missing or wrong.
     """
-    teacher, folder = _loaded(teacher), Path(output)
-    tokenizer = teacher.require_tokenizer()
-    check_targets(teacher, seq_len, top_k)
+    models = teacher if isinstance(teacher, Sequence) and not isinstance(teacher, str) else [teacher]
+    teachers, folder = [_loaded(model) for model in models], Path(output)
+    check_targets(teachers, seq_len, top_k)
+    tokenizer = teachers[0].require_tokenizer()
     with _lock(folder, ranks or Ranks()):
         split = tokenize_texts(
             texts, tokenizer, folder / "data", val_fraction=val_fraction, seed=seed, keep=True, ranks=ranks
         )
         if ranks is None or ranks.rank == 0:
             atomic_write(folder / "tokenizer.model", lambda path: path.write_bytes(tokenizer.model))
-        write_targets(teacher, split.train, seq_len, top_k, folder, ranks)
+        write_targets(teachers, split.train, seq_len, top_k, folder, ranks)
 
 
 def distill_from_cache(

@@ -1,18 +1,23 @@
-"""Cache a teacher's distributions on disk: it reads the texts once, for any number of students.
+"""Cache the distributions of a teacher, or the mean of several, on disk: they read the texts once, for any number of
+students.
 
 A full distribution is V numbers per token; its k most likely tokens and the total mass of the others carry nearly as
 much information. They are stored in safetensors files of up to 256 texts each: ids [n, T + 1], top [n, T, k], and probs
 [n, T, k] in float16. Each file is written completely or not at all, so an interrupted run continues with the missing
 ones.
 
-Source: Gemma 2 report, section 3 (Knowledge Distillation). The Gemma 3 report, arXiv 2503.19786, section 2.2, also
-keeps a part of the teacher's vocabulary: 256 sampled tokens at each position.
+The mean of several teachers is better than each of them, because their errors differ.
+
+Sources: Gemma 2 report, section 3 (Knowledge Distillation). The Gemma 3 report, arXiv 2503.19786, section 2.2, also
+keeps a part of the teacher's vocabulary: 256 sampled tokens at each position. Hinton et al., arXiv 1503.02531, distill
+an ensemble.
 """
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -21,11 +26,11 @@ from gemma_np.checkpoints.checksum import CHECKSUM, checksum
 from gemma_np.checkpoints.safetensors_file import IDS, read_metadata, stored_tensors, write_tensors
 from gemma_np.errors import GemmaError
 from gemma_np.gemma import Gemma
-from gemma_np.json_input import object_of, parse_json, read_json, whole_number
+from gemma_np.json_input import list_of, object_of, parse_json, read_json, whole_number
 from gemma_np.model.log_probs import log_softmax
 from gemma_np.text.tokenizer import Tokenizer, read_tokenizer
 from gemma_np.training.data import check_tokens
-from gemma_np.training.distillation import weights_digest
+from gemma_np.training.distillation import check_same_vocabulary, weights_digest
 from gemma_np.training.losses import TopK, soft_cross_entropy_top_k
 from gemma_np.training.mpi import Ranks
 from gemma_np.training.task import Batch
@@ -37,32 +42,55 @@ _BATCH_SIZE = 8  # texts that the teacher reads at once
 _DTYPES = IDS | {"F16": np.float16}
 _CHECKSUMS = object_of({name: CHECKSUM for name in ("ids", "top", "probs")})
 _SETTINGS_VALUES = object_of(
-    {"seq_len": whole_number(1), "top_k": whole_number(1), "tokens": whole_number(2), "teacher": CHECKSUM}
+    {"seq_len": whole_number(1), "top_k": whole_number(1), "tokens": whole_number(2), "teachers": list_of(CHECKSUM)}
 )
 
 
-def top_k(logits: np.ndarray, k: int) -> TopK:
+def mean_probs(teachers: Sequence[Gemma], ids: np.ndarray) -> np.ndarray:
+    """Return the mean of the teachers' distributions of the next token.
+
+    ids [B, T] -> [B, T, V]
+    """
+    total = np.exp(log_softmax(teachers[0].logits(ids)))
+    for teacher in teachers[1:]:
+        total += np.exp(log_softmax(teacher.logits(ids)))
+    return total / len(teachers)
+
+
+def top_k(probs: np.ndarray, k: int) -> TopK:
     """Return the k most likely tokens of each distribution, unsorted, and their probabilities.
 
-    logits [..., T, V], k < V -> ids and probs [..., T, k]
+    probs [..., T, V], k < V -> ids and probs [..., T, k]
     """
-    ids = np.argpartition(logits, -k, axis=-1)[..., -k:]
-    return TopK(ids, np.exp(np.take_along_axis(log_softmax(logits), ids, axis=-1)))
+    ids = np.argpartition(probs, -k, axis=-1)[..., -k:]
+    return TopK(ids, np.take_along_axis(probs, ids, axis=-1))
 
 
-def check_targets(teacher: Gemma, seq_len: int, k: int) -> None:
-    """Check that a teacher can read texts of that length and has more than k tokens. Raises GemmaError if not."""
-    context = teacher.config.max_position_embeddings
+def check_targets(teachers: Sequence[Gemma], seq_len: int, k: int) -> None:
+    """Check that there is a teacher, that all have the same vocabulary, of more than k tokens, and that they can read
+    texts of that length. Raises GemmaError if not.
+    """
+    if not teachers:
+        raise GemmaError("teacher: none, expected one or more")
+    for other in teachers[1:]:
+        check_same_vocabulary(other, teachers[0], "the first teacher")
+    context = min(teacher.config.max_position_embeddings for teacher in teachers)
     if not 0 < seq_len <= context:
         raise GemmaError(f"seq_len: {seq_len}, expected 1 to the teacher's context of {context}")
-    if not 0 < k < teacher.config.vocab_size:
-        raise GemmaError(f"top_k: {k}, expected 1 to {teacher.config.vocab_size - 1}, less than the vocabulary")
+    vocab_size = teachers[0].config.vocab_size
+    if not 0 < k < vocab_size:
+        raise GemmaError(f"top_k: {k}, expected 1 to {vocab_size - 1}, less than the vocabulary")
 
 
 def write_targets(
-    teacher: Gemma, tokens: np.ndarray, seq_len: int, k: int, folder: Path, ranks: Ranks | None = None
+    teachers: Sequence[Gemma],
+    tokens: np.ndarray,
+    seq_len: int,
+    k: int,
+    folder: Path,
+    ranks: Ranks | None = None,
 ) -> None:
-    """Write a teacher's top-k probabilities on tokens [N], read in texts of `seq_len`, to a folder.
+    """Write the top-k probabilities of the teachers' mean on tokens [N], read in texts of `seq_len`, to a folder.
 
     Existing files are kept; the ranks share the missing ones. Raises GemmaError for what `check_targets` checks, when
     the folder was started with other settings, and when an existing file is damaged.
@@ -70,9 +98,11 @@ def write_targets(
     from tqdm import tqdm
 
     ranks = ranks or Ranks()
-    check_targets(teacher, seq_len, k)
+    check_targets(teachers, seq_len, k)
     check_tokens(tokens, seq_len)
-    settings = {"seq_len": seq_len, "top_k": k, "tokens": len(tokens), "teacher": weights_digest(teacher)}
+    digests = [weights_digest(teacher) for teacher in teachers]
+    settings: dict[str, Any] = {"seq_len": seq_len, "top_k": k, "tokens": len(tokens), "teachers": digests}
+    vocab_size = teachers[0].config.vocab_size
     if ranks.rank == 0 and not (folder / _SETTINGS).exists():
         folder.mkdir(parents=True, exist_ok=True)
         atomic_write(folder / _SETTINGS, lambda partial: partial.write_text(json.dumps(settings) + "\n"))
@@ -81,20 +111,20 @@ def write_targets(
         if settings[name] != value:
             raise GemmaError(f"{folder}: was started with {name}={value}, but this run asks for {settings[name]}")
     texts = (len(tokens) - 1) // seq_len
-    dtype = np.uint16 if teacher.config.vocab_size <= 2**16 else np.uint32
+    dtype = np.uint16 if vocab_size <= 2**16 else np.uint32
     missing = []
     for number, path in enumerate(_files(folder, texts)):
         if not path.exists():
             missing.append((number, path))
         elif number % ranks.size == ranks.rank:
-            _open_targets(path, settings, min(_TEXTS, texts - number * _TEXTS), teacher.config.vocab_size)
+            _open_targets(path, settings, min(_TEXTS, texts - number * _TEXTS), vocab_size)
     ranks.barrier()  # all ranks list the missing files before any of them is written
     hide = True if ranks.rank else None  # None: hide the bar when the output is not a terminal
     for number, path in tqdm(missing[ranks.rank :: ranks.size], desc="caching teacher", unit=" files", disable=hide):
         starts = range(number * _TEXTS * seq_len, min((number + 1) * _TEXTS, texts) * seq_len, seq_len)
         ids = np.stack([tokens[start : start + seq_len + 1] for start in starts])
         parts = [
-            top_k(teacher.logits(ids[first : first + _BATCH_SIZE, :-1].astype(np.int64)), k)
+            top_k(mean_probs(teachers, ids[first : first + _BATCH_SIZE, :-1].astype(np.int64)), k)
             for first in range(0, len(ids), _BATCH_SIZE)
         ]
         arrays = {
@@ -132,7 +162,7 @@ def random_targets(folder: Path, batch_size: int, vocab_size: int) -> Callable[[
     return next_batch
 
 
-def _open_targets(path: Path, settings: Mapping[str, int], texts: int, vocab_size: int) -> dict[str, np.ndarray]:
+def _open_targets(path: Path, settings: Mapping[str, Any], texts: int, vocab_size: int) -> dict[str, np.ndarray]:
     """Return the memory-mapped arrays of one file, checked against the settings and the vocabulary."""
     stored = stored_tensors(path, _DTYPES)
     checksums = parse_json(read_metadata(path).get("checksums", "{}"), _CHECKSUMS, path)
@@ -169,12 +199,12 @@ def from_targets(logits: np.ndarray, batch: Batch) -> tuple[np.ndarray, np.ndarr
     return soft_cross_entropy_top_k(logits, batch.teacher)
 
 
-def read_settings(folder: Path) -> dict[str, int]:
-    """Return the settings of the targets in a folder: seq_len, top_k, number of tokens, digest of the teacher.
+def read_settings(folder: Path) -> dict[str, Any]:
+    """Return the settings of the targets in a folder: seq_len, top_k, number of tokens, digests of the teachers.
 
     Raises GemmaError when the folder has no targets.
     """
-    settings: dict[str, int] = read_json(folder / _SETTINGS, _SETTINGS_VALUES, "the output of gemma-np cache-teacher")
+    settings: dict[str, Any] = read_json(folder / _SETTINGS, _SETTINGS_VALUES, "the output of gemma-np cache-teacher")
     return {name: settings[name] for name in _SETTINGS_VALUES.fields}
 
 

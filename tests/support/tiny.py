@@ -80,10 +80,10 @@ def config(model_type="gemma2"):
     return GemmaConfig(model_type=model_type, vocab_size=len(tokenizer()), **SIZES, **special)
 
 
-def gemma(model_type="gemma2", **changes):
-    """Return the whole model; changes replace fields of its config."""
+def gemma(model_type="gemma2", seed=0, **changes):
+    """Return the whole model with random weights; changes replace fields of its config."""
     tiny = dataclasses.replace(config(model_type), **changes)
-    return Gemma(tiny, random_weights(tiny, 0), tokenizer())
+    return Gemma(tiny, random_weights(tiny, seed), tokenizer())
 
 
 def with_number(model, name, value, position=3):

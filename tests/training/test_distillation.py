@@ -38,7 +38,7 @@ IDS = random_ids(CONFIG, 0, 2, 9)
 def test_another_size_of_vocabulary_is_refused():
     config = dataclasses.replace(CONFIG, vocab_size=CONFIG.vocab_size + 1)
     student = gemma_np.Gemma(config, random_weights(config, 0), None)
-    message = f"teacher: vocab_size={CONFIG.vocab_size}, expected {config.vocab_size} as the student's"
+    message = f"teacher: vocab_size={CONFIG.vocab_size}, expected {config.vocab_size} as in the student"
     with pytest.raises(GemmaError, match=message):
         check_same_vocabulary(TEACHER, student)
 

@@ -68,6 +68,24 @@ def assert_same_weights(run, folder):
     assert all(weights[name].tobytes() == weight.tobytes() for name, weight in run.model.weights.items())
 
 
+@pytest.mark.parametrize(("generation", "model_type"), [(1, "gemma"), (2, "gemma2"), (3, "gemma3_text")])
+def test_every_generation_can_be_trained_from_scratch(folder, tmp_path, generation, model_type):
+    texts, tokenizer = folder / "texts", folder / "tokenizer.model"
+    model = training.new_model(tokenizer, **SHAPE, generation=generation)
+    assert model.config.model_type == model_type
+    run = training.train(model, texts, tmp_path / "run", config=replace(CONFIG, steps=30))
+    assert run.log[-1]["loss"] < run.log[0]["loss"] - 0.5
+    assert gemma_np.load(tmp_path / "run").config == model.config
+    arguments = [str(texts), "--tokenizer", str(tokenizer), "--generation", str(generation), *OPTIONS]
+    assert main(["train", *arguments, "-o", str(tmp_path / "command")]) == 0
+    assert gemma_np.load(tmp_path / "command").config == model.config
+
+
+def test_an_unknown_generation_is_refused():
+    with pytest.raises(GemmaError, match="generation: 4, expected 1, 2 or 3"):
+        training.new_model(tiny.tokenizer(), generation=4)
+
+
 def test_a_new_model_has_the_shape_that_was_asked_for(folder):
     model = training.new_model(folder / "tokenizer.model", **SHAPE, seed=3)
     assert {name: getattr(model.config, name) for name in SHAPE} == SHAPE
@@ -116,14 +134,17 @@ def test_distill_on_paths_is_the_command(folder, prompt_tokens):
     assert_same_weights(run, folder / "command")
 
 
-def test_distill_from_cache_on_paths_is_the_command(folder):
-    texts, teacher = str(folder / "texts"), str(folder / "teacher")
-    training.cache_teacher(teacher, texts, folder / "targets", top_k=8, seq_len=16)
+@pytest.mark.parametrize("number", [1, 2])
+def test_distill_from_cache_on_paths_is_the_command(folder, number):
+    tiny.gemma(seed=1).save(folder / "other")
+    texts, teachers = str(folder / "texts"), [str(folder / "teacher"), folder / "other"][:number]
+    training.cache_teacher(teachers, texts, folder / "targets", top_k=8, seq_len=16)
     run = training.distill_from_cache(new_model(), folder / "targets", folder / "python", config=CONFIG)
     assert_complete(run, folder / "python")
-    cached = str(folder / "cached")
-    assert main(["cache-teacher", texts, "--teacher", teacher, "--top-k", "8", "--seq-len", "16", "-o", cached]) == 0
-    assert main(["distill", "--targets", cached, *OPTIONS, "-o", str(folder / "command")]) == 0
+    arguments = [texts, "--top-k", "8", "--seq-len", "16", "-o", str(folder / "cached")]
+    arguments += [argument for teacher in teachers for argument in ("--teacher", str(teacher))]
+    assert main(["cache-teacher", *arguments]) == 0
+    assert main(["distill", "--targets", str(folder / "cached"), *OPTIONS, "-o", str(folder / "command")]) == 0
     assert_same_weights(run, folder / "command")
 
 
