@@ -51,6 +51,7 @@ OPTIONS = {
     "--decode": Range(0),
     "--distill": Range(1),
     "--eval-every": Range(1),
+    "--generation": Range(1, 3),
     "--grad-accum-steps": Range(1),
     "--group-size": Range(2),
     "--head-dim": Range(2),

@@ -14,7 +14,6 @@ from gemma_np.cli.options import add_number
 from gemma_np.cli.outputs import add_new_folder, add_output_file
 from gemma_np.compression.qat import FakeQuantize
 from gemma_np.compression.quantization import QUANTIZE_FORMATS, Scheme
-from gemma_np.config import GENERATIONS
 from gemma_np.errors import GemmaError
 from gemma_np.gemma import Gemma, load
 from gemma_np.input_files import read_text
@@ -220,7 +219,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--resume", action="store_true", help="continue the run in OUT")
     parser.add_argument("--model", metavar="M", help=f"continue from a checkpoint: {MODEL_HELP}")
     shape = parser.add_argument_group("a model from scratch")
-    shape.add_argument("--generation", type=int, choices=GENERATIONS, default=2, help="Gemma 1, 2 or 3 (2)")
+    add_number(shape, "--generation", "generation of Gemma", 2)
     for name, (option, meaning) in SHAPE.items():
         add_number(shape, f"--{option}", meaning, SMALL_SHAPE[name], dest=name)
     add_training_config(parser, "training")
