@@ -1,6 +1,6 @@
 """What quantization costs: formats and methods, on the bundled student and on the real Gemma 3 270M.
 
-python tutorials/experiments/bits_and_methods.py texts/
+python tutorials/experiments/bits_and_methods.py
 """
 
 from collections.abc import Callable, Iterator

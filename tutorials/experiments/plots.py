@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 HERE = Path(__file__).parent
 
 
-def bars(name: str, title: str, rows: list[dict]) -> None:
+def bars(name: str, rows: list[dict], title: str) -> None:
     """Plot the mean loss of each row with its standard deviation, and the loss of each seed as a tick."""
     figure = Figure(figsize=(7, 1.4 + 0.45 * len(rows)), layout="constrained")
     axes = figure.subplots()
@@ -25,16 +25,16 @@ def bars(name: str, title: str, rows: list[dict]) -> None:
     save(figure, axes, name)
 
 
-def lines(name: str, title: str, rows: list[dict]) -> None:
-    """Plot the loss over the parameters, one line per kind of training."""
+def lines(name: str, rows: list[dict], title: str, *, x: str, unit: str) -> None:
+    """Plot the loss over a column of the rows, in millions, one line per kind of training."""
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     for number, kind in enumerate(dict.fromkeys(row["kind"] for row in rows)):
         chosen = [row for row in rows if row["kind"] == kind]
-        sizes = [row["parameters"] / 1e6 for row in chosen]
+        sizes = [row[x] / 1e6 for row in chosen]
         means, stds = [row["mean"] for row in chosen], [row["std"] for row in chosen]
         axes.errorbar(sizes, means, yerr=stds, fmt="o-", color=f"C{number}", capsize=4, label=kind)
-    axes.set(xlabel="parameters (millions)", ylabel="validation loss (nats per token)", title=title)
+    axes.set(xlabel=unit, ylabel="validation loss (nats per token)", title=title)
     axes.legend(frameon=False)
     save(figure, axes, name)
 

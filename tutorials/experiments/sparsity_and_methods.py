@@ -1,6 +1,6 @@
 """Pruning: the cost of sparsity and methods without healing, on the bundled model and on the real Gemma 3 270M.
 
-python tutorials/experiments/sparsity_and_methods.py texts/
+python tutorials/experiments/sparsity_and_methods.py
 """
 
 from collections.abc import Callable, Iterator

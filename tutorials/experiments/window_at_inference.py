@@ -1,36 +1,27 @@
 """Table 10 in miniature: models trained with a window of 64, evaluated with narrower ones.
 
-python tutorials/experiments/window_at_inference.py texts/
+mpiexec -n 2 python tutorials/experiments/window_at_inference.py
 """
 
 from dataclasses import replace
 
-from common import SEEDS, TRAINING, Lab, Shape
+from common import SEEDS, open_lab, row, write
 from plots import bars
-
-from gemma_np import Gemma
-from gemma_np.training.data import random_batches
-from gemma_np.training.task import Task
 
 WINDOWS = (64, 32, 16, 8, 4, 1)
 
-lab = Lab(__doc__)
-task = Task(random_batches(lab.tokens, TRAINING.batch_size, TRAINING.seq_len))
-models = [lab.trained("kv-2", Shape(), task, seed) for seed in SEEDS]
-
-
-def loss_with(window: int, model: Gemma) -> float:
-    """Return the loss of the same weights when local layers see only `window` keys."""
-    return lab.loss(replace(model, config=replace(model.config, sliding_window=window)))
-
-
-rows = [
-    {
-        "label": f"window {window}",
-        "parameters": Shape().parameters,
-        "losses": [loss_with(window, model) for model in models],
-    }
-    for window in WINDOWS
-]
-rows = lab.write("window_at_inference", rows)
-bars("window_at_inference", "The local window narrowed at inference (report: table 10)", rows)
+with open_lab(__doc__) as lab:
+    runs = [lab.from_scratch("kv-2", seed) for seed in SEEDS]  # shared with gqa_against_mha.py
+    lab.train(runs)
+    if lab.ranks.rank == 0:
+        models = [lab.trained(run.name) for run in runs]
+        rows = [
+            row(
+                f"window {window}",
+                runs[0].parameters,
+                [lab.loss(replace(model, config=replace(model.config, sliding_window=window))) for model in models],
+            )
+            for window in WINDOWS
+        ]
+        write("window_at_inference", rows)
+        bars("window_at_inference", rows, "The local window narrowed at inference (report: table 10)")
