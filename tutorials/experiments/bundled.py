@@ -10,12 +10,14 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
+from cards import continuations, loss_on, plot_curve, replies
 from common import BATCH_SIZE, SEEDS, SEQ_LEN, TRAINING, Lab, Run, open_lab, steps
 from corpus import Corpus, documents
 from dialogues import conversations, own_replies
 from pairs import BUNDLED_BUDGET, cache_teachers, student, twin
 
-from gemma_np.training import TrainingConfig, new_model
+import gemma_np
+from gemma_np.training import TrainingConfig, merge, new_model
 from gemma_np.training.conversations import all_conversations, conversation_rows, random_conversations
 from gemma_np.training.data import random_batches, random_windows
 from gemma_np.training.distillation import from_teacher
@@ -90,6 +92,17 @@ def chat_validation(lab: Lab) -> list[Batch]:
     return all_conversations(chat_rows(lab, "held_out"), 8)
 
 
+def publish(lab: Lab, run: Run, name: str) -> None:
+    """Write a trained model in bfloat16, and what its card shows of it, to the folder of the bundled models."""
+    folder = lab.folder / "bundled" / name
+    if not folder.exists():
+        merge([lab.trained(run.name)], "bfloat16").save(folder)
+    model = gemma_np.load(folder)
+    (play,) = (text for text in documents(lab.folder, "held_out") if "Juliet" in text)
+    samples = replies(model) if name.endswith("chat") else continuations(model)
+    folder.with_suffix(".md").write_text(f"# {name}\n\nRomeo and Juliet: {loss_on(model, play)}\n\n{samples}")
+
+
 if __name__ == "__main__":
     with open_lab(__doc__) as lab:
         large = teacher(lab)
@@ -103,3 +116,17 @@ if __name__ == "__main__":
         chats = [fine_tuned(lab, large, "teacher-chat"), fine_tuned(lab, students[0], "student-chat")]
         lab.train(chats, "stage 3 of 4")
         lab.train([on_policy(lab, chats[1], chats[0], "on-policy-chat")], "stage 4 of 4")
+        if lab.ranks.rank == 0:
+            shipped = {
+                "shakespeare-1m": students[0],
+                "shakespeare-1m-scratch": twins[0],
+                "shakespeare-4m": large,
+                "shakespeare-chat": chats[1],
+                "shakespeare-gemma1": gemma1,
+                "shakespeare-gemma3": gemma3,
+            }
+            for name, run in shipped.items():
+                publish(lab, run, name)
+            kinds = {"from scratch": twins, "distilled": students, "teacher (4 M)": [large]}
+            folders = {kind: [lab.folder / run.name for run in runs] for kind, runs in kinds.items()}
+            plot_curve(folders, BATCH_SIZE * SEQ_LEN, lab.folder / "bundled" / "curve.svg")

@@ -22,7 +22,7 @@ def bars(name: str, rows: list[dict], title: str) -> None:
         xlabel="validation loss (nats per token); dot and whiskers: mean and standard deviation, ticks: seeds",
         title=title,
     )
-    save(figure, axes, name)
+    save(figure, axes, HERE / f"{name}.svg")
 
 
 def lines(name: str, rows: list[dict], title: str, *, x: str, unit: str) -> None:
@@ -36,11 +36,11 @@ def lines(name: str, rows: list[dict], title: str, *, x: str, unit: str) -> None
         axes.errorbar(sizes, means, yerr=stds, fmt="o-", color=f"C{number}", capsize=4, label=kind)
     axes.set(xlabel=unit, ylabel="validation loss (nats per token)", title=title)
     axes.legend(frameon=False)
-    save(figure, axes, name)
+    save(figure, axes, HERE / f"{name}.svg")
 
 
-def save(figure: Figure, axes: Axes, name: str) -> None:
+def save(figure: Figure, axes: Axes, path: Path) -> None:
     """Write the figure to an svg file."""
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(HERE / f"{name}.svg")
+    figure.savefig(path)
