@@ -67,11 +67,9 @@ def chat_rows(lab: Lab, part: str) -> np.ndarray:
 
 
 def fine_tuned(lab: Lab, start: Run, name: str) -> Run:
-    """Return the fine-tuning of a trained model on the conversations of the plays, about once through all of them."""
+    """Return the fine-tuning of a trained model on the conversations of the plays."""
     rows = chat_rows(lab, "plays")
-    config = replace(
-        TRAINING, steps=len(rows) // 8, batch_size=8, learning_rate=1e-3, warmup_steps=100, weight_decay=0.1
-    )
+    config = replace(TRAINING, steps=1000, batch_size=8, learning_rate=1e-3, warmup_steps=100, weight_decay=0.1)
     task = Task(random_conversations(rows, config.batch_size), validation=chat_validation(lab))
     return Run(name, lab.trained(start.name), task, config)
 
