@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from gemma_np.allocator import keep_freed_memory
 from gemma_np.checkpoints.saving import write_checkpoint
 from gemma_np.config import GemmaConfig
 from gemma_np.errors import GemmaError
@@ -133,6 +134,7 @@ def run_task(
     the loss is not finite, in which case the last good checkpoint is kept.
     """
     ranks = ranks or Ranks()
+    keep_freed_memory()
     check_trainable(model.weights)
     if training_config.batch_size < ranks.size:
         raise GemmaError(
