@@ -139,7 +139,6 @@ def test_the_oracle_clears_the_framework_and_names_what_is_planted_in_it(model, 
         wrong = capture_transformers(framework, ids)
     found = diagnose(reference, wrong, "float32")
     assert [mistake.id for mistake in found.mistakes] == ["gelu-exact"]
-    assert found.signatures == []
 
 
 # Compression

@@ -1,114 +1,125 @@
-"""Find the mistake in a dump: which entry of the catalogue, or which two, reproduce its numbers.
+"""Find what a dump computes in place of Gemma: operation by operation where it has the records, otherwise by a search.
 
-Each operation of the dump is first compared with the reference on the dump's own inputs. Then each mistake that can
-explain the wrong records is injected into the reference; the right one makes all records agree.
+Each operation of the dump is first compared with the reference on the dump's own inputs. Those that are wrong are
+identified: every alternative of the operation is tried on the same inputs. Where inputs are missing, alternatives of
+the missing operations are planted in the reference, until the dump's records agree.
 """
 
 import inspect
-from collections.abc import Mapping
-from fnmatch import fnmatchcase
-from itertools import permutations
+import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from gemma_np.oracle.comparison import of_the_right_shape
-from gemma_np.oracle.isolation import isolated
-from gemma_np.oracle.mistakes import CATALOGUE, Mistake, inject_mistakes
+from gemma_np.oracle.identification import Finding, identify
+from gemma_np.oracle.isolation import isolated, isolated_run
+from gemma_np.oracle.mistakes import CATALOGUE, Mistake
 from gemma_np.oracle.noise import Records, noise_thresholds, relative_errors
-from gemma_np.oracle.signatures import signatures
+from gemma_np.oracle.search import BUDGET, Search, Trial
 from gemma_np.oracle.trace import Reference
 
-_NEARLY = 30
-"""An explanation whose error is below this many thresholds is tried again with the noise of the mistaken model."""
-
 _MOST_LINES = 3
+_BY_ID = {mistake.id: mistake for mistake in CATALOGUE}
 
 
-class Explanation(NamedTuple):
-    """One mistake, or two together, injected into the reference."""
+class Cause(NamedTuple):
+    """What explains some of the wrong records."""
 
-    mistakes: tuple[Mistake, ...]
-    error: float  # the largest remaining error, in units of its threshold
-    num_wrong: int  # the number of records that are still wrong
-
-    @property
-    def explains(self) -> bool:
-        """Return whether the mistakes explain all records."""
-        return self.num_wrong == 0
+    says: str  # what is computed instead
+    keys: tuple[str, ...]  # the records that are computed so
+    known: str = ""  # the entries of the catalogue, separated by spaces
+    ties: tuple[str, ...] = ()  # what explains them as well
+    error: float = 0.0  # what remains with it, in units of what rounding explains
 
 
 class Diagnosis(NamedTuple):
     """The result of `diagnose`."""
 
     wrong: dict[str, float]  # records that are wrong given their inputs: error, in units of its threshold
-    explanations: list[Explanation]  # best first; empty when nothing is wrong
-    signatures: list[str]  # what the numbers show by themselves
+    causes: list[Cause]  # what explains them
+    unexplained: list[str]  # the wrong records that no cause explains
+    trials: int = 0  # forward passes of the search
+    untried: int = 0  # alternatives that the search had no time for
 
     @property
     def mistakes(self) -> tuple[Mistake, ...]:
-        """Return the mistakes that explain the dump; empty when no known mistake does."""
-        return self.explanations[0].mistakes if self.explanations and self.explanations[0].explains else ()
+        """Return the entries of the catalogue among the causes; empty when something is unexplained."""
+        if self.unexplained:
+            return ()
+        ids = (known for cause in self.causes for known in cause.known.split())
+        return tuple(_BY_ID[known] for known in dict.fromkeys(ids))
 
 
 def diagnose(reference: Reference, theirs: Records, dtype: str) -> Diagnosis:
-    """Explain a dump by one mistake of the catalogue, or by two if no single one explains it.
+    """Explain a dump.
 
     reference: in float64; theirs: some or all records, as `gemma_np.oracle.dump.align_dump` returns them; dtype:
     that of their computation.
     """
-    from tqdm import tqdm
-
     theirs = of_the_right_shape(reference, theirs)
     thresholds = noise_thresholds(reference, theirs, dtype, isolated)
-    wrong = {key: excess for key, excess in _excesses(reference, theirs, thresholds).items() if excess > 1}
-    if not wrong:
-        return Diagnosis({}, [], [])
-    lines = signatures(reference, theirs)
-    candidates = [mistake for mistake in CATALOGUE if _can_explain(mistake, reference, wrong, theirs)]
-    singles = [
-        _explanation((mistake,), reference, theirs, thresholds, dtype)
-        for mistake in tqdm(candidates, desc="one mistake", leave=False, disable=None)
-    ]
-    singles.sort(key=_rank)
-    if singles and singles[0].explains:
-        return Diagnosis(wrong, singles, lines)
-    pairs = [
-        _explanation(pair, reference, theirs, thresholds, dtype)
-        for pair in tqdm(list(permutations(candidates, 2)), desc="two mistakes", leave=False, disable=None)
-    ]
-    return Diagnosis(wrong, sorted(singles + pairs, key=_rank), lines)
+    run = isolated_run(reference, theirs)
+    errors = relative_errors(reference, theirs, run.expected)
+    excesses = {key: error / thresholds[key] if np.isfinite(error) else np.inf for key, (error, _) in errors.items()}
+    wrong = {key: excess for key, excess in excesses.items() if excess > 1}
+    findings = identify(reference, theirs, run.inputs, wrong, thresholds)
+    causes = _grouped(reference, findings)
+    unexplained = [finding.key for finding in findings if not finding.alternatives]
+    if not unexplained:
+        return Diagnosis(wrong, causes, [])
+    search = Search(reference, theirs, thresholds, excesses)
+    singles = search.singles(run.inputs)
+    found = [trial for trial in singles if search.explains(trial)]
+    found = found or [trial for trial in search.pairs(singles) if search.explains(trial)]
+    if not found:
+        return Diagnosis(wrong, causes, unexplained, search.trials, search.skipped)
+    return Diagnosis(wrong, _planted(found), [], search.trials, search.skipped)
 
 
-def _excesses(reference: Reference, theirs: Records, thresholds: Mapping[str, float]) -> dict[str, float]:
-    """Return the isolated error of each record, in units of its threshold."""
-    with np.errstate(all="ignore"):  # a mistake may divide by zero
-        errors = relative_errors(reference, theirs, isolated(reference, theirs))
-    return {key: error / thresholds[key] if np.isfinite(error) else np.inf for key, (error, _) in errors.items()}
+def _grouped(reference: Reference, findings: Sequence[Finding]) -> list[Cause]:
+    """Return the causes of the records that are explained, one for each thing that is said.
+
+    Of several alternatives that explain a record equally well, that is chosen which explains the most records and
+    contradicts the fewest.
+    """
+    count: dict[str, int] = {}
+    for finding in findings:
+        for alternative in finding.alternatives:
+            count[alternative.says] = count.get(alternative.says, 0) + 1
+    causes: dict[str, Cause] = {}
+    for finding in findings:
+        if finding.alternatives:
+            best, *others = sorted(finding.alternatives, key=lambda alternative: -count[alternative.says])
+            before = causes.get(best.says)
+            causes[best.says] = Cause(
+                best.says,
+                (*(before.keys if before else ()), finding.key),
+                best.known,
+                tuple(other.says for other in others if count[other.says] == count[best.says]),
+                max(finding.error, before.error if before else 0.0),
+            )
+    return list(causes.values())
 
 
-def _can_explain(mistake: Mistake, reference: Reference, wrong: Mapping[str, float], theirs: Records) -> bool:
-    """Return whether a mistake applies to the model and shows in a wrong record, or only in records not in the dump."""
-    if reference.config.model_type not in mistake.models:
-        return False
-    if any(fnmatchcase(key, pattern) for key in wrong for pattern in mistake.shows):
-        return True
-    return not any(fnmatchcase(key, pattern) for key in theirs for pattern in mistake.shows)
+def _planted(trials: Sequence[Trial]) -> list[Cause]:
+    """Return the causes of the best trial, a known mistake if there is one; the others are its ties."""
+    exact = [trial for trial in trials if not trial.is_fitted] or trials
+    trials = sorted(exact, key=lambda trial: (not all(member.known for member in trial.plan.values()), trial.rank))
+    texts = [" and ".join(_says(trial)) for trial in trials]
+    ties = tuple(dict.fromkeys(text for text in texts[1:] if text != texts[0]))
+    causes: dict[str, Cause] = {}
+    for name, alternative in trials[0].plan.items():
+        before = causes.get(alternative.says)
+        keys = (*(before.keys if before else ()), name)
+        causes[alternative.says] = Cause(alternative.says, keys, alternative.known, ties, trials[0].rank[1])
+    return list(causes.values())
 
 
-def _explanation(
-    mistakes: tuple[Mistake, ...], reference: Reference, theirs: Records, thresholds: Mapping[str, float], dtype: str
-) -> Explanation:
-    with inject_mistakes(mistakes, reference.config, reference.lengths):
-        excesses = _excesses(reference, theirs, thresholds)
-        if 1 < max(excesses.values()) < _NEARLY:  # a wrong model may be noisier than the right one
-            excesses = _excesses(reference, theirs, noise_thresholds(reference, theirs, dtype, isolated))
-    return Explanation(mistakes, max(excesses.values()), sum(excess > 1 for excess in excesses.values()))
-
-
-def _rank(explanation: Explanation) -> tuple[int, float]:
-    return explanation.num_wrong, explanation.error
+def _says(trial: Trial) -> Iterable[str]:
+    return dict.fromkeys(alternative.says for alternative in trial.plan.values())
 
 
 def source_of_right(mistake: Mistake) -> str:
@@ -119,24 +130,58 @@ def source_of_right(mistake: Mistake) -> str:
     return f"gemma_np/{file.relative_to(Path(__file__).parent.parent)}:{first_line} ({mistake.right.__name__})"
 
 
+def places(keys: Iterable[str]) -> list[str]:
+    """Return names of records with layers and passes in ranges: `layers.0-3.self_attn.probs in passes 0-2`."""
+    by_kind: dict[str, dict[int, list[int]]] = {}
+    for key in keys:
+        number, name = re.fullmatch(r"(?:pass\.(\d+)\.)?(.*)", key).groups()  # type: ignore[union-attr]
+        match = re.match(r"layers\.(\d+)\.", name)
+        kind = name.replace(match[0], "layers.*.", 1) if match else name
+        by_kind.setdefault(kind, {}).setdefault(int(match[1]) if match else -1, []).append(int(number or 0))
+    lines = []
+    for kind, layers in by_kind.items():
+        passes = sorted({number for numbers in layers.values() for number in numbers})
+        where = "" if passes == [0] else f" in pass{'es' if len(passes) > 1 else ''} {ranges(passes)}"
+        lines.append(kind.replace("*", ranges(sorted(layers))) + where)
+    return lines
+
+
+def ranges(numbers: Sequence[int]) -> str:
+    """Return increasing numbers with ranges: "0-3,5"."""
+    parts: list[list[int]] = []
+    for number in numbers:
+        if parts and number == parts[-1][-1] + 1:
+            parts[-1].append(number)
+        else:
+            parts.append([number])
+    return ",".join(f"{part[0]}-{part[-1]}" if len(part) > 1 else str(part[0]) for part in parts)
+
+
 def describe_diagnosis(diagnosis: Diagnosis) -> list[str]:
-    """Return the lines of a report: the wrong records, the mistakes that explain them, and how to fix them."""
+    """Return the lines of a report: the wrong records, what explains them, and how to fix it."""
     if not diagnosis.wrong:
         return ["Nothing is wrong: every record equals what the reference computes from its inputs, up to rounding."]
-    first_wrong = list(diagnosis.wrong.items())[:_MOST_LINES]
     lines = [f"{len(diagnosis.wrong)} records are wrong given their inputs; the first ones are:"]
+    first_wrong = list(diagnosis.wrong.items())[:_MOST_LINES]
     lines += [f"  {key}: {excess:.3g} times the error that rounding explains" for key, excess in first_wrong]
-    if diagnosis.signatures:
-        lines += ["The numbers themselves show:", *(f"  {line}" for line in diagnosis.signatures[:_MOST_LINES])]
-    if not diagnosis.mistakes:
-        lines.append(f"None of the known mistakes explains the dump. Check the code that computes {first_wrong[0][0]}.")
-        return lines
-    for mistake in diagnosis.mistakes:
-        lines += [f"{mistake.id}: {mistake.instead}", f"  right: {source_of_right(mistake)}", f"  fix: {mistake.fix}"]
-    before, after = max(diagnosis.wrong.values()), diagnosis.explanations[0].error
-    lines.append(f"  error without and with it, in units of what rounding explains: {before:.3g}, {after:.3g}")
-    others = [explanation.mistakes for explanation in diagnosis.explanations[1:] if explanation.explains]
-    if others:
-        names = "; ".join(" and ".join(mistake.id for mistake in mistakes) for mistakes in others)
-        lines.append(f"  other explanations: {names}")
+    for cause in diagnosis.causes:
+        lines += _describe_cause(cause)
+    if diagnosis.unexplained:
+        lines.append(f"Not explained: {'; '.join(places(diagnosis.unexplained))}.")
+        lines.append(f"Check the code that computes {diagnosis.unexplained[0]}.")
+    if diagnosis.trials:
+        left = f"; {diagnosis.untried} alternatives were not tried" if diagnosis.untried else ""
+        lines.append(f"Searched in {diagnosis.trials} forward passes, of at most {BUDGET}{left}.")
+    return lines
+
+
+def _describe_cause(cause: Cause) -> list[str]:
+    lines = [f"{'; '.join(places(cause.keys))}: {cause.says}"]
+    lines.append(f"  with it, {cause.error:.2g} times the error that rounding explains")
+    for known in cause.known.split():
+        mistake = _BY_ID[known]
+        lines += [f"  known as {mistake.id}", f"  right: {source_of_right(mistake)}", f"  fix: {mistake.fix}"]
+    lines += [f"  or: {tie}" for tie in cause.ties[:_MOST_LINES]]
+    if len(cause.ties) > _MOST_LINES:
+        lines.append(f"  or one of {len(cause.ties) - _MOST_LINES} others")
     return lines

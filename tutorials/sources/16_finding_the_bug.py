@@ -26,7 +26,7 @@ from gemma_np.model.attention_mask import attention_mask
 from gemma_np.oracle.comparison import compare
 from gemma_np.oracle.diagnosis import describe_diagnosis, diagnose
 from gemma_np.oracle.dump import align_dump, read_dump
-from gemma_np.oracle.isolation import isolated
+from gemma_np.oracle.isolation import isolated_run
 from gemma_np.oracle.noise import noise_thresholds
 from gemma_np.oracle.trace import Reference, write_trace
 
@@ -249,14 +249,14 @@ lines(noise_thresholds, "for trial", "all_rounded = ", "rounded = ", "for key, (
 
 # %%
 lines(
-    isolated,
+    isolated_run,
     "def tape",
     "replaced = ",
-    "for record_slice in",
-    "expected[key]",
-    "visible = ",
+    "for record_slice in by_name.get",
+    "expected[record_slice.key]",
+    "found = ",
     "np.copyto",
-    "return replaced",
+    "return inputs",
 )
 
 # %%
@@ -298,9 +298,9 @@ assert culprits == [f"layers.{layer}.mlp.hidden" for layer in range(4)]
 #
 # ## The diagnosis
 #
-# Which mistake is it? The oracle has a catalogue of mistakes that people really made, each a small patch of the
-# reference. It injects them one by one and checks which of them reproduces the port's numbers. This is the command, run
-# from Python:
+# Which mistake is it? For each operation the oracle has a list of what people compute instead: other activations, other
+# factors, other masks, and so on. It tries each of them on the port's own inputs and checks which one gives the port's
+# numbers. This is the command, run from Python:
 
 # %%
 status = main(["diagnose", "--model", "shakespeare-1m", str(port_file)])
@@ -308,8 +308,8 @@ assert status == 1  # something is wrong
 assert max(row.error / row.threshold for row in isolated_rows) > 1e4
 
 # %% [markdown]
-# The last line is the proof. Before, the error of the worst record was tens of thousands of times larger than rounding
-# explains; with SiLU in the reference, no difference is left. Fix it:
+# The line "with it" is the proof. Before, the error of the worst record was tens of thousands of times larger than
+# rounding explains; with SiLU in place of GELU, no more is left than rounding explains. Fix it:
 
 
 # %%
@@ -352,18 +352,18 @@ assert long_isolated[0].where[1] >= model.config.sliding_window  # [head, query,
 
 # %% [markdown]
 # Only the probabilities are wrong, only on the local layers 0 and 2, and the largest error is at a query past position
-# 64: this suggests the window. What do the numbers themselves say?
+# 64: this suggests the window. What does the oracle say?
 
 # %%
 reference = Reference(truth, passes)
 long_diagnosis = diagnose(reference, align_dump(read_dump(long_file), reference), "float32")
 print(*describe_diagnosis(long_diagnosis), sep="\n")
 assert [mistake.id for mistake in long_diagnosis.mistakes] == ["window-off-by-one"]
-assert "up to 65 keys" in long_diagnosis.signatures[0]
+assert [cause.says for cause in long_diagnosis.causes] == ["a query sees one key more than the window"]
 
 # %% [markdown]
-# A row of probabilities has 65 values above zero. A window of 64 is the query itself and the 63 before it: a key must
-# be *fewer* than 64 steps back. The port has `<=` where the package has `<`:
+# A window of 64 is the query itself and the 63 before it: a key must be *fewer* than 64 steps back. The port has `<=`
+# where the package has `<`:
 
 # %%
 lines(attention_mask, "distance = ", "return")

@@ -1,6 +1,7 @@
 """Mistakes in attention: the norm of queries and keys, the query scale, the soft cap, the groups of heads."""
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -76,13 +77,17 @@ def attncap_missing(x: np.ndarray, cap: float) -> np.ndarray:
     shows="*.probs",
     models=("gemma2",),
 )
-def attncap_after_mask(scores: np.ndarray, mask: np.ndarray, *, config: GemmaConfig) -> np.ndarray:
+def attncap_after_mask(
+    scores: np.ndarray, mask: np.ndarray, *, config: GemmaConfig, lengths: Sequence[int]
+) -> np.ndarray:
     """Scores are capped after the mask, which turns the -inf of masked keys into -50.
 
-    Give masked keys a score of -cap: scores [..., T, S], mask [T, S] -> probabilities [..., T, S].
+    Give masked keys that are in the cache a score of -cap: scores [..., T, S], mask [T, S] -> probabilities
+    [..., T, S].
     """
     cap = config.attn_logit_softcapping or math.inf
-    return masked_softmax(np.where(mask, scores, -cap), np.ones_like(mask))
+    in_cache = np.arange(mask.shape[1]) < np.repeat(np.cumsum(lengths), lengths)[:, None] if lengths else mask | True
+    return masked_softmax(np.where(mask, scores, -cap), in_cache)
 
 
 @mistake(

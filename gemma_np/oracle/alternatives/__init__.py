@@ -1,0 +1,18 @@
+"""Wrong ways to compute each record: what an implementation may do instead, operation by operation.
+
+To add one, write a function that yields it, in the file of its operation:
+
+    @alternatives("layers.*.mlp.hidden")
+    def only_the_gate(operation: Operation) -> Iterator[Alternative]:
+        '''Yield the product without the other factor.'''
+        yield Alternative("gelu(gate) is not multiplied by up", lambda op: gelu(op["mlp.gate"]))
+
+It is a wrong way to compute a record from earlier ones, so that it can be tried on the inputs in a dump, and planted in
+the reference by a tape. An alternative with a number in it is a `Family`; the number is found by a search.
+"""
+
+from gemma_np.oracle.alternatives import attention, embedding, feed_forward, norms, probs, projections, residual, rope
+from gemma_np.oracle.alternatives.alternative import ALTERNATIVES, Alternative, Family, alternatives
+
+__all__ = ["ALTERNATIVES", "Alternative", "Family", "alternatives"]
+__all__ += ["attention", "embedding", "feed_forward", "norms", "probs", "projections", "residual", "rope"]

@@ -1,0 +1,56 @@
+"""An alternative: what an implementation may compute in place of an operation, and in what words one says so."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from gemma_np.oracle.operation import Operation
+
+
+class Alternative(NamedTuple):
+    """One wrong way to compute a record."""
+
+    says: str  # what is computed instead
+    compute: Callable[[Operation], np.ndarray]  # returns the record of all N tokens
+    known: str = ""  # the entries of the catalogue that this is, separated by spaces
+
+
+class Family(NamedTuple):
+    """Wrong ways to compute a record that differ in one number."""
+
+    says: Callable[[Operation, float], str]
+    compute: Callable[[Operation, float], np.ndarray]
+    values: Sequence[float]  # increasing; the best one, with what lies between its neighbours, is searched for
+    known: Callable[[Operation, float], str] = lambda operation, value: ""
+    likely: Callable[[Operation], Sequence[float]] = (
+        lambda operation: ()
+    )  # numbers of the config that were mistaken for it
+
+    def at(self, operation: Operation, value: float) -> Alternative:
+        """Return the member with this number."""
+        return Alternative(
+            self.says(operation, value), lambda other: self.compute(other, value), self.known(operation, value)
+        )
+
+
+Alternatives = Callable[[Operation], Iterator[Alternative | Family]]
+
+ALTERNATIVES: dict[str, list[Alternatives]] = {}
+"""Kind of record, with `*` for the layer -> functions that yield its alternatives."""
+
+
+def alternatives(*kinds: str) -> Callable[[Alternatives], Alternatives]:
+    """Return a decorator that registers a function as yielding alternatives for these kinds of records."""
+
+    def register(function: Alternatives) -> Alternatives:
+        for kind in kinds:
+            ALTERNATIVES.setdefault(kind, []).append(function)
+        return function
+
+    return register
+
+
+def near(value: float, other: Any, tolerance: float = 1e-3) -> bool:
+    """Return whether two numbers are about equal."""
+    return bool(abs(value - other) <= tolerance * abs(other))

@@ -1,0 +1,68 @@
+"""Wrong activations, and what they are applied to."""
+
+import math
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import numpy as np
+
+from gemma_np.model.feed_forward import gelu
+from gemma_np.oracle.alternatives.alternative import Alternative, alternatives
+from gemma_np.oracle.operation import Operation
+
+Activation = Callable[[np.ndarray], np.ndarray]
+
+_erf = np.vectorize(math.erf, otypes=[np.float64])
+
+ACTIVATIONS: dict[str, Activation] = {
+    "GELU in its tanh form": lambda x: gelu(x.copy()),
+    "GELU with erf": lambda x: x * (1 + _erf(x / math.sqrt(2))) / 2,
+    "SiLU": lambda x: x / (1 + np.exp(-x)),
+    "x * sigmoid(1.702 x)": lambda x: x / (1 + np.exp(-1.702 * x)),
+    "ReLU": lambda x: np.maximum(x, 0),
+    "ReLU squared": lambda x: np.maximum(x, 0) ** 2,
+    "sigmoid": lambda x: 1 / (1 + np.exp(-x)),
+    "tanh": np.tanh,
+    "softplus": lambda x: np.logaddexp(0, x),
+    "Mish": lambda x: x * np.tanh(np.logaddexp(0, x)),
+    "ELU": lambda x: np.where(x > 0, x, np.expm1(np.minimum(x, 0))),
+    "GELU in its tanh form with x^2 for x^3": lambda x: (
+        x / 2 * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**2)))
+    ),
+    "GELU in its tanh form without the factor sqrt(2 / pi)": lambda x: x / 2 * (1 + np.tanh(x + 0.044715 * x**3)),
+    "GELU in its tanh form without x^3": lambda x: x / 2 * (1 + np.tanh(math.sqrt(2 / math.pi) * x)),
+    "GELU in its tanh form without the factor 1/2": lambda x: 2 * gelu(x.copy()),
+    "no activation": lambda x: x,
+}
+KNOWN = {"GELU with erf": "gelu-exact", "SiLU": "silu"}
+
+
+@alternatives("layers.*.mlp.hidden")
+def other_activations(operation: Operation) -> Iterator[Alternative]:
+    """Yield other activations, of the gate or of the other factor."""
+    right = next(iter(ACTIVATIONS))
+    for what, activation in ACTIVATIONS.items():
+        if what != right:
+            yield Alternative(
+                f"the activation is {what}, expected {right}",
+                partial(_product, activation=activation),
+                KNOWN.get(what, ""),
+            )
+        swapped = "" if what == right else f", and is {what}, expected {right}"
+        yield Alternative(
+            f"the activation is applied to up, expected gate{swapped}",
+            partial(_product, activation=activation, swapped=True),
+            "gate-up-swapped" if not swapped else f"gate-up-swapped {KNOWN[what]}" if what in KNOWN else "",
+        )
+    yield Alternative("gelu(gate) is not multiplied by up", lambda op: gelu(op["mlp.gate"].copy()))
+    yield Alternative("gelu(gate) is added to up", lambda op: gelu(op["mlp.gate"].copy()) + op["mlp.up"])
+    yield Alternative("GELU is applied to the product", lambda op: gelu(op["mlp.gate"] * op["mlp.up"]))
+    yield Alternative(
+        "GELU is applied to both factors", lambda op: gelu(op["mlp.gate"].copy()) * gelu(op["mlp.up"].copy())
+    )
+    yield Alternative("it is gate * gelu(gate)", lambda op: op["mlp.gate"] * gelu(op["mlp.gate"].copy()))
+
+
+def _product(op: Operation, activation: Activation, swapped: bool = False) -> np.ndarray:
+    gate, up = op["mlp.gate"], op["mlp.up"]
+    return gate * activation(up) if swapped else activation(gate) * up

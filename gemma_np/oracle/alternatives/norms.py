@@ -1,0 +1,136 @@
+"""Wrong norms."""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import product
+
+import numpy as np
+from ml_dtypes import bfloat16
+
+from gemma_np.oracle.alternatives.alternative import Alternative, Family, alternatives
+from gemma_np.oracle.operation import Operation
+
+NORMS = (
+    "layers.*.input_layernorm",
+    "layers.*.self_attn.q_norm",
+    "layers.*.self_attn.k_norm",
+    "layers.*.post_attention_layernorm",
+    "layers.*.pre_feedforward_layernorm",
+    "layers.*.post_feedforward_layernorm",
+    "norm",
+)
+
+DIVISORS: dict[str, Callable[[np.ndarray, float], np.ndarray | float]] = {
+    "sqrt(mean(x^2) + eps)": lambda x, eps: np.sqrt(np.mean(x**2, axis=-1, keepdims=True) + eps),
+    "sqrt(mean(x^2)) + eps": lambda x, eps: np.sqrt(np.mean(x**2, axis=-1, keepdims=True)) + eps,
+    "the length of x": lambda x, eps: np.sqrt(np.sum(x**2, axis=-1, keepdims=True) + eps),
+    "mean(x^2) + eps": lambda x, eps: np.mean(x**2, axis=-1, keepdims=True) + eps,
+    "mean(|x|)": lambda x, eps: np.mean(np.abs(x), axis=-1, keepdims=True) + eps,
+    "the rms over all tokens": lambda x, eps: np.sqrt(np.mean(x**2, axis=-2, keepdims=True) + eps),
+    "one rms for all numbers": lambda x, eps: np.sqrt(np.mean(x**2) + eps),
+    "one rms for all heads": lambda x, eps: np.sqrt(np.mean(x**2, axis=(0, -1), keepdims=True) + eps),
+    "nothing": lambda x, eps: 1.0,
+}
+
+
+def _factors(operation: Operation) -> dict[str, float | tuple[str, float]]:
+    """Return what the normalized vector may be multiplied by: a number, or a weight and what is added to it."""
+    own = operation.norm_weight_name
+    others = {
+        f"1 + the weight of {name}": (name, 1.0)
+        for name, weight in operation.norm_weights().items()
+        if name != own and weight.shape == operation.weight(own).shape
+    }
+    return {"1 + w": (own, 1.0), "w": (own, 0.0), "2 + w": (own, 2.0), "1": 1.0, **others}
+
+
+def _times(op: Operation, x: np.ndarray, factor: float | tuple[str, float]) -> np.ndarray:
+    """Multiply by one of `_factors`."""
+    return x * factor if isinstance(factor, float) else x * (op.weight(factor[0]) + factor[1])
+
+
+@alternatives(*NORMS)
+def divisors_and_factors(operation: Operation) -> Iterator[Alternative]:
+    """Yield every combination of a mean, a divisor and a factor."""
+    for centre, divisor, (factor, multiply) in product((False, True), DIVISORS, _factors(operation).items()):
+        if divisor == "one rms for all heads" and operation.input.ndim < 3:
+            continue
+        changes = [f"multiplies by {factor} instead of 1 + w"] if factor != "1 + w" else []
+        if divisor != next(iter(DIVISORS)):
+            changes.insert(0, f"divides by {divisor} instead of {next(iter(DIVISORS))}")
+        if centre:
+            changes.insert(0, "subtracts the mean")
+        if not changes:
+            continue
+        compute = partial(_divided, centre=centre, divisor=divisor, factor=multiply)
+        yield Alternative("the norm " + " and ".join(changes), compute, _known(operation, centre, divisor, factor))
+
+
+def _divided(op: Operation, centre: bool, divisor: str, factor: float | tuple[str, float]) -> np.ndarray:
+    x = op.input - op.input.mean(axis=-1, keepdims=True) if centre else op.input
+    return _times(op, x / DIVISORS[divisor](x, op.config.rms_norm_eps), factor)
+
+
+def _known(operation: Operation, centre: bool, divisor: str, factor: str) -> str:
+    """Return the entry of the catalogue."""
+    if centre:
+        return ""
+    if divisor == "nothing" and factor == "1":
+        post = operation.part.startswith("post_")
+        return "qk-norm-missing" if operation.part.startswith("self_attn") else "postnorm-missing" if post else ""
+    if divisor != next(iter(DIVISORS)):
+        return ""
+    if _is_crossed(operation, factor):
+        return "norm-names-crossed"
+    return {"w": "norm-no-plus1", "2 + w": "norm-plus1-twice"}.get(factor, "")
+
+
+def _is_crossed(operation: Operation, factor: str) -> bool:
+    """Return whether it has the other's weight of the two norms whose names are often confused."""
+    crossed = {"post_attention_layernorm", "pre_feedforward_layernorm"}
+    return operation.part in crossed and factor.removeprefix("1 + the weight of ") in crossed
+
+
+def _normalised(op: Operation, eps: float) -> np.ndarray:
+    return np.asarray(op.input / np.sqrt(np.mean(op.input**2, axis=-1, keepdims=True) + eps))
+
+
+@alternatives(*NORMS)
+def eps(operation: Operation) -> Iterator[Family]:
+    """Yield the norm with another eps."""
+    yield Family(
+        lambda op, value: f"the norm's eps is {value:.3g}, expected rms_norm_eps={op.config.rms_norm_eps:g}",
+        lambda op, value: _times(op, _normalised(op, value), (op.norm_weight_name, 1.0)),
+        np.concatenate([[0], np.logspace(-12, 0, 25)]).tolist(),
+        likely=lambda op: [0.0, 1e-8, 1e-5, 1e-6, 1e-3],
+    )
+
+
+@alternatives(*NORMS)
+def rounded(operation: Operation) -> Iterator[Alternative]:
+    """Yield the norm that rounds before it multiplies."""
+    for dtype, (what, factor) in product((bfloat16, np.float16), _factors(operation).items()):
+        name = np.dtype(dtype).name
+        known = ""
+        if name == "bfloat16":
+            known = "norm-cast-early norm-names-crossed" if _is_crossed(operation, what) else "norm-cast-early"
+        says = f"the normalized vector is rounded to {name} before it is multiplied by {what}"
+        yield Alternative(says, partial(_rounded, dtype=dtype, factor=factor), known)
+
+
+def _rounded(op: Operation, dtype: type, factor: float | tuple[str, float]) -> np.ndarray:
+    return _times(op, _normalised(op, op.config.rms_norm_eps).astype(dtype).astype(np.float64), factor)
+
+
+@alternatives("layers.*.post_attention_layernorm", "layers.*.post_feedforward_layernorm")
+def of_the_sum(operation: Operation) -> Iterator[Alternative]:
+    """Yield the norm of the sum with the residual stream."""
+
+    def compute(op: Operation) -> np.ndarray:
+        attention = op.part == "post_attention_layernorm"
+        x = op.input + (op.stream if attention else op["resid_mid"])
+        rms = np.sqrt(np.mean(x**2, axis=-1, keepdims=True) + op.config.rms_norm_eps)
+        return _times(op, x / rms, (op.norm_weight_name, 1.0))
+
+    known = "postnorm-misplaced" if operation.part == "post_attention_layernorm" else ""
+    yield Alternative("the sum with the residual stream is normalized, not the output alone", compute, known)

@@ -1,0 +1,178 @@
+"""Wrong masks and softmaxes."""
+
+from collections.abc import Iterator
+from functools import partial
+
+import numpy as np
+from ml_dtypes import bfloat16
+
+from gemma_np.model.attention_mask import attention_mask, masked_softmax
+from gemma_np.oracle.alternatives.alternative import Alternative, Family, alternatives
+from gemma_np.oracle.operation import Operation
+
+KNOWN = {
+    "a local layer has no window": "window-ignored",
+    "a global layer has the window, too": "window-all-layers",
+    "local and global layers are exchanged": "window-parity",
+    "a query sees one key more than the window": "window-off-by-one",
+    "the mask takes a token's row in its pass for its position": "decode-mask-index",
+    "once the ring has wrapped, slot numbers are taken for positions": "ring-positions",
+}
+
+
+def own_mask(op: Operation) -> np.ndarray:
+    """Return the right mask: bool [N, N]."""
+    assert op.layer is not None
+    places = range(len(op.reference.ids))
+    return attention_mask(places, places, op.config.window(op.layer))
+
+
+def present(op: Operation) -> np.ndarray:
+    """Return True for the keys that are there when a query's pass runs: bool [N, N]."""
+    lengths = op.reference.lengths
+    ends = np.repeat(np.cumsum(lengths), lengths)
+    return np.asarray(np.arange(sum(lengths)) < ends[:, None])
+
+
+def final_scores(op: Operation) -> np.ndarray:
+    """Return what the softmax reads: [H, N, N]."""
+    return op["self_attn.scores_capped" if op.config.attn_logit_softcapping else "self_attn.scores"]
+
+
+def masked(op: Operation, mask: np.ndarray) -> np.ndarray:
+    """Return the probabilities under another mask [N, N]; a query that sees nothing has zeros."""
+    mask = mask & present(op)
+    sees = np.asarray(mask.any(axis=-1, keepdims=True))
+    return masked_softmax(final_scores(op), mask | ~sees) * sees
+
+
+@alternatives("layers.*.self_attn.probs")
+def other_masks(operation: Operation) -> Iterator[Alternative]:
+    """Yield other sets of visible keys."""
+    own = own_mask(operation)
+    for what, mask in {
+        **_causal_masks(operation),
+        **_window_masks(operation),
+        **_mistaken_positions(operation),
+    }.items():
+        if (mask != own).any():
+            yield Alternative(what, partial(masked, mask=mask), KNOWN.get(what, ""))
+
+
+def _distance(op: Operation) -> np.ndarray:
+    """Return how far each key lies before each query: [N, N]."""
+    places = np.arange(len(op.reference.ids))
+    return np.asarray(places[:, None] - places)
+
+
+def _causal_masks(op: Operation) -> dict[str, np.ndarray]:
+    own, distance = own_mask(op), _distance(op)
+    return {
+        "a query sees keys in its future, too": np.ones_like(own),
+        "a query sees only keys in its future, and itself": distance <= 0,
+        "a query sees one key too many, in its future": own | (distance == -1),
+        "a query does not see itself": own & (distance != 0),
+        "a query does not see the first token": own & (np.arange(len(own)) != 0),
+    }
+
+
+def _window_masks(op: Operation) -> dict[str, np.ndarray]:
+    assert op.layer is not None
+    distance, window = _distance(op), op.config.window(op.layer)
+    past = distance >= 0
+    if window is None:
+        size = op.config.sliding_window
+        narrow = past & (distance < size) if size else past
+        return {"a global layer has the window, too": narrow, "local and global layers are exchanged": narrow}
+    blocks = np.arange(len(past)) // window
+    sizes = {
+        "one key less than the window": window - 1,
+        "one key more than the window": window + 1,
+        "two keys more than the window": window + 2,
+        "half the window": window // 2,
+        "twice the window": 2 * window,
+        "twice the window and one key more": 2 * window + 1,
+    }
+    return {f"a query sees {what}": past & (distance < size) for what, size in sizes.items() if size} | {
+        "a local layer has no window": past,
+        "local and global layers are exchanged": past,
+        "the window reaches as far into the future": np.abs(distance) < window,
+        "the first token is always visible": own_mask(op) | (past & (np.arange(len(past)) == 0)),
+        "the window does not slide: the text is cut into blocks": past & (blocks[:, None] == blocks),
+    }
+
+
+def _mistaken_positions(op: Operation) -> dict[str, np.ndarray]:
+    assert op.layer is not None
+    own, lengths, window = own_mask(op), op.reference.lengths, op.config.window(op.layer)
+    keys, starts = np.arange(len(own)), np.repeat(np.cumsum([0, *lengths[:-1]]), lengths)
+    masks = {
+        "the mask takes a token's row in its pass for its position": attention_mask(keys - starts, keys, window),
+        "a query sees only the keys of its own pass": own & (keys >= starts[:, None]),
+    }
+    if window:
+        up_to_its_slot = keys % window <= keys[:, None] % window
+        in_first_pass = keys[:, None] < lengths[0]
+        masks["once the ring has wrapped, slot numbers are taken for positions"] = own & (
+            up_to_its_slot | in_first_pass
+        )
+    return masks
+
+
+@alternatives("layers.*.self_attn.probs")
+def other_softmaxes(operation: Operation) -> Iterator[Alternative | Family]:
+    """Yield other softmaxes over the right keys."""
+    if operation.config.attn_logit_softcapping:
+        yield Alternative(
+            "the softmax reads scores, not scores_capped",
+            lambda op: masked_softmax(op["self_attn.scores"], own_mask(op)),
+        )
+        yield Alternative(
+            "scores are capped after the mask, so that masked keys have a score of -cap",
+            _capped_after_mask,
+            "attncap-after-mask",
+        )
+    yield Alternative("the softmax runs over the queries", _over_queries)
+    yield Alternative("the softmax has one more in its denominator", _off_by_one)
+    yield Alternative("the mask is applied after the softmax", lambda op: masked(op, present(op)) * own_mask(op))
+    yield Alternative("the softmax is left out", lambda op: np.where(own_mask(op), final_scores(op), 0))
+    yield Alternative(
+        "masked keys have a score of zero",
+        lambda op: masked_softmax(np.where(own_mask(op), final_scores(op), 0), present(op)),
+    )
+    for dtype in (bfloat16, np.float16):
+        name = np.dtype(dtype).name
+        yield Alternative(f"the probabilities are rounded to {name}", partial(_rounded_probs, dtype=dtype))
+        yield Alternative(f"the softmax reads scores rounded to {name}", partial(_rounded_scores, dtype=dtype))
+    yield Family(
+        lambda op, value: f"the softmax reads scores times {value:.6g}",
+        lambda op, value: masked_softmax(value * final_scores(op), own_mask(op)),
+        np.logspace(-2, 2, 33).tolist(),
+    )
+
+
+def _capped_after_mask(op: Operation) -> np.ndarray:
+    mask = own_mask(op)
+    return masked_softmax(np.where(mask, final_scores(op), -_cap_of_scores(op)), present(op))
+
+
+def _cap_of_scores(op: Operation) -> float:
+    assert op.config.attn_logit_softcapping is not None
+    return op.config.attn_logit_softcapping
+
+
+def _over_queries(op: Operation) -> np.ndarray:
+    return masked_softmax(final_scores(op).swapaxes(-1, -2), own_mask(op).T).swapaxes(-1, -2)
+
+
+def _off_by_one(op: Operation) -> np.ndarray:
+    weights = np.exp(np.where(own_mask(op), final_scores(op), -np.inf))
+    return np.asarray(weights / (1 + weights.sum(axis=-1, keepdims=True)))
+
+
+def _rounded_probs(op: Operation, dtype: type) -> np.ndarray:
+    return masked(op, own_mask(op)).astype(dtype).astype(np.float64)
+
+
+def _rounded_scores(op: Operation, dtype: type) -> np.ndarray:
+    return masked_softmax(final_scores(op).astype(dtype).astype(np.float64), own_mask(op))

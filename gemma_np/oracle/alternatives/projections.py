@@ -1,0 +1,130 @@
+"""Wrong projections: another matrix, another order of its rows, another input, a bias or a factor."""
+
+from collections.abc import Iterator
+from functools import partial
+
+import numpy as np
+
+from gemma_np.model.attention import split_heads
+from gemma_np.oracle.alternatives.alternative import Alternative, Family, alternatives
+from gemma_np.oracle.operation import Operation
+
+PROJECTIONS = tuple(
+    f"layers.*.{part}"
+    for part in ("self_attn.q", "self_attn.k", "self_attn.v", "self_attn.o", "mlp.gate", "mlp.up", "mlp.down")
+)
+_INPUTS = ("input_layernorm", "resid_mid", "pre_feedforward_layernorm", "self_attn.o", "post_attention_layernorm")
+
+
+def _project(op: Operation, weight: np.ndarray, x: np.ndarray | None = None) -> np.ndarray:
+    """Multiply the input by a weight, and split the result into heads if the record has them.
+
+    weight [out, n], x [N, n] -> [N, out] or [heads, N, h]
+    """
+    y = (op.input if x is None else x) @ weight.T
+    return split_heads(y, op.config.head_dim) if op.part in ("self_attn.q", "self_attn.k", "self_attn.v") else y
+
+
+def _own(op: Operation) -> np.ndarray:
+    return op.weight(f"{op.part}_proj")
+
+
+@alternatives(*PROJECTIONS)
+def other_matrices(operation: Operation) -> Iterator[Alternative]:
+    """Yield the product with every other matrix of the same shape, and with this one in another order."""
+    own = _own(operation)
+    for layer in range(operation.config.num_hidden_layers):
+        for kind in PROJECTIONS:
+            name = f"{kind.removeprefix('layers.*.')}_proj"
+            other = operation.weight(name, layer)
+            if (name, layer) == (f"{operation.part}_proj", operation.layer):
+                continue
+            if other.shape == own.shape:
+                yield Alternative(
+                    f"it multiplies by layers.{layer}.{name}.weight", partial(_with_weight, name=name, layer=layer)
+                )
+            elif other.shape == own.shape[::-1]:
+                yield Alternative(
+                    f"it multiplies by the transpose of layers.{layer}.{name}.weight",
+                    partial(_with_weight, name=name, layer=layer, transposed=True),
+                )
+
+
+def _with_weight(op: Operation, name: str, layer: int, transposed: bool = False) -> np.ndarray:
+    weight = op.weight(name, layer)
+    return _project(op, weight.T if transposed else weight)
+
+
+@alternatives(*PROJECTIONS)
+def other_orders(operation: Operation) -> Iterator[Alternative]:
+    """Yield the product with the matrix transposed, reshaped, or with its rows or columns in another order."""
+    out, n = _own(operation).shape
+    h = operation.config.head_dim
+    if out == n:
+        yield Alternative("the matrix is transposed", lambda op: _project(op, _own(op).T))
+    yield Alternative(
+        "the matrix is read as if it were stored transposed",
+        lambda op: _project(op, _own(op).reshape(_own(op).shape[::-1]).T),
+    )
+    for axis, size, what in ((0, out, "outputs"), (1, n, "inputs")):
+        orders = {
+            "its halves exchanged": _halves(size),
+            "even ones before odd ones": _even_first(size),
+            "backwards": np.arange(size)[::-1],
+        }
+        orders["odd and even ones interleaved from its halves"] = np.argsort(_even_first(size))
+        if size % h == 0 and size > h and operation.part.startswith("self_attn"):
+            heads = np.arange(size).reshape(-1, h)
+            orders["the heads in reverse order"] = heads[::-1].ravel()
+            orders["channel by channel, not head by head"] = heads.T.ravel()
+            orders["head by head, where it should be channel by channel"] = np.argsort(heads.T.ravel())
+            within = heads[:, _even_first(h)]
+            orders["the even channels of each head before the odd ones"] = within.ravel()
+            orders["the halves of each head interleaved"] = np.argsort(within.ravel())
+        for how, order in orders.items():
+            if (order != np.arange(size)).any():
+                yield Alternative(f"the {what} are in another order: {how}", partial(_in_order, order=order, axis=axis))
+
+
+def _halves(size: int) -> np.ndarray:
+    return np.roll(np.arange(size), size // 2)
+
+
+def _even_first(size: int) -> np.ndarray:
+    return np.concatenate([np.arange(0, size, 2), np.arange(1, size, 2)])
+
+
+def _in_order(op: Operation, order: np.ndarray, axis: int) -> np.ndarray:
+    return _project(op, np.take(_own(op), order, axis=axis))
+
+
+@alternatives(*PROJECTIONS)
+def other_inputs(operation: Operation) -> Iterator[Alternative]:
+    """Yield the product with another record of the same width."""
+    width = _own(operation).shape[1]
+    if operation.stream.shape[-1] == width:
+        yield Alternative("it reads the residual stream before the layer", lambda op: _project(op, _own(op), op.stream))
+    for part in (*_INPUTS, "mlp.gate", "mlp.up"):
+        is_other = operation.earlier(part) and operation[part] is not operation.input
+        if is_other and operation[part].shape[-1] == width:
+            yield Alternative(f"it reads {part}", partial(_from_part, part=part))
+
+
+def _from_part(op: Operation, part: str) -> np.ndarray:
+    return _project(op, _own(op), op[part])
+
+
+@alternatives(*PROJECTIONS)
+def a_factor(operation: Operation) -> Iterator[Family]:
+    """Yield the product times a number."""
+    yield Family(
+        lambda op, value: f"the product is multiplied by {value:.6g}",
+        lambda op, value: value * _project(op, _own(op)),
+        np.logspace(-3, 3, 25).tolist(),
+    )
+
+
+@alternatives(*PROJECTIONS)
+def rounded(operation: Operation) -> Iterator[Alternative]:
+    """Yield zero: the projection is left out."""
+    yield Alternative("it is zero", lambda op: 0 * _project(op, _own(op)))

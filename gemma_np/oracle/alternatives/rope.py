@@ -1,0 +1,180 @@
+"""Wrong rotations of queries and keys."""
+
+import math
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import numpy as np
+from ml_dtypes import bfloat16
+
+from gemma_np.config import LOCAL
+from gemma_np.model.rope import rope
+from gemma_np.oracle.alternatives.alternative import Alternative, Family, alternatives, near
+from gemma_np.oracle.operation import Operation
+
+ROTATED = ("layers.*.self_attn.q_rope", "layers.*.self_attn.k_rope")
+
+
+def _before(op: Operation) -> np.ndarray:
+    """Return the queries or keys before the rotation: [heads, N, h]."""
+    part = op.part.removesuffix("_rope")
+    return op[f"{part}_norm"] if op.config.has_qk_norm else op[part]
+
+
+def angles(
+    op: Operation,
+    *,
+    base: float | None = None,
+    divisor: float | None = None,
+    offset: float = 0.0,
+    exponent: float = 1.0,
+) -> np.ndarray:
+    """Return the angles of all tokens, with the layer's own base and divisor by default: radians [N, h/2]."""
+    assert op.layer is not None
+    own_base, own_divisor = op.config.rope(op.layer)
+    h, N = op.config.head_dim, len(op.reference.ids)
+    frequencies = (base or own_base) ** -(exponent * np.arange(0, h, 2) / h)
+    return np.outer((np.arange(N) + offset) / (divisor or own_divisor), frequencies)
+
+
+def _rotate(op: Operation, turn: np.ndarray) -> np.ndarray:
+    """Rotate by angles [N, h/2]."""
+    return rope(_before(op), np.cos(turn), np.sin(turn))
+
+
+def _interleaved(x: np.ndarray, turn: np.ndarray) -> np.ndarray:
+    """Rotate channels 2i and 2i + 1 as a pair."""
+    turned = np.empty_like(x)
+    turned[..., 0::2] = x[..., 0::2] * np.cos(turn) - x[..., 1::2] * np.sin(turn)
+    turned[..., 1::2] = x[..., 1::2] * np.cos(turn) + x[..., 0::2] * np.sin(turn)
+    return turned
+
+
+@alternatives(*ROTATED)
+def other_rotations(operation: Operation) -> Iterator[Alternative]:
+    """Yield other pairs, directions, positions and precisions."""
+    assert operation.layer is not None
+    h, half = operation.config.head_dim, operation.config.head_dim // 2
+    base, divisor = operation.config.rope(operation.layer)
+    yield Alternative("it is not rotated", _before)
+    yield Alternative(
+        f"channels 2i and 2i + 1 are rotated as a pair, expected i and i + {half}",
+        lambda op: _interleaved(_before(op), angles(op)),
+        "rope-interleaved",
+    )
+    yield Alternative("it is rotated in the opposite direction", lambda op: _rotate(op, -angles(op)))
+    yield Alternative("it is rotated twice", lambda op: _rotate(op, 2 * angles(op)))
+    yield Alternative(
+        "the angles are sorted backwards: the last pair turns fastest", lambda op: _rotate(op, angles(op)[:, ::-1])
+    )
+    for dtype in (bfloat16, np.float16):
+        name = np.dtype(dtype).name
+        yield Alternative(
+            f"cosine and sine are rounded to {name}",
+            partial(_rounded_rotation, dtype=dtype),
+            "rope-bf16" if name == "bfloat16" else "",
+        )
+        yield Alternative(
+            f"positions start at zero in every pass, and cosine and sine are rounded to {name}",
+            partial(_rounded_rotation, dtype=dtype, turn=_positions_of_passes),
+            "decode-positions rope-bf16" if name == "bfloat16" else "",
+        )
+        yield Alternative(f"the angles are rounded to {name}", partial(_rounded_angles, dtype=dtype))
+        yield Alternative(f"the frequencies are rounded to {name}", partial(_rounded_frequencies, dtype=dtype))
+    for part in (h // 4, h // 2, 3 * h // 4):
+        if 0 < part < h and part % 2 == 0:
+            yield Alternative(f"only the first {part} of {h} channels are rotated", partial(_partly, channels=part))
+    yield Alternative(
+        "the exponent of the frequencies is i / h, expected 2i / h", lambda op: _rotate(op, angles(op, exponent=0.5))
+    )
+    yield Alternative(
+        "the exponent of the frequencies is 4i / h, expected 2i / h", lambda op: _rotate(op, angles(op, exponent=2.0))
+    )
+    yield Alternative(
+        "positions start at zero in every pass", lambda op: _rotate(op, _positions_of_passes(op)), "decode-positions"
+    )
+    config = operation.config
+    if config.rope_local_base_freq and config.layer_types[operation.layer] == LOCAL:
+        yield Alternative(
+            f"the base is {config.rope_theta:g}, that of global layers, expected {base:g}",
+            lambda op: _rotate(op, angles(op, base=op.config.rope_theta)),
+            "rope-theta-one",
+        )
+        if config.rope_scaling_factor != 1:
+            yield Alternative(
+                f"positions are divided by {config.rope_scaling_factor:g} on a local layer",
+                lambda op: _rotate(op, angles(op, divisor=op.config.rope_scaling_factor)),
+                "rope-scale-everywhere",
+            )
+            yield Alternative(
+                "a local layer has the base and the divisor of global layers",
+                lambda op: _rotate(op, angles(op, base=op.config.rope_theta, divisor=op.config.rope_scaling_factor)),
+            )
+    elif config.rope_local_base_freq:
+        yield Alternative(
+            f"the base is {config.rope_local_base_freq:g}, that of local layers, expected {base:g}",
+            lambda op: _rotate(op, angles(op, base=op.config.rope_local_base_freq)),
+        )
+    if divisor != 1:
+        yield Alternative(
+            f"positions are not divided by {divisor:g}",
+            lambda op: _rotate(op, angles(op, divisor=1.0)),
+            "rope-scale-missing",
+        )
+
+
+def _rounded_rotation(op: Operation, dtype: type, turn: Callable[[Operation], np.ndarray] = angles) -> np.ndarray:
+    cos, sin = (wave.astype(dtype).astype(np.float64) for wave in (np.cos(turn(op)), np.sin(turn(op))))
+    return rope(_before(op), cos, sin)
+
+
+def _rounded_angles(op: Operation, dtype: type) -> np.ndarray:
+    return _rotate(op, angles(op).astype(dtype).astype(np.float64))
+
+
+def _rounded_frequencies(op: Operation, dtype: type) -> np.ndarray:
+    turn = angles(op)
+    frequencies = (angles(op, offset=1.0)[:1]).astype(dtype).astype(np.float64)  # those of position 1
+    return _rotate(op, np.arange(len(turn))[:, None] * frequencies)
+
+
+def _partly(op: Operation, channels: int) -> np.ndarray:
+    assert op.layer is not None
+    base, divisor = op.config.rope(op.layer)
+    x = _before(op)
+    frequencies = base ** -(np.arange(0, channels, 2) / channels)
+    turn = np.outer(np.arange(x.shape[-2]) / divisor, frequencies)
+    return np.concatenate([rope(x[..., :channels], np.cos(turn), np.sin(turn)), x[..., channels:]], axis=-1)
+
+
+def _positions_of_passes(op: Operation) -> np.ndarray:
+    turn = angles(op)
+    return turn[np.concatenate([np.arange(length) for length in op.reference.lengths])]
+
+
+@alternatives(*ROTATED)
+def other_numbers(operation: Operation) -> Iterator[Family]:
+    """Yield another base, divisor or first position."""
+    yield Family(
+        lambda op, value: f"the base is {value:.6g}, expected {op.config.rope(op.layer or 0)[0]:g}",
+        lambda op, value: _rotate(op, angles(op, base=value)),
+        np.logspace(0.5, 8, 400).tolist(),
+        likely=lambda op: [1e3, 1e4, 1e5, 5e5, 1e6, 1e7],
+    )
+    yield Family(
+        lambda op, value: f"positions are divided by {value:.6g}, expected {op.config.rope(op.layer or 0)[1]:g}",
+        lambda op, value: _rotate(op, angles(op, divisor=value)),
+        np.logspace(-2, 3, 400).tolist(),
+        likely=lambda op: [0.125, 0.5, 2.0, 4.0, 8.0],
+    )
+    yield Family(
+        _says_offset,
+        lambda op, value: _rotate(op, angles(op, offset=value)),
+        np.arange(-64.0, 65.0).tolist(),
+        likely=lambda op: [1.0, -1.0],
+    )
+
+
+def _says_offset(op: Operation, value: float) -> str:
+    whole = round(value) if near(value, round(value)) else value
+    return f"positions start at {whole:g}, expected 0" if not math.isclose(value, 0) else "positions start at 0"

@@ -1,0 +1,169 @@
+"""Identify what was computed: try every alternative of an operation on the inputs in the dump, and fit its number."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from gemma_np.oracle.alternatives import ALTERNATIVES, Alternative, Family
+from gemma_np.oracle.noise import Records, relative_error
+from gemma_np.oracle.operation import Operation
+from gemma_np.oracle.trace import Reference
+
+WIDENED = 4.0
+"""A wrong model may be noisier than the right one: its errors may be larger than the right one's by this factor."""
+
+_REFINEMENTS = 48
+_GOLDEN = (5**0.5 - 1) / 2
+_CLEARLY_BETTER = 3
+"""An alternative must reduce the error by this factor, and one that is better than another by it excludes the other."""
+
+
+class Finding(NamedTuple):
+    """What was computed in place of one record, given its inputs."""
+
+    key: str  # the record's name in the dump
+    alternatives: tuple[Alternative, ...]  # those that explain it equally well, best first; empty: unknown
+    error: float = np.inf  # what remains with the best of them, in units of the threshold
+
+
+def identify(
+    reference: Reference,
+    theirs: Records,
+    inputs: Mapping[str, np.ndarray],
+    excesses: Mapping[str, float],
+    thresholds: Mapping[str, float],
+) -> list[Finding]:
+    """Return a finding for each wrong record.
+
+    inputs: every record of all tokens, theirs where they have it; excesses: the error of each wrong record, in units of
+    its threshold.
+    """
+    findings, explained = [], dict[str, list[Alternative]]()  # kind -> what explained an earlier record of it
+    for key, excess in excesses.items():
+        operation = Operation(
+            reference.slices[key].name, reference, inputs, _found(reference, theirs, reference.slices[key].name)
+        )
+        error = _error_of(reference, theirs, key)
+        limit = thresholds[key] * min(WIDENED, excess / _CLEARLY_BETTER)
+        again = {alternative.says for alternative in explained.get(operation.kind, ())}
+        candidates = list(_candidates(operation))
+        passing: list[tuple[float, Alternative]] = []
+        single = [candidate for candidate in candidates if isinstance(candidate, Alternative)]
+        families = [candidate for candidate in candidates if isinstance(candidate, Family)]
+        for tried in ([one for one in single if one.says in again], single, families):  # the dearest last
+            if not passing:
+                passing = list(_passing(operation, tried, error, limit))
+        passing.sort(key=lambda pair: pair[0])
+        best = tuple(
+            alternative for value, alternative in passing if value <= _CLEARLY_BETTER * max(passing[0][0], 1e-12)
+        )
+        findings.append(Finding(key, best, passing[0][0] / thresholds[key] if passing else np.inf))
+        explained.setdefault(operation.kind, []).extend(best)
+    return [_without_contradictions(finding, reference, theirs, inputs, excesses, thresholds) for finding in findings]
+
+
+def _without_contradictions(
+    finding: Finding,
+    reference: Reference,
+    theirs: Records,
+    inputs: Mapping[str, np.ndarray],
+    excesses: Mapping[str, float],
+    thresholds: Mapping[str, float],
+) -> Finding:
+    """Return a finding without those of several alternatives that would make a right record of another layer wrong."""
+    if len(finding.alternatives) < 2:
+        return finding
+    own = reference.slices[finding.key]
+    contradicted = set[str]()
+    for key in theirs:
+        operation = Operation(reference.slices[key].name, reference, inputs)
+        if key not in excesses and operation.part == own.name.split(".", 2)[-1] and operation.name != own.name:
+            error = _error_of(reference, theirs, key)
+            says = {alternative.says for alternative in finding.alternatives}
+            same = (one for one in _candidates(operation) if isinstance(one, Alternative) and one.says in says)
+            contradicted |= {one.says for one in same if error(one.compute(operation)) > thresholds[key]}
+    kept = tuple(alternative for alternative in finding.alternatives if alternative.says not in contradicted)
+    return finding._replace(alternatives=kept or finding.alternatives)
+
+
+def _candidates(operation: Operation) -> Iterator[Alternative | Family]:
+    for function in ALTERNATIVES.get(operation.kind, ()):
+        yield from function(operation)
+
+
+def _passing(
+    operation: Operation,
+    candidates: Sequence[Alternative | Family],
+    error: Callable[[np.ndarray], float],
+    limit: float,
+) -> Iterator[tuple[float, Alternative]]:
+    """Yield the alternatives whose error is within the limit, with their error."""
+    for candidate in candidates:
+        alternative = fitted(candidate, operation, error) if isinstance(candidate, Family) else candidate
+        with np.errstate(all="ignore"):
+            value = error(alternative.compute(operation))
+        if value <= limit:
+            yield value, alternative
+
+
+def fitted(family: Family, operation: Operation, error: Callable[[np.ndarray], float]) -> Alternative:
+    """Return the member of a family with the smallest error: the best of its values, refined by golden sections."""
+
+    def at(value: float) -> float:
+        with np.errstate(all="ignore"):
+            found = error(family.compute(operation, value))
+        return found if np.isfinite(found) else np.inf
+
+    return family.at(operation, smallest(at, family.values))
+
+
+def smallest(
+    function: Callable[[float], float],
+    values: Sequence[float],
+    refinements: int = _REFINEMENTS,
+    *,
+    below: float = np.inf,
+) -> float:
+    """Return where a function is smallest: at the best of increasing values, refined between its neighbours if it is
+    small enough there."""
+    at_values = [function(value) for value in values]
+    best = int(np.argmin(at_values))
+    if at_values[best] > below:
+        return values[best]
+    low, high = values[max(best - 1, 0)], values[min(best + 1, len(values) - 1)]
+    left, right = high - _GOLDEN * (high - low), low + _GOLDEN * (high - low)
+    at_left, at_right = function(left), function(right)
+    for _ in range(refinements):
+        if at_left <= at_right:
+            high, right, at_right = right, left, at_left
+            left = high - _GOLDEN * (high - low)
+            at_left = function(left)
+        else:
+            low, left, at_left = left, right, at_right
+            right = low + _GOLDEN * (high - low)
+            at_right = function(right)
+    candidates = [(at_values[best], values[best]), (at_left, left), (at_right, right)]
+    return min(candidates)[1]
+
+
+def _error_of(reference: Reference, theirs: Records, key: str) -> Callable[[np.ndarray], float]:
+    """Return a function that measures the error of a record, if all N tokens were computed as in its argument."""
+    record_slice, found = reference.slices[key], theirs[key]
+
+    def error(value: np.ndarray) -> float:
+        expected = record_slice.select(np.asarray(value, np.float64))
+        if expected.shape != record_slice.shape:
+            return np.inf
+        result, _ = relative_error(found, expected, record_slice.masked)
+        return result if np.isfinite(result) else np.inf
+
+    return error
+
+
+def _found(reference: Reference, theirs: Records, name: str) -> np.ndarray | None:
+    """Return their record of all tokens, if every pass has it and its last axis is not that of keys."""
+    slices = [record_slice for record_slice in reference.slices.values() if record_slice.name == name]
+    if any(record_slice.key not in theirs or record_slice.columns is not None for record_slice in slices):
+        return None
+    return np.concatenate([np.asarray(theirs[record_slice.key], np.float64) for record_slice in slices], axis=-2)
