@@ -127,17 +127,18 @@ def test_the_oracle_clears_the_framework_and_names_what_is_planted_in_it(model, 
     from gemma_np.integrations.transformers import capture_transformers
     from gemma_np.oracle.comparison import compare
     from gemma_np.oracle.diagnosis import diagnose
+    from gemma_np.oracle.dump import Alignment
     from gemma_np.oracle.trace import Reference
     from tests.support.framework_faults import planted_in_framework
 
     ids = model.tokenizer.encode("The capital of France is")
     weights = {name: weight.astype(np.float64) for name, weight in model.dequantized().weights.items()}
     reference = Reference(gemma_np.Gemma(model.config, weights, None), [ids])
-    rows = compare(reference, capture_transformers(framework, ids), "float32")
+    rows = compare(Alignment(reference, capture_transformers(framework, ids), {}), "float32")
     assert {row.status for row in rows} == {"OK"}
     with planted_in_framework("gelu-exact", framework, model.config), torch.no_grad():
         wrong = capture_transformers(framework, ids)
-    found = diagnose(reference, wrong, "float32")
+    found = diagnose(Alignment(reference, wrong, {}), "float32")
     assert [mistake.id for mistake in found.mistakes] == ["gelu-exact"]
 
 

@@ -1,17 +1,15 @@
 """Compare a dump with a reference, record by record: find which records differ, where, and by how much."""
 
 from collections.abc import Sequence
-from itertools import permutations
 from typing import NamedTuple
 
-import numpy as np
-
+from gemma_np.oracle.dump import Alignment
 from gemma_np.oracle.isolation import isolated
-from gemma_np.oracle.noise import Records, exact, noise_thresholds, relative_errors
-from gemma_np.oracle.trace import Reference
+from gemma_np.oracle.noise import Expectation, noise_thresholds, relative_errors
 
-STATUSES = ("OK", "DIFF", "SHAPE", "MISSING", "EXTRA")
-"""The possible results for a record: equal, different, of another shape, missing from the dump or from the trace."""
+STATUSES = ("OK", "DIFF", "SKIPPED", "MISSING", "EXTRA", "UNKNOWN")
+"""The possible results for a record: equal, different, of another shape or with NaN, missing from the dump or from the
+trace, with a name that no record has."""
 
 
 class Row(NamedTuple):
@@ -26,47 +24,32 @@ class Row(NamedTuple):
 
     @property
     def differs(self) -> bool:
-        """Return whether the record is in the dump and differs."""
-        return self.status in ("DIFF", "SHAPE")
+        """Return whether the record is in the dump and is not what it should be."""
+        return self.status in ("DIFF", "SKIPPED")
 
 
-def compare(reference: Reference, theirs: Records, dtype: str, *, isolate: bool = False) -> list[Row]:
-    """Return a row for each record of a float64 reference, in the order of execution.
+def compare(alignment: Alignment, dtype: str, *, isolate: bool = False) -> list[Row]:
+    """Return a row for each record of a float64 reference, in the order of execution, and for those it does not have.
 
-    theirs: records as `gemma_np.oracle.dump.align_dump` returns them; dtype: that of their computation. With
-    `isolate`, each record is compared with what the reference computes from *their* inputs, so that errors of earlier
-    records do not count.
+    dtype: that of their computation. With `isolate`, each record is compared with what the reference computes from
+    *their* inputs, so that errors of earlier records do not count.
     """
-    comparable = of_the_right_shape(reference, theirs)
-    expectation = isolated if isolate else exact
-    errors = relative_errors(reference, comparable, expectation(reference, comparable))
-    thresholds = noise_thresholds(reference, comparable, dtype, expectation)
+    reference, theirs = alignment.reference, alignment.records
+    right = {} if isolate else reference.records()
+    expectation: Expectation = isolated if isolate else lambda reference, records: right
+    errors = relative_errors(reference, theirs, expectation(reference, theirs))
+    thresholds = noise_thresholds(reference, theirs, dtype, expectation)
     rows = []
-    for key, record_slice in reference.slices.items():
+    for key in reference.slices:
         if key in errors:
             error, where = errors[key]
             rows.append(Row(key, "OK" if error <= thresholds[key] else "DIFF", error, thresholds[key], where))
-        elif key in theirs:
-            rows.append(Row(key, "SHAPE", note=_shape_note(theirs[key].shape, record_slice.shape)))
+        elif key in alignment.skipped:
+            rows.append(Row(key, "SKIPPED", note=alignment.skipped[key]))
         else:
             rows.append(Row(key, "MISSING"))
-    return rows
-
-
-def of_the_right_shape(reference: Reference, theirs: Records) -> Records:
-    """Return their records that have the shape of the reference's."""
-    return {key: record for key, record in theirs.items() if record.shape == reference.slices[key].shape}
-
-
-def _shape_note(found: tuple[int, ...], expected: tuple[int, ...]) -> str:
-    """Describe how a shape is wrong, and the transpose that fixes it, if there is one."""
-    note = f"shape {found}, expected {expected}"
-    for order in permutations(range(len(expected))):
-        if len(found) == len(expected) and tuple(found[axis] for axis in order) == expected:
-            return f"{note}: the axes are in another order; transpose({', '.join(map(str, order))}) fixes it"
-    if int(np.prod(found)) == int(np.prod(expected)):
-        return f"{note}: the same number of elements, in other axes"
-    return note
+    unknown = alignment.skipped.keys() - reference.slices.keys()
+    return rows + [Row(key, "UNKNOWN", note=alignment.skipped[key]) for key in sorted(unknown)]
 
 
 def describe_comparison(rows: Sequence[Row]) -> list[str]:

@@ -7,18 +7,20 @@ the missing operations are planted in the reference, until the dump's records ag
 
 import inspect
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
 
-from gemma_np.oracle.comparison import of_the_right_shape
+from gemma_np.oracle.dump import Alignment
 from gemma_np.oracle.identification import Finding, identify
 from gemma_np.oracle.isolation import isolated, isolated_run
 from gemma_np.oracle.mistakes import CATALOGUE, Mistake
 from gemma_np.oracle.noise import Records, noise_thresholds, relative_errors
-from gemma_np.oracle.search import BUDGET, Search, Trial
+from gemma_np.oracle.power import blind_spots
+from gemma_np.oracle.search import NO_SIGNAL, Search, Trial, suspects_of
 from gemma_np.oracle.trace import Reference
 
 _MOST_LINES = 3
@@ -41,8 +43,12 @@ class Diagnosis(NamedTuple):
     wrong: dict[str, float]  # records that are wrong given their inputs: error, in units of its threshold
     causes: list[Cause]  # what explains them
     unexplained: list[str]  # the wrong records that no cause explains
+    since: str = ""  # the first operation, by its record, that may have made the first unexplained one wrong
     trials: int = 0  # forward passes of the search
     untried: int = 0  # alternatives that the search had no time for
+    skipped: Mapping[str, str] = MappingProxyType({})  # records that could not be compared, and why
+    blind_spots: Mapping[str, str] = MappingProxyType({})  # known mistakes that would not show in this dump, and why
+    silent: tuple[str, ...] = ()  # records in which rounding may be as large as the numbers
 
     @property
     def mistakes(self) -> tuple[Mistake, ...]:
@@ -53,20 +59,30 @@ class Diagnosis(NamedTuple):
         return tuple(_BY_ID[known] for known in dict.fromkeys(ids))
 
 
-def diagnose(reference: Reference, theirs: Records, dtype: str) -> Diagnosis:
+def diagnose(alignment: Alignment, dtype: str) -> Diagnosis:
     """Explain a dump.
 
-    reference: in float64; theirs: some or all records, as `gemma_np.oracle.dump.align_dump` returns them; dtype:
-    that of their computation.
+    alignment: some or all of its records, as `gemma_np.oracle.dump.align_dump` returns them, with a reference in
+    float64; dtype: that of their computation.
     """
-    theirs = of_the_right_shape(reference, theirs)
+    reference, theirs, skipped = alignment
     thresholds = noise_thresholds(reference, theirs, dtype, isolated)
+    diagnosis = _explain(reference, theirs, thresholds)
+    return diagnosis._replace(
+        skipped=skipped,
+        blind_spots=blind_spots(reference, theirs, thresholds, dtype),
+        silent=tuple(key for key, threshold in thresholds.items() if threshold >= NO_SIGNAL),
+    )
+
+
+def _explain(reference: Reference, theirs: Records, thresholds: Mapping[str, float]) -> Diagnosis:
+    """Return the causes: of single operations where the dump has their inputs, otherwise of a search."""
     run = isolated_run(reference, theirs)
     errors = relative_errors(reference, theirs, run.expected)
     excesses = {key: error / thresholds[key] if np.isfinite(error) else np.inf for key, (error, _) in errors.items()}
     wrong = {key: excess for key, excess in excesses.items() if excess > 1}
     findings = identify(reference, theirs, run.inputs, wrong, thresholds)
-    causes = _grouped(reference, findings)
+    causes = _grouped(findings)
     unexplained = [finding.key for finding in findings if not finding.alternatives]
     if not unexplained:
         return Diagnosis(wrong, causes, [])
@@ -74,16 +90,16 @@ def diagnose(reference: Reference, theirs: Records, dtype: str) -> Diagnosis:
     singles = search.singles(run.inputs)
     found = [trial for trial in singles if search.explains(trial)]
     found = found or [trial for trial in search.pairs(singles) if search.explains(trial)]
-    if not found:
-        return Diagnosis(wrong, causes, unexplained, search.trials, search.skipped)
-    return Diagnosis(wrong, _planted(found), [], search.trials, search.skipped)
+    if found:
+        return Diagnosis(wrong, _planted(found), [], trials=search.trials, untried=search.skipped)
+    since = suspects_of(reference, theirs, {unexplained[0]: np.inf})[0]
+    return Diagnosis(wrong, causes, unexplained, since, search.trials, search.skipped)
 
 
-def _grouped(reference: Reference, findings: Sequence[Finding]) -> list[Cause]:
+def _grouped(findings: Sequence[Finding]) -> list[Cause]:
     """Return the causes of the records that are explained, one for each thing that is said.
 
-    Of several alternatives that explain a record equally well, that is chosen which explains the most records and
-    contradicts the fewest.
+    Of several alternatives that explain a record equally well, that is chosen which explains the most records.
     """
     count: dict[str, int] = {}
     for finding in findings:
@@ -158,8 +174,16 @@ def ranges(numbers: Sequence[int]) -> str:
 
 
 def describe_diagnosis(diagnosis: Diagnosis) -> list[str]:
-    """Return the lines of a report: the wrong records, what explains them, and how to fix it."""
+    """Return the lines of a report: wrong records, what explains them and how to fix it, and what cannot be seen."""
+    return [*_describe_wrong(diagnosis), *_describe_limits(diagnosis)]
+
+
+def _describe_wrong(diagnosis: Diagnosis) -> list[str]:
     if not diagnosis.wrong:
+        if diagnosis.silent:
+            return [
+                f"Cannot tell at this precision: rounding may be as large as the numbers in {_few(diagnosis.silent)}."
+            ]
         return ["Nothing is wrong: every record equals what the reference computes from its inputs, up to rounding."]
     lines = [f"{len(diagnosis.wrong)} records are wrong given their inputs; the first ones are:"]
     first_wrong = list(diagnosis.wrong.items())[:_MOST_LINES]
@@ -167,12 +191,32 @@ def describe_diagnosis(diagnosis: Diagnosis) -> list[str]:
     for cause in diagnosis.causes:
         lines += _describe_cause(cause)
     if diagnosis.unexplained:
+        first = diagnosis.unexplained[0]
+        until = f"everything from {diagnosis.since} to {first}" if diagnosis.since not in ("", first) else first
         lines.append(f"Not explained: {'; '.join(places(diagnosis.unexplained))}.")
-        lines.append(f"Check the code that computes {diagnosis.unexplained[0]}.")
+        lines.append(f"Check the code that computes {until}.")
     if diagnosis.trials:
         left = f"; {diagnosis.untried} alternatives were not tried" if diagnosis.untried else ""
-        lines.append(f"Searched in {diagnosis.trials} forward passes, of at most {BUDGET}{left}.")
+        lines.append(f"Searched in {diagnosis.trials} forward passes{left}.")
     return lines
+
+
+def _describe_limits(diagnosis: Diagnosis) -> list[str]:
+    lines = [f"Skipped: {key}: {reason}" for key, reason in list(diagnosis.skipped.items())[:_MOST_LINES]]
+    if len(diagnosis.skipped) > _MOST_LINES:
+        lines.append(f"Skipped: {len(diagnosis.skipped) - _MOST_LINES} other records")
+    by_reason: dict[str, list[str]] = {}
+    for known, reason in diagnosis.blind_spots.items():
+        by_reason.setdefault(reason, []).append(known)
+    if by_reason:
+        lines.append("This dump could not have shown:")
+        lines += [f"  {', '.join(ids)}: {reason}" for reason, ids in by_reason.items()]
+    return lines
+
+
+def _few(names: Sequence[str]) -> str:
+    more = len(names) - _MOST_LINES
+    return ", ".join(names[:_MOST_LINES]) + (f" and {more} more" if more > 0 else "")
 
 
 def _describe_cause(cause: Cause) -> list[str]:

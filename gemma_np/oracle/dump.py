@@ -6,17 +6,21 @@ A name map is a JSON file from their names to ours, where `{layer}` stands for t
 """
 
 import difflib
+import math
 import re
 from collections.abc import Callable
+from itertools import permutations
 from pathlib import Path
 from typing import NamedTuple
 
+import ml_dtypes
 import numpy as np
 
 from gemma_np.checkpoints.config_json import config_from_json
 from gemma_np.checkpoints.safetensors_file import read_metadata, stored_tensors
 from gemma_np.config import GemmaConfig
-from gemma_np.errors import GemmaError, quoted
+from gemma_np.errors import GemmaError, quoted, shortened
+from gemma_np.input_files import require_file
 from gemma_np.json_input import TEXT, list_of, object_of, parse_json, read_json, whole_number
 from gemma_np.oracle.trace import RecordSlice, Reference
 
@@ -34,10 +38,30 @@ class Dump(NamedTuple):
 
     @property
     def dtype(self) -> str:
-        """Return the coarsest dtype among the records, which is probably that of the computation."""
+        """Return the dtype in which the records were probably computed: the coarsest one among them, or a coarser one
+        that has every number of theirs."""
         coarsest_first = ("float16", "bfloat16", "float32", "float64")
         stored = {record.dtype.name for record in self.records.values()}
-        return next(name for name in coarsest_first if name in stored)
+        coarsest = next(name for name in coarsest_first if name in stored)
+        for name in ("bfloat16", "float16") if coarsest == "float32" else ():
+            if all(_is_exact_in(record, name) for record in self.records.values()):
+                return name
+        return coarsest
+
+
+class Alignment(NamedTuple):
+    """The records of a dump, matched with those of a reference."""
+
+    reference: Reference  # with the rows that the dump has
+    records: dict[str, np.ndarray]  # in the order of execution
+    skipped: dict[str, str]  # records that cannot be compared, and why
+
+
+def _is_exact_in(record: np.ndarray, dtype: str) -> bool:
+    """Return whether every number of a record is one of this dtype."""
+    values, target = np.asarray(record, np.float32), ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype
+    with np.errstate(over="ignore"):
+        return np.array_equal(values.astype(target).astype(np.float32), values)
 
 
 def read_dump(path: str | Path, name_map: str | Path | None = None) -> Dump:
@@ -48,16 +72,15 @@ def read_dump(path: str | Path, name_map: str | Path | None = None) -> Dump:
     path = Path(path)
     translate = _translation(name_map)
     records, stored_as = dict[str, np.ndarray](), dict[str, str]()
-    for their_name, tensor in stored_tensors(path).items():
+    for their_name, record in _stored_records(path).items():
         name = translate(their_name)
         if name in records:
             both = f"{quoted(stored_as[name])} and {quoted(their_name)}: both are {quoted(name)}"
             raise GemmaError(f"{path}: {both}, expected one of them")
-        assert tensor.mapped is not None
-        records[name], stored_as[name] = tensor.mapped, their_name
+        records[name], stored_as[name] = record, their_name
     if not records:
         raise GemmaError(f"{path}: no records, expected intermediates under the names that gemma-np records prints")
-    metadata = read_metadata(path)
+    metadata = {} if path.suffix == ".npz" else read_metadata(path)
     config = passes = None
     try:
         if "config" in metadata:
@@ -69,33 +92,94 @@ def read_dump(path: str | Path, name_map: str | Path | None = None) -> Dump:
     return Dump(path, records, config, passes, metadata.get("model") or None)
 
 
-def align_dump(dump: Dump, reference: Reference) -> dict[str, np.ndarray]:
+def _stored_records(path: Path) -> dict[str, np.ndarray]:
+    """Return the arrays of a .safetensors or .npz file. Raises GemmaError for another or a damaged one."""
+    if path.suffix == ".npy":
+        raise GemmaError(f"{path}: one array without a name, expected a .safetensors or .npz file with records")
+    if path.suffix == ".npz":
+        return _npz_records(path)
+    records = {}
+    for name, tensor in stored_tensors(path).items():
+        assert tensor.mapped is not None
+        records[name] = tensor.mapped
+    return records
+
+
+def _npz_records(path: Path) -> dict[str, np.ndarray]:
+    require_file(path, "a .npz file with records")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            records = {name: file[name] for name in file.files}
+    except Exception as error:  # a damaged archive can make NumPy raise anything
+        raise GemmaError(f"{path}: damaged ({shortened(str(error))}), expected a .npz file with records") from None
+    for name, record in records.items():
+        if record.dtype.name not in ("float64", "float32", "float16"):
+            raise GemmaError(f"{path}: {quoted(name)}: {record.dtype}, expected float64, float32 or float16")
+    return records
+
+
+def align_dump(dump: Dump, reference: Reference) -> Alignment:
     """Return the records in the order of execution, with shapes matched to the reference where this is unambiguous.
 
-    A batch axis of length 1 is dropped, and keys that a ring buffer has dropped are filled with zeros.
+    A batch axis of length 1 is dropped, keys that a ring buffer has dropped are filled with zeros, and logits may be
+    those of the last tokens of a pass only. Records with unknown names, other shapes, or NaN and infinity are skipped.
 
-    Raises GemmaError for unknown names (suggesting a similar one), and for NaN and infinity.
+    Raises GemmaError when no record is left.
     """
     known = reference.slices
+    skipped, rows, records = {}, dict[str, int](), {}
     for name in dump.records:
         if name not in known:
             near = difflib.get_close_matches(name, known, 1, 0.5)
             expected = f"{near[0]} or another" if near else "one"
-            raise GemmaError(f"{dump.path}: {quoted(name)}: expected {expected} of gemma-np records, or a --name-map")
-    records = {}
+            skipped[name] = f"unknown, expected {expected} of gemma-np records, or a --name-map"
     for key, record_slice in known.items():
-        if key in dump.records:
-            records[key] = record = _align(dump.records[key], record_slice)
-            # Scores may be -inf where a mask was added to them.
-            if record_slice.masked is None and not np.isfinite(np.asarray(record, np.float32)).all():
-                raise GemmaError(f"{dump.path}: {key}: has NaN or infinity; it is the first such record")
-    return records
+        if key not in dump.records:
+            continue
+        record = _align(dump.records[key], record_slice)
+        if record.shape != record_slice.shape and _has_last_rows(record, record_slice):
+            rows[key] = len(record)
+        elif record.shape != record_slice.shape:
+            skipped[key] = shape_note(record.shape, record_slice.shape)
+        # Scores may be -inf where a mask was added to them.
+        if record_slice.masked is None and not np.isfinite(np.asarray(record, np.float32)).all():
+            skipped[key] = "has NaN or infinity"
+        if key not in skipped:
+            records[key] = record
+    if not records:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in list(skipped.items())[:3])
+        raise GemmaError(f"{dump.path}: nothing to compare: {reasons}")
+    return Alignment(reference.of_last_rows(rows) if rows else reference, records, skipped)
+
+
+def shape_note(found: tuple[int, ...], expected: tuple[int, ...]) -> str:
+    """Describe how a shape is wrong, and the transpose that fixes it, if there is one."""
+    note = f"shape {found}, expected {expected}"
+    for order in permutations(range(len(expected))):
+        if len(found) == len(expected) and tuple(found[axis] for axis in order) == expected:
+            return f"{note}: the axes are in another order; transpose({', '.join(map(str, order))}) fixes it"
+    if math.prod(found) == math.prod(expected):
+        return f"{note}: the same number of elements, in other axes"
+    if len(found) == len(expected) and found[:-1] == expected[:-1] and found[-1] > expected[-1]:
+        return f"{note}: is it padded? keep the first {expected[-1]} columns"
+    if found[1:] == expected and found[0] > 1:
+        return f"{note}: a batch of {found[0]}; keep one text"
+    return note
+
+
+def _has_last_rows(record: np.ndarray, record_slice: RecordSlice) -> bool:
+    """Return whether these are logits of the last tokens of a pass only."""
+    rows, columns = record_slice.shape[-2:]
+    is_logits = record_slice.name in ("logits", "logits_capped")
+    return is_logits and record.ndim == 2 and 0 < len(record) < rows and record.shape[1] == columns
 
 
 def _align(record: np.ndarray, record_slice: RecordSlice) -> np.ndarray:
     """Drop a batch axis of length 1, and fill in the keys that a ring buffer has dropped: these are masked, so their
     probabilities are zero."""
     shape = record_slice.shape
+    if record.ndim == 1 and record_slice.name in ("logits", "logits_capped"):
+        record = record[None]
     if record.ndim == len(shape) + 1 and record.shape[0] == 1:
         record = record[0]
     if record_slice.columns is not None and record.shape[:-1] == shape[:-1] and record.shape[-1] < shape[-1]:

@@ -60,9 +60,9 @@ def compare_files(
     """
     ours, dump = read_dump(trace), read_dump(theirs, name_map)
     reference = _reference(model or ours.model, [ours, dump])
-    rows = compare(reference, align_dump(dump, reference), dtype or dump.dtype, isolate=isolate)
+    rows = compare(align_dump(dump, reference), dtype or dump.dtype, isolate=isolate)
     return [
-        row if row.key in ours.records else row._replace(status="EXTRA")
+        row if row.key in ours.records or row.status == "UNKNOWN" else row._replace(status="EXTRA")
         for row in rows
         if row.key in ours.records or row.status != "MISSING"
     ]
@@ -86,7 +86,7 @@ def diagnose_file(
     """
     dump = read_dump(theirs, name_map)
     reference = _reference(model or dump.model, [dump], passes=None if ids is None else [list(ids)])
-    return diagnose(reference, align_dump(dump, reference), dtype or dump.dtype)
+    return diagnose(align_dump(dump, reference), dtype or dump.dtype)
 
 
 def _reference(model_name: str | Path | None, dumps: Sequence[Dump], passes: Passes | None = None) -> Reference:

@@ -15,7 +15,7 @@ WIDENED = 4.0
 
 _REFINEMENTS = 48
 _GOLDEN = (5**0.5 - 1) / 2
-_CLEARLY_BETTER = 3
+CLEARLY = 3
 """An alternative must reduce the error by this factor, and one that is better than another by it excludes the other."""
 
 
@@ -45,7 +45,7 @@ def identify(
             reference.slices[key].name, reference, inputs, _found(reference, theirs, reference.slices[key].name)
         )
         error = _error_of(reference, theirs, key)
-        limit = thresholds[key] * min(WIDENED, excess / _CLEARLY_BETTER)
+        limit = thresholds[key] * min(WIDENED, excess / CLEARLY)
         again = {alternative.says for alternative in explained.get(operation.kind, ())}
         candidates = list(_candidates(operation))
         passing: list[tuple[float, Alternative]] = []
@@ -55,9 +55,7 @@ def identify(
             if not passing:
                 passing = list(_passing(operation, tried, error, limit))
         passing.sort(key=lambda pair: pair[0])
-        best = tuple(
-            alternative for value, alternative in passing if value <= _CLEARLY_BETTER * max(passing[0][0], 1e-12)
-        )
+        best = tuple(alternative for value, alternative in passing if value <= CLEARLY * max(passing[0][0], 1e-12))
         findings.append(Finding(key, best, passing[0][0] / thresholds[key] if passing else np.inf))
         explained.setdefault(operation.kind, []).extend(best)
     return [_without_contradictions(finding, reference, theirs, inputs, excesses, thresholds) for finding in findings]

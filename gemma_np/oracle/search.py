@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from gemma_np.oracle.alternatives import ALTERNATIVES, Alternative, Family
-from gemma_np.oracle.identification import WIDENED, smallest
+from gemma_np.oracle.identification import CLEARLY, WIDENED, smallest
 from gemma_np.oracle.isolation import Plan, isolated
 from gemma_np.oracle.noise import Records, relative_errors
 from gemma_np.oracle.operation import Operation
@@ -19,7 +19,7 @@ from gemma_np.oracle.trace import Reference
 BUDGET = 400
 """The largest number of forward passes."""
 
-_NO_SIGNAL = 0.5
+NO_SIGNAL = 0.5
 """A record whose threshold is this fraction of its largest number shows nothing."""
 
 _COARSE = 12
@@ -64,16 +64,26 @@ class Search:
         return error / self.thresholds[key] if np.isfinite(error) else np.inf
 
     def explains(self, trial: Trial) -> bool:
-        """Return whether a trial leaves nothing wrong, by a clear reduction of what was wrong, and would not explain
-        the same numbers in another order."""
+        """Return whether a trial leaves nothing wrong, clearly reduces what was wrong, and would not explain the same
+        numbers in another order."""
         if any(excess > WIDENED for excess in trial.excesses.values()):
             return False
         wrong = {key: excess for key, excess in self.before.items() if excess > 1}
-        return all(self._is_clear(trial, key, excess) for key, excess in wrong.items())
+        limits = {key: max(trial.excesses[key], 1.0) * self.thresholds[key] for key in wrong}
+        is_clear = all(
+            trial.excesses[key] <= before / CLEARLY and limits[key] < NO_SIGNAL for key, before in wrong.items()
+        )
+        return is_clear and not self._explains_shuffled(trial, limits)
 
-    def _is_clear(self, trial: Trial, key: str, before: float) -> bool:
-        after = trial.excesses[key]
-        return after <= before / 3 and max(after, 1.0) * self.thresholds[key] < _NO_SIGNAL
+    def _explains_shuffled(self, trial: Trial, limits: Mapping[str, float]) -> bool:
+        """Return whether the wrong records pass within these limits if their numbers are shuffled."""
+        expected, generator = isolated(self.reference, self.theirs, trial.plan), np.random.default_rng(0)
+        shuffled = {}
+        for key in limits:
+            record = np.asarray(self.theirs[key])
+            shuffled[key] = generator.permutation(record.ravel()).reshape(record.shape)
+        errors = relative_errors(self.reference, shuffled, expected)
+        return all(error <= limits[key] for key, (error, _) in errors.items())
 
     def singles(self, inputs: Mapping[str, np.ndarray]) -> list[Trial]:
         """Return trials of the alternatives of operations that may have caused what is wrong, rank by rank, until one
@@ -138,35 +148,56 @@ def _groups(
     def add(rank: int, title: str, name: str, member: Alternative | Family) -> None:
         ranked.setdefault((rank, title), {})[name] = member
 
-    suspects = _suspects(reference, theirs, before)
-    for name in dict.fromkeys(record_slice.name for record_slice in reference.slices.values()):
+    suspects = suspects_of(reference, theirs, before)
+    for name in suspects:
         operation = Operation(name, reference, inputs)
         for function in ALTERNATIVES.get(operation.kind, ()):
             for number, member in enumerate(function(operation)):
-                singles = [member] if isinstance(member, Alternative) else _likely(member, operation)
-                for single in singles:
-                    if single.known:
-                        add(0, single.known, name, single)
-                if name in suspects:
-                    if isinstance(member, Family):
-                        add(2, f"{function.__name__} {number}", name, member)
-                        add(4, f"{function.__name__} {number} {operation.kind}", name, member)
-                    for single in singles:
-                        add(1 if isinstance(member, Family) else 3, single.says, name, single)
-                        add(5, f"{single.says} {operation.kind}", name, single)
-    unique: dict[frozenset[tuple[str, int]], tuple[int, Group]] = {}
-    for (rank, _), group in sorted(ranked.items(), key=lambda item: item[0][0]):
+                if isinstance(member, Family):
+                    add(2, f"{function.__name__} {number}", name, member)
+                    add(4, f"{function.__name__} {number} {operation.kind}", name, member)
+                for single in _members(member, operation):
+                    add(1 if isinstance(member, Family) else 3, single.says, name, single)
+                    add(5, f"{single.says} {operation.kind}", name, single)
+    groups: list[tuple[int, Group]] = [(0, plan) for plan in known_plans(reference, inputs).values()]
+    groups += [(rank, group) for (rank, _), group in sorted(ranked.items(), key=lambda item: item[0][0])]
+    unique: dict[frozenset[tuple[str, str]], tuple[int, Group]] = {}
+    for rank, group in groups:
         if not group.keys().isdisjoint(suspects):
-            unique.setdefault(frozenset((name, id(member)) for name, member in group.items()), (rank, group))
+            unique.setdefault(frozenset((name, _title(member)) for name, member in group.items()), (rank, group))
     return list(unique.values())
 
 
-def _likely(family: Family, operation: Operation) -> list[Alternative]:
-    return [family.at(operation, value) for value in family.likely(operation)]
+def _title(member: Alternative | Family) -> str:
+    return member.says if isinstance(member, Alternative) else f"family {id(member)}"
 
 
-def _suspects(reference: Reference, theirs: Records, before: Mapping[str, float]) -> set[str]:
-    """Return the names of the records that a wrong one depends on, back to the residual stream that the dump has."""
+def known_plans(reference: Reference, inputs: Mapping[str, np.ndarray]) -> dict[str, Plan]:
+    """Return the plan of each known mistake, by its id in the catalogue, for all records that it concerns.
+
+    inputs: every record of all tokens.
+    """
+    plans: dict[str, dict[str, Alternative]] = {}
+    for name in dict.fromkeys(record_slice.name for record_slice in reference.slices.values()):
+        operation = Operation(name, reference, inputs)
+        for function in ALTERNATIVES.get(operation.kind, ()):
+            for member in function(operation):
+                for single in _members(member, operation):
+                    if single.known:
+                        plans.setdefault(single.known, {})[name] = single
+    return {known: plans[known] for known in plans if " " not in known}
+
+
+def _members(member: Alternative | Family, operation: Operation) -> list[Alternative]:
+    """Return the alternative, or the likely members of a family."""
+    if isinstance(member, Alternative):
+        return [member]
+    return [member.at(operation, value) for value in member.likely(operation)]
+
+
+def suspects_of(reference: Reference, theirs: Records, before: Mapping[str, float]) -> list[str]:
+    """Return the names of the records that a wrong one depends on, in the order of execution, back to the residual
+    stream that the dump has."""
     names = list(dict.fromkeys(record_slice.name for record_slice in reference.slices.values()))
     given = {reference.slices[key].name for key in theirs}
     suspects = set[str]()
@@ -179,4 +210,4 @@ def _suspects(reference: Reference, theirs: Records, before: Mapping[str, float]
                     break
                 if name not in given:
                     suspects.add(name)
-    return suspects
+    return [name for name in names if name in suspects]

@@ -10,8 +10,9 @@ the front that no token of the pass can see, as a ring buffer does.
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from copy import copy
 from fnmatch import fnmatchcase
 from importlib.metadata import version
 from pathlib import Path
@@ -85,6 +86,22 @@ class Reference:
         self.lengths = [len(ids) for ids in passes]
         self.slices = {record_slice.key: record_slice for record_slice in record_slices(model.config, self.lengths)}
 
+    def of_last_rows(self, rows: Mapping[str, int]) -> "Reference":
+        """Return the same reference with shorter records: key -> the number of rows, the last of their pass."""
+        other = copy(self)
+        other.slices = dict(self.slices)
+        for key, count in rows.items():
+            own = self.slices[key]
+            shape = (*own.shape[:-2], count, own.shape[-1])
+            other.slices[key] = own._replace(shape=shape, rows=slice(own.rows.stop - count, own.rows.stop))
+        return other
+
+    def with_model(self, model: Gemma) -> "Reference":
+        """Return the same reference with another model of the same config."""
+        other = copy(self)
+        other.model = model
+        return other
+
     def run(self, tape: Tape) -> None:
         """Run one pass over all ids, with every record going through the tape."""
         x = transformer(self.ids, self.model.weights, self.config, tape=tape)
@@ -98,7 +115,8 @@ class Reference:
 
 
 def write_trace(model: Gemma, passes: Passes, path: str | Path, *, pattern: str = "*", source: str = "") -> int:
-    """Write the records whose names match the pattern (`layers.0.*`) to a safetensors file, and return their number.
+    """Write the records whose names match the pattern (`layers.0.*`: in every pass; `pass.1.layers.0.*`: in one) to a
+    safetensors file, and return their number.
 
     The records have the dtype of the weights and are not kept in memory. The metadata has `config` (as in config.json),
     `passes` (the token ids), `model` (`source`, from which `gemma-np compare` loads the weights) and `gemma_np` (the
@@ -107,7 +125,11 @@ def write_trace(model: Gemma, passes: Passes, path: str | Path, *, pattern: str 
     Raises GemmaError when the pattern matches no record.
     """
     reference = Reference(model, passes)
-    chosen = [record_slice for key, record_slice in reference.slices.items() if fnmatchcase(key, pattern)]
+    chosen = [
+        record_slice
+        for key, record_slice in reference.slices.items()
+        if fnmatchcase(key, pattern) or fnmatchcase(record_slice.name, pattern)
+    ]
     if not chosen:
         raise GemmaError(
             f"filter: {pattern!r} matches no record, expected a pattern of names that gemma-np records lists"

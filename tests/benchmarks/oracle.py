@@ -13,6 +13,7 @@ import numpy as np
 from gemma_np import RELEASED, Gemma, GemmaConfig
 from gemma_np.model.transformer import lm_head, transformer
 from gemma_np.oracle.diagnosis import diagnose
+from gemma_np.oracle.dump import Alignment
 from gemma_np.oracle.mistakes import CATALOGUE, inject_mistakes
 from gemma_np.oracle.trace import Reference, write_trace
 from gemma_np.training.trainer import initial_weights
@@ -77,7 +78,7 @@ def diagnosis() -> None:
         with inject_mistakes(mistakes, TINY, [len(ids)]):
             records = Reference(model, [ids]).records()
         start = time.perf_counter()
-        found = diagnose(Reference(exact, [ids]), records, "float32")
+        found = diagnose(Alignment(Reference(exact, [ids]), records, {}), "float32")
         seconds = time.perf_counter() - start
         print(f"diagnose, tiny, {' and '.join(names)}: {seconds:.1f} s, found {[m.id for m in found.mistakes]}")
 

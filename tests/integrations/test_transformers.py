@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from gemma_np import Gemma
 from gemma_np.oracle.comparison import compare
 from gemma_np.oracle.diagnosis import diagnose
-from gemma_np.oracle.dump import Dump, align_dump
+from gemma_np.oracle.dump import Alignment, Dump, align_dump
 from gemma_np.oracle.mistakes import CATALOGUE
 from gemma_np.oracle.trace import Reference
 from tests.oracle.test_diagnose import CASES
@@ -55,7 +55,7 @@ def captured(theirs, reference):
     from gemma_np.integrations.transformers import capture_transformers
 
     records = capture_transformers(theirs, reference.ids, lengths=reference.lengths, cache=DynamicCache())
-    return align_dump(Dump("theirs", records, None, None, None), reference)
+    return align_dump(Dump("theirs", records, None, None, None), reference).records
 
 
 @pytest.mark.parametrize("dtype", NUMPY)
@@ -68,7 +68,7 @@ def test_right_models_pass(dtype, data, config, T, seed):
     records = captured(theirs, reference)
     assert set(records) == set(reference.slices)
     for isolate in (False, True):
-        rows = compare(reference, records, dtype, isolate=isolate)
+        rows = compare(Alignment(reference, records, {}), dtype, isolate=isolate)
         assert [row for row in rows if row.status != "OK"] == []
 
 
@@ -81,7 +81,7 @@ def test_the_frameworks_own_cache_drops_keys():
     reference = Reference(model, [ids[:7], ids[7:8], ids[8:]])
     records = capture_transformers(theirs, ids, lengths=[7, 1, 1])
     assert records["pass.2.layers.0.self_attn.probs"].shape[-1] == config.sliding_window
-    rows = compare(reference, align_dump(Dump("theirs", records, None, None, None), reference), "float32")
+    rows = compare(align_dump(Dump("theirs", records, None, None, None), reference), "float32")
     assert {row.status for row in rows} == {"OK"}
 
 
@@ -145,15 +145,15 @@ def mistaken_capture(model_type, names, dtype):
 @pytest.mark.parametrize(("model_type", "name"), CASES)
 def test_a_mistake_in_the_frameworks_code_is_named(model_type, name):
     reference, records = mistaken_capture(model_type, [name], "float32")
-    assert [mistake.id for mistake in diagnose(reference, records, "float32").mistakes] == [name]
+    assert [mistake.id for mistake in diagnose(Alignment(reference, records, {}), "float32").mistakes] == [name]
     few = {key: record for key, record in records.items() if "logits" in key}
-    assert [mistake.id for mistake in diagnose(reference, few, "float32").mistakes] == [name]
+    assert [mistake.id for mistake in diagnose(Alignment(reference, few, {}), "float32").mistakes] == [name]
 
 
 @pytest.mark.parametrize(("model_type", "name"), [case for case in CASES if case[1] not in HIDDEN_BY_BFLOAT16])
 def test_a_mistake_in_bfloat16_is_named(model_type, name):
     reference, records = mistaken_capture(model_type, [name], "bfloat16")
-    assert [mistake.id for mistake in diagnose(reference, records, "bfloat16").mistakes] == [name]
+    assert [mistake.id for mistake in diagnose(Alignment(reference, records, {}), "bfloat16").mistakes] == [name]
 
 
 def test_two_mistakes_are_named_nine_times_of_ten():
@@ -163,7 +163,7 @@ def test_two_mistakes_are_named_nine_times_of_ten():
     chosen = Random(0).sample(pairs, 60)
     for model_type, *pair in chosen:
         reference, records = mistaken_capture(model_type, pair, "float32")
-        found = {mistake.id for mistake in diagnose(reference, records, "float32").mistakes}
+        found = {mistake.id for mistake in diagnose(Alignment(reference, records, {}), "float32").mistakes}
         if not found or not found <= set(pair):
             missed.append((model_type, *pair, found))
     assert len(missed) <= len(chosen) / 10, missed

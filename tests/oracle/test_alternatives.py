@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 
 from gemma_np.oracle.alternatives import ALTERNATIVES, Alternative, Family
-from gemma_np.oracle.diagnosis import diagnose, places, ranges
+from gemma_np.oracle.diagnosis import places, ranges
 from gemma_np.oracle.identification import smallest
 from gemma_np.oracle.isolation import isolated_run
 from gemma_np.oracle.operation import Operation
 from gemma_np.oracle.trace import Reference
-from tests.oracle.test_diagnose import reference
+from tests.oracle.test_diagnose import diagnose, reference
 
 MODEL_TYPES = ("gemma", "gemma2", "gemma3_text")
 

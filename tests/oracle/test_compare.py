@@ -12,12 +12,18 @@ from safetensors.numpy import load_file, save_file
 
 from gemma_np import Gemma
 from gemma_np.cli import main
-from gemma_np.oracle.comparison import compare
+from gemma_np.oracle import comparison
+from gemma_np.oracle.dump import Alignment
 from gemma_np.oracle.mistakes import CATALOGUE, inject_mistakes
 from gemma_np.oracle.noise import rounding_tape
 from gemma_np.oracle.trace import Reference, write_trace
 from tests.support import tiny
 from tests.support.strategies import configs, random_ids, random_weights, seeds
+
+
+def compare(reference, records, dtype, **options):
+    return comparison.compare(Alignment(reference, records, {}), dtype, **options)
+
 
 IDS = [2, 5, 9, 40, 7, 31]
 
@@ -127,9 +133,9 @@ def test_names_of_their_own(folder, capsys):
     [
         ({"a.{layer}": "layers.0.mlp.gate"}, '"a.0" and "a.1": both are "layers.0.mlp.gate"'),
         ({"a.0": "layers.{layer}.mlp.gate"}, '"layers.{layer}.mlp.gate" has a {layer}, expected one in "a.0"'),
-        ({"a.{layer}": "layers.{layer.__class__}.mlp.gate"}, '"layers.{layer.__class__}.mlp.gate": expected'),
-        ({"a.{layer}": "{}"}, '"{}": expected'),
-        ({"a.{layer}": "{"}, '"{": expected'),
+        ({"a.{layer}": "layers.{layer.__class__}.mlp.gate"}, "layers.{layer.__class__}.mlp.gate: u"),
+        ({"a.{layer}": "{}"}, "{}: unknown, expected"),
+        ({"a.{layer}": "{"}, "{: unknown, expected"),
     ],
 )
 def test_name_maps_that_say_nothing(names, message, folder, capsys):
@@ -147,7 +153,7 @@ def test_a_layer_that_stands_twice_in_a_name_is_one_number(folder, capsys):
     assert main([*dump(folder, theirs), "--name-map", str(folder / "names.json")]) == 0
     theirs = {"blk.2.q.1": records["layers.2.self_attn.q"]}
     assert main([*dump(folder, theirs), "--name-map", str(folder / "names.json")]) == 2
-    assert '"blk.2.q.1": expected' in capsys.readouterr().err
+    assert "blk.2.q.1: unknown, expected" in capsys.readouterr().err
 
 
 def test_a_batch_of_one_and_dropped_keys(folder, capsys):
@@ -211,11 +217,9 @@ def test_dumps_that_cannot_be_compared(folder, capsys):
         assert err.count("\n") == 1
         return err
 
-    assert "expected layers.0.mlp.gate or another of gemma-np records, or" in message(
-        {"layers.0.mlp.gates": right["layers.0.mlp.gate"]}
-    )
-    spoiled = dict(right) | {"layers.1.mlp.up": right["layers.1.mlp.up"] * np.nan, "norm": right["norm"] * np.inf}
-    assert "layers.1.mlp.up: has NaN or infinity; it is the first such record" in message(spoiled)
+    nothing = message({"layers.0.mlp.gates": right["layers.0.mlp.gate"]})
+    assert "nothing to compare: layers.0.mlp.gates: unknown, expected layers.0.mlp.gate or another" in nothing
+    assert "nothing to compare: norm: has NaN or infinity" in message({"norm": right["norm"] * np.inf})
     assert "from token ids [[2, 5]], expected [[2, 5, 9, 40, 7, 31]]" in message(right, passes="[[2, 5]]")
     other = json.loads(metadata_of(folder)["config"]) | {"sliding_window": 4}
     assert "from a model with sliding_window=4, expected 3" in message(right, config=json.dumps(other))
@@ -231,10 +235,53 @@ def test_dumps_that_cannot_be_compared(folder, capsys):
     assert "No such file" in capsys.readouterr().err
 
 
+def test_one_bad_record_stops_only_itself(folder, capsys):
+    right = Reference(tiny.gemma(), [IDS]).records()
+    spoiled = dict(right) | {"layers.1.mlp.up": right["layers.1.mlp.up"] * np.nan, "nrom": right["norm"]}
+    assert main(dump(folder, spoiled)) == 1
+    out = capsys.readouterr().out
+    lines = {line.split()[0]: line for line in out.splitlines()}
+    assert "SKIPPED has NaN or infinity" in " ".join(lines["layers.1.mlp.up"].split())
+    assert "UNKNOWN unknown, expected norm or another of gemma-np records" in " ".join(lines["nrom"].split())
+    assert f"{len(right) - 1} OK, 1 SKIPPED, 1 UNKNOWN" in out
+
+
+def test_a_file_of_numpy(folder, capsys):
+    right = Reference(tiny.gemma(), [IDS]).records()
+    np.savez(folder / "theirs.npz", **right)
+    assert main(["compare", str(folder / "ref.safetensors"), str(folder / "theirs.npz")]) == 0
+    assert f"{len(right)} OK" in capsys.readouterr().out
+    np.savez(folder / "objects.npz", norm=np.array([None]))
+    np.savez(folder / "whole.npz", norm=np.zeros((6, 12), np.int64))
+    np.save(folder / "one.npy", right["norm"])
+    (folder / "cut.npz").write_bytes((folder / "theirs.npz").read_bytes()[:999])
+    for name, message in {
+        "objects.npz": "damaged",
+        "whole.npz": '"norm": int64, expected float64, float32 or float16',
+        "one.npy": "one array without a name",
+        "cut.npz": "damaged",
+    }.items():
+        assert main(["compare", str(folder / "ref.safetensors"), str(folder / name)]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_logits_of_the_last_tokens(folder, capsys):
+    right = Reference(tiny.gemma(), [IDS]).records()["logits"]
+    for part in (right[-1], right[-1:], right[-2:], right[None, -2:]):
+        assert main(dump(folder, {"logits": part})) == 0
+        assert "1 OK" in capsys.readouterr().out
+    assert main(dump(folder, {"logits": right[:2]})) == 1  # the first two, as if they were the last
+    padded = np.concatenate([right, right[:, :3]], axis=1)
+    assert main(dump(folder, {"logits": padded})) == 2
+    assert "is it padded? keep the first 400 columns" in capsys.readouterr().err
+    assert main(dump(folder, {"logits": np.stack([right, right])})) == 2
+    assert "a batch of 2; keep one text" in capsys.readouterr().err
+
+
 def test_sixteen_bits_are_recognised(folder, capsys):
     records = {n: r.astype(ml_dtypes.bfloat16) for n, r in Reference(tiny.gemma(), [IDS]).records().items()}
     assert main(dump(folder, records)) == 0
     halved = {name: record.astype(np.float32) for name, record in records.items()}
-    assert main(dump(folder, halved)) == 1  # as float32 they would be wrong
-    assert main([*dump(folder, halved), "--dtype", "bfloat16"]) == 0
+    assert main(dump(folder, halved)) == 0  # every number is one of bfloat16
+    assert main([*dump(folder, halved), "--dtype", "float32"]) == 1
     assert load_file(folder / "ref.safetensors")["norm"].dtype == np.float32

@@ -12,11 +12,18 @@ import gemma_np
 from gemma_np import Gemma
 from gemma_np.cli import main
 from gemma_np.config import GemmaConfig
-from gemma_np.oracle.diagnosis import describe_diagnosis, diagnose, source_of_right
+from gemma_np.oracle import diagnosis
+from gemma_np.oracle.diagnosis import describe_diagnosis, source_of_right
+from gemma_np.oracle.dump import Alignment
 from gemma_np.oracle.mistakes import CATALOGUE, inject_mistakes
 from gemma_np.oracle.trace import Reference
 from tests.support import goldens, tiny
 from tests.support.strategies import random_ids
+
+
+def diagnose(reference, records, dtype):
+    return diagnosis.diagnose(Alignment(reference, records, {}), dtype)
+
 
 BY_ID = {mistake.id: mistake for mistake in CATALOGUE}
 LENGTHS = [8, 1, 1, 1, 1]

@@ -82,6 +82,9 @@ def test_only_some_records(tmp_path, capsys):
     assert set(found) == {f"layers.{layer}.self_attn.probs" for layer in range(4)}
     assert {value.dtype for value in found.values()} == {np.dtype(np.float64)}
     assert "4 records of 3 tokens" in capsys.readouterr().err
+    assert main([*words, "--force", "--filter", "layers.0.*", "--chunk", "1"]) == 0
+    assert {"layers.0.mlp.up", "pass.2.layers.0.mlp.up"} <= set(load_file(tmp_path / "a.safetensors"))
+    capsys.readouterr()
     assert main([*words, "--force", "--filter", "nothing"]) == 2
     assert "matches no record" in capsys.readouterr().err
 

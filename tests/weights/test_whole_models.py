@@ -10,6 +10,7 @@ from gemma_np.evaluation.likelihood import Pair, likelihoods
 from gemma_np.model.kv_cache import KVCache
 from gemma_np.model.transformer import transformer
 from gemma_np.oracle.comparison import compare
+from gemma_np.oracle.dump import Alignment
 from gemma_np.oracle.trace import Reference
 from gemma_np.training.merging import merge
 from gemma_np.weights.block_formats import BLOCK_FORMATS
@@ -62,7 +63,7 @@ def test_its_dump_is_that_of_the_same_numbers(stored, widened):
     ids = random_ids(stored.config, 1, 9).tolist()
     in_float64 = {name: weight.astype(np.float64) for name, weight in widened.weights.items()}
     reference = Reference(Gemma(stored.config, in_float64, stored.tokenizer), [ids])
-    rows = compare(reference, Reference(stored, [ids]).records(), "float32")
+    rows = compare(Alignment(reference, Reference(stored, [ids]).records(), {}), "float32")
     assert {row.status for row in rows} == {"OK"}
 
 

@@ -212,7 +212,7 @@ truth = gemma_np.load("shakespeare-1m", "float64")
 def judged(path, passes, isolate=False):
     """A row for each record of the file."""
     reference = Reference(truth, passes)
-    return compare(reference, align_dump(read_dump(path), reference), "float32", isolate=isolate)
+    return compare(align_dump(read_dump(path), reference), "float32", isolate=isolate)
 
 
 rows = judged(port_file, [short])
@@ -356,7 +356,7 @@ assert long_isolated[0].where[1] >= model.config.sliding_window  # [head, query,
 
 # %%
 reference = Reference(truth, passes)
-long_diagnosis = diagnose(reference, align_dump(read_dump(long_file), reference), "float32")
+long_diagnosis = diagnose(align_dump(read_dump(long_file), reference), "float32")
 print(*describe_diagnosis(long_diagnosis), sep="\n")
 assert [mistake.id for mistake in long_diagnosis.mistakes] == ["window-off-by-one"]
 assert [cause.says for cause in long_diagnosis.causes] == ["a query sees one key more than the window"]
