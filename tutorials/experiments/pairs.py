@@ -19,7 +19,6 @@ SHAPES = {
     "0.6 M": {"hidden_size": 96, "head_dim": 24, "intermediate_size": 288},
     "1 M": SHAPE_1M,
 }
-TEACHERS = ("teacher", "twin-0")
 BUNDLED_BUDGET = 10e6  # tokens
 
 
@@ -56,7 +55,7 @@ def student(lab: Lab, seed: int, tokens: float, size: str = "1 M") -> Run:
 
 def cache_teachers(lab: Lab) -> None:
     """Cache the mean of the teachers on the plays."""
-    teachers = [lab.trained(name) for name in TEACHERS]
+    teachers = [lab.trained(name) for name in ("teacher", _name("twin", 0, BUNDLED_BUDGET, "1 M"))]
     cache_teacher(
         teachers,
         two_readings(lab.corpus.plays),
