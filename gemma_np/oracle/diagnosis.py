@@ -19,7 +19,6 @@ from gemma_np.oracle.identification import Finding, identify
 from gemma_np.oracle.isolation import isolated, isolated_run
 from gemma_np.oracle.mistakes import CATALOGUE, Mistake
 from gemma_np.oracle.noise import Records, noise_thresholds, relative_errors
-from gemma_np.oracle.power import blind_spots
 from gemma_np.oracle.search import NO_SIGNAL, Search, Trial, suspects_of
 from gemma_np.oracle.trace import Reference
 
@@ -47,7 +46,7 @@ class Diagnosis(NamedTuple):
     trials: int = 0  # forward passes of the search
     untried: int = 0  # alternatives that the search had no time for
     skipped: Mapping[str, str] = MappingProxyType({})  # records that could not be compared, and why
-    blind_spots: Mapping[str, str] = MappingProxyType({})  # known mistakes that would not show in this dump, and why
+    blind_spots: Mapping[str, str] = MappingProxyType({})  # of `gemma_np.oracle.power`, if it was asked
     silent: tuple[str, ...] = ()  # records in which rounding may be as large as the numbers
 
     @property
@@ -67,12 +66,8 @@ def diagnose(alignment: Alignment, dtype: str) -> Diagnosis:
     """
     reference, theirs, skipped = alignment
     thresholds = noise_thresholds(reference, theirs, dtype, isolated)
-    diagnosis = _explain(reference, theirs, thresholds)
-    return diagnosis._replace(
-        skipped=skipped,
-        blind_spots=blind_spots(reference, theirs, thresholds, dtype),
-        silent=tuple(key for key, threshold in thresholds.items() if threshold >= NO_SIGNAL),
-    )
+    silent = tuple(key for key, threshold in thresholds.items() if threshold >= NO_SIGNAL)
+    return _explain(reference, theirs, thresholds)._replace(skipped=skipped, silent=silent)
 
 
 def _explain(reference: Reference, theirs: Records, thresholds: Mapping[str, float]) -> Diagnosis:

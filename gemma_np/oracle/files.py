@@ -9,6 +9,7 @@ from gemma_np.model.transformer import validate_token_ids
 from gemma_np.oracle.comparison import Row, compare
 from gemma_np.oracle.diagnosis import Diagnosis, diagnose
 from gemma_np.oracle.dump import Dump, align_dump, read_dump
+from gemma_np.oracle.power import blind_spots
 from gemma_np.oracle.trace import Passes, Reference
 
 
@@ -76,7 +77,7 @@ def diagnose_file(
     name_map: str | Path | None = None,
     dtype: str | None = None,
 ) -> Diagnosis:
-    """Find the known mistake, or pair of mistakes, that explains a dump.
+    """Find what a dump computes in place of Gemma, and say which known mistakes it could not show.
 
     theirs: a safetensors file with some or all records; model: the weights (default: those that its metadata names);
     ids: the tokens of its single pass (default: `passes` in its metadata); name_map, dtype: as for `compare_files`.
@@ -86,7 +87,8 @@ def diagnose_file(
     """
     dump = read_dump(theirs, name_map)
     reference = _reference(model or dump.model, [dump], passes=None if ids is None else [list(ids)])
-    return diagnose(align_dump(dump, reference), dtype or dump.dtype)
+    alignment, dtype = align_dump(dump, reference), dtype or dump.dtype
+    return diagnose(alignment, dtype)._replace(blind_spots=blind_spots(alignment, dtype))
 
 
 def _reference(model_name: str | Path | None, dumps: Sequence[Dump], passes: Passes | None = None) -> Reference:

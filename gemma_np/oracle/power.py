@@ -1,24 +1,25 @@
 """Say what a dump cannot show: plant each known mistake in the reference, and see whether the dump's records notice."""
 
-from collections.abc import Mapping
-
 import numpy as np
 
-from gemma_np.oracle.isolation import Plan, isolated_run
-from gemma_np.oracle.noise import Records, relative_errors
+from gemma_np.oracle.dump import Alignment
+from gemma_np.oracle.isolation import Plan, isolated, isolated_run
+from gemma_np.oracle.noise import Records, noise_thresholds, relative_errors
 from gemma_np.oracle.search import known_plans
 from gemma_np.oracle.trace import Reference
 
 _NOTHING = 1e-12
 
 
-def blind_spots(reference: Reference, theirs: Records, thresholds: Mapping[str, float], dtype: str) -> dict[str, str]:
-    """Return the known mistakes that would not show in these records, and why: id -> reason.
+def blind_spots(alignment: Alignment, dtype: str) -> dict[str, str]:
+    """Return the known mistakes that would not show in the records of a dump, and why: id -> reason.
 
-    thresholds: of each record compared with what the reference computes from the other records.
+    dtype: that of their computation.
     """
     from tqdm import tqdm
 
+    reference, theirs, _ = alignment
+    thresholds = noise_thresholds(reference, theirs, dtype, isolated)
     plans = known_plans(reference, isolated_run(reference, {}).inputs)
     found = {}
     for known, plan in tqdm(plans.items(), desc="what could show", unit=" mistakes", delay=2, leave=False):
@@ -39,14 +40,13 @@ def _errors(reference: Reference, theirs: Records, plan: Plan) -> dict[str, floa
 
 
 def _no_difference(known: str, reference: Reference) -> str:
-    """Return why a mistake changes nothing."""
+    """Return why a mistake changes nothing, and what would show it."""
     tokens, window = len(reference.ids), reference.config.sliding_window
-    if "window" in known and window and tokens <= window:
-        return f"the text has {tokens} tokens, the window {window}"
     if known.startswith(("decode-", "ring-")) and len(reference.passes) == 1:
-        return "there is only one pass"
-    if known.startswith("ring-") and window and tokens <= window:
-        return f"the text has {tokens} tokens, the window {window}"
+        return "there is only one pass; decode some tokens, too"
+    if known.startswith(("window-", "ring-")) and window and tokens <= window + 1:
+        return f"the text has {tokens} tokens, the window {window}; use at least {window + 2} tokens"
     if known.startswith("qscale-"):
-        return f"it is query_pre_attn_scalar={reference.config.query_pre_attn_scalar:g} in this config"
+        scalar = reference.config.query_pre_attn_scalar
+        return f"it is query_pre_attn_scalar={scalar:g} in this config; use another config"
     return "it makes no difference in this config and text"

@@ -4,9 +4,16 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from gemma_np.oracle import power
 from gemma_np.oracle.diagnosis import describe_diagnosis
+from gemma_np.oracle.dump import Alignment
 from gemma_np.oracle.trace import Reference
 from tests.oracle.test_diagnose import diagnose, mistaken, reference
+
+
+def blind_spots(reference, records, dtype):
+    return power.blind_spots(Alignment(reference, records, {}), dtype)
+
 
 LOGITS = ("logits", "logits_capped")
 
@@ -51,13 +58,11 @@ def test_bfloat16_logits_of_something_unknown_name_nothing(model_type):
 def test_a_short_text_cannot_show_the_window():
     long = reference("gemma2")
     short = Reference(long.model, [long.ids[:3]])  # a window of 3
-    found = diagnose(short, short.records(), "float64")
-    assert not found.wrong
+    blind = blind_spots(short, short.records(), "float64")
     hidden = {"window-ignored", "window-off-by-one", "window-all-layers", "window-parity"}
-    assert hidden <= found.blind_spots.keys()
-    assert {found.blind_spots[known] for known in hidden} == {"the text has 3 tokens, the window 3"}
-    assert found.blind_spots["decode-positions"] == "there is only one pass"
-    report = "\n".join(describe_diagnosis(found))
+    assert {blind[known] for known in hidden} == {"the text has 3 tokens, the window 3; use at least 5 tokens"}
+    assert blind["decode-positions"] == "there is only one pass; decode some tokens, too"
+    report = "\n".join(describe_diagnosis(diagnose(short, short.records(), "float64")._replace(blind_spots=blind)))
     assert report.startswith("Nothing is wrong")
     assert "This dump could not have shown:" in report
     assert "window-off-by-one, " in report
@@ -67,7 +72,7 @@ def test_what_is_not_a_blind_spot_is_seen():
     """A known mistake either shows in these records or is listed as one that could not."""
     for kept in (("",), LOGITS):
         ref = reference("gemma2")
-        blind = diagnose(ref, only(ref.records(), *kept), "float64").blind_spots
+        blind = blind_spots(ref, only(ref.records(), *kept), "float32")
         for known in ("window-off-by-one", "qscale-head-dim", "gelu-exact", "decode-positions", "rope-bf16"):
             seen = bool(diagnose(ref, only(mistaken("gemma2", known), *kept), "float32").wrong)
             assert seen != (known in blind), known
@@ -76,9 +81,9 @@ def test_what_is_not_a_blind_spot_is_seen():
 def test_rounding_hides_small_mistakes():
     ref = reference("gemma2")
     records = {key: record.astype(ml_dtypes.bfloat16) for key, record in ref.records().items()}
-    found = diagnose(ref, records, "bfloat16")
-    assert found.blind_spots["embed-scale-rounding"] == "smaller than the rounding of bfloat16"
-    assert "silu" not in found.blind_spots
+    blind = blind_spots(ref, records, "bfloat16")
+    assert blind["embed-scale-rounding"] == "smaller than the rounding of bfloat16"
+    assert "silu" not in blind
 
 
 def test_what_is_between_two_records_is_named_when_nothing_explains_it():
