@@ -1,4 +1,4 @@
-"""The commands that check other implementations: trace, records, compare, diagnose.
+"""The commands that check other implementations: trace, records, compare, diagnose, judge.
 
 Each raises GemmaError for bad input, as one line that `gemma-np` prints.
 """
@@ -13,11 +13,15 @@ from gemma_np.cli.outputs import add_force, add_output_file
 from gemma_np.errors import GemmaError
 from gemma_np.gemma import load
 from gemma_np.model.records import RECORDS
+from gemma_np.oracle.answers import read_answers
 from gemma_np.oracle.comparison import describe_comparison
 from gemma_np.oracle.diagnosis import describe_diagnosis
 from gemma_np.oracle.files import compare_files, diagnose_file, plan_passes
+from gemma_np.oracle.judge import DEFECT, PRECISIONS, describe_judgement, summary
+from gemma_np.oracle.judge import judge as judge_answers
 from gemma_np.oracle.noise import SAFETY_FACTOR
 from gemma_np.oracle.plots import plot_comparison
+from gemma_np.oracle.server import PROMPTS, ask
 from gemma_np.oracle.trace import write_trace
 
 
@@ -66,6 +70,20 @@ def add_commands(command: Command) -> None:
     add_model(parser)
     parser.add_argument("--ids", metavar="N,N,...", help="the token ids (default: `passes` in the file's metadata)")
 
+    parser = command(
+        judge,
+        "gemma-np judge --model ./gemma-3-270m.gguf --precision q8_0 answers.jsonl",
+        "gemma-np judge --model google/gemma-2-2b --precision bf16 --url http://localhost:8080",
+    )
+    parser.add_argument("answers", metavar="ANSWERS", nargs="?", help="JSON lines with an engine's greedy answers")
+    add_model(parser)
+    parser.add_argument("--url", metavar="URL", help="ask a running server that has the OpenAI completions API")
+    parser.add_argument("--prompt", metavar="TEXT", action="append", help="what to ask it (repeatable)")
+    add_number(parser, "--max-new-tokens", "tokens of each answer of a server", 64)
+    parser.add_argument(
+        "--precision", choices=PRECISIONS, default="f32", help="what the engine rounds to (f32); q: int8 activations"
+    )
+
 
 def _add_dump(parser: argparse.ArgumentParser, meaning: str) -> None:
     parser.add_argument("dump", metavar="THEIRS", help=meaning)
@@ -107,6 +125,24 @@ def compare(options: argparse.Namespace) -> int:
         plot_comparison(rows, options.plot)
     print(json.dumps([row._asdict() for row in rows]) if options.json else "\n".join(describe_comparison(rows)))
     return int(any(row.differs for row in rows))
+
+
+def judge(options: argparse.Namespace) -> int:
+    """Judge an engine by its greedy answers: identical, tie-break or defect; exit status 1 for a defect."""
+    if (options.answers is None) == (options.url is None):
+        raise GemmaError("expected either ANSWERS or --url")
+    model = load(options.model, "float64" if options.precision in ("f32", "bf16", "f16") else "auto")
+    tokenizer = model.require_tokenizer()
+    if options.url:
+        answers = ask(options.url, options.prompt or PROMPTS, options.max_new_tokens, tokenizer)
+    else:
+        answers = read_answers(options.answers, tokenizer)
+    judgements = []
+    for judgement in judge_answers(model, answers, options.precision):
+        judgements.append(judgement)
+        print("\n".join(describe_judgement(judgement, lambda id: tokenizer.decode([id]), model.config.sliding_window)))
+    print(summary(judgements))
+    return int(any(judgement.verdict == DEFECT for judgement in judgements))
 
 
 def diagnose(options: argparse.Namespace) -> int:
