@@ -19,6 +19,7 @@ from gemma_np.oracle.diagnosis import describe_diagnosis
 from gemma_np.oracle.files import compare_files, diagnose_file, plan_passes
 from gemma_np.oracle.judge import DEFECT, PRECISIONS, describe_judgement, summary
 from gemma_np.oracle.judge import judge as judge_answers
+from gemma_np.oracle.judge_tokens import judge_tokens
 from gemma_np.oracle.noise import SAFETY_FACTOR
 from gemma_np.oracle.plots import plot_comparison
 from gemma_np.oracle.server import PROMPTS, ask
@@ -74,9 +75,13 @@ def add_commands(command: Command) -> None:
         judge,
         "gemma-np judge --model ./gemma-3-270m.gguf --precision q8_0 answers.jsonl",
         "gemma-np judge --model google/gemma-2-2b --precision bf16 --url http://localhost:8080",
+        "gemma-np judge --model google/gemma-2-2b --tokens ids.jsonl",
     )
     parser.add_argument("answers", metavar="ANSWERS", nargs="?", help="JSON lines with an engine's greedy answers")
     add_model(parser)
+    parser.add_argument(
+        "--tokens", metavar="FILE", help="judge its ids of texts and conversations instead, from JSON lines"
+    )
     parser.add_argument("--url", metavar="URL", help="ask a running server that has the OpenAI completions API")
     parser.add_argument("--prompt", metavar="TEXT", action="append", help="what to ask it (repeatable)")
     add_number(parser, "--max-new-tokens", "tokens of each answer of a server", 64)
@@ -129,8 +134,10 @@ def compare(options: argparse.Namespace) -> int:
 
 def judge(options: argparse.Namespace) -> int:
     """Judge an engine by its greedy answers: identical, tie-break or defect; exit status 1 for a defect."""
-    if (options.answers is None) == (options.url is None):
-        raise GemmaError("expected either ANSWERS or --url")
+    if sum(given is not None for given in (options.answers, options.url, options.tokens)) != 1:
+        raise GemmaError("expected one of ANSWERS, --url and --tokens")
+    if options.tokens:
+        return _judge_tokens(options)
     model = load(options.model, "float64" if options.precision in ("f32", "bf16", "f16") else "auto")
     tokenizer = model.require_tokenizer()
     if options.url:
@@ -143,6 +150,15 @@ def judge(options: argparse.Namespace) -> int:
         print("\n".join(describe_judgement(judgement, lambda id: tokenizer.decode([id]), model.config.sliding_window)))
     print(summary(judgements))
     return int(any(judgement.verdict == DEFECT for judgement in judgements))
+
+
+def _judge_tokens(options: argparse.Namespace) -> int:
+    judgements = judge_tokens(options.tokens, load(options.model).require_tokenizer())
+    for judgement in judgements:
+        print(f"{judgement.source}: {judgement.difference or 'right'}")
+    wrong = sum(bool(judgement.difference) for judgement in judgements)
+    print(f"{len(judgements) - wrong} right, {wrong} wrong")
+    return int(wrong > 0)
 
 
 def diagnose(options: argparse.Namespace) -> int:

@@ -175,7 +175,7 @@ def test_a_running_server_is_asked(tmp_path, capsys):
     assert main(words) == 2
     assert "expected a running server" in capsys.readouterr().err
     assert main(["judge", "--model", str(tmp_path / "model")]) == 2
-    assert "expected either ANSWERS or --url" in capsys.readouterr().err
+    assert "expected one of ANSWERS, --url and --tokens" in capsys.readouterr().err
 
 
 def test_a_file_from_the_command_line(tmp_path, capsys):
