@@ -15,6 +15,8 @@ from gemma_np.gemma import load
 from gemma_np.model.records import RECORDS
 from gemma_np.oracle.answers import read_answers
 from gemma_np.oracle.comparison import describe_comparison
+from gemma_np.oracle.conformance import describe_results, run_kit
+from gemma_np.oracle.conformance_kit import write_kit
 from gemma_np.oracle.diagnosis import describe_diagnosis
 from gemma_np.oracle.files import compare_files, diagnose_file, plan_passes
 from gemma_np.oracle.judge import DEFECT, PRECISIONS, describe_judgement, summary
@@ -89,6 +91,15 @@ def add_commands(command: Command) -> None:
         "--precision", choices=PRECISIONS, default="f32", help="what the engine rounds to (f32); q: int8 activations"
     )
 
+    parser = command(
+        conformance,
+        "gemma-np conformance -o kit/",
+        "gemma-np conformance kit/ -- ./my-gemma {model} {ids} {out}",
+    )
+    parser.add_argument("kit", metavar="KIT", nargs="?", help="a kit to run a program over")
+    parser.add_argument("program", metavar="PROGRAM", nargs="*", help="with {model}, {ids} and {out}, after --")
+    parser.add_argument("-o", "--output", metavar="DIR", help="write a new kit to this folder")
+
 
 def _add_dump(parser: argparse.ArgumentParser, meaning: str) -> None:
     parser.add_argument("dump", metavar="THEIRS", help=meaning)
@@ -150,6 +161,24 @@ def judge(options: argparse.Namespace) -> int:
         print("\n".join(describe_judgement(judgement, lambda id: tokenizer.decode([id]), model.config.sliding_window)))
     print(summary(judgements))
     return int(any(judgement.verdict == DEFECT for judgement in judgements))
+
+
+def conformance(options: argparse.Namespace) -> int:
+    """Write a conformance kit, or run a program over one; exit status 1 when a case fails."""
+    if (options.output is None) == (options.kit is None):
+        raise GemmaError("expected either -o DIR, or KIT -- PROGRAM {model} {ids} {out}")
+    if options.output:
+        size = write_kit(options.output)
+        print(f"{options.output}: {size / 1e6:.1f} MB; its README.md says how to use it", file=sys.stderr)
+        return 0
+    results = []
+    for result in run_kit(options.kit, options.program):
+        results.append(result)
+        if not result.passed:
+            print(f"{result.model}, {result.case}: {result.error}")
+            print("".join(f"  {line}\n" for line in result.diagnosis), end="")
+    print("\n".join(describe_results(results)))
+    return int(not all(result.passed for result in results))
 
 
 def _judge_tokens(options: argparse.Namespace) -> int:
