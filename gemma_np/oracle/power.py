@@ -4,6 +4,7 @@ import numpy as np
 
 from gemma_np.oracle.dump import Alignment
 from gemma_np.oracle.isolation import Plan, isolated, isolated_run
+from gemma_np.oracle.mistakes import CATALOGUE
 from gemma_np.oracle.noise import Records, noise_thresholds, relative_errors
 from gemma_np.oracle.search import known_plans
 from gemma_np.oracle.trace import Reference
@@ -21,9 +22,13 @@ def blind_spots(alignment: Alignment, dtype: str) -> dict[str, str]:
     reference, theirs, _ = alignment
     thresholds = noise_thresholds(reference, theirs, dtype, isolated)
     plans = known_plans(reference, isolated_run(reference, {}).inputs)
+    mistakes = [mistake.id for mistake in CATALOGUE if reference.config.model_type in mistake.models]
     found = {}
-    for known, plan in tqdm(plans.items(), desc="what could show", unit=" mistakes", delay=2, leave=False):
-        errors = _errors(reference, theirs, plan)
+    for known in tqdm(mistakes, desc="what could show", unit=" mistakes", delay=2, leave=False):
+        if known not in plans:  # the same in this text and config
+            found[known] = _no_difference(known, reference)
+            continue
+        errors = _errors(reference, theirs, plans[known])
         if all(error <= thresholds[key] for key, error in errors.items()):
             is_nothing = max(errors.values(), default=0.0) <= _NOTHING
             found[known] = _no_difference(known, reference) if is_nothing else f"smaller than the rounding of {dtype}"
