@@ -3,15 +3,21 @@
 A name map is a JSON file from their names to ours, where `{layer}` stands for the layer number:
 
     {"blk.{layer}.attn_q": "layers.{layer}.self_attn.q", "result_norm": "norm"}
+
+Arrays with other axes, or with several records side by side, have a layout (see `gemma_np.oracle.layouts`):
+
+    {"q_{layer}": {"record": "layers.{layer}.self_attn.q", "layout": "T H h"},
+     "gate_up_{layer}": {"records": ["layers.{layer}.mlp.gate", "layers.{layer}.mlp.up"], "layout": "T F"}}
 """
 
 import difflib
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import permutations
 from pathlib import Path
-from typing import NamedTuple
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -21,9 +27,12 @@ from gemma_np.checkpoints.safetensors_file import read_metadata, stored_tensors
 from gemma_np.config import GemmaConfig
 from gemma_np.errors import GemmaError, quoted, shortened
 from gemma_np.input_files import require_file
-from gemma_np.json_input import TEXT, list_of, object_of, parse_json, read_json, whole_number
+from gemma_np.json_input import TEXT, Schema, list_of, object_of, optional, parse_json, read_json, whole_number
+from gemma_np.oracle.layouts import Entry, check_layout, in_our_axes
 from gemma_np.oracle.trace import RecordSlice, Reference
 
+_LAYOUT = object_of({"record": optional(TEXT), "records": optional(list_of(TEXT)), "layout": optional(TEXT)})
+_ENTRY = Schema("text, or an object with a layout", lambda value: isinstance(value, str | dict), _LAYOUT.fields)
 _PASSES = list_of(list_of(whole_number(0)))
 
 
@@ -35,6 +44,7 @@ class Dump(NamedTuple):
     config: GemmaConfig | None
     passes: list[list[int]] | None
     model: str | None
+    entries: Mapping[str, Entry] = MappingProxyType({})  # arrays that have a layout, by their own names
 
     @property
     def dtype(self) -> str:
@@ -71,13 +81,17 @@ def read_dump(path: str | Path, name_map: str | Path | None = None) -> Dump:
     """
     path = Path(path)
     translate = _translation(name_map)
-    records, stored_as = dict[str, np.ndarray](), dict[str, str]()
+    records, entries, stored_as = dict[str, np.ndarray](), dict[str, Entry](), dict[str, str]()
     for their_name, record in _stored_records(path).items():
-        name = translate(their_name)
-        if name in records:
-            both = f"{quoted(stored_as[name])} and {quoted(their_name)}: both are {quoted(name)}"
-            raise GemmaError(f"{path}: {both}, expected one of them")
-        records[name], stored_as[name] = record, their_name
+        entry = translate(their_name)
+        for key in entry.keys:
+            if key in stored_as:
+                both = f"{quoted(stored_as[key])} and {quoted(their_name)}: both are {quoted(key)}"
+                raise GemmaError(f"{path}: {both}, expected one of them")
+            stored_as[key] = their_name
+        records[their_name if entry.layout else entry.keys[0]] = record
+        if entry.layout:
+            entries[their_name] = entry
     if not records:
         raise GemmaError(f"{path}: no records, expected intermediates under the names that gemma-np records prints")
     metadata = {} if path.suffix == ".npz" else read_metadata(path)
@@ -89,7 +103,7 @@ def read_dump(path: str | Path, name_map: str | Path | None = None) -> Dump:
             passes = parse_json(metadata["passes"], _PASSES, "passes")
     except GemmaError as error:
         raise GemmaError(f"{path}: metadata: {error}") from None
-    return Dump(path, records, config, passes, metadata.get("model") or None)
+    return Dump(path, records, config, passes, metadata.get("model") or None, entries)
 
 
 def _stored_records(path: Path) -> dict[str, np.ndarray]:
@@ -127,16 +141,17 @@ def align_dump(dump: Dump, reference: Reference) -> Alignment:
     Raises GemmaError when no record is left.
     """
     known = reference.slices
-    skipped, rows, records = {}, dict[str, int](), {}
-    for name in dump.records:
+    given, skipped = _in_our_axes(dump, reference)
+    rows, records = dict[str, int](), {}
+    for name in given:
         if name not in known:
             near = difflib.get_close_matches(name, known, 1, 0.5)
             expected = f"{near[0]} or another" if near else "one"
             skipped[name] = f"unknown, expected {expected} of gemma-np records, or a --name-map"
     for key, record_slice in known.items():
-        if key not in dump.records:
+        if key not in given:
             continue
-        record = _align(dump.records[key], record_slice)
+        record = _align(given[key], record_slice)
         if record.shape != record_slice.shape and _has_last_rows(record, record_slice):
             rows[key] = len(record)
         elif record.shape != record_slice.shape:
@@ -150,6 +165,25 @@ def align_dump(dump: Dump, reference: Reference) -> Alignment:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in list(skipped.items())[:3])
         raise GemmaError(f"{dump.path}: nothing to compare: {reasons}")
     return Alignment(reference.of_last_rows(rows) if rows else reference, records, skipped)
+
+
+def _in_our_axes(dump: Dump, reference: Reference) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Return the records by our names, and those whose layout does not fit, with the reason."""
+    given, skipped = dict[str, np.ndarray](), dict[str, str]()
+    for name, array in dump.records.items():
+        entry = dump.entries.get(name)
+        if entry is None:
+            given[name] = array
+            continue
+        unknown = [key for key in entry.keys if key not in reference.slices]
+        try:
+            if unknown:
+                raise GemmaError(f"{quoted(unknown[0])} is none of gemma-np records")
+            slices = [reference.slices[key] for key in entry.keys]
+            given |= in_our_axes(array, entry.layout, slices, reference.config)
+        except GemmaError as error:
+            skipped[name] = str(error)
+    return given, skipped
 
 
 def shape_note(found: tuple[int, ...], expected: tuple[int, ...]) -> str:
@@ -188,23 +222,40 @@ def _align(record: np.ndarray, record_slice: RecordSlice) -> np.ndarray:
     return record
 
 
-def _translation(name_map: str | Path | None) -> Callable[[str], str]:
-    """Return a function from their names to ours."""
+def _translation(name_map: str | Path | None) -> Callable[[str], Entry]:
+    """Return a function from their names to what they hold."""
     if name_map is None:
-        return lambda name: name
-    table = read_json(Path(name_map), object_of({}, others=TEXT), "a JSON object from their names to ours")
-    for theirs, ours in table.items():
-        if "{layer}" in ours and "{layer}" not in theirs:
-            raise GemmaError(f"{name_map}: {quoted(ours)} has a {{layer}}, expected one in {quoted(theirs)}")
-    rules = [(_pattern(theirs), ours) for theirs, ours in table.items()]
+        return lambda name: Entry((name,), "")
+    table = read_json(Path(name_map), object_of({}, others=_ENTRY), "a JSON object from their names to ours")
+    rules = [(_pattern(theirs), _entry(theirs, ours, name_map)) for theirs, ours in table.items()]
 
-    def translate(name: str) -> str:
-        for pattern, ours in rules:
+    def translate(name: str) -> Entry:
+        for pattern, entry in rules:
             if match := pattern.fullmatch(name):
-                return ours.replace("{layer}", match["layer"]) if "{layer}" in ours else ours
-        return name
+                layer = match["layer"] if "layer" in pattern.groupindex else ""
+                return Entry(tuple(key.replace("{layer}", layer) for key in entry.keys), entry.layout)
+        return Entry((name,), "")
 
     return translate
+
+
+def _entry(theirs: str, ours: str | Mapping[str, Any], name_map: str | Path) -> Entry:
+    """Return what a line of a name map says. Raises GemmaError when it is not valid."""
+    if isinstance(ours, str):
+        entry = Entry((ours,), "")
+    else:
+        names = [ours["record"]] if ours.get("record") else ours.get("records") or []
+        if not names or not ours.get("layout"):
+            raise GemmaError(f"{name_map}: {quoted(theirs)}: expected a name, or record or records with a layout")
+        entry = Entry(tuple(names), ours["layout"])
+        try:
+            check_layout(entry.layout)
+        except GemmaError as error:
+            raise GemmaError(f"{name_map}: {quoted(theirs)}: {error}") from None
+    for key in entry.keys:
+        if "{layer}" in key and "{layer}" not in theirs:
+            raise GemmaError(f"{name_map}: {quoted(key)} has a {{layer}}, expected one in {quoted(theirs)}")
+    return entry
 
 
 def _pattern(name: str) -> re.Pattern[str]:

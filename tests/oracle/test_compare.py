@@ -156,6 +156,54 @@ def test_a_layer_that_stands_twice_in_a_name_is_one_number(folder, capsys):
     assert "blk.2.q.1: unknown, expected" in capsys.readouterr().err
 
 
+def test_other_axes_and_records_side_by_side(folder, capsys):
+    right = Reference(tiny.gemma(), [IDS]).records()
+    theirs, heads = {}, ("q", "k", "v")
+    for layer in range(4):
+        attention, mlp = f"layers.{layer}.self_attn", f"layers.{layer}.mlp"
+        parts = [right[f"{attention}.{name}"].transpose(1, 0, 2).reshape(len(IDS), -1) for name in heads]
+        theirs[f"qkv_{layer}"] = np.concatenate(parts, axis=-1)[None]
+        theirs[f"gate_up_{layer}"] = np.concatenate([right[f"{mlp}.gate"], right[f"{mlp}.up"]], axis=-1)
+        theirs[f"rotated_{layer}"] = right[f"{attention}.q_rope"].transpose(1, 2, 0)
+    names = {
+        "qkv_{layer}": {"records": [f"layers.{{layer}}.self_attn.{name}" for name in heads], "layout": "T H*h"},
+        "gate_up_{layer}": {"records": ["layers.{layer}.mlp.gate", "layers.{layer}.mlp.up"], "layout": "T F"},
+        "rotated_{layer}": {"record": "layers.{layer}.self_attn.q_rope", "layout": "T h H"},
+    }
+    (folder / "names.json").write_text(json.dumps(names))
+    words = [*dump(folder, theirs), "--name-map", str(folder / "names.json")]
+    assert main(words) == 0
+    assert "24 OK" in capsys.readouterr().out
+    theirs["gate_up_1"] = theirs["gate_up_1"][:, ::-1]
+    theirs["gate_up_2"] = theirs["gate_up_2"][:, 1:]
+    assert main([*dump(folder, theirs), *words[3:]]) == 1
+    out = capsys.readouterr().out
+    assert "2 DIFF" in out
+    assert "gate_up_2" in out
+    assert 'shape (6, 13), expected (6, 14) for the layout "T F"' in out
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"record": "norm"}, "expected a name, or record or records with a layout"),
+        ({"layout": "T D"}, "expected a name, or record or records with a layout"),
+        ({"record": "norm", "layout": "T X"}, "\"T X\", expected axes such as 'T H h'"),
+        ({"record": "norm", "layout": "T T"}, "\"T T\", expected axes such as 'T H h'"),
+        ({"record": "norm", "layout": "T F"}, "the record has no axis F"),
+        ({"record": "norm", "layout": "D"}, "expected the axes T D, in any order"),
+        ({"record": "nrom", "layout": "T D"}, '"nrom" is none of gemma-np records'),
+        (3, "expected text, or an object with a layout"),
+    ],
+)
+def test_layouts_that_do_not_fit(entry, message, folder, capsys):
+    (folder / "names.json").write_text(json.dumps({"mine": entry}))
+    record = Reference(tiny.gemma(), [IDS]).records()["norm"]
+    theirs = {"mine": record.reshape(-1)[:12] if "in any order" in message else record}
+    assert main([*dump(folder, theirs), "--name-map", str(folder / "names.json")]) == 2
+    assert message in capsys.readouterr().err
+
+
 def test_a_batch_of_one_and_dropped_keys(folder, capsys):
     records = {name: record[None] for name, record in Reference(tiny.gemma(), [IDS]).records().items()}
     assert main(dump(folder, records)) == 0
