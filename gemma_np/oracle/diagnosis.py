@@ -76,13 +76,13 @@ def _explain(reference: Reference, theirs: Records, thresholds: Mapping[str, flo
     errors = relative_errors(reference, theirs, run.expected)
     excesses = {key: error / thresholds[key] if np.isfinite(error) else np.inf for key, (error, _) in errors.items()}
     wrong = {key: excess for key, excess in excesses.items() if excess > 1}
-    findings = identify(reference, theirs, run.inputs, wrong, thresholds)
+    findings = identify(reference, theirs, run, wrong, thresholds)
     causes = _grouped(findings)
     unexplained = [finding.key for finding in findings if not finding.alternatives]
     if not unexplained:
         return Diagnosis(wrong, causes, [])
     search = Search(reference, theirs, thresholds, excesses)
-    singles = search.singles(run.inputs)
+    singles = search.singles(run)
     found = [trial for trial in singles if search.explains(trial)]
     found = found or [trial for trial in search.pairs(singles) if search.explains(trial)]
     if found:

@@ -5,7 +5,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gemma_np.oracle.alternatives import ALTERNATIVES, Alternative, Family
+from gemma_np.oracle.alternatives import Alternative, Family, candidates
+from gemma_np.oracle.isolation import IsolatedRun
 from gemma_np.oracle.noise import Records, relative_error
 from gemma_np.oracle.operation import Operation
 from gemma_np.oracle.trace import Reference
@@ -30,42 +31,54 @@ class Finding(NamedTuple):
 def identify(
     reference: Reference,
     theirs: Records,
-    inputs: Mapping[str, np.ndarray],
+    run: IsolatedRun,
     excesses: Mapping[str, float],
     thresholds: Mapping[str, float],
 ) -> list[Finding]:
-    """Return a finding for each wrong record.
+    """Return a finding for each wrong record; it has no alternatives when the dump does not have the record's inputs.
 
-    inputs: every record of all tokens, theirs where they have it; excesses: the error of each wrong record, in units of
-    its threshold.
+    run: the reference on their records; excesses: the error of each wrong record, in units of its threshold.
     """
     findings, explained = [], dict[str, list[Alternative]]()  # kind -> what explained an earlier record of it
+    names = list(dict.fromkeys(record_slice.name for record_slice in reference.slices.values()))
+    given = {reference.slices[key].name for key in theirs}
     for key, excess in excesses.items():
-        operation = Operation(
-            reference.slices[key].name, reference, inputs, _found(reference, theirs, reference.slices[key].name)
-        )
+        name = reference.slices[key].name
+        place = names.index(name)
+        if place and names[place - 1] not in given:
+            findings.append(Finding(key, ()))
+            continue
+        operation = Operation(name, reference, run.inputs, run.computed[name], _found(reference, theirs, name))
         error = _error_of(reference, theirs, key)
         limit = thresholds[key] * min(WIDENED, excess / CLEARLY)
-        again = {alternative.says for alternative in explained.get(operation.kind, ())}
-        candidates = list(_candidates(operation))
+        members = list(candidates(operation))
         passing: list[tuple[float, Alternative]] = []
-        single = [candidate for candidate in candidates if isinstance(candidate, Alternative)]
-        families = [candidate for candidate in candidates if isinstance(candidate, Family)]
-        for tried in ([one for one in single if one.says in again], single, families):  # the dearest last
+        again, single, families = _staged(members, explained.get(operation.kind, ()))
+        for tried in (again, single, families):  # the dearest last
             if not passing:
                 passing = list(_passing(operation, tried, error, limit))
         passing.sort(key=lambda pair: pair[0])
         best = tuple(alternative for value, alternative in passing if value <= CLEARLY * max(passing[0][0], 1e-12))
         findings.append(Finding(key, best, passing[0][0] / thresholds[key] if passing else np.inf))
         explained.setdefault(operation.kind, []).extend(best)
-    return [_without_contradictions(finding, reference, theirs, inputs, excesses, thresholds) for finding in findings]
+    return [_without_contradictions(finding, reference, theirs, run, excesses, thresholds) for finding in findings]
+
+
+def _staged(
+    members: Sequence[Alternative | Family], explained: Sequence[Alternative]
+) -> tuple[list[Alternative], list[Alternative], list[Family]]:
+    """Return those that explained an earlier record, all alternatives, and the families."""
+    says = {alternative.says for alternative in explained}
+    single = [member for member in members if isinstance(member, Alternative)]
+    families = [member for member in members if isinstance(member, Family)]
+    return [member for member in single if member.says in says], single, families
 
 
 def _without_contradictions(
     finding: Finding,
     reference: Reference,
     theirs: Records,
-    inputs: Mapping[str, np.ndarray],
+    run: IsolatedRun,
     excesses: Mapping[str, float],
     thresholds: Mapping[str, float],
 ) -> Finding:
@@ -75,30 +88,26 @@ def _without_contradictions(
     own = reference.slices[finding.key]
     contradicted = set[str]()
     for key in theirs:
-        operation = Operation(reference.slices[key].name, reference, inputs)
+        name = reference.slices[key].name
+        operation = Operation(name, reference, run.inputs, run.computed[name])
         if key not in excesses and operation.part == own.name.split(".", 2)[-1] and operation.name != own.name:
             error = _error_of(reference, theirs, key)
             says = {alternative.says for alternative in finding.alternatives}
-            same = (one for one in _candidates(operation) if isinstance(one, Alternative) and one.says in says)
+            same = (one for one in candidates(operation) if isinstance(one, Alternative) and one.says in says)
             contradicted |= {one.says for one in same if error(one.compute(operation)) > thresholds[key]}
     kept = tuple(alternative for alternative in finding.alternatives if alternative.says not in contradicted)
     return finding._replace(alternatives=kept or finding.alternatives)
 
 
-def _candidates(operation: Operation) -> Iterator[Alternative | Family]:
-    for function in ALTERNATIVES.get(operation.kind, ()):
-        yield from function(operation)
-
-
 def _passing(
     operation: Operation,
-    candidates: Sequence[Alternative | Family],
+    members: Sequence[Alternative | Family],
     error: Callable[[np.ndarray], float],
     limit: float,
 ) -> Iterator[tuple[float, Alternative]]:
     """Yield the alternatives whose error is within the limit, with their error."""
-    for candidate in candidates:
-        alternative = fitted(candidate, operation, error) if isinstance(candidate, Family) else candidate
+    for member in members:
+        alternative = fitted(member, operation, error) if isinstance(member, Family) else member
         with np.errstate(all="ignore"):
             value = error(alternative.compute(operation))
         if value <= limit:
@@ -141,8 +150,7 @@ def smallest(
             low, left, at_left = left, right, at_right
             right = low + _GOLDEN * (high - low)
             at_right = function(right)
-    candidates = [(at_values[best], values[best]), (at_left, left), (at_right, right)]
-    return min(candidates)[1]
+    return min((at_values[best], values[best]), (at_left, left), (at_right, right))[1]
 
 
 def _error_of(reference: Reference, theirs: Records, key: str) -> Callable[[np.ndarray], float]:

@@ -23,6 +23,7 @@ class IsolatedRun(NamedTuple):
 
     expected: dict[str, np.ndarray]  # what each of their records should be, by its name in the dump
     inputs: dict[str, np.ndarray]  # every record of all N tokens: theirs where they have it
+    computed: dict[str, np.ndarray]  # every record of all N tokens, as the reference computes it from these inputs
 
 
 def isolated(reference: Reference, theirs: Mapping[str, np.ndarray], plan: Plan | None = None) -> dict[str, np.ndarray]:
@@ -38,11 +39,12 @@ def isolated_run(reference: Reference, theirs: Mapping[str, np.ndarray], plan: P
     by_name: dict[str, list[RecordSlice]] = {}
     for key in theirs:
         by_name.setdefault(reference.slices[key].name, []).append(reference.slices[key])
-    expected, inputs = dict[str, np.ndarray](), Record()
+    expected, inputs, computed = dict[str, np.ndarray](), Record(), Record()
 
     def tape(name: str, value: np.ndarray) -> np.ndarray:
         if plan and name in plan:
-            value = plan[name].compute(Operation(name, reference, inputs))
+            value = plan[name].compute(Operation(name, reference, inputs, value))
+        computed(name, value)
         replaced = value.copy() if name in by_name else value
         for record_slice in by_name.get(name, ()):
             expected[record_slice.key] = record_slice.select(value)
@@ -52,4 +54,4 @@ def isolated_run(reference: Reference, theirs: Mapping[str, np.ndarray], plan: P
 
     with np.errstate(all="ignore"):  # an alternative may divide by zero
         reference.run(tape)
-    return IsolatedRun(expected, inputs)
+    return IsolatedRun(expected, inputs, computed)

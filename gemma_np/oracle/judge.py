@@ -149,7 +149,7 @@ def _other_log_probs(answer: Answer, right: np.ndarray, rounded: Sequence[np.nda
 
 def _causes(reference: Reference, answer: Answer, rows: slice, rounded: Sequence[np.ndarray]) -> tuple[str, ...]:
     """Return the known mistakes that give the engine's log-probabilities when they are planted in the reference."""
-    plans = known_plans(reference, isolated_run(reference, {}).inputs)
+    plans = known_plans(reference, isolated_run(reference, {}))
     found = []
     for known, plan in plans.items():
         inputs = isolated_run(reference, {}, plan).inputs

@@ -31,14 +31,20 @@ _INPUTS = {
 class Operation:
     """The operation behind one record of a `Reference`, which reads all N tokens in one pass.
 
-    `records` has the earlier records, and maybe later ones, by the names of `gemma_np.model.records`. What an
-    implementation has in place of this one is found [..., N, n], if that is known for all tokens.
+    `records` has the earlier records, and maybe later ones, by the names of `gemma_np.model.records`. What the
+    reference computes from them is right [..., N, n]; what an implementation has in its place is found [..., N, n], if
+    that is known for all tokens.
     """
 
     def __init__(
-        self, name: str, reference: Reference, records: Mapping[str, np.ndarray], found: np.ndarray | None = None
+        self,
+        name: str,
+        reference: Reference,
+        records: Mapping[str, np.ndarray],
+        right: np.ndarray,
+        found: np.ndarray | None = None,
     ) -> None:
-        self.name, self.reference, self.records, self.found = name, reference, records, found
+        self.name, self.reference, self.records, self.right, self.found = name, reference, records, right, found
         match = _LAYER.match(name)
         self.layer = int(match[1]) if match else None
         self.part = name[match.end() :] if match else name  # its name within the layer

@@ -21,7 +21,7 @@ def blind_spots(alignment: Alignment, dtype: str) -> dict[str, str]:
 
     reference, theirs, _ = alignment
     thresholds = noise_thresholds(reference, theirs, dtype, isolated)
-    plans = known_plans(reference, isolated_run(reference, {}).inputs)
+    plans = known_plans(reference, isolated_run(reference, {}))
     mistakes = [mistake.id for mistake in CATALOGUE if reference.config.model_type in mistake.models]
     found = {}
     for known in tqdm(mistakes, desc="what could show", unit=" mistakes", delay=2, leave=False):

@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gemma_np.oracle.alternatives import ALTERNATIVES, Alternative, Family
+from gemma_np.oracle.alternatives import Alternative, Family, candidates
 from gemma_np.oracle.identification import CLEARLY, WIDENED, smallest
-from gemma_np.oracle.isolation import Plan, isolated
+from gemma_np.oracle.isolation import IsolatedRun, Plan, isolated
 from gemma_np.oracle.noise import Records, relative_errors
 from gemma_np.oracle.operation import Operation
 from gemma_np.oracle.trace import Reference
@@ -85,12 +85,12 @@ class Search:
         errors = relative_errors(self.reference, shuffled, expected)
         return all(error <= limits[key] for key, (error, _) in errors.items())
 
-    def singles(self, inputs: Mapping[str, np.ndarray]) -> list[Trial]:
+    def singles(self, run: IsolatedRun) -> list[Trial]:
         """Return trials of the alternatives of operations that may have caused what is wrong, rank by rank, until one
         explains it."""
         from tqdm import tqdm
 
-        groups = _groups(self.reference, self.theirs, inputs, self.before)
+        groups = _groups(self.reference, self.theirs, run, self.before)
         found, last_rank = list[Trial](), 0
         for rank, group in tqdm(groups, desc="trying alternatives", unit=" alternatives", delay=2, leave=False):
             is_done = rank > last_rank and any(self.explains(trial) for trial in found)
@@ -98,17 +98,17 @@ class Search:
                 self.skipped += 1
                 continue
             is_fitted = any(isinstance(member, Family) for member in group.values())
-            found.append(self.plant(self._fitted(group, inputs))._replace(is_fitted=is_fitted))
+            found.append(self.plant(self._fitted(group, run))._replace(is_fitted=is_fitted))
             last_rank = rank
         return found
 
-    def _fitted(self, group: Group, inputs: Mapping[str, np.ndarray]) -> Plan:
+    def _fitted(self, group: Group, run: IsolatedRun) -> Plan:
         """Return the alternatives of a group; a family's number is the same for all records, and searched for."""
         plan = {name: member for name, member in group.items() if isinstance(member, Alternative)}
         families = {name: member for name, member in group.items() if isinstance(member, Family)}
         if not families:
             return plan
-        operations = {name: Operation(name, self.reference, inputs) for name in families}
+        operations = {name: Operation(name, self.reference, run.inputs, run.computed[name]) for name in families}
 
         def with_number(value: float) -> Plan:
             return {name: family.at(operations[name], value) for name, family in families.items()}
@@ -138,7 +138,7 @@ class Search:
 
 
 def _groups(
-    reference: Reference, theirs: Records, inputs: Mapping[str, np.ndarray], before: Mapping[str, float]
+    reference: Reference, theirs: Records, run: IsolatedRun, before: Mapping[str, float]
 ) -> list[tuple[int, Group]]:
     """Return the groups of alternatives that are planted together, each with its rank: 0: known mistakes, 1: families
     with likely numbers, 2: families, 3: others, all of them for every record of which the same can be said; 4 and 5:
@@ -150,16 +150,18 @@ def _groups(
 
     suspects = suspects_of(reference, theirs, before)
     for name in suspects:
-        operation = Operation(name, reference, inputs)
-        for function in ALTERNATIVES.get(operation.kind, ()):
-            for number, member in enumerate(function(operation)):
-                if isinstance(member, Family):
-                    add(2, f"{function.__name__} {number}", name, member)
-                    add(4, f"{function.__name__} {number} {operation.kind}", name, member)
-                for single in _members(member, operation):
-                    add(1 if isinstance(member, Family) else 3, single.says, name, single)
-                    add(5, f"{single.says} {operation.kind}", name, single)
-    groups: list[tuple[int, Group]] = [(0, plan) for plan in known_plans(reference, inputs).values()]
+        operation = Operation(name, reference, run.inputs, run.computed[name])
+        for number, member in enumerate(candidates(operation)):
+            if isinstance(member, Family):
+                title = f"family {number} of {operation.part.split('.')[-1].removeprefix('q_').removeprefix('k_')}"
+                add(2, title, name, member)
+                add(4, f"{title} {operation.kind}", name, member)
+            elif member.rare:
+                continue
+            for single in _members(member, operation):
+                add(1 if isinstance(member, Family) else 3, single.says, name, single)
+                add(5, f"{single.says} {operation.kind}", name, single)
+    groups: list[tuple[int, Group]] = [(0, plan) for plan in known_plans(reference, run).values()]
     groups += [(rank, group) for (rank, _), group in sorted(ranked.items(), key=lambda item: item[0][0])]
     unique: dict[frozenset[tuple[str, str]], tuple[int, Group]] = {}
     for rank, group in groups:
@@ -172,19 +174,18 @@ def _title(member: Alternative | Family) -> str:
     return member.says if isinstance(member, Alternative) else f"family {id(member)}"
 
 
-def known_plans(reference: Reference, inputs: Mapping[str, np.ndarray]) -> dict[str, Plan]:
+def known_plans(reference: Reference, run: IsolatedRun) -> dict[str, Plan]:
     """Return the plan of each known mistake, by its id in the catalogue, for all records that it concerns.
 
-    inputs: every record of all tokens.
+    run: of the reference, on no records.
     """
     plans: dict[str, dict[str, Alternative]] = {}
     for name in dict.fromkeys(record_slice.name for record_slice in reference.slices.values()):
-        operation = Operation(name, reference, inputs)
-        for function in ALTERNATIVES.get(operation.kind, ()):
-            for member in function(operation):
-                for single in _members(member, operation):
-                    if single.known:
-                        plans.setdefault(single.known, {})[name] = single
+        operation = Operation(name, reference, run.inputs, run.computed[name])
+        for member in candidates(operation):
+            for single in _members(member, operation):
+                if single.known:
+                    plans.setdefault(single.known, {})[name] = single
     return {known: plans[known] for known in plans if " " not in known}
 
 

@@ -11,8 +11,18 @@ It is a wrong way to compute a record from earlier ones, so that it can be tried
 the reference by a tape. An alternative with a number in it is a `Family`; the number is found by a search.
 """
 
-from gemma_np.oracle.alternatives import attention, embedding, feed_forward, norms, probs, projections, residual, rope
-from gemma_np.oracle.alternatives.alternative import ALTERNATIVES, Alternative, Family, alternatives
+from gemma_np.oracle.alternatives import (
+    any_record,
+    attention,
+    embedding,
+    feed_forward,
+    norms,
+    probs,
+    projections,
+    residual,
+    rope,
+)
+from gemma_np.oracle.alternatives.alternative import Alternative, Family, alternatives, candidates
 
-__all__ = ["ALTERNATIVES", "Alternative", "Family", "alternatives"]
-__all__ += ["attention", "embedding", "feed_forward", "norms", "probs", "projections", "residual", "rope"]
+__all__ = ["Alternative", "Family", "alternatives", "candidates"]
+__all__ += ["any_record", "attention", "embedding", "feed_forward", "norms", "probs", "projections", "residual", "rope"]

@@ -14,6 +14,7 @@ class Alternative(NamedTuple):
     says: str  # what is computed instead
     compute: Callable[[Operation], np.ndarray]  # returns the record of all N tokens
     known: str = ""  # the entries of the catalogue that this is, separated by spaces
+    rare: bool = False  # whether a search leaves it out
 
 
 class Family(NamedTuple):
@@ -36,6 +37,9 @@ class Family(NamedTuple):
 
 Alternatives = Callable[[Operation], Iterator[Alternative | Family]]
 
+ANY = "*"
+"""The kind under which the alternatives of every record are registered."""
+
 ALTERNATIVES: dict[str, list[Alternatives]] = {}
 """Kind of record, with `*` for the layer -> functions that yield its alternatives."""
 
@@ -49,6 +53,12 @@ def alternatives(*kinds: str) -> Callable[[Alternatives], Alternatives]:
         return function
 
     return register
+
+
+def candidates(operation: Operation) -> Iterator[Alternative | Family]:
+    """Yield everything that may be computed in place of an operation."""
+    for function in (*ALTERNATIVES.get(operation.kind, ()), *ALTERNATIVES[ANY]):
+        yield from function(operation)
 
 
 def near(value: float, other: Any, tolerance: float = 1e-3) -> bool:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 import numpy as np
+from ml_dtypes import bfloat16
 
 from gemma_np.config import GemmaConfig
 from gemma_np.model.attention import grouped_matmul, merge_heads
@@ -53,6 +54,10 @@ def other_scores(operation: Operation) -> Iterator[Alternative | Family]:
     for q, k in (("q", "k_rope"), ("q_rope", "k"), ("q", "k")):
         names = " and ".join(name for name in (q, k) if not name.endswith("rope"))
         yield Alternative(f"it reads {names} before the rotation", partial(_unrotated, q=q, k=k))
+    for dtype in (bfloat16, np.float16):
+        yield Alternative(f"they are computed in {np.dtype(dtype).name}", partial(_scores_in, dtype=dtype))
+    if len(operation.reference.passes) > 1:
+        yield Alternative("the keys of earlier passes are not rotated", _unrotated_cache)
 
 
 def _says_heads_and_scale(what: str, op: Operation, value: float) -> str:
@@ -62,6 +67,20 @@ def _says_heads_and_scale(what: str, op: Operation, value: float) -> str:
 def _known_heads_and_scale(known: str, op: Operation, value: float) -> str:
     scale = _known_scale(op, value)
     return f"{known} {scale}" if known and scale else ""
+
+
+def _scores_in(op: Operation, dtype: type) -> np.ndarray:
+    q, k = (op[f"self_attn.{name}_rope"].astype(dtype).astype(np.float64) for name in "qk")
+    scores = grouped_matmul(q / math.sqrt(op.config.query_pre_attn_scalar), k.swapaxes(-1, -2))
+    return scores.astype(dtype).astype(np.float64)
+
+
+def _unrotated_cache(op: Operation) -> np.ndarray:
+    """Return the scores if the keys of earlier passes were kept before their rotation."""
+    lengths = op.reference.lengths
+    starts = np.repeat(np.cumsum([0, *lengths[:-1]]), lengths)
+    is_earlier = np.arange(sum(lengths)) < starts[:, None]  # [N, N]
+    return np.where(is_earlier, _unrotated(op, "q_rope", "k"), op.right)
 
 
 def _scores(op: Operation, value: float, kv_heads: Map | None) -> np.ndarray:

@@ -7,6 +7,8 @@ from functools import partial
 import numpy as np
 from ml_dtypes import bfloat16
 
+from gemma_np.model.log_probs import log_softmax
+from gemma_np.model.soft_cap import soft_cap
 from gemma_np.oracle.alternatives.alternative import Alternative, Family, alternatives, near
 from gemma_np.oracle.operation import Operation
 
@@ -29,10 +31,18 @@ def other_embeddings(operation: Operation) -> Iterator[Alternative | Family]:
         _known_scale,
         lambda op: list(_names_of_scale(op).values()),
     )
+    yield Alternative("rows are normalized to a mean square of 1", partial(_normalised, length=math.sqrt(D)))
+    yield Alternative("rows are normalized to a length of 1", partial(_normalised, length=1.0))
+    yield Alternative("rows are normalized to a length of hidden_size", partial(_normalised, length=float(D)))
     if operation.found is not None:
         others = _nearest_rows(operation)
         if others != ids:
             yield Alternative(_says_ids(ids, others), partial(_rows, ids=others))
+
+
+def _normalised(op: Operation, length: float) -> np.ndarray:
+    rows = op.embedding[op.reference.ids]
+    return rows / np.sqrt(np.sum(rows**2, axis=-1, keepdims=True) + 1e-12) * length
 
 
 def _rows(op: Operation, scale: float | None = None, ids: list[int] | None = None) -> np.ndarray:
@@ -85,12 +95,34 @@ def other_heads(operation: Operation) -> Iterator[Alternative | Family]:
     yield Alternative(
         "the head reads the residual stream, without the final norm", lambda op: op.stream @ op.embedding.T
     )
-    yield Family(
-        lambda op, value: f"logits are multiplied by {value:.6g}",
-        lambda op, value: value * (op["norm"] @ op.embedding.T),
-        np.logspace(-3, 3, 37).tolist(),
-    )
     yield Alternative("every logit stands one id too late", lambda op: op["norm"] @ np.roll(op.embedding, 1, axis=0).T)
     yield Alternative(
         "every logit stands one id too early", lambda op: op["norm"] @ np.roll(op.embedding, -1, axis=0).T
     )
+    for dtype in (bfloat16, np.float16):
+        yield Alternative(f"they are computed in {np.dtype(dtype).name}", partial(_logits_in, dtype=dtype))
+    half = len(operation.embedding) // 2
+    yield Alternative("the halves of the vocabulary are exchanged", lambda op: np.roll(op.right, half, axis=-1))
+    yield Alternative("they are log-probabilities", _log_probs)
+    yield Alternative("they are probabilities", lambda op: np.exp(_log_probs(op)))
+    cap = operation.config.final_logit_softcapping
+    if cap:
+        yield Alternative(
+            "the cap is applied to the input of the head", lambda op: soft_cap(op["norm"], cap) @ op.embedding.T
+        )
+    else:
+        yield Family(
+            lambda op, value: f"logits are capped at {value:.6g}, expected no cap",
+            lambda op, value: soft_cap(op.right, value),
+            np.logspace(-1, 3, 41).tolist(),
+            likely=lambda op: [30.0, 50.0],
+        )
+
+
+def _logits_in(op: Operation, dtype: type) -> np.ndarray:
+    x, matrix = (value.astype(dtype).astype(np.float64) for value in (op["norm"], op.embedding))
+    return (x @ matrix.T).astype(dtype).astype(np.float64)
+
+
+def _log_probs(op: Operation) -> np.ndarray:
+    return log_softmax(op.right)

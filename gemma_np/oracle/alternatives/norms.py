@@ -7,6 +7,7 @@ from itertools import product
 import numpy as np
 from ml_dtypes import bfloat16
 
+from gemma_np.model.rope import rope, rope_cos_sin
 from gemma_np.oracle.alternatives.alternative import Alternative, Family, alternatives
 from gemma_np.oracle.operation import Operation
 
@@ -44,6 +45,33 @@ def _factors(operation: Operation) -> dict[str, float | tuple[str, float]]:
     return {"1 + w": (own, 1.0), "w": (own, 0.0), "2 + w": (own, 2.0), "1": 1.0, **others}
 
 
+@alternatives(*(kind for kind in NORMS if kind != "norm"))
+def weights_of_other_layers(operation: Operation) -> Iterator[Alternative]:
+    """Yield the norm with the same weight of another layer."""
+    for layer in range(operation.config.num_hidden_layers):
+        if layer != operation.layer:
+            says = f"the norm has the weight of layers.{layer}"
+            yield Alternative(says, partial(_with_weight_of, layer=layer))
+
+
+def _with_weight_of(op: Operation, layer: int) -> np.ndarray:
+    return _normalised(op, op.config.rms_norm_eps) * (1 + op.weight(op.norm_weight_name, layer))
+
+
+@alternatives("layers.*.self_attn.q_norm", "layers.*.self_attn.k_norm")
+def after_the_rotation(operation: Operation) -> Iterator[Alternative]:
+    """Yield the norm of rotated queries or keys, and none at all, as when it comes later."""
+    yield Alternative("it is rotated before it is normalized", _rotated_first)
+
+
+def _rotated_first(op: Operation) -> np.ndarray:
+    assert op.layer is not None
+    cos, sin = rope_cos_sin(range(len(op.reference.ids)), op.config.head_dim, *op.config.rope(op.layer), np.float64)
+    x = rope(op.input, cos, sin)
+    rms = np.sqrt(np.mean(x**2, axis=-1, keepdims=True) + op.config.rms_norm_eps)
+    return _times(op, x / rms, (op.norm_weight_name, 1.0))
+
+
 def _times(op: Operation, x: np.ndarray, factor: float | tuple[str, float]) -> np.ndarray:
     """Multiply by one of `_factors`."""
     return x * factor if isinstance(factor, float) else x * (op.weight(factor[0]) + factor[1])
@@ -63,7 +91,8 @@ def divisors_and_factors(operation: Operation) -> Iterator[Alternative]:
         if not changes:
             continue
         compute = partial(_divided, centre=centre, divisor=divisor, factor=multiply)
-        yield Alternative("the norm " + " and ".join(changes), compute, _known(operation, centre, divisor, factor))
+        known, rare = _known(operation, centre, divisor, factor), len(changes) > 1
+        yield Alternative("the norm " + " and ".join(changes), compute, known, rare and not known)
 
 
 def _divided(op: Operation, centre: bool, divisor: str, factor: float | tuple[str, float]) -> np.ndarray:

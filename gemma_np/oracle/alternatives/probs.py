@@ -7,6 +7,7 @@ import numpy as np
 from ml_dtypes import bfloat16
 
 from gemma_np.model.attention_mask import attention_mask, masked_softmax
+from gemma_np.model.soft_cap import soft_cap
 from gemma_np.oracle.alternatives.alternative import Alternative, Family, alternatives
 from gemma_np.oracle.operation import Operation
 
@@ -50,13 +51,24 @@ def masked(op: Operation, mask: np.ndarray) -> np.ndarray:
 def other_masks(operation: Operation) -> Iterator[Alternative]:
     """Yield other sets of visible keys."""
     own = own_mask(operation)
-    for what, mask in {
-        **_causal_masks(operation),
-        **_window_masks(operation),
-        **_mistaken_positions(operation),
-    }.items():
+    masks = _causal_masks(operation) | _window_masks(operation) | _mistaken_positions(operation)
+    for what, mask in masks.items():
         if (mask != own).any():
             yield Alternative(what, partial(masked, mask=mask), KNOWN.get(what, ""))
+            if not (mask & present(operation)).any(axis=-1).all():
+                yield Alternative(f"{what}; one that sees nothing sees itself", partial(masked, mask=_or_itself(mask)))
+                yield Alternative(f"{what}; one that sees nothing sees all", partial(_or_all, mask=mask))
+
+
+def _or_itself(mask: np.ndarray) -> np.ndarray:
+    return mask | (np.eye(len(mask), dtype=bool) & ~mask.any(axis=-1, keepdims=True))
+
+
+def _or_all(op: Operation, mask: np.ndarray) -> np.ndarray:
+    """Return equal probabilities for a query that sees nothing, as with a large negative number as mask."""
+    there = present(op)
+    is_blind = ~(mask & there).any(axis=-1, keepdims=True)
+    return np.where(is_blind, there / there.sum(axis=-1, keepdims=True), masked(op, mask))
 
 
 def _distance(op: Operation) -> np.ndarray:
@@ -131,6 +143,13 @@ def other_softmaxes(operation: Operation) -> Iterator[Alternative | Family]:
             "scores are capped after the mask, so that masked keys have a score of -cap",
             _capped_after_mask,
             "attncap-after-mask",
+        )
+    else:
+        yield Family(
+            lambda op, value: f"scores are capped at {value:.6g}, expected no cap",
+            lambda op, value: masked_softmax(soft_cap(final_scores(op), value), own_mask(op)),
+            np.logspace(-1, 3, 41).tolist(),
+            likely=lambda op: [50.0, 30.0],
         )
     yield Alternative("the softmax runs over the queries", _over_queries)
     yield Alternative("the softmax has one more in its denominator", _off_by_one)

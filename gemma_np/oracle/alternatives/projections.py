@@ -4,9 +4,10 @@ from collections.abc import Iterator
 from functools import partial
 
 import numpy as np
+from ml_dtypes import bfloat16
 
 from gemma_np.model.attention import split_heads
-from gemma_np.oracle.alternatives.alternative import Alternative, Family, alternatives
+from gemma_np.oracle.alternatives.alternative import Alternative, alternatives
 from gemma_np.oracle.operation import Operation
 
 PROJECTIONS = tuple(
@@ -115,16 +116,44 @@ def _from_part(op: Operation, part: str) -> np.ndarray:
 
 
 @alternatives(*PROJECTIONS)
-def a_factor(operation: Operation) -> Iterator[Family]:
-    """Yield the product times a number."""
-    yield Family(
-        lambda op, value: f"the product is multiplied by {value:.6g}",
-        lambda op, value: value * _project(op, _own(op)),
-        np.logspace(-3, 3, 25).tolist(),
-    )
+def other_dtypes(operation: Operation) -> Iterator[Alternative]:
+    """Yield the product computed in 16 bits."""
+    for dtype in (bfloat16, np.float16):
+        yield Alternative(f"it is computed in {np.dtype(dtype).name}", partial(_computed_in, dtype=dtype))
+
+
+def _computed_in(op: Operation, dtype: type) -> np.ndarray:
+    x, weight = (value.astype(dtype).astype(np.float64) for value in (op.input, _own(op)))
+    return _project(op, weight, x).astype(dtype).astype(np.float64)
 
 
 @alternatives(*PROJECTIONS)
-def rounded(operation: Operation) -> Iterator[Alternative]:
-    """Yield zero: the projection is left out."""
-    yield Alternative("it is zero", lambda op: 0 * _project(op, _own(op)))
+def parts_of_inputs(operation: Operation) -> Iterator[Alternative]:
+    """Yield the product with half of the inputs."""
+    half = _own(operation).shape[1] // 2
+    for what, part in (("first", slice(0, half)), ("second", slice(half, None))):
+        yield Alternative(f"it reads only the {what} half of its inputs", partial(_from_half, part=part))
+
+
+def _from_half(op: Operation, part: slice) -> np.ndarray:
+    x = np.zeros_like(op.input)
+    x[..., part] = op.input[..., part]
+    return _project(op, _own(op), x)
+
+
+@alternatives("layers.*.self_attn.q", "layers.*.self_attn.k", "layers.*.self_attn.v")
+def other_heads(operation: Operation) -> Iterator[Alternative]:
+    """Yield the heads in other orders."""
+    H, K = operation.config.num_attention_heads, operation.config.num_key_value_heads
+    if operation.part == "self_attn.q" and 1 < K < H:
+        by_place = np.arange(H).reshape(K, -1).T.ravel()
+        yield Alternative("the heads are ordered by their place in the group", lambda op: op.right[by_place])
+        inverse = np.argsort(by_place)
+        yield Alternative(
+            "the heads, in the order of their place in the group, are read by group", lambda op: op.right[inverse]
+        )
+    yield Alternative("it is split into heads without a transpose", _split_without_transpose)
+
+
+def _split_without_transpose(op: Operation) -> np.ndarray:
+    return (op.input @ _own(op).T).reshape(op.right.shape)

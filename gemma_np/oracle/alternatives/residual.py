@@ -66,7 +66,7 @@ def _fitted(op: Operation) -> tuple[float, float]:
     assert op.found is not None
     columns = np.stack([term.ravel() for term in terms(op)], axis=-1)
     a, b = np.linalg.lstsq(columns, np.asarray(op.found, np.float64).ravel())[0]
-    return float(a), float(b)
+    return (1.0 if near(a, 1) else float(a)), (1.0 if near(b, 1) else float(b))
 
 
 @alternatives("layers.*.resid_post")

@@ -81,9 +81,20 @@ def other_rotations(operation: Operation) -> Iterator[Alternative]:
         )
         yield Alternative(f"the angles are rounded to {name}", partial(_rounded_angles, dtype=dtype))
         yield Alternative(f"the frequencies are rounded to {name}", partial(_rounded_frequencies, dtype=dtype))
-    for part in (h // 4, h // 2, 3 * h // 4):
-        if 0 < part < h and part % 2 == 0:
-            yield Alternative(f"only the first {part} of {h} channels are rotated", partial(_partly, channels=part))
+        yield Alternative(f"the angles are computed in {name}", partial(_angles_in, dtype=dtype))
+    for part in {2 * (h // 8), 2 * (h // 4), 2 * (3 * h // 8)} - {0, h}:
+        first = f"only the first {part} of {h} channels are rotated"
+        yield Alternative(first, partial(_partly, channels=part, width=h))
+        yield Alternative(f"{first}, by angles for as many", partial(_partly, channels=part, width=part))
+    yield Alternative("the rotation has a plus in place of its minus", _without_minus)
+    yield Alternative("neighbouring channels have the same angle, but channels half apart are rotated", _neighbours)
+    yield Alternative("the first half has the other sign", lambda op: _rotate(op, angles(op)) * _signs(half, -1))
+    window = operation.config.window(operation.layer)
+    if window:
+        yield Alternative(
+            "positions are counted in the ring: modulo the window",
+            lambda op: _rotate(op, angles(op)[np.arange(len(op.reference.ids)) % window]),
+        )
     yield Alternative(
         "the exponent of the frequencies is i / h, expected 2i / h", lambda op: _rotate(op, angles(op, exponent=0.5))
     )
@@ -115,6 +126,10 @@ def other_rotations(operation: Operation) -> Iterator[Alternative]:
             f"the base is {config.rope_local_base_freq:g}, that of local layers, expected {base:g}",
             lambda op: _rotate(op, angles(op, base=op.config.rope_local_base_freq)),
         )
+        yield Alternative(
+            "a global layer has the base and the divisor of local layers",
+            lambda op: _rotate(op, angles(op, base=op.config.rope_local_base_freq, divisor=1.0)),
+        )
     if divisor != 1:
         yield Alternative(
             f"positions are not divided by {divisor:g}",
@@ -132,19 +147,45 @@ def _rounded_angles(op: Operation, dtype: type) -> np.ndarray:
     return _rotate(op, angles(op).astype(dtype).astype(np.float64))
 
 
+def _angles_in(op: Operation, dtype: type) -> np.ndarray:
+    """Rotate by the products of rounded positions and frequencies, which are rounded, too."""
+    assert op.layer is not None
+    base, divisor = op.config.rope(op.layer)
+    h, N = op.config.head_dim, len(op.reference.ids)
+    frequencies: np.ndarray = (base ** -(np.arange(0, h, 2) / h) / divisor).astype(dtype)
+    turn = np.arange(N).astype(dtype)[:, None] * frequencies
+    return _rotate(op, turn.astype(dtype).astype(np.float64))
+
+
 def _rounded_frequencies(op: Operation, dtype: type) -> np.ndarray:
     turn = angles(op)
     frequencies = (angles(op, offset=1.0)[:1]).astype(dtype).astype(np.float64)  # those of position 1
     return _rotate(op, np.arange(len(turn))[:, None] * frequencies)
 
 
-def _partly(op: Operation, channels: int) -> np.ndarray:
+def _partly(op: Operation, channels: int, width: int) -> np.ndarray:
     assert op.layer is not None
     base, divisor = op.config.rope(op.layer)
     x = _before(op)
-    frequencies = base ** -(np.arange(0, channels, 2) / channels)
+    frequencies: np.ndarray = base ** -(np.arange(0, channels, 2) / width)
     turn = np.outer(np.arange(x.shape[-2]) / divisor, frequencies)
     return np.concatenate([rope(x[..., :channels], np.cos(turn), np.sin(turn)), x[..., channels:]], axis=-1)
+
+
+def _without_minus(op: Operation) -> np.ndarray:
+    x, turn = _before(op), np.concatenate([angles(op)] * 2, axis=-1)
+    return x * np.cos(turn) + np.roll(x, x.shape[-1] // 2, axis=-1) * np.sin(turn)
+
+
+def _neighbours(op: Operation) -> np.ndarray:
+    x, turn = _before(op), np.repeat(angles(op), 2, axis=-1)
+    half = x.shape[-1] // 2
+    turned = np.concatenate([-x[..., half:], x[..., :half]], axis=-1)
+    return x * np.cos(turn) + turned * np.sin(turn)
+
+
+def _signs(half: int, first: int) -> np.ndarray:
+    return np.repeat([first, 1], half)
 
 
 def _positions_of_passes(op: Operation) -> np.ndarray:
