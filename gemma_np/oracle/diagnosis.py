@@ -43,7 +43,7 @@ class Diagnosis(NamedTuple):
     causes: list[Cause]  # what explains them
     unexplained: list[str]  # the wrong records that no cause explains
     since: str = ""  # the first operation, by its record, that may have made the first unexplained one wrong
-    trials: int = 0  # forward passes of the search
+    passes: int = 0  # forward passes of the search
     untried: int = 0  # alternatives that the search had no time for
     skipped: Mapping[str, str] = MappingProxyType({})  # records that could not be compared, and why
     blind_spots: Mapping[str, str] = MappingProxyType({})  # of `gemma_np.oracle.power`, if it was asked
@@ -67,10 +67,10 @@ def diagnose(alignment: Alignment, dtype: str) -> Diagnosis:
     reference, theirs, skipped = alignment
     thresholds = noise_thresholds(reference, theirs, dtype, isolated)
     silent = tuple(key for key, threshold in thresholds.items() if threshold >= NO_SIGNAL)
-    return _explain(reference, theirs, thresholds)._replace(skipped=skipped, silent=silent)
+    return _explain(reference, theirs, thresholds, dtype)._replace(skipped=skipped, silent=silent)
 
 
-def _explain(reference: Reference, theirs: Records, thresholds: Mapping[str, float]) -> Diagnosis:
+def _explain(reference: Reference, theirs: Records, thresholds: Mapping[str, float], dtype: str) -> Diagnosis:
     """Return the causes: of single operations where the dump has their inputs, otherwise of a search."""
     run = isolated_run(reference, theirs)
     errors = relative_errors(reference, theirs, run.expected)
@@ -82,13 +82,13 @@ def _explain(reference: Reference, theirs: Records, thresholds: Mapping[str, flo
     if not unexplained:
         return Diagnosis(wrong, causes, [])
     search = Search(reference, theirs, thresholds, excesses)
-    singles = search.singles(run)
+    singles = search.singles(run, dtype)
     found = [trial for trial in singles if search.explains(trial)]
     found = found or [trial for trial in search.pairs(singles) if search.explains(trial)]
     if found:
-        return Diagnosis(wrong, _planted(found), [], trials=search.trials, untried=search.skipped)
+        return Diagnosis(wrong, _planted(found), [], passes=round(search.cost), untried=search.skipped)
     since = suspects_of(reference, theirs, {unexplained[0]: np.inf})[0]
-    return Diagnosis(wrong, causes, unexplained, since, search.trials, search.skipped)
+    return Diagnosis(wrong, causes, unexplained, since, round(search.cost), search.skipped)
 
 
 def _grouped(findings: Sequence[Finding]) -> list[Cause]:
@@ -190,9 +190,9 @@ def _describe_wrong(diagnosis: Diagnosis) -> list[str]:
         until = f"everything from {diagnosis.since} to {first}" if diagnosis.since not in ("", first) else first
         lines.append(f"Not explained: {'; '.join(places(diagnosis.unexplained))}.")
         lines.append(f"Check the code that computes {until}.")
-    if diagnosis.trials:
+    if diagnosis.passes:
         left = f"; {diagnosis.untried} alternatives were not tried" if diagnosis.untried else ""
-        lines.append(f"Searched in {diagnosis.trials} forward passes{left}.")
+        lines.append(f"Searched in {diagnosis.passes} forward passes{left}.")
     return lines
 
 

@@ -11,8 +11,8 @@ import numpy as np
 
 from gemma_np.oracle.alternatives import Alternative, Family, candidates
 from gemma_np.oracle.identification import CLEARLY, WIDENED, smallest
-from gemma_np.oracle.isolation import IsolatedRun, Plan, isolated
-from gemma_np.oracle.noise import Records, relative_errors
+from gemma_np.oracle.isolation import IsolatedRun, Plan, isolated, isolated_run
+from gemma_np.oracle.noise import Records, noise_thresholds, relative_errors
 from gemma_np.oracle.operation import Operation
 from gemma_np.oracle.trace import Reference
 
@@ -24,6 +24,7 @@ NO_SIGNAL = 0.5
 
 _COARSE = 12
 _REFINEMENTS = 36
+_PARTS, _FEWEST = 8, 3  # what is tried first: the first eighth of the tokens, but at least three
 _PAIRED = 16
 
 
@@ -45,18 +46,19 @@ class Trial(NamedTuple):
 
 
 class Search:
-    """Trials on one dump, counted."""
+    """Trials on one dump; their cost is counted in forward passes over all of its tokens."""
 
     def __init__(
         self, reference: Reference, theirs: Records, thresholds: Mapping[str, float], before: Mapping[str, float]
     ) -> None:
         self.reference, self.theirs, self.thresholds, self.before = reference, theirs, thresholds, before
-        self.trials = 0
+        self.cost = 0.0
+        self.cost_of_one = 1.0
         self.skipped = 0  # alternatives that the budget did not reach
 
     def plant(self, plan: Plan) -> Trial:
         """Return the trial of a plan."""
-        self.trials += 1
+        self.cost += self.cost_of_one
         errors = relative_errors(self.reference, self.theirs, isolated(self.reference, self.theirs, plan))
         return Trial(plan, {key: self._excess(key, error) for key, (error, _) in errors.items()})
 
@@ -85,22 +87,57 @@ class Search:
         errors = relative_errors(self.reference, shuffled, expected)
         return all(error <= limits[key] for key, (error, _) in errors.items())
 
-    def singles(self, run: IsolatedRun) -> list[Trial]:
+    def singles(self, run: IsolatedRun, dtype: str) -> list[Trial]:
         """Return trials of the alternatives of operations that may have caused what is wrong, rank by rank, until one
-        explains it."""
+        explains it. What does not explain the first tokens alone is not tried on all of them.
+        """
         from tqdm import tqdm
 
-        groups = _groups(self.reference, self.theirs, run, self.before)
+        first = self._of_first_tokens(dtype)
+        first_groups = {} if first is None else {title: group for _, title, group in first.groups()}
         found, last_rank = list[Trial](), 0
-        for rank, group in tqdm(groups, desc="trying alternatives", unit=" alternatives", delay=2, leave=False):
+        groups = _groups(self.reference, self.theirs, run, self.before)
+        for rank, title, group in tqdm(groups, desc="trying alternatives", unit=" alternatives", delay=2, leave=False):
             is_done = rank > last_rank and any(self.explains(trial) for trial in found)
-            if self.skipped or is_done or self.trials >= BUDGET:
+            if self.skipped or is_done or self.cost + (first.cost if first else 0) >= BUDGET:
                 self.skipped += 1
+                continue
+            last_rank = rank
+            if first is not None and not (title in first_groups and first.may_explain(first_groups[title])):
                 continue
             is_fitted = any(isinstance(member, Family) for member in group.values())
             found.append(self.plant(self._fitted(group, run))._replace(is_fitted=is_fitted))
-            last_rank = rank
+        self.cost += first.cost if first else 0
         return found
+
+    def groups(self) -> list[tuple[int, str, Group]]:
+        """Return the groups of this dump."""
+        return _groups(self.reference, self.theirs, isolated_run(self.reference, self.theirs), self.before)
+
+    def may_explain(self, group: Group) -> bool:
+        """Return whether a group explains the dump, up to a few times the noise."""
+        trial = self.plant(self._fitted(group, isolated_run(self.reference, self.theirs)))
+        return all(excess <= 4 * WIDENED for excess in trial.excesses.values())
+
+    def _of_first_tokens(self, dtype: str) -> "Search | None":
+        """Return the search on the first tokens, or None if they are right, or not all there."""
+        count = max(_FEWEST, len(self.reference.ids) // _PARTS)
+        if count >= self.reference.lengths[0] or any(
+            self.reference.slices[key].shape[-2] != length
+            for key, length in ((key, self.reference.lengths[0]) for key in self.theirs if not key.startswith("pass."))
+        ):
+            return None
+        reference = Reference(self.reference.model, [self.reference.ids[:count]])
+        theirs = {}
+        for key, record in self.theirs.items():
+            if not key.startswith("pass."):
+                columns = slice(None) if reference.slices[key].columns is None else slice(count)
+                theirs[key] = np.asarray(record)[..., :count, columns]
+        thresholds = noise_thresholds(reference, theirs, dtype, isolated)
+        first = Search(reference, theirs, thresholds, {})
+        first.before = first.plant({}).excesses
+        first.cost_of_one = count / len(self.reference.ids)
+        return first if any(excess > 1 for excess in first.before.values()) else None
 
     def _fitted(self, group: Group, run: IsolatedRun) -> Plan:
         """Return the alternatives of a group; a family's number is the same for all records, and searched for."""
@@ -131,7 +168,7 @@ class Search:
             for one, other in combinations(best, 2)
             if not one.plan.keys() & other.plan.keys()
         ]
-        room = max(BUDGET - self.trials, 0)
+        room = max(int(BUDGET - self.cost), 0)
         self.skipped += max(len(together) - room, 0)
         bar = tqdm(together[:room], desc="trying pairs", unit=" pairs", delay=2, leave=False)
         return [self.plant(plan) for plan in bar]
@@ -139,10 +176,10 @@ class Search:
 
 def _groups(
     reference: Reference, theirs: Records, run: IsolatedRun, before: Mapping[str, float]
-) -> list[tuple[int, Group]]:
-    """Return the groups of alternatives that are planted together, each with its rank: 0: known mistakes, 1: families
-    with likely numbers, 2: families, 3: others, all of them for every record of which the same can be said; 4 and 5:
-    families and others for one kind of record."""
+) -> list[tuple[int, str, Group]]:
+    """Return the groups of alternatives that are planted together, each with its rank and a title: 0: known mistakes,
+    1: families with likely numbers, 2: families, 3: others, all of them for every record of which the same can be said;
+    4 and 5: families and others for one kind of record."""
     ranked: dict[tuple[int, str], dict[str, Alternative | Family]] = {}
 
     def add(rank: int, title: str, name: str, member: Alternative | Family) -> None:
@@ -152,21 +189,22 @@ def _groups(
     for name in suspects:
         operation = Operation(name, reference, run.inputs, run.computed[name])
         for number, member in enumerate(candidates(operation)):
+            if member.rare:
+                continue
             if isinstance(member, Family):
                 title = f"family {number} of {operation.part.split('.')[-1].removeprefix('q_').removeprefix('k_')}"
                 add(2, title, name, member)
                 add(4, f"{title} {operation.kind}", name, member)
-            elif member.rare:
-                continue
             for single in _members(member, operation):
                 add(1 if isinstance(member, Family) else 3, single.says, name, single)
                 add(5, f"{single.says} {operation.kind}", name, single)
-    groups: list[tuple[int, Group]] = [(0, plan) for plan in known_plans(reference, run).values()]
-    groups += [(rank, group) for (rank, _), group in sorted(ranked.items(), key=lambda item: item[0][0])]
-    unique: dict[frozenset[tuple[str, str]], tuple[int, Group]] = {}
-    for rank, group in groups:
+    groups: list[tuple[int, str, Group]] = [(0, known, plan) for known, plan in known_plans(reference, run).items()]
+    groups += [(rank, title, group) for (rank, title), group in sorted(ranked.items(), key=lambda item: item[0][0])]
+    unique: dict[frozenset[tuple[str, str]], tuple[int, str, Group]] = {}
+    for rank, title, group in groups:
         if not group.keys().isdisjoint(suspects):
-            unique.setdefault(frozenset((name, _title(member)) for name, member in group.items()), (rank, group))
+            key = frozenset((name, _title(member)) for name, member in group.items())
+            unique.setdefault(key, (rank, f"{rank} {title}", group))
     return list(unique.values())
 
 

@@ -28,6 +28,8 @@ class Family(NamedTuple):
         lambda operation: ()
     )  # numbers of the config that were mistaken for it
 
+    rare: bool = False  # whether a search leaves it out
+
     def at(self, operation: Operation, value: float) -> Alternative:
         """Return the member with this number."""
         return Alternative(

@@ -27,6 +27,7 @@ def other_values(operation: Operation) -> Iterator[Alternative | Family]:
         lambda op, value: f"it is multiplied by {value:.6g}",
         lambda op, value: value * op.right,
         np.logspace(-3, 3, 25).tolist(),
+        rare=True,
     )
 
 

@@ -141,10 +141,12 @@ def rounded(operation: Operation) -> Iterator[Alternative]:
     for dtype, (what, factor) in product((bfloat16, np.float16), _factors(operation).items()):
         name = np.dtype(dtype).name
         known = ""
-        if name == "bfloat16":
-            known = "norm-cast-early norm-names-crossed" if _is_crossed(operation, what) else "norm-cast-early"
+        if name == "bfloat16" and _is_crossed(operation, what):
+            known = "norm-cast-early norm-names-crossed"
+        elif name == "bfloat16" and what == "1 + w":
+            known = "norm-cast-early"
         says = f"the normalized vector is rounded to {name} before it is multiplied by {what}"
-        yield Alternative(says, partial(_rounded, dtype=dtype, factor=factor), known)
+        yield Alternative(says, partial(_rounded, dtype=dtype, factor=factor), known, what != "1 + w" and not known)
 
 
 def _rounded(op: Operation, dtype: type, factor: float | tuple[str, float]) -> np.ndarray:
