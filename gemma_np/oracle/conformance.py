@@ -4,7 +4,6 @@ import json
 import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -77,7 +76,7 @@ def _judge(model_path: Path, passes: list[list[int]], out: Path) -> tuple[str, l
     model = load(model_path, "float64")
     try:
         dump = read_dump(out)
-        alignment = align_dump(dump, Reference(replace(model, tokenizer=None), passes))
+        alignment = align_dump(dump, Reference(model, passes))
     except GemmaError as error:
         return str(error).replace(str(out), "the output"), []
     last = f"pass.{len(passes) - 1}.logits" if len(passes) > 1 else "logits"

@@ -79,6 +79,7 @@ def relative_error(
     found: np.ndarray, expected: np.ndarray, masked: np.ndarray | None = None
 ) -> tuple[float, tuple[int, ...]]:
     """Return the largest difference, as a fraction of the largest expected number, and its index. Skip masked numbers.
+    A difference that is not a number counts as infinite.
 
     found, expected and masked [...], all of the same shape
     """
@@ -86,4 +87,5 @@ def relative_error(
     if masked is not None:
         difference, size = np.where(masked, 0, difference), np.where(masked, 0, size)
     where = np.unravel_index(int(difference.argmax()), difference.shape)  # argmax treats NaN as the largest
-    return float(difference[where] / max(size.max(), 1e-300)), tuple(int(i) for i in where)
+    error = float(difference[where] / max(size.max(), 1e-300))
+    return (np.inf if np.isnan(error) else error), tuple(int(i) for i in where)

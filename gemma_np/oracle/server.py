@@ -3,7 +3,6 @@
 import json
 from collections.abc import Sequence
 from typing import Any
-from urllib.error import URLError
 from urllib.request import Request, urlopen
 
 from gemma_np.errors import GemmaError
@@ -41,7 +40,7 @@ def _post(url: str, value: dict[str, Any]) -> dict[str, Any]:
     try:
         with urlopen(request, timeout=_TIMEOUT) as response:
             text = response.read().decode()
-    except (URLError, OSError, ValueError) as error:
+    except (OSError, ValueError) as error:
         raise GemmaError(f"{url}: no answer ({getattr(error, 'reason', error)}), expected a running server") from None
     reply: dict[str, Any] = parse_json(text, object_of({}), url)
     return reply

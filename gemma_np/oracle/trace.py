@@ -86,6 +86,21 @@ class Reference:
         self.lengths = [len(ids) for ids in passes]
         self.slices = {record_slice.key: record_slice for record_slice in record_slices(model.config, self.lengths)}
 
+    @property
+    def names(self) -> list[str]:
+        """Return the names of all records, without passes, in the order of execution."""
+        return list(dict.fromkeys(record_slice.name for record_slice in self.slices.values()))
+
+    @property
+    def pass_starts(self) -> np.ndarray:
+        """Return where the pass of each token starts: [N]."""
+        return np.repeat(np.cumsum([0, *self.lengths[:-1]]), self.lengths)
+
+    @property
+    def pass_ends(self) -> np.ndarray:
+        """Return where the pass of each token ends: [N]."""
+        return np.repeat(np.cumsum(self.lengths), self.lengths)
+
     def of_last_rows(self, rows: Mapping[str, int]) -> "Reference":
         """Return the same reference with shorter records: key -> the number of rows, the last of their pass."""
         other = copy(self)

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from ml_dtypes import bfloat16
 
 from gemma_np.oracle.operation import Operation
 
@@ -15,6 +16,7 @@ class Alternative(NamedTuple):
     compute: Callable[[Operation], np.ndarray]  # returns the record of all N tokens
     known: str = ""  # the entries of the catalogue that this is, separated by spaces
     rare: bool = False  # whether a search leaves it out
+    looks_ahead: bool = False  # whether a token's value depends on later tokens of its pass
 
 
 class Family(NamedTuple):
@@ -24,11 +26,9 @@ class Family(NamedTuple):
     compute: Callable[[Operation, float], np.ndarray]
     values: Sequence[float]  # increasing; the best one, with what lies between its neighbours, is searched for
     known: Callable[[Operation, float], str] = lambda operation, value: ""
-    likely: Callable[[Operation], Sequence[float]] = (
-        lambda operation: ()
-    )  # numbers of the config that were mistaken for it
-
+    likely: Callable[[Operation], Sequence[float]] = lambda operation: ()  # numbers that are mistaken for it
     rare: bool = False  # whether a search leaves it out
+    looks_ahead: bool = False  # as for an alternative
 
     def at(self, operation: Operation, value: float) -> Alternative:
         """Return the member with this number."""
@@ -61,6 +61,15 @@ def candidates(operation: Operation) -> Iterator[Alternative | Family]:
     """Yield everything that may be computed in place of an operation."""
     for function in (*ALTERNATIVES.get(operation.kind, ()), *ALTERNATIVES[ANY]):
         yield from function(operation)
+
+
+HALVES = {"bfloat16": bfloat16, "float16": np.float16}
+"""The dtypes of 16 bits, by name."""
+
+
+def rounded(x: np.ndarray, dtype: type) -> np.ndarray:
+    """Return the numbers that a dtype has nearest to these: x [...] -> [...]."""
+    return np.asarray(x.astype(dtype).astype(np.float64))
 
 
 def near(value: float, other: Any, tolerance: float = 1e-3) -> bool:

@@ -4,9 +4,8 @@ from collections.abc import Iterator
 from functools import partial
 
 import numpy as np
-from ml_dtypes import bfloat16
 
-from gemma_np.oracle.alternatives.alternative import ANY, Alternative, Family, alternatives
+from gemma_np.oracle.alternatives.alternative import ANY, HALVES, Alternative, Family, alternatives, rounded
 from gemma_np.oracle.operation import Operation
 
 _SAME = 1e-5
@@ -15,8 +14,8 @@ _SAME = 1e-5
 @alternatives(ANY)
 def other_values(operation: Operation) -> Iterator[Alternative | Family]:
     """Yield what does not depend on the operation."""
-    for dtype in (bfloat16, np.float16):
-        yield Alternative(f"it is rounded to {np.dtype(dtype).name}", partial(_rounded, dtype=dtype))
+    for name, dtype in HALVES.items():
+        yield Alternative(f"it is rounded to {name}", partial(_rounded, dtype=dtype))
     yield Alternative("it is zero", lambda op: np.zeros_like(op.right))
     if not operation.name.endswith(("scores", "scores_capped", "probs")):
         yield Alternative("it has the value of the token before", lambda op: np.roll(op.right, 1, axis=-2), rare=True)
@@ -32,7 +31,7 @@ def other_values(operation: Operation) -> Iterator[Alternative | Family]:
 
 
 def _rounded(op: Operation, dtype: type) -> np.ndarray:
-    return op.right.astype(dtype).astype(np.float64)
+    return rounded(op.right, dtype)
 
 
 def _by_channel(operation: Operation) -> Iterator[Alternative]:

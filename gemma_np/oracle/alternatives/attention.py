@@ -5,13 +5,12 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 import numpy as np
-from ml_dtypes import bfloat16
 
 from gemma_np.config import GemmaConfig
 from gemma_np.model.attention import grouped_matmul, merge_heads
 from gemma_np.model.rope import rope
 from gemma_np.model.soft_cap import soft_cap
-from gemma_np.oracle.alternatives.alternative import Alternative, Family, alternatives, near
+from gemma_np.oracle.alternatives.alternative import HALVES, Alternative, Family, alternatives, near, rounded
 from gemma_np.oracle.alternatives.rope import angles
 from gemma_np.oracle.operation import Operation
 
@@ -54,8 +53,8 @@ def other_scores(operation: Operation) -> Iterator[Alternative | Family]:
     for q, k in (("q", "k_rope"), ("q_rope", "k"), ("q", "k")):
         names = " and ".join(name for name in (q, k) if not name.endswith("rope"))
         yield Alternative(f"it reads {names} before the rotation", partial(_unrotated, q=q, k=k))
-    for dtype in (bfloat16, np.float16):
-        yield Alternative(f"they are computed in {np.dtype(dtype).name}", partial(_scores_in, dtype=dtype))
+    for name, dtype in HALVES.items():
+        yield Alternative(f"they are computed in {name}", partial(_scores_in, dtype=dtype))
     if len(operation.reference.passes) > 1:
         yield Alternative("the keys of earlier passes are not rotated", _unrotated_cache)
 
@@ -70,16 +69,15 @@ def _known_heads_and_scale(known: str, op: Operation, value: float) -> str:
 
 
 def _scores_in(op: Operation, dtype: type) -> np.ndarray:
-    q, k = (op[f"self_attn.{name}_rope"].astype(dtype).astype(np.float64) for name in "qk")
+    q, k = (rounded(op[f"self_attn.{name}_rope"], dtype) for name in "qk")
     scores = grouped_matmul(q / math.sqrt(op.config.query_pre_attn_scalar), k.swapaxes(-1, -2))
-    return scores.astype(dtype).astype(np.float64)
+    return rounded(scores, dtype)
 
 
 def _unrotated_cache(op: Operation) -> np.ndarray:
     """Return the scores if the keys of earlier passes were kept before their rotation."""
-    lengths = op.reference.lengths
-    starts = np.repeat(np.cumsum([0, *lengths[:-1]]), lengths)
-    is_earlier = np.arange(sum(lengths)) < starts[:, None]  # [N, N]
+    starts = op.reference.pass_starts
+    is_earlier = np.arange(len(starts)) < starts[:, None]  # [N, N]
     return np.where(is_earlier, _unrotated(op, "q_rope", "k"), op.right)
 
 
@@ -172,7 +170,9 @@ def other_contexts(operation: Operation) -> Iterator[Alternative]:
         for what, kv_heads in KV_HEADS.items():
             yield Alternative(what, partial(_context, kv_heads=kv_heads), "gqa-tile" if "%" in what else "")
     yield Alternative(
-        "the heads are merged without a transpose", lambda op: _heads(op).reshape(len(op.reference.ids), -1)
+        "the heads are merged without a transpose",
+        lambda op: _heads(op).reshape(len(op.reference.ids), -1),
+        looks_ahead=True,
     )
     yield Alternative(
         "the heads are merged channel by channel",
@@ -186,6 +186,7 @@ def other_contexts(operation: Operation) -> Iterator[Alternative]:
     yield Alternative(
         "the probabilities are transposed",
         lambda op: merge_heads(grouped_matmul(op["self_attn.probs"].swapaxes(-1, -2), op["self_attn.v"])),
+        looks_ahead=True,
     )
     yield Alternative(
         "it reads the values of the token before", lambda op: _context(op, np.roll(op["self_attn.v"], 1, axis=-2))

@@ -9,7 +9,7 @@ from ml_dtypes import bfloat16
 
 from gemma_np.model.log_probs import log_softmax
 from gemma_np.model.soft_cap import soft_cap
-from gemma_np.oracle.alternatives.alternative import Alternative, Family, alternatives, near
+from gemma_np.oracle.alternatives.alternative import HALVES, Alternative, Family, alternatives, near, rounded
 from gemma_np.oracle.operation import Operation
 
 
@@ -26,7 +26,7 @@ def other_embeddings(operation: Operation) -> Iterator[Alternative | Family]:
         )
     yield Family(
         _says_scale,
-        lambda op, value: _rows(op, value),
+        _rows,
         np.logspace(-3, 5, 49).tolist(),
         _known_scale,
         lambda op: list(_names_of_scale(op).values()),
@@ -99,8 +99,8 @@ def other_heads(operation: Operation) -> Iterator[Alternative | Family]:
     yield Alternative(
         "every logit stands one id too early", lambda op: op["norm"] @ np.roll(op.embedding, -1, axis=0).T
     )
-    for dtype in (bfloat16, np.float16):
-        yield Alternative(f"they are computed in {np.dtype(dtype).name}", partial(_logits_in, dtype=dtype))
+    for name, dtype in HALVES.items():
+        yield Alternative(f"they are computed in {name}", partial(_logits_in, dtype=dtype))
     half = len(operation.embedding) // 2
     yield Alternative("the halves of the vocabulary are exchanged", lambda op: np.roll(op.right, half, axis=-1))
     yield Alternative("they are log-probabilities", _log_probs)
@@ -120,8 +120,7 @@ def other_heads(operation: Operation) -> Iterator[Alternative | Family]:
 
 
 def _logits_in(op: Operation, dtype: type) -> np.ndarray:
-    x, matrix = (value.astype(dtype).astype(np.float64) for value in (op["norm"], op.embedding))
-    return (x @ matrix.T).astype(dtype).astype(np.float64)
+    return rounded(rounded(op["norm"], dtype) @ rounded(op.embedding, dtype).T, dtype)
 
 
 def _log_probs(op: Operation) -> np.ndarray:

@@ -17,7 +17,7 @@ ROOT, CUBIC = math.sqrt(2 / math.pi), 0.044715
 _erf = np.vectorize(math.erf, otypes=[np.float64])
 
 ACTIVATIONS: dict[str, Activation] = {
-    "GELU in its tanh form": lambda x: gelu(x.copy()),
+    "GELU in its tanh form": gelu,
     "GELU with erf": lambda x: x * (1 + _erf(x / math.sqrt(2))) / 2,
     "SiLU": lambda x: x / (1 + np.exp(-x)),
     "x * sigmoid(1.702 x)": lambda x: x / (1 + np.exp(-1.702 * x)),
@@ -28,10 +28,8 @@ ACTIVATIONS: dict[str, Activation] = {
     "softplus": lambda x: np.logaddexp(0, x),
     "Mish": lambda x: x * np.tanh(np.logaddexp(0, x)),
     "ELU": lambda x: np.where(x > 0, x, np.expm1(np.minimum(x, 0))),
-    "GELU in its tanh form with x^2 for x^3": lambda x: (
-        x / 2 * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**2)))
-    ),
-    "GELU in its tanh form without the factor 1/2": lambda x: 2 * gelu(x.copy()),
+    "GELU in its tanh form with x^2 for x^3": lambda x: x / 2 * (1 + np.tanh(ROOT * (x + CUBIC * x**2))),
+    "GELU in its tanh form without the factor 1/2": lambda x: 2 * gelu(x),
     "no activation": lambda x: x,
 }
 KNOWN = {"GELU with erf": "gelu-exact", "SiLU": "silu"}
@@ -66,13 +64,11 @@ def other_activations(operation: Operation) -> Iterator[Alternative | Family]:
         np.linspace(0, 3, 31).tolist(),
         likely=lambda op: [1.0, 2 / math.pi, math.sqrt(math.pi / 2), math.sqrt(2 * math.pi)],
     )
-    yield Alternative("gelu(gate) is not multiplied by up", lambda op: gelu(op["mlp.gate"].copy()))
-    yield Alternative("gelu(gate) is added to up", lambda op: gelu(op["mlp.gate"].copy()) + op["mlp.up"])
+    yield Alternative("gelu(gate) is not multiplied by up", lambda op: gelu(op["mlp.gate"]))
+    yield Alternative("gelu(gate) is added to up", lambda op: gelu(op["mlp.gate"]) + op["mlp.up"])
     yield Alternative("GELU is applied to the product", lambda op: gelu(op["mlp.gate"] * op["mlp.up"]))
-    yield Alternative(
-        "GELU is applied to both factors", lambda op: gelu(op["mlp.gate"].copy()) * gelu(op["mlp.up"].copy())
-    )
-    yield Alternative("it is gate * gelu(gate)", lambda op: op["mlp.gate"] * gelu(op["mlp.gate"].copy()))
+    yield Alternative("GELU is applied to both factors", lambda op: gelu(op["mlp.gate"]) * gelu(op["mlp.up"]))
+    yield Alternative("it is gate * gelu(gate)", lambda op: op["mlp.gate"] * gelu(op["mlp.gate"]))
 
 
 def _tanh_gelu(x: np.ndarray, root: float, cubic: float) -> np.ndarray:

@@ -5,10 +5,11 @@ from functools import partial
 from itertools import product
 
 import numpy as np
-from ml_dtypes import bfloat16
 
-from gemma_np.model.rope import rope, rope_cos_sin
-from gemma_np.oracle.alternatives.alternative import Alternative, Family, alternatives
+from gemma_np.model.rms_norm import rms_norm
+from gemma_np.model.rope import rope
+from gemma_np.oracle.alternatives.alternative import HALVES, Alternative, Family, alternatives, rounded
+from gemma_np.oracle.alternatives.rope import angles
 from gemma_np.oracle.operation import Operation
 
 NORMS = (
@@ -55,21 +56,23 @@ def weights_of_other_layers(operation: Operation) -> Iterator[Alternative]:
 
 
 def _with_weight_of(op: Operation, layer: int) -> np.ndarray:
-    return _normalised(op, op.config.rms_norm_eps) * (1 + op.weight(op.norm_weight_name, layer))
+    return rms_norm(op.input, op.weight(op.norm_weight_name, layer), op.config.rms_norm_eps)
 
 
 @alternatives("layers.*.self_attn.q_norm", "layers.*.self_attn.k_norm")
 def after_the_rotation(operation: Operation) -> Iterator[Alternative]:
-    """Yield the norm of rotated queries or keys, and none at all, as when it comes later."""
+    """Yield the norm of rotated queries or keys."""
     yield Alternative("it is rotated before it is normalized", _rotated_first)
 
 
 def _rotated_first(op: Operation) -> np.ndarray:
-    assert op.layer is not None
-    cos, sin = rope_cos_sin(range(len(op.reference.ids)), op.config.head_dim, *op.config.rope(op.layer), np.float64)
-    x = rope(op.input, cos, sin)
-    rms = np.sqrt(np.mean(x**2, axis=-1, keepdims=True) + op.config.rms_norm_eps)
-    return _times(op, x / rms, (op.norm_weight_name, 1.0))
+    turn = angles(op)
+    return _norm(op, rope(op.input, np.cos(turn), np.sin(turn)))
+
+
+def _norm(op: Operation, x: np.ndarray) -> np.ndarray:
+    """Apply the right norm to another input."""
+    return rms_norm(x, op.weight(op.norm_weight_name), op.config.rms_norm_eps)
 
 
 def _times(op: Operation, x: np.ndarray, factor: float | tuple[str, float]) -> np.ndarray:
@@ -80,19 +83,21 @@ def _times(op: Operation, x: np.ndarray, factor: float | tuple[str, float]) -> n
 @alternatives(*NORMS)
 def divisors_and_factors(operation: Operation) -> Iterator[Alternative]:
     """Yield every combination of a mean, a divisor and a factor."""
+    right = next(iter(DIVISORS))
     for centre, divisor, (factor, multiply) in product((False, True), DIVISORS, _factors(operation).items()):
         if divisor == "one rms for all heads" and operation.input.ndim < 3:
             continue
         changes = [f"multiplies by {factor} instead of 1 + w"] if factor != "1 + w" else []
-        if divisor != next(iter(DIVISORS)):
-            changes.insert(0, f"divides by {divisor} instead of {next(iter(DIVISORS))}")
+        if divisor != right:
+            changes.insert(0, f"divides by {divisor} instead of {right}")
         if centre:
             changes.insert(0, "subtracts the mean")
         if not changes:
             continue
         compute = partial(_divided, centre=centre, divisor=divisor, factor=multiply)
         known, rare = _known(operation, centre, divisor, factor), len(changes) > 1
-        yield Alternative("the norm " + " and ".join(changes), compute, known, rare and not known)
+        ahead = divisor in ("the rms over all tokens", "one rms for all numbers")
+        yield Alternative("the norm " + " and ".join(changes), compute, known, rare and not known, ahead)
 
 
 def _divided(op: Operation, centre: bool, divisor: str, factor: float | tuple[str, float]) -> np.ndarray:
@@ -120,48 +125,41 @@ def _is_crossed(operation: Operation, factor: str) -> bool:
     return operation.part in crossed and factor.removeprefix("1 + the weight of ") in crossed
 
 
-def _normalised(op: Operation, eps: float) -> np.ndarray:
-    return np.asarray(op.input / np.sqrt(np.mean(op.input**2, axis=-1, keepdims=True) + eps))
-
-
 @alternatives(*NORMS)
 def eps(operation: Operation) -> Iterator[Family]:
     """Yield the norm with another eps."""
     yield Family(
         lambda op, value: f"the norm's eps is {value:.3g}, expected rms_norm_eps={op.config.rms_norm_eps:g}",
-        lambda op, value: _times(op, _normalised(op, value), (op.norm_weight_name, 1.0)),
+        lambda op, value: rms_norm(op.input, op.weight(op.norm_weight_name), value),
         np.concatenate([[0], np.logspace(-12, 0, 25)]).tolist(),
         likely=lambda op: [0.0, 1e-8, 1e-5, 1e-6, 1e-3],
     )
 
 
 @alternatives(*NORMS)
-def rounded(operation: Operation) -> Iterator[Alternative]:
+def cast_early(operation: Operation) -> Iterator[Alternative]:
     """Yield the norm that rounds before it multiplies."""
-    for dtype, (what, factor) in product((bfloat16, np.float16), _factors(operation).items()):
-        name = np.dtype(dtype).name
+    for (name, dtype), (what, factor) in product(HALVES.items(), _factors(operation).items()):
         known = ""
         if name == "bfloat16" and _is_crossed(operation, what):
             known = "norm-cast-early norm-names-crossed"
         elif name == "bfloat16" and what == "1 + w":
             known = "norm-cast-early"
         says = f"the normalized vector is rounded to {name} before it is multiplied by {what}"
-        yield Alternative(says, partial(_rounded, dtype=dtype, factor=factor), known, what != "1 + w" and not known)
+        yield Alternative(says, partial(_cast_early, dtype=dtype, factor=factor), known, what != "1 + w" and not known)
 
 
-def _rounded(op: Operation, dtype: type, factor: float | tuple[str, float]) -> np.ndarray:
-    return _times(op, _normalised(op, op.config.rms_norm_eps).astype(dtype).astype(np.float64), factor)
+def _cast_early(op: Operation, dtype: type, factor: float | tuple[str, float]) -> np.ndarray:
+    normalized = rms_norm(op.input, np.zeros(op.input.shape[-1]), op.config.rms_norm_eps)
+    return _times(op, rounded(normalized, dtype), factor)
 
 
 @alternatives("layers.*.post_attention_layernorm", "layers.*.post_feedforward_layernorm")
 def of_the_sum(operation: Operation) -> Iterator[Alternative]:
     """Yield the norm of the sum with the residual stream."""
-
-    def compute(op: Operation) -> np.ndarray:
-        attention = op.part == "post_attention_layernorm"
-        x = op.input + (op.stream if attention else op["resid_mid"])
-        rms = np.sqrt(np.mean(x**2, axis=-1, keepdims=True) + op.config.rms_norm_eps)
-        return _times(op, x / rms, (op.norm_weight_name, 1.0))
-
     known = "postnorm-misplaced" if operation.part == "post_attention_layernorm" else ""
-    yield Alternative("the sum with the residual stream is normalized, not the output alone", compute, known)
+    yield Alternative("the sum with the residual stream is normalized, not the output alone", _norm_of_sum, known)
+
+
+def _norm_of_sum(op: Operation) -> np.ndarray:
+    return _norm(op, op.input + (op.stream if op.part == "post_attention_layernorm" else op["resid_mid"]))

@@ -4,11 +4,10 @@ from collections.abc import Iterator
 from functools import partial
 
 import numpy as np
-from ml_dtypes import bfloat16
 
 from gemma_np.model.attention_mask import attention_mask, masked_softmax
 from gemma_np.model.soft_cap import soft_cap
-from gemma_np.oracle.alternatives.alternative import Alternative, Family, alternatives
+from gemma_np.oracle.alternatives.alternative import HALVES, Alternative, Family, alternatives, rounded
 from gemma_np.oracle.operation import Operation
 
 KNOWN = {
@@ -30,9 +29,8 @@ def own_mask(op: Operation) -> np.ndarray:
 
 def present(op: Operation) -> np.ndarray:
     """Return True for the keys that are there when a query's pass runs: bool [N, N]."""
-    lengths = op.reference.lengths
-    ends = np.repeat(np.cumsum(lengths), lengths)
-    return np.asarray(np.arange(sum(lengths)) < ends[:, None])
+    ends = op.reference.pass_ends
+    return np.asarray(np.arange(len(ends)) < ends[:, None])
 
 
 def final_scores(op: Operation) -> np.ndarray:
@@ -54,10 +52,12 @@ def other_masks(operation: Operation) -> Iterator[Alternative]:
     masks = _causal_masks(operation) | _window_masks(operation) | _mistaken_positions(operation)
     for what, mask in masks.items():
         if (mask != own).any():
-            yield Alternative(what, partial(masked, mask=mask), KNOWN.get(what, ""))
+            ahead = bool((mask & present(operation) & (_distance(operation) < 0)).any())
+            yield Alternative(what, partial(masked, mask=mask), KNOWN.get(what, ""), looks_ahead=ahead)
             if not (mask & present(operation)).any(axis=-1).all():
-                yield Alternative(f"{what}; one that sees nothing sees itself", partial(masked, mask=_or_itself(mask)))
-                yield Alternative(f"{what}; one that sees nothing sees all", partial(_or_all, mask=mask))
+                itself, everything = partial(masked, mask=_or_itself(mask)), partial(_or_all, mask=mask)
+                yield Alternative(f"{what}; one that sees nothing sees itself", itself, looks_ahead=ahead)
+                yield Alternative(f"{what}; one that sees nothing sees all", everything, looks_ahead=True)
 
 
 def _or_itself(mask: np.ndarray) -> np.ndarray:
@@ -116,15 +116,15 @@ def _window_masks(op: Operation) -> dict[str, np.ndarray]:
 
 def _mistaken_positions(op: Operation) -> dict[str, np.ndarray]:
     assert op.layer is not None
-    own, lengths, window = own_mask(op), op.reference.lengths, op.config.window(op.layer)
-    keys, starts = np.arange(len(own)), np.repeat(np.cumsum([0, *lengths[:-1]]), lengths)
+    own, starts, window = own_mask(op), op.reference.pass_starts, op.config.window(op.layer)
+    keys = np.arange(len(own))
     masks = {
         "the mask takes a token's row in its pass for its position": attention_mask(keys - starts, keys, window),
         "a query sees only the keys of its own pass": own & (keys >= starts[:, None]),
     }
     if window:
         up_to_its_slot = keys % window <= keys[:, None] % window
-        in_first_pass = keys[:, None] < lengths[0]
+        in_first_pass = starts[:, None] == 0
         masks["once the ring has wrapped, slot numbers are taken for positions"] = own & (
             up_to_its_slot | in_first_pass
         )
@@ -143,6 +143,7 @@ def other_softmaxes(operation: Operation) -> Iterator[Alternative | Family]:
             "scores are capped after the mask, so that masked keys have a score of -cap",
             _capped_after_mask,
             "attncap-after-mask",
+            looks_ahead=True,
         )
     else:
         yield Family(
@@ -151,17 +152,18 @@ def other_softmaxes(operation: Operation) -> Iterator[Alternative | Family]:
             np.logspace(-1, 3, 41).tolist(),
             likely=lambda op: [50.0, 30.0],
         )
-    yield Alternative("the softmax runs over the queries", _over_queries)
+    yield Alternative("the softmax runs over the queries", _over_queries, looks_ahead=True)
     yield Alternative("the softmax has one more in its denominator", _off_by_one)
-    yield Alternative("the mask is applied after the softmax", lambda op: masked(op, present(op)) * own_mask(op))
+    yield Alternative(
+        "the mask is applied after the softmax", lambda op: masked(op, present(op)) * own_mask(op), looks_ahead=True
+    )
     yield Alternative("the softmax is left out", lambda op: np.where(own_mask(op), final_scores(op), 0))
     yield Alternative(
         "masked keys have a score of zero",
         lambda op: masked_softmax(np.where(own_mask(op), final_scores(op), 0), present(op)),
+        looks_ahead=True,
     )
-    for dtype in (bfloat16, np.float16):
-        name = np.dtype(dtype).name
-        yield Alternative(f"the probabilities are rounded to {name}", partial(_rounded_probs, dtype=dtype))
+    for name, dtype in HALVES.items():
         yield Alternative(f"the softmax reads scores rounded to {name}", partial(_rounded_scores, dtype=dtype))
     yield Family(
         lambda op, value: f"the softmax reads scores times {value:.6g}",
@@ -171,13 +173,9 @@ def other_softmaxes(operation: Operation) -> Iterator[Alternative | Family]:
 
 
 def _capped_after_mask(op: Operation) -> np.ndarray:
-    mask = own_mask(op)
-    return masked_softmax(np.where(mask, final_scores(op), -_cap_of_scores(op)), present(op))
-
-
-def _cap_of_scores(op: Operation) -> float:
-    assert op.config.attn_logit_softcapping is not None
-    return op.config.attn_logit_softcapping
+    cap = op.config.attn_logit_softcapping
+    assert cap is not None
+    return masked_softmax(np.where(own_mask(op), final_scores(op), -cap), present(op))
 
 
 def _over_queries(op: Operation) -> np.ndarray:
@@ -189,9 +187,5 @@ def _off_by_one(op: Operation) -> np.ndarray:
     return np.asarray(weights / (1 + weights.sum(axis=-1, keepdims=True)))
 
 
-def _rounded_probs(op: Operation, dtype: type) -> np.ndarray:
-    return masked(op, own_mask(op)).astype(dtype).astype(np.float64)
-
-
 def _rounded_scores(op: Operation, dtype: type) -> np.ndarray:
-    return masked_softmax(final_scores(op).astype(dtype).astype(np.float64), own_mask(op))
+    return masked_softmax(rounded(final_scores(op), dtype), own_mask(op))

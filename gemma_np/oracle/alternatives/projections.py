@@ -1,13 +1,12 @@
-"""Wrong projections: another matrix, another order of its rows, another input, a bias or a factor."""
+"""Wrong projections: another matrix, another order of its rows, another input, a coarser dtype."""
 
 from collections.abc import Iterator
 from functools import partial
 
 import numpy as np
-from ml_dtypes import bfloat16
 
 from gemma_np.model.attention import split_heads
-from gemma_np.oracle.alternatives.alternative import Alternative, alternatives
+from gemma_np.oracle.alternatives.alternative import HALVES, Alternative, alternatives, rounded
 from gemma_np.oracle.operation import Operation
 
 PROJECTIONS = tuple(
@@ -32,7 +31,7 @@ def _own(op: Operation) -> np.ndarray:
 
 @alternatives(*PROJECTIONS)
 def other_matrices(operation: Operation) -> Iterator[Alternative]:
-    """Yield the product with every other matrix of the same shape, and with this one in another order."""
+    """Yield the product with every other matrix of the same shape, and of the transposed one."""
     own = _own(operation)
     for layer in range(operation.config.num_hidden_layers):
         for kind in PROJECTIONS:
@@ -118,13 +117,12 @@ def _from_part(op: Operation, part: str) -> np.ndarray:
 @alternatives(*PROJECTIONS)
 def other_dtypes(operation: Operation) -> Iterator[Alternative]:
     """Yield the product computed in 16 bits."""
-    for dtype in (bfloat16, np.float16):
-        yield Alternative(f"it is computed in {np.dtype(dtype).name}", partial(_computed_in, dtype=dtype))
+    for name, dtype in HALVES.items():
+        yield Alternative(f"it is computed in {name}", partial(_computed_in, dtype=dtype))
 
 
 def _computed_in(op: Operation, dtype: type) -> np.ndarray:
-    x, weight = (value.astype(dtype).astype(np.float64) for value in (op.input, _own(op)))
-    return _project(op, weight, x).astype(dtype).astype(np.float64)
+    return rounded(_project(op, rounded(_own(op), dtype), rounded(op.input, dtype)), dtype)
 
 
 @alternatives(*PROJECTIONS)
@@ -152,7 +150,7 @@ def other_heads(operation: Operation) -> Iterator[Alternative]:
         yield Alternative(
             "the heads, in the order of their place in the group, are read by group", lambda op: op.right[inverse]
         )
-    yield Alternative("it is split into heads without a transpose", _split_without_transpose)
+    yield Alternative("it is split into heads without a transpose", _split_without_transpose, looks_ahead=True)
 
 
 def _split_without_transpose(op: Operation) -> np.ndarray:
