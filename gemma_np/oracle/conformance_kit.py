@@ -1,8 +1,8 @@
 """Write a conformance kit: small checkpoints and what they compute, for people who write Gemma in any language.
 
 The checkpoints are random, with sizes and constants that are all different from each other and small enough that each
-one matters: a mistake shows in the first numbers. Only the bits of a PCG64 generator are used, so that the kit is the
-same wherever it is written.
+one matters: a mistake shows in the first numbers. Weights and ids are made of the bits of a PCG64 generator, which
+NumPy never changes; the inputs of the single operations are drawn from NumPy's distributions.
 """
 
 import json

@@ -15,11 +15,12 @@ from typing import NamedTuple
 import numpy as np
 
 from gemma_np.oracle.dump import Alignment
+from gemma_np.oracle.groups import suspects_of
 from gemma_np.oracle.identification import Finding, identify
 from gemma_np.oracle.isolation import isolated, isolated_run
 from gemma_np.oracle.mistakes import CATALOGUE, Mistake
-from gemma_np.oracle.noise import Records, noise_thresholds, relative_errors
-from gemma_np.oracle.search import NO_SIGNAL, Search, Trial, suspects_of
+from gemma_np.oracle.noise import Records, excesses, noise_thresholds
+from gemma_np.oracle.search import NO_SIGNAL, Search, Trial
 from gemma_np.oracle.trace import Reference
 
 _MOST_LINES = 3
@@ -73,22 +74,21 @@ def diagnose(alignment: Alignment, dtype: str) -> Diagnosis:
 def _explain(reference: Reference, theirs: Records, thresholds: Mapping[str, float], dtype: str) -> Diagnosis:
     """Return the causes: of single operations where the dump has their inputs, otherwise of a search."""
     run = isolated_run(reference, theirs)
-    errors = relative_errors(reference, theirs, run.expected)
-    excesses = {key: error / thresholds[key] if np.isfinite(error) else np.inf for key, (error, _) in errors.items()}
-    wrong = {key: excess for key, excess in excesses.items() if excess > 1}
+    found = excesses(reference, theirs, run.expected, thresholds)
+    wrong = {key: excess for key, excess in found.items() if excess > 1}
     findings = identify(reference, theirs, run, wrong, thresholds)
-    causes = _grouped(findings)
     unexplained = [finding.key for finding in findings if not finding.alternatives]
     if not unexplained:
-        return Diagnosis(wrong, causes, [])
-    search = Search(reference, theirs, thresholds, excesses)
-    singles = search.singles(run, dtype)
-    found = [trial for trial in singles if search.explains(trial)]
-    found = found or [trial for trial in search.pairs(singles) if search.explains(trial)]
-    if found:
-        return Diagnosis(wrong, _planted(found), [], passes=round(search.cost), untried=search.skipped)
+        return Diagnosis(wrong, _grouped(findings), [])
+    search = Search(reference, theirs, thresholds, run)
+    singles = search.singles(dtype)
+    explaining = [trial for trial in singles if search.explains(trial)]
+    explaining = explaining or [trial for trial in search.pairs(singles) if search.explains(trial)]
+    passes, untried = round(search.cost), search.skipped
+    if explaining:
+        return Diagnosis(wrong, _planted(explaining), [], passes=passes, untried=untried)
     since = suspects_of(reference, theirs, {unexplained[0]: np.inf})[0]
-    return Diagnosis(wrong, causes, unexplained, since, round(search.cost), search.skipped)
+    return Diagnosis(wrong, _grouped(findings), unexplained, since, passes, untried)
 
 
 def _grouped(findings: Sequence[Finding]) -> list[Cause]:

@@ -40,7 +40,7 @@ def identify(
     run: the reference on their records; excesses: the error of each wrong record, in units of its threshold.
     """
     findings, explained = [], dict[str, list[Alternative]]()  # kind -> what explained an earlier record of it
-    names = list(dict.fromkeys(record_slice.name for record_slice in reference.slices.values()))
+    names = reference.names
     given = {reference.slices[key].name for key in theirs}
     for key, excess in excesses.items():
         name = reference.slices[key].name
@@ -85,14 +85,15 @@ def _without_contradictions(
     """Return a finding without those of several alternatives that would make a right record of another layer wrong."""
     if len(finding.alternatives) < 2:
         return finding
-    own = reference.slices[finding.key]
+    name = reference.slices[finding.key].name
+    kind = Operation(name, reference, run.inputs, run.computed[name]).kind
+    says = {alternative.says for alternative in finding.alternatives}
     contradicted = set[str]()
-    for key in theirs:
+    for key in theirs.keys() - excesses.keys():
         name = reference.slices[key].name
         operation = Operation(name, reference, run.inputs, run.computed[name])
-        if key not in excesses and operation.part == own.name.split(".", 2)[-1] and operation.name != own.name:
+        if operation.kind == kind:
             error = _error_of(reference, theirs, key)
-            says = {alternative.says for alternative in finding.alternatives}
             same = (one for one in candidates(operation) if isinstance(one, Alternative) and one.says in says)
             contradicted |= {one.says for one in same if error(one.compute(operation)) > thresholds[key]}
     kept = tuple(alternative for alternative in finding.alternatives if alternative.says not in contradicted)
@@ -119,8 +120,7 @@ def fitted(family: Family, operation: Operation, error: Callable[[np.ndarray], f
 
     def at(value: float) -> float:
         with np.errstate(all="ignore"):
-            found = error(family.compute(operation, value))
-        return found if np.isfinite(found) else np.inf
+            return error(family.compute(operation, value))
 
     return family.at(operation, smallest(at, family.values))
 
@@ -161,8 +161,7 @@ def _error_of(reference: Reference, theirs: Records, key: str) -> Callable[[np.n
         expected = record_slice.select(np.asarray(value, np.float64))
         if expected.shape != record_slice.shape:
             return np.inf
-        result, _ = relative_error(found, expected, record_slice.masked)
-        return result if np.isfinite(result) else np.inf
+        return relative_error(found, expected, record_slice.masked)[0]
 
     return error
 

@@ -18,9 +18,9 @@ from gemma_np.errors import GemmaError
 from gemma_np.gemma import Gemma
 from gemma_np.model.log_probs import log_softmax
 from gemma_np.oracle.answers import Answer
+from gemma_np.oracle.groups import known_plans
 from gemma_np.oracle.isolation import isolated_run
 from gemma_np.oracle.noise import rounding_tape
-from gemma_np.oracle.search import known_plans
 from gemma_np.oracle.trace import Reference
 from gemma_np.scope import Tape
 

@@ -75,6 +75,14 @@ def relative_errors(reference: Reference, records: Records, expected: Records) -
     }
 
 
+def excesses(
+    reference: Reference, records: Records, expected: Records, thresholds: Mapping[str, float]
+) -> dict[str, float]:
+    """Return the error of each record in units of its threshold, in the order of execution."""
+    errors = relative_errors(reference, records, expected)
+    return {key: error / thresholds[key] for key, (error, _) in errors.items()}
+
+
 def relative_error(
     found: np.ndarray, expected: np.ndarray, masked: np.ndarray | None = None
 ) -> tuple[float, tuple[int, ...]]:

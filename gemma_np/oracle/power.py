@@ -1,12 +1,10 @@
 """Say what a dump cannot show: plant each known mistake in the reference, and see whether the dump's records notice."""
 
-import numpy as np
-
 from gemma_np.oracle.dump import Alignment
+from gemma_np.oracle.groups import known_plans
 from gemma_np.oracle.isolation import Plan, isolated, isolated_run
 from gemma_np.oracle.mistakes import CATALOGUE
 from gemma_np.oracle.noise import Records, noise_thresholds, relative_errors
-from gemma_np.oracle.search import known_plans
 from gemma_np.oracle.trace import Reference
 
 _NOTHING = 1e-12
@@ -41,7 +39,7 @@ def _errors(reference: Reference, theirs: Records, plan: Plan) -> dict[str, floa
     records = {key: reference.slices[key].select(mistaken[reference.slices[key].name]) for key in theirs}
     expected = isolated_run(reference, records).expected
     errors = relative_errors(reference, records, expected)
-    return {key: error if np.isfinite(error) else np.inf for key, (error, _) in errors.items()}
+    return {key: error for key, (error, _) in errors.items()}
 
 
 def _no_difference(known: str, reference: Reference) -> str:

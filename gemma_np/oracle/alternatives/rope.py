@@ -1,15 +1,13 @@
 """Wrong rotations of queries and keys."""
 
-import math
 from collections.abc import Callable, Iterator
 from functools import partial
 
 import numpy as np
-from ml_dtypes import bfloat16
 
 from gemma_np.config import LOCAL
 from gemma_np.model.rope import rope
-from gemma_np.oracle.alternatives.alternative import Alternative, Family, alternatives, near
+from gemma_np.oracle.alternatives.alternative import HALVES, Alternative, Family, alternatives, near, rounded
 from gemma_np.oracle.operation import Operation
 
 ROTATED = ("layers.*.self_attn.q_rope", "layers.*.self_attn.k_rope")
@@ -51,24 +49,55 @@ def _interleaved(x: np.ndarray, turn: np.ndarray) -> np.ndarray:
 
 
 @alternatives(*ROTATED)
-def other_rotations(operation: Operation) -> Iterator[Alternative]:
-    """Yield other pairs, directions, positions and precisions."""
-    assert operation.layer is not None
+def other_pairs(operation: Operation) -> Iterator[Alternative]:
+    """Yield no rotation, other pairs of channels, other signs, and only some of the channels."""
     h, half = operation.config.head_dim, operation.config.head_dim // 2
-    base, divisor = operation.config.rope(operation.layer)
     yield Alternative("it is not rotated", _before)
     yield Alternative(
         f"channels 2i and 2i + 1 are rotated as a pair, expected i and i + {half}",
         lambda op: _interleaved(_before(op), angles(op)),
         "rope-interleaved",
     )
+    yield Alternative("the rotation has a plus in place of its minus", _without_minus)
+    yield Alternative("neighbouring channels have the same angle, but channels half apart are rotated", _neighbours)
+    signs = np.repeat([-1, 1], half)
+    yield Alternative("the first half has the other sign", lambda op: _rotate(op, angles(op)) * signs)
+    for part in {2 * (h // 8), 2 * (h // 4), 2 * (3 * h // 8)} - {0, h}:
+        first = f"only the first {part} of {h} channels are rotated"
+        yield Alternative(first, partial(_partly, channels=part, width=h))
+        yield Alternative(f"{first}, by angles for as many", partial(_partly, channels=part, width=part))
+
+
+@alternatives(*ROTATED)
+def other_angles(operation: Operation) -> Iterator[Alternative]:
+    """Yield other directions, frequencies and positions."""
+    assert operation.layer is not None
     yield Alternative("it is rotated in the opposite direction", lambda op: _rotate(op, -angles(op)))
     yield Alternative("it is rotated twice", lambda op: _rotate(op, 2 * angles(op)))
     yield Alternative(
         "the angles are sorted backwards: the last pair turns fastest", lambda op: _rotate(op, angles(op)[:, ::-1])
     )
-    for dtype in (bfloat16, np.float16):
-        name = np.dtype(dtype).name
+    yield Alternative(
+        "the exponent of the frequencies is i / h, expected 2i / h", lambda op: _rotate(op, angles(op, exponent=0.5))
+    )
+    yield Alternative(
+        "the exponent of the frequencies is 4i / h, expected 2i / h", lambda op: _rotate(op, angles(op, exponent=2.0))
+    )
+    yield Alternative(
+        "positions start at zero in every pass", lambda op: _rotate(op, _positions_of_passes(op)), "decode-positions"
+    )
+    window = operation.config.window(operation.layer)
+    if window:
+        yield Alternative(
+            "positions are counted in the ring: modulo the window",
+            lambda op: _rotate(op, angles(op)[np.arange(len(op.reference.ids)) % window]),
+        )
+
+
+@alternatives(*ROTATED)
+def other_dtypes(operation: Operation) -> Iterator[Alternative]:
+    """Yield what is rounded to 16 bits."""
+    for name, dtype in HALVES.items():
         yield Alternative(
             f"cosine and sine are rounded to {name}",
             partial(_rounded_rotation, dtype=dtype),
@@ -82,29 +111,14 @@ def other_rotations(operation: Operation) -> Iterator[Alternative]:
         yield Alternative(f"the angles are rounded to {name}", partial(_rounded_angles, dtype=dtype))
         yield Alternative(f"the frequencies are rounded to {name}", partial(_rounded_frequencies, dtype=dtype))
         yield Alternative(f"the angles are computed in {name}", partial(_angles_in, dtype=dtype))
-    for part in {2 * (h // 8), 2 * (h // 4), 2 * (3 * h // 8)} - {0, h}:
-        first = f"only the first {part} of {h} channels are rotated"
-        yield Alternative(first, partial(_partly, channels=part, width=h))
-        yield Alternative(f"{first}, by angles for as many", partial(_partly, channels=part, width=part))
-    yield Alternative("the rotation has a plus in place of its minus", _without_minus)
-    yield Alternative("neighbouring channels have the same angle, but channels half apart are rotated", _neighbours)
-    yield Alternative("the first half has the other sign", lambda op: _rotate(op, angles(op)) * _signs(half, -1))
-    window = operation.config.window(operation.layer)
-    if window:
-        yield Alternative(
-            "positions are counted in the ring: modulo the window",
-            lambda op: _rotate(op, angles(op)[np.arange(len(op.reference.ids)) % window]),
-        )
-    yield Alternative(
-        "the exponent of the frequencies is i / h, expected 2i / h", lambda op: _rotate(op, angles(op, exponent=0.5))
-    )
-    yield Alternative(
-        "the exponent of the frequencies is 4i / h, expected 2i / h", lambda op: _rotate(op, angles(op, exponent=2.0))
-    )
-    yield Alternative(
-        "positions start at zero in every pass", lambda op: _rotate(op, _positions_of_passes(op)), "decode-positions"
-    )
+
+
+@alternatives(*ROTATED)
+def of_other_layers(operation: Operation) -> Iterator[Alternative]:
+    """Yield the base and the divisor of the other kind of layer, in Gemma 3."""
+    assert operation.layer is not None
     config = operation.config
+    base, divisor = config.rope(operation.layer)
     if config.rope_local_base_freq and config.layer_types[operation.layer] == LOCAL:
         yield Alternative(
             f"the base is {config.rope_theta:g}, that of global layers, expected {base:g}",
@@ -139,12 +153,11 @@ def other_rotations(operation: Operation) -> Iterator[Alternative]:
 
 
 def _rounded_rotation(op: Operation, dtype: type, turn: Callable[[Operation], np.ndarray] = angles) -> np.ndarray:
-    cos, sin = (wave.astype(dtype).astype(np.float64) for wave in (np.cos(turn(op)), np.sin(turn(op))))
-    return rope(_before(op), cos, sin)
+    return rope(_before(op), rounded(np.cos(turn(op)), dtype), rounded(np.sin(turn(op)), dtype))
 
 
 def _rounded_angles(op: Operation, dtype: type) -> np.ndarray:
-    return _rotate(op, angles(op).astype(dtype).astype(np.float64))
+    return _rotate(op, rounded(angles(op), dtype))
 
 
 def _angles_in(op: Operation, dtype: type) -> np.ndarray:
@@ -154,12 +167,12 @@ def _angles_in(op: Operation, dtype: type) -> np.ndarray:
     h, N = op.config.head_dim, len(op.reference.ids)
     frequencies: np.ndarray = (base ** -(np.arange(0, h, 2) / h) / divisor).astype(dtype)
     turn = np.arange(N).astype(dtype)[:, None] * frequencies
-    return _rotate(op, turn.astype(dtype).astype(np.float64))
+    return _rotate(op, rounded(turn, dtype))
 
 
 def _rounded_frequencies(op: Operation, dtype: type) -> np.ndarray:
     turn = angles(op)
-    frequencies = (angles(op, offset=1.0)[:1]).astype(dtype).astype(np.float64)  # those of position 1
+    frequencies = rounded(angles(op, offset=1.0)[:1], dtype)  # the angles of position 1
     return _rotate(op, np.arange(len(turn))[:, None] * frequencies)
 
 
@@ -184,13 +197,8 @@ def _neighbours(op: Operation) -> np.ndarray:
     return x * np.cos(turn) + turned * np.sin(turn)
 
 
-def _signs(half: int, first: int) -> np.ndarray:
-    return np.repeat([first, 1], half)
-
-
 def _positions_of_passes(op: Operation) -> np.ndarray:
-    turn = angles(op)
-    return turn[np.concatenate([np.arange(length) for length in op.reference.lengths])]
+    return angles(op)[np.arange(len(op.reference.ids)) - op.reference.pass_starts]
 
 
 @alternatives(*ROTATED)
@@ -217,5 +225,4 @@ def other_numbers(operation: Operation) -> Iterator[Family]:
 
 
 def _says_offset(op: Operation, value: float) -> str:
-    whole = round(value) if near(value, round(value)) else value
-    return f"positions start at {whole:g}, expected 0" if not math.isclose(value, 0) else "positions start at 0"
+    return f"positions start at {round(value) if near(value, round(value)) else value:g}, expected 0"
