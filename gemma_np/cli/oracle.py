@@ -1,4 +1,4 @@
-"""The commands that check other implementations: trace, records, compare, diagnose, judge.
+"""The commands that check other implementations: trace, records, compare, diagnose, judge, conformance.
 
 Each raises GemmaError for bad input, as one line that `gemma-np` prints.
 """
@@ -15,8 +15,6 @@ from gemma_np.gemma import load
 from gemma_np.model.records import RECORDS
 from gemma_np.oracle.answers import read_answers
 from gemma_np.oracle.comparison import describe_comparison
-from gemma_np.oracle.conformance import describe_results, run_kit
-from gemma_np.oracle.conformance_kit import write_kit
 from gemma_np.oracle.diagnosis import describe_diagnosis
 from gemma_np.oracle.files import compare_files, diagnose_file, plan_passes
 from gemma_np.oracle.judge import DEFECT, PRECISIONS, describe_judgement, summary
@@ -165,6 +163,9 @@ def judge(options: argparse.Namespace) -> int:
 
 def conformance(options: argparse.Namespace) -> int:
     """Write a conformance kit, or run a program over one; exit status 1 when a case fails."""
+    from gemma_np.oracle.conformance import describe_results, run_kit
+    from gemma_np.oracle.conformance_kit import write_kit
+
     if (options.output is None) == (options.kit is None):
         raise GemmaError("expected either -o DIR, or KIT -- PROGRAM {model} {ids} {out}")
     if options.output:

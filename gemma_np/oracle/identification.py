@@ -161,7 +161,8 @@ def _error_of(reference: Reference, theirs: Records, key: str) -> Callable[[np.n
         expected = record_slice.select(np.asarray(value, np.float64))
         if expected.shape != record_slice.shape:
             return np.inf
-        return relative_error(found, expected, record_slice.masked)[0]
+        result, _ = relative_error(found, expected, record_slice.masked)
+        return np.inf if np.isnan(result) else result
 
     return error
 

@@ -78,16 +78,15 @@ def relative_errors(reference: Reference, records: Records, expected: Records) -
 def excesses(
     reference: Reference, records: Records, expected: Records, thresholds: Mapping[str, float]
 ) -> dict[str, float]:
-    """Return the error of each record in units of its threshold, in the order of execution."""
+    """Return the error of each record in units of its threshold, in the order of execution; infinite for NaN."""
     errors = relative_errors(reference, records, expected)
-    return {key: error / thresholds[key] for key, (error, _) in errors.items()}
+    return {key: np.inf if np.isnan(error) else error / thresholds[key] for key, (error, _) in errors.items()}
 
 
 def relative_error(
     found: np.ndarray, expected: np.ndarray, masked: np.ndarray | None = None
 ) -> tuple[float, tuple[int, ...]]:
     """Return the largest difference, as a fraction of the largest expected number, and its index. Skip masked numbers.
-    A difference that is not a number counts as infinite.
 
     found, expected and masked [...], all of the same shape
     """
@@ -95,5 +94,4 @@ def relative_error(
     if masked is not None:
         difference, size = np.where(masked, 0, difference), np.where(masked, 0, size)
     where = np.unravel_index(int(difference.argmax()), difference.shape)  # argmax treats NaN as the largest
-    error = float(difference[where] / max(size.max(), 1e-300))
-    return (np.inf if np.isnan(error) else error), tuple(int(i) for i in where)
+    return float(difference[where] / max(size.max(), 1e-300)), tuple(int(i) for i in where)

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Sequence
 from typing import Any
-from urllib.request import Request, urlopen
 
 from gemma_np.errors import GemmaError
 from gemma_np.json_input import object_of, parse_json
@@ -36,6 +35,8 @@ def ask(url: str, prompts: Sequence[str], max_tokens: int, tokenizer: Tokenizer)
 
 
 def _post(url: str, value: dict[str, Any]) -> dict[str, Any]:
+    from urllib.request import Request, urlopen
+
     request = Request(url, json.dumps(value).encode(), {"Content-Type": "application/json"})
     try:
         with urlopen(request, timeout=_TIMEOUT) as response:
