@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from gemma_np.oracle.alternatives import Alternative, Family, candidates
+from gemma_np.oracle.alternatives import Alternative, Family, candidates, likely_members
 from gemma_np.oracle.isolation import IsolatedRun, Plan
 from gemma_np.oracle.noise import Records
 from gemma_np.oracle.operation import Operation
@@ -33,7 +33,7 @@ def groups_of(
                 title = f"family {number} of {operation.part.split('.')[-1].removeprefix('q_').removeprefix('k_')}"
                 add(2, title, name, member)
                 add(4, f"{title} {operation.kind}", name, member)
-            for single in _members(member, operation):
+            for single in likely_members(member, operation):
                 add(1 if isinstance(member, Family) else 3, single.says, name, single)
                 add(5, f"{single.says} {operation.kind}", name, single)
     groups: list[tuple[int, str, Group]] = [(0, known, plan) for known, plan in known_plans(reference, run).items()]
@@ -59,17 +59,10 @@ def known_plans(reference: Reference, run: IsolatedRun) -> dict[str, Plan]:
     for name in reference.names:
         operation = Operation(name, reference, run.inputs, run.computed[name])
         for member in candidates(operation):
-            for single in _members(member, operation):
+            for single in likely_members(member, operation):
                 if single.known:
                     plans.setdefault(single.known, {})[name] = single
     return {known: plans[known] for known in plans if " " not in known}
-
-
-def _members(member: Alternative | Family, operation: Operation) -> list[Alternative]:
-    """Return the alternative, or the likely members of a family."""
-    if isinstance(member, Alternative):
-        return [member]
-    return [member.at(operation, value) for value in member.likely(operation)]
 
 
 def suspects_of(reference: Reference, theirs: Records, before: Mapping[str, float]) -> list[str]:

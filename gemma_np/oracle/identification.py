@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gemma_np.oracle.alternatives import Alternative, Family, candidates
+from gemma_np.oracle.alternatives import ANY, Alternative, Family, candidates, candidates_of_kind, likely_members
 from gemma_np.oracle.isolation import IsolatedRun
 from gemma_np.oracle.noise import Records, relative_error
 from gemma_np.oracle.operation import Operation
@@ -51,27 +51,34 @@ def identify(
         operation = Operation(name, reference, run.inputs, run.computed[name], _found(reference, theirs, name))
         error = _error_of(reference, theirs, key)
         limit = thresholds[key] * min(WIDENED, excess / CLEARLY)
-        members = list(candidates(operation))
         passing: list[tuple[float, Alternative]] = []
-        again, single, families = _staged(members, explained.get(operation.kind, ()))
-        for tried in (again, single, families):  # the dearest last
+        for tried in _stages(operation, explained.get(operation.kind, ())):
             if not passing:
                 passing = list(_passing(operation, tried, error, limit))
-        passing.sort(key=lambda pair: pair[0])
-        best = tuple(alternative for value, alternative in passing if value <= CLEARLY * max(passing[0][0], 1e-12))
-        findings.append(Finding(key, best, passing[0][0] / thresholds[key] if passing else np.inf))
+        smallest_error = min((value for value, _ in passing), default=np.inf)
+        as_good = max(CLEARLY * smallest_error, thresholds[key])  # below the threshold, differences are noise
+        best = tuple(alternative for value, alternative in sorted(passing, key=_plausible) if value <= as_good)
+        findings.append(Finding(key, best, smallest_error / thresholds[key]))
         explained.setdefault(operation.kind, []).extend(best)
     return [_without_contradictions(finding, reference, theirs, run, excesses, thresholds) for finding in findings]
 
 
-def _staged(
-    members: Sequence[Alternative | Family], explained: Sequence[Alternative]
-) -> tuple[list[Alternative], list[Alternative], list[Family]]:
-    """Return those that explained an earlier record, all alternatives, and the families."""
+def _stages(operation: Operation, explained: Sequence[Alternative]) -> Iterator[Sequence[Alternative | Family]]:
+    """Yield what is tried one after the other until something passes: what explained an earlier record; for what is
+    peculiar to the operation and then for what is not, alternatives with likely numbers, and families."""
     says = {alternative.says for alternative in explained}
-    single = [member for member in members if isinstance(member, Alternative)]
-    families = [member for member in members if isinstance(member, Family)]
-    return [member for member in single if member.says in says], single, families
+    yield [member for member in candidates(operation) if isinstance(member, Alternative) and member.says in says]
+    for kind in (operation.kind, ANY):
+        members = list(candidates_of_kind(kind, operation))
+        yield [single for member in members for single in likely_members(member, operation)]
+        yield [member for member in members if isinstance(member, Family)]
+
+
+def _plausible(passing: tuple[float, Alternative]) -> tuple[int, float]:
+    """Return the order in which alternatives that are as good are told: one known mistake, an unknown one, several."""
+    error, alternative = passing
+    known = len(alternative.known.split())
+    return (0 if known == 1 else 1 + known), error
 
 
 def _without_contradictions(

@@ -22,7 +22,15 @@ from gemma_np.oracle.alternatives import (
     residual,
     rope,
 )
-from gemma_np.oracle.alternatives.alternative import Alternative, Family, alternatives, candidates
+from gemma_np.oracle.alternatives.alternative import (
+    ANY,
+    Alternative,
+    Family,
+    alternatives,
+    candidates,
+    candidates_of_kind,
+    likely_members,
+)
 
-__all__ = ["Alternative", "Family", "alternatives", "candidates"]
+__all__ = ["ANY", "Alternative", "Family", "alternatives", "candidates", "candidates_of_kind", "likely_members"]
 __all__ += ["any_record", "attention", "embedding", "feed_forward", "norms", "probs", "projections", "residual", "rope"]

@@ -58,9 +58,22 @@ def alternatives(*kinds: str) -> Callable[[Alternatives], Alternatives]:
 
 
 def candidates(operation: Operation) -> Iterator[Alternative | Family]:
-    """Yield everything that may be computed in place of an operation."""
-    for function in (*ALTERNATIVES.get(operation.kind, ()), *ALTERNATIVES[ANY]):
+    """Yield everything that may be computed in place of an operation: first what is peculiar to it, then the rest."""
+    for kind in (operation.kind, ANY):
+        yield from candidates_of_kind(kind, operation)
+
+
+def candidates_of_kind(kind: str, operation: Operation) -> Iterator[Alternative | Family]:
+    """Yield what is registered under one kind."""
+    for function in ALTERNATIVES.get(kind, ()):
         yield from function(operation)
+
+
+def likely_members(member: Alternative | Family, operation: Operation) -> list[Alternative]:
+    """Return the alternative, or the likely members of a family."""
+    if isinstance(member, Alternative):
+        return [member]
+    return [member.at(operation, value) for value in member.likely(operation)]
 
 
 HALVES = {"bfloat16": bfloat16, "float16": np.float16}
