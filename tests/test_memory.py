@@ -8,7 +8,7 @@ import pytest
 from gemma_np.checkpoints.gguf_mixture import mixture_bytes
 from gemma_np.checkpoints.random_weights import RANDOM_FORMATS, random_weights
 from gemma_np.checkpoints.saving import save_folder
-from gemma_np.cli.model import MEMORY_TABLE
+from gemma_np.cli.info import MEMORY_TABLE
 from gemma_np.config import gemma2_config
 from gemma_np.memory import activation_bytes, cache_bytes, peak_memory, weight_bytes
 from gemma_np.model.kv_cache import KVCache

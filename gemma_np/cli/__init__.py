@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from gemma_np.cli import compression, evaluation, model, oracle, training
+from gemma_np.cli import compression, evaluation, info, model, oracle, training
 from gemma_np.cli.outputs import check_outputs
 from gemma_np.cli.terminal import discard_output, exit_on_signals, prepare_streams, print_message, report_bug
 from gemma_np.errors import GemmaError
@@ -99,6 +99,6 @@ def parser() -> argparse.ArgumentParser:
         sub.set_defaults(run=run)
         return sub
 
-    for group in (model, evaluation, training, compression, oracle):
+    for group in (model, info, evaluation, training, compression, oracle):
         group.add_commands(command)
     return top

@@ -1,42 +1,28 @@
-"""The commands that run a model: generate, chat, perplexity, inspect, info, models.
+"""The commands that run a model: generate, chat, perplexity, inspect.
 
 Each raises GemmaError for bad input, as one line that `gemma-np` prints.
 """
 
 import argparse
-import math
 import sys
 import time
-from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from gemma_np.checkpoints.atomic_write import atomic_write
-from gemma_np.checkpoints.gguf_file import GGUFTensor, read_gguf
-from gemma_np.checkpoints.gguf_mixture import mixture_bytes
 from gemma_np.cli.arguments import Command, add_dtype, add_model, read_ids
 from gemma_np.cli.options import add_number
 from gemma_np.cli.outputs import add_output_file
-from gemma_np.cli.terminal import printable
-from gemma_np.config import GLOBAL, RELEASED, GemmaConfig
+from gemma_np.cli.terminal import printable, size_of
 from gemma_np.errors import GemmaError
-from gemma_np.gemma import BUNDLED, load, resolve_config
+from gemma_np.gemma import BUNDLED, load
 from gemma_np.input_files import read_text
 from gemma_np.inspection.inspect_text import inspect_text
 from gemma_np.inspection.page import page
-from gemma_np.memory import activation_bytes, cache_bytes, peak_memory, training_bytes, weight_bytes
+from gemma_np.memory import peak_memory
 
 GENERATION = ("max_new_tokens", "temperature", "top_k", "top_p", "seed", "int8_cache")
-
-MEMORY_TABLE = {  # label: format, group size
-    "float64": ("float64", None),
-    "float32": ("float32", None),
-    "bfloat16 (as published)": ("bfloat16", None),
-    "int8": ("int8", None),
-    "int4, groups of 64": ("int4", 64),
-    "int4, groups of 128": ("int4", 128),
-}
 
 
 def add_commands(command: Command) -> None:
@@ -82,19 +68,6 @@ def add_commands(command: Command) -> None:
     add_dtype(sub)
     sub.add_argument("passage", metavar="TEXT", help="the text to read, at most 256 tokens")
     add_output_file(sub, "the HTML page to write")
-
-    sub = command(
-        info,
-        "gemma-np info --model gemma-2-27b",
-        "gemma-np info --model ./gemma-3-270m-q4_k_m.gguf",
-        "gemma-np info --model ./my-checkpoint --training --batch-size 8 --seq-len 512",
-    )
-    add_model(sub)
-    sub.add_argument("--training", action="store_true", help="also estimate the memory of training")
-    add_number(sub, "--batch-size", "texts per step and rank", 8)
-    add_number(sub, "--seq-len", "tokens in a text", 128)
-
-    command(models, "gemma-np models")
 
 
 def generate(options: argparse.Namespace) -> None:
@@ -153,81 +126,6 @@ def inspect(options: argparse.Namespace) -> None:
     print(f"{path}: {len(inspection.ids)} tokens; open it in a browser", file=sys.stderr)
 
 
-def info(options: argparse.Namespace) -> None:
-    """Describe a model: its config, its parameters, and the memory it needs."""
-    config = resolve_config(options.model)
-    for line in describe(config):
-        print(line)
-    if str(options.model).endswith(".gguf"):
-        for line in describe_tensors(read_gguf(Path(options.model)).tensors, config):
-            print(line)
-    if options.training:
-        parts = training_bytes(config, options.batch_size, options.seq_len)
-        print(f"\nmemory of training in float32, {options.batch_size} texts of {options.seq_len} tokens per step")
-        for part, size in (parts | {"total": sum(parts.values())}).items():
-            print(f"  {part:40}{size / 1e6:>14,.1f} MB")
-
-
-def models(options: argparse.Namespace) -> None:
-    """List the bundled and the released models."""
-    for name, path in BUNDLED.items():
-        count = sum(resolve_config(path).parameter_count().values())
-        print(f"{name:14} bundled, {count / 1e6:.1f} M parameters, trained on Shakespeare")
-    print()
-    print(f"{'name':14}{'hub id':27}{'parameters':>11}{'layers':>8}{'context':>9}{'float32':>10}")
-    for name, config in RELEASED.items():
-        count = sum(config.parameter_count().values())
-        pretrained = f"google/{name}-pt" if name.startswith("gemma-3") and name != "gemma-3-270m" else f"google/{name}"
-        print(
-            f"{name:14}{pretrained:27}{count / 1e9:9.2f} B{config.num_hidden_layers:8}"
-            f"{config.max_position_embeddings:9,}{count * 4 / 1e9:7.1f} GB"
-        )
-    print("\nTo chat, use the instruction-tuned models, which end in -it: google/gemma-2-2b-it, google/gemma-3-1b-it.")
-
-
-def describe(config: GemmaConfig) -> Iterable[str]:
-    """Return the lines that `info` prints."""
-    for name, value in vars(config).items():
-        if name != "layer_types" and value is not None:
-            yield f"{name:26}{value}"
-    global_layers = config.layer_types.count(GLOBAL)
-    yield f"{'layer_types':26}{config.num_hidden_layers - global_layers} local, {global_layers} global"
-
-    parts = config.parameter_count()
-    total = sum(parts.values())
-    yield "\nparameters"
-    for part, count in (parts | {"total": total}).items():
-        yield f"  {part:24}{count:>16,}{count / total:8.1%}"
-
-    lengths = sorted({min(length, config.max_position_embeddings) for length in (1000, 8000)})
-    yield f"\n{'memory of generation':24}{'weights':>14}" + "".join(f"{f'+ {n:,} tokens':>19}" for n in lengths)
-    rows = {label: (format, weight_bytes(config, format, size)) for label, (format, size) in MEMORY_TABLE.items()}
-    rows["q4_k_m (GGUF)"] = "Q4_K", mixture_bytes(config, "q4_k_m")
-    for label, (format, weights) in rows.items():
-        totals = (weights + cache_bytes(config, n, format) + activation_bytes(config, n, format) for n in lengths)
-        yield f"  {label:24}{_size(weights):>12}" + "".join(f"{_size(total):>19}" for total in totals)
-    yield f"{'  of which float32 cache':38}" + "".join(f"{_size(cache_bytes(config, n)):>19}" for n in lengths)
-    yield "  (a quarter of this cache with --int8-cache)"
-
-
-def describe_tensors(tensors: list[GGUFTensor], config: GemmaConfig) -> Iterable[str]:
-    """Return the lines that `info` prints about the formats in a GGUF file, and the memory that they need."""
-    yield f"\n{'formats of this file':24}{'tensors':>9}{'size':>14}{'bits per weight':>18}"
-    counts = Counter(tensor.type for tensor in tensors)
-    for type, count in counts.most_common():
-        size = sum(tensor.bytes for tensor in tensors if tensor.type == type)
-        numbers = sum(math.prod(tensor.shape) for tensor in tensors if tensor.type == type)
-        yield f"  {type:22}{count:9}{_size(size):>14}{8 * size / numbers:18.2f}"
-    weights = sum(tensor.bytes for tensor in tensors)
-    length = min(1000, config.max_position_embeddings)
-    total = weights + cache_bytes(config, length) + activation_bytes(config, length, "Q4_K")
-    yield f"  {'all':22}{len(tensors):9}{_size(weights):>14}; with {length:,} tokens {_size(total)} of memory"
-
-
-def _size(count: int) -> str:
-    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
-
-
 def _print_stream(pieces: Iterable[str]) -> str:
     """Print text as it arrives, and its speed to standard error; return all of it."""
     text, started, first = [], time.perf_counter(), 0.0
@@ -239,7 +137,7 @@ def _print_stream(pieces: Iterable[str]) -> str:
     now, tokens = time.perf_counter(), len(text) - 1  # the last piece is only the rest of an incomplete character
     if tokens > 1:
         speed = (tokens - 1) / (now - first)
-        peak = f", peak memory {_size(peak_memory())}" if peak_memory() else ""
+        peak = f", peak memory {size_of(peak_memory())}" if peak_memory() else ""
         print(f"first token after {first - started:.2f} s, then {speed:.1f} tokens/s{peak}", file=sys.stderr)
     return "".join(text)
 

@@ -81,3 +81,8 @@ def report_bug(error: Exception) -> None:
     with tempfile.NamedTemporaryFile("w", prefix="gemma-np-", suffix=".txt", delete=False, errors="replace") as file:
         file.write("".join(traceback.format_exception(error)))
     print_message(f"gemma-np: a bug ({type(error).__name__}); please report it with the traceback in {file.name}")
+
+
+def size_of(count: int) -> str:
+    """Return a number of bytes in words, such as 1.25 GB."""
+    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"

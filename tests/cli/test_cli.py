@@ -177,7 +177,7 @@ def test_main_leaves_the_warnings_of_its_caller_as_they_were(checkpoint, capsys,
         warnings.warn("look here", stacklevel=2)
         raise GemmaError("and it failed")
 
-    monkeypatch.setattr("gemma_np.cli.model.models", warn)
+    monkeypatch.setattr("gemma_np.cli.info.models", warn)
     warn.__name__ = "models"
     assert main(["models"]) == 2
     assert capsys.readouterr().err == "gemma-np: warning: look here\ngemma-np: and it failed\n"

@@ -130,7 +130,7 @@ def test_a_bug_gives_one_line_and_a_file_with_the_traceback(monkeypatch, capsys)
         raise KeyError("a detail")
 
     monkeypatch.setattr(cli, "report_bug", report_bug)
-    monkeypatch.setattr("gemma_np.cli.model.resolve_config", fail)
+    monkeypatch.setattr("gemma_np.cli.info.resolve_config", fail)
     assert main(["info"]) == 70
     line = capsys.readouterr().err
     assert line.startswith("gemma-np: a bug (KeyError); please report it with the traceback in ")
@@ -145,7 +145,7 @@ def test_a_bug_gives_one_line_and_a_file_with_the_traceback(monkeypatch, capsys)
 
 def test_bad_input_is_no_bug(monkeypatch, capsys):
     for error in (GemmaError("x: 1, expected 2"), MemoryError("too much"), OSError(13, "Permission denied", "x")):
-        monkeypatch.setattr("gemma_np.cli.model.resolve_config", lambda *_, error=error: (_ for _ in ()).throw(error))
+        monkeypatch.setattr("gemma_np.cli.info.resolve_config", lambda *_, error=error: (_ for _ in ()).throw(error))
         assert main(["info"]) == 2
     lines = capsys.readouterr().err.splitlines()
     expected = ["x: 1, expected 2", "out of memory: too much", "x: Permission denied"]
@@ -157,14 +157,14 @@ def test_bad_input_is_no_bug(monkeypatch, capsys):
 def test_signals_end_a_command_in_order(number, tmp_path):
     """`finally` blocks run: the unfinished page is removed."""
     script = (
-        "import sys, time, gemma_np.cli.model as model\n"
+        "import sys, time, gemma_np.cli.info as info\n"
         "from gemma_np.checkpoints.atomic_write import atomic_write\n"
         "from pathlib import Path\n"
         "def write(path):\n"
         "    path.write_text('half')\n"
         "    print('ready', flush=True)\n"
         "    time.sleep(60)\n"
-        "model.resolve_config = lambda name: atomic_write(Path(sys.argv[1]), write)\n"
+        "info.resolve_config = lambda name: atomic_write(Path(sys.argv[1]), write)\n"
         "from gemma_np.cli import main\n"
         "sys.exit(main(['info']))\n"
     )

@@ -19,7 +19,7 @@ import gemma_np
 from gemma_np import training
 from gemma_np.checkpoints.config_json import read_config
 from gemma_np.checkpoints.safetensors_file import FLOATS, QUANTIZED, stored_tensors
-from gemma_np.cli.model import describe
+from gemma_np.cli.info import describe
 from gemma_np.compression.pipeline import CompressionConfig, compress
 from gemma_np.compression.pruning_plan import PruningPlan
 from gemma_np.compression.quantization import Scheme
