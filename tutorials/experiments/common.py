@@ -104,12 +104,22 @@ class Lab:
         task = Task(random_batches(self.corpus.plays, BATCH_SIZE, SEQ_LEN), validation=self.validation)
         return Run(f"{label}-{seed}", model, task, replace(TRAINING, steps=steps(BUDGET), seed=seed))
 
-    def compare(self, name: str, runs: dict[str, list[Run]], plot: Callable[[str, list[dict]], None]) -> None:
-        """Train the runs under each label, one for each seed, and print, write and plot their losses."""
+    def compare(
+        self,
+        name: str,
+        runs: dict[str, list[Run]],
+        plot: Callable[[str, list[dict]], None],
+        columns: dict[str, dict] | None = None,
+    ) -> None:
+        """Train the runs under each label, one for each seed, and print, write and plot their losses.
+
+        columns: what else the rows have, by label.
+        """
         self.train([run for group in runs.values() for run in group])
         if self.ranks.rank == 0:
             rows = [
                 row(label, group[0].parameters, [self.loss(self.trained(run.name)) for run in group])
+                | (columns or {}).get(label, {})
                 for label, group in runs.items()
             ]
             write(name, rows)

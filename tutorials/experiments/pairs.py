@@ -69,3 +69,6 @@ def cache_teachers(lab: Lab) -> None:
 
 def _name(kind: str, seed: int, tokens: float, size: str) -> str:
     return f"{kind}-{size.replace(' ', '')}-{tokens / 1e6:g}M-tokens-{seed}"
+
+
+KINDS = {"from scratch": twin, "distilled": student}
