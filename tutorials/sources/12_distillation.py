@@ -32,7 +32,7 @@ from gemma_np.training.losses import TopK, forward_kl, soft_cross_entropy, soft_
 from gemma_np.training.mpi import Ranks
 from gemma_np.training.optimizer import AdamW
 from gemma_np.training.task import Batch, Task, next_token
-from gemma_np.training.teacher_targets import from_targets, top_k
+from gemma_np.training.teacher_targets import from_targets, mean_probs, top_k
 from gemma_np.training.trainer import initial_weights, loss_and_gradients, train_step, validation_loss
 from gemma_np.training.training_state import State, TrainingConfig
 
@@ -182,7 +182,7 @@ texts = sample_continuations(
     begin, LENGTH + 1, teacher.weights, teacher.config, np.random.default_rng(0)
 )  # [288, T + 1]
 held_out = [Batch(texts[first : first + 16]) for first in (TEXTS, TEXTS + 16)]
-distributions = [top_k(teacher.logits(texts[first : first + 8, :-1]), K) for first in range(0, TEXTS, 8)]
+distributions = [top_k(mean_probs([teacher], texts[first : first + 8, :-1]), K) for first in range(0, TEXTS, 8)]
 stored = TopK(
     np.concatenate([part.ids for part in distributions]), np.concatenate([part.probs for part in distributions])
 )  # [256, T, K]
@@ -271,7 +271,7 @@ assert real["the teacher"].nats < real["from the teacher"].nats < real["from the
 
 # %%
 for k in (1, 8, 32, 128):
-    mass = top_k(teacher.logits(texts[:8, :-1]), k).probs.sum(axis=-1).mean()
+    mass = top_k(mean_probs([teacher], texts[:8, :-1]), k).probs.sum(axis=-1).mean()
     print(
         f"k = {k:>3}: {4 * k:>4} bytes per token (16 bits each for id and probability), {mass:.0%} of the probability"
     )
@@ -289,7 +289,7 @@ lines(soft_cross_entropy_top_k, "rest =", "others =", "axis(others", "on_top =",
 # gradient:
 
 # %%
-_, no_gradient = soft_cross_entropy_top_k(teacher_logits, top_k(teacher_logits, K))
+_, no_gradient = soft_cross_entropy_top_k(teacher_logits, top_k(P, K))
 np.testing.assert_allclose(no_gradient, 0, atol=1e-6)
 
 live, _ = from_teacher(teacher)(students["from the teacher"].logits(texts[:4, :-1]), Batch(texts[:4]))
@@ -319,7 +319,7 @@ cosines = {}
 for name, of in (("at the start", start), ("at the end", students["from the teacher"].weights)):
     full = direction(of, from_teacher(teacher), Batch(ids_16))
     for k in (1, 8, 32, 128):
-        targets = top_k(teacher.logits(ids_16[:, :-1]), k)
+        targets = top_k(mean_probs([teacher], ids_16[:, :-1]), k)
         cosines[name, k] = full @ direction(of, from_targets, Batch(ids_16, teacher=targets))
     print(f"{name:<12}", ", ".join(f"k = {k}: {cosines[name, k]:.2f}" for k in (1, 8, 32, 128)))
 assert cosines["at the start", 8] > 0.98

@@ -86,7 +86,9 @@ def attncap_after_mask(
     [..., T, S].
     """
     cap = config.attn_logit_softcapping or math.inf
-    in_cache = np.arange(mask.shape[1]) < np.repeat(np.cumsum(lengths), lengths)[:, None] if lengths else mask | True
+    in_cache = np.ones_like(mask)
+    if sum(lengths) == len(mask):  # all passes are read in one
+        in_cache &= np.arange(len(mask)) < np.repeat(np.cumsum(lengths), lengths)[:, None]
     return masked_softmax(np.where(mask, scores, -cap), in_cache)
 
 
