@@ -28,10 +28,21 @@ from gemma_np.weights.formats import Weights, dequantize
 
 ASSETS = Path(__file__).parent / "assets"
 
-BUNDLED = {name: ASSETS / name for name in ("shakespeare-1m", "shakespeare-4m")}
-"""The models that come with the package: a student and the teacher it was distilled from."""
+BUNDLED = {
+    name: ASSETS / name
+    for name in (
+        "shakespeare-1m",
+        "shakespeare-1m-scratch",
+        "shakespeare-4m",
+        "shakespeare-chat",
+        "shakespeare-gemma1",
+        "shakespeare-gemma3",
+    )
+}
+"""The folders of the models that come with the package."""
 
 DEFAULT = "shakespeare-1m"
+DEFAULT_CHAT = "shakespeare-chat"
 
 DTYPES = ("auto", "stored", "float32", "float64")
 

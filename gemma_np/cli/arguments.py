@@ -26,9 +26,9 @@ Command = Callable[..., argparse.ArgumentParser]
 docstring, and returns the parser of the command."""
 
 
-def add_model(parser: argparse.ArgumentParser) -> None:
+def add_model(parser: argparse.ArgumentParser, default: str = DEFAULT) -> None:
     """Add --model."""
-    parser.add_argument("--model", metavar="M", default=DEFAULT, help=f"{MODEL_HELP} (default: {DEFAULT})")
+    parser.add_argument("--model", metavar="M", default=default, help=f"{MODEL_HELP} (default: {default})")
 
 
 def add_dtype(parser: argparse.ArgumentParser) -> None:

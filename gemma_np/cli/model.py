@@ -16,7 +16,7 @@ from gemma_np.cli.options import add_number
 from gemma_np.cli.outputs import add_output_file
 from gemma_np.cli.terminal import printable, size_of
 from gemma_np.errors import GemmaError
-from gemma_np.gemma import BUNDLED, load
+from gemma_np.gemma import DEFAULT_CHAT, load
 from gemma_np.input_files import read_text
 from gemma_np.inspection.inspect_text import inspect_text
 from gemma_np.inspection.page import page
@@ -41,10 +41,11 @@ def add_commands(command: Command) -> None:
 
     sub = command(
         chat,
+        "gemma-np chat",
         "gemma-np chat --model google/gemma-2-2b-it",
         'echo "Why is the sky blue?" | gemma-np chat --model google/gemma-2-2b-it',
     )
-    add_model(sub)
+    add_model(sub, DEFAULT_CHAT)
     add_dtype(sub)
     _add_generation(sub, max_new_tokens=None)
 
@@ -86,8 +87,8 @@ def chat(options: argparse.Namespace) -> None:
     model = load(options.model, options.dtype)
     messages: list[dict[str, str]] = []
     interactive = sys.stdin.isatty()
-    if options.model in BUNDLED:
-        print(f"{options.model} was trained on plays only; to chat, try google/gemma-2-2b-it", file=sys.stderr)
+    if options.model == DEFAULT_CHAT:
+        print(f"{DEFAULT_CHAT} knows plays only; for a real talk: --model google/gemma-2-2b-it", file=sys.stderr)
     if interactive:
         print("Each line is one turn; Ctrl-D ends the chat.", file=sys.stderr)
     while True:

@@ -6,17 +6,21 @@ The ranks share the runs, one core each. To continue an interrupted call, repeat
 samples of their cards, are written to experiments-work/bundled.
 """
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
-from cards import continuations, loss_on, plot_curve, replies
-from common import BATCH_SIZE, SEEDS, SEQ_LEN, TRAINING, Lab, Run, open_lab, steps
+from cards import REPLY_TOKENS, continuations, curves, loss_on, own_replies_measured, plot_curves, replies
+from common import BATCH_SIZE, HERE, SEEDS, SEQ_LEN, TRAINING, Lab, Run, open_lab, steps
 from corpus import Corpus, documents
 from dialogues import conversations, own_replies
 from pairs import BUNDLED_BUDGET, cache_teachers, student, twin
 
 import gemma_np
+from gemma_np.compression.quantization import Scheme
+from gemma_np.compression.quantize_model import quantize_model
+from gemma_np.text.chat import chat_ids
 from gemma_np.training import TrainingConfig, merge, new_model
 from gemma_np.training.conversations import all_conversations, conversation_rows, random_conversations
 from gemma_np.training.data import random_batches, random_windows
@@ -91,14 +95,33 @@ def chat_validation(lab: Lab) -> list[Batch]:
 
 
 def publish(lab: Lab, run: Run, name: str) -> None:
-    """Write a trained model in bfloat16, and what its card shows of it, to the folder of the bundled models."""
+    """Write a trained model, and what its card shows of it, to the folder of the bundled models: in bfloat16, and the
+    matrices of the one to chat with in int8."""
     folder = lab.folder / "bundled" / name
+    is_chat = name.endswith("chat")
     if not folder.exists():
-        merge([lab.trained(run.name)], "bfloat16").save(folder)
+        model = merge([lab.trained(run.name)], "bfloat16")
+        if is_chat:
+            model = replace(model, weights=dict(quantize_model(model, Scheme("int8"))))
+        model.save(folder)
     model = gemma_np.load(folder)
     (play,) = (text for text in documents(lab.folder, "held_out") if "Juliet" in text)
-    samples = replies(model) if name.endswith("chat") else continuations(model)
+    samples = replies(model) if is_chat else continuations(model)
     folder.with_suffix(".md").write_text(f"# {name}\n\nRomeo and Juliet: {loss_on(model, play)}\n\n{samples}")
+
+
+def compare_chats(lab: Lab, students: list[Run], teacher: Run) -> None:
+    """Print how far the students are from their teacher on their own replies to 200 speeches of the held-out plays."""
+    tokenizer = lab.corpus.tokenizer
+    prompts = [
+        ids
+        for play in documents(lab.folder, "held_out")
+        for conversation in conversations(play, tokenizer, SEQ_LEN)
+        if len(ids := chat_ids(conversation[:1], tokenizer)) <= SEQ_LEN - REPLY_TOKENS
+    ]
+    chosen = [prompts[index] for index in np.random.default_rng(0).choice(len(prompts), 200, replace=False)]
+    for run in students:
+        print(f"{run.name}: {own_replies_measured(lab.trained(run.name), lab.trained(teacher.name), chosen)}")
 
 
 if __name__ == "__main__":
@@ -113,18 +136,22 @@ if __name__ == "__main__":
         lab.train(students, "stage 2 of 4")
         chats = [fine_tuned(lab, large, "teacher-chat"), fine_tuned(lab, students[0], "student-chat")]
         lab.train(chats, "stage 3 of 4")
-        lab.train([on_policy(lab, chats[1], chats[0], "on-policy-chat")], "stage 4 of 4")
+        tuned = on_policy(lab, chats[1], chats[0], "on-policy-chat")
+        lab.train([tuned], "stage 4 of 4")
         if lab.ranks.rank == 0:
             shipped = {
                 "shakespeare-1m": students[0],
                 "shakespeare-1m-scratch": twins[0],
                 "shakespeare-4m": large,
-                "shakespeare-chat": chats[1],
+                "shakespeare-chat": tuned,
                 "shakespeare-gemma1": gemma1,
                 "shakespeare-gemma3": gemma3,
             }
             for name, run in shipped.items():
                 publish(lab, run, name)
+            compare_chats(lab, [chats[1], tuned], chats[0])
             kinds = {"from scratch": twins, "distilled": students, "teacher (4 M)": [large]}
             folders = {kind: [lab.folder / run.name for run in runs] for kind, runs in kinds.items()}
-            plot_curve(folders, BATCH_SIZE * SEQ_LEN, lab.folder / "bundled" / "curve.svg")
+            measured = curves(folders, BATCH_SIZE * SEQ_LEN)
+            (HERE / "curves.json").write_text(json.dumps(measured) + "\n")
+            plot_curves(measured, lab.folder / "bundled" / "curve.svg")
