@@ -52,10 +52,10 @@ plt.show()
 
 growth = rms[-1].mean() / rms[0].mean()
 print(f"it grows {growth:.1f}-fold in {len(layers)} layers")
-assert 3 < growth < 4
+assert 7 < growth < 8
 
 # %% [markdown]
-# In four layers it grows more than threefold. A matrix that learned to read vectors of one size would have to cope with
+# In four layers it grows more than sevenfold. A matrix that learned to read vectors of one size would have to cope with
 # all of these, so attention and feed-forward each first normalize their input to one size.
 #
 # ## The formula
@@ -123,15 +123,20 @@ axes.set(xlabel="channel (D)", title="The factor of each channel in each norm")
 plt.show()
 
 print(f"w between {learned.min():.2f} and {learned.max():.2f}")
-assert learned.min() > -1 and learned.max() < 1
+small = np.count_nonzero(1 + learned < 0.1, axis=1)  # for each norm
+print(f"factors below 0.1: {small.sum()}, of which {small.max()} in one norm: {names[small.argmax()]}")
+assert -1 <= learned.min() < -0.99 and 1 < learned.max() < 1.5
+assert names[small.argmax()] == "layer 0, post_attention" and small.max() > 0.6 * small.sum()
 
 # %% [markdown]
-# All $w$ stayed between -1 and 1, although nothing forces them to. Leaving out the 1 is one of the most common mistakes
-# in reimplementations of Gemma; adding it twice is another, because GGUF files already store $1 + w$. How much does the
-# first one hurt? It is in the package's catalogue of mistakes. (The catalogue belongs to the *oracle*, the part of the
-# package that finds what is wrong with a port; [tutorial 16](16_finding_the_bug.ipynb).) As in tutorial 1,
-# `inject_mistakes([mistake], config, [length])` makes the model commit it inside the `with` block; the length is the
-# number of tokens that are read at once.
+# No $w$ is below -1, although nothing forbids it: no norm changes the sign of a channel. A few channels are nearly
+# silenced: their $w$ is close to -1. Most of these are in what attention adds in layer 0.
+#
+# Leaving out the 1 is one of the most common mistakes in reimplementations of Gemma; adding it twice is another,
+# because GGUF files already store $1 + w$. How much does the first one hurt? It is in the package's catalogue of
+# mistakes. (The catalogue belongs to the *oracle*, the part of the package that finds what is wrong with a port;
+# [tutorial 16](16_finding_the_bug.ipynb).) As in tutorial 1, `inject_mistakes([mistake], config, [length])` makes the
+# model commit it inside the `with` block; the length is the number of tokens that are read at once.
 
 # %%
 text = "To be, or not to be, that is the question."
@@ -139,11 +144,11 @@ right = model.perplexity(text)
 with inject_mistakes([norm_no_plus1], model.config, [len(ids)]):
     wrong = model.perplexity(text)
 print(f"{norm_no_plus1.instead}: perplexity {wrong:.0f} instead of {right:.0f}")
-assert wrong > model.config.vocab_size == 2048 and wrong > 5 * right
+assert wrong > model.config.vocab_size / 3 and wrong > 15 * right and model.config.vocab_size == 2048
 
 # %% [markdown]
-# Guessing uniformly among all 2,048 tokens has a perplexity of 2,048. This is worse: the model is confident in the
-# wrong tokens.
+# Guessing uniformly among all 2,048 tokens has a perplexity of 2,048. So with this mistake little is left of what the
+# model has learned.
 #
 # ## Exercises
 #

@@ -130,11 +130,12 @@ cos, sin = rope_cos_sin(range(config.max_position_embeddings), h, base, divisor,
 query = record["layers.1.self_attn.q"][0, second_be].astype(np.float64)  # [h]
 rotated = rope(np.tile(query, (21, 1)), cos[:21], sin[:21])  # [21, h]
 
+shown = (0, 2, 5)
+reach = 1.3 * max(np.hypot(*query[[pair, pair + h // 2]]) for pair in shown)
 figure, axes = plt.subplots(1, 3, figsize=(7, 2.9))
-for panel, pair in zip(axes, (0, 2, 5), strict=True):
+for panel, pair in zip(axes, shown, strict=True):
     points = panel.scatter(rotated[:, pair], rotated[:, pair + h // 2], c=range(21), s=25)
     panel.plot(*query[[pair, pair + h // 2]], "o", color="C5", markersize=10, fillstyle="none")
-    reach = 1.3 * np.hypot(*query[[pair, pair + h // 2]])
     panel.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal", title=f"pair {pair}")
     panel.set(xlabel=f"channel {pair}", ylabel=f"channel {pair + h // 2}")
 figure.colorbar(points, ax=axes, label="position", shrink=0.8, ticks=range(0, 21, 5))
@@ -200,7 +201,7 @@ for panel, layer in zip(axes, (1, 2), strict=True):
         panel.plot(line, color=f"C{head}", label=f"head {head}", linewidth=1.2)
     if window:
         panel.axvline(window, color="black", linestyle="--", linewidth=1)
-        panel.text(window + 4, 4, f"window\nof {window}")
+        panel.text(window + 4, -13, f"window\nof {window}")
     panel.set(xlabel="distance (tokens)", title=f"layer {layer}, {'local' if window else 'global'}")
 axes[0].set_ylabel("mean score")
 axes[0].legend(ncols=2, fontsize="small")
@@ -209,14 +210,14 @@ plt.show()
 for layer, line in nearness.items():
     print(f"layer {layer}: near (0 to 3) {line[:, :4].mean():5.2f}, far (32 to 63) {line[:, 32:64].mean():5.2f}")
     assert line[:, :4].mean() > line[:, 32:64].mean() + 2
-print("in layer 2, the maximum of head 1 within the window is at distance", nearness[2][1][:window].argmax())
-assert nearness[2][1][:window].argmax() == 1
+print("in layer 2, the maximum of head 0 within the window is at distance", nearness[2][0][:window].argmax())
+assert nearness[2][0][1] > np.delete(nearness[2][0][:window], 1).max() + 1
 
 # %% [markdown]
-# Nothing forces the model to prefer near tokens; RoPE makes it possible, and the model learned it in training. Head 1
+# Nothing forces the model to prefer near tokens; RoPE makes it possible, and the model learned it in training. Head 0
 # of layer 2 even singles out the previous token, with its fast pairs. (These are means over one text: for a single pair
 # of tokens, their content matters as well.) Layer 2 never looks to the right of the dashed line, and never did in
-# training ([tutorial 5](05_local_and_global_layers.ipynb)): the lines have no effect there, so head 1 may swing as high
+# training ([tutorial 5](05_local_and_global_layers.ipynb)): the lines have no effect there, so head 0 may swing as high
 # as it does.
 #
 # ## The base
@@ -277,11 +278,11 @@ print(f"{len(ids)} tokens: perplexity {right:.0f}, with wrong pairs {wrong:.0f}"
 queries, keys = (rope_interleaved.faulty(np.tile(vector, (256, 1)), cos, sin) for vector in (query, key))
 np.testing.assert_allclose(np.vecdot(queries[5:], keys[:-5]), queries[5] @ keys[0], rtol=1e-9)
 assert np.array_equal(right_one, wrong_one)
-assert 1.02 * right < wrong < 2 * right
+assert 1.3 * right < wrong < 2 * right
 
 # %% [markdown]
-# The text that such a model writes may still look right. To find the mistake, compare the numbers with those of a
-# correct implementation, at a position other than 0.
+# That is worse, but far from the 2,048 of guessing: such a model may just seem to be a poor one. To find the mistake,
+# compare the numbers with those of a correct implementation, at a position other than 0.
 #
 # **Imprecise angles.** An angle grows to thousands of radians, and the cosine depends only on the remainder after whole
 # turns. So a small relative error of the angle becomes a large error of the rotation. At Gemma 2's last position, with

@@ -33,7 +33,7 @@ use_style()
 model = gemma_np.load()
 H, K, h = model.config.num_attention_heads, model.config.num_key_value_heads, model.config.head_dim
 G = H // K
-ids = model.tokenizer.encode("It is the east,\nand Juliet\nis the sun.\n")
+ids = model.tokenizer.encode("We are such stuff\nAs dreams are made on,\nAnd our little life")
 tokens = pieces(ids, model.tokenizer)
 record = model.trace(ids)
 T = len(ids)
@@ -91,11 +91,11 @@ lines(attention, 'tape("q"', 'tape("k"', 'tape("v"', "q_scaled =", 'tape("scores
 # trained to predict them. [Tutorial 5](05_local_and_global_layers.ipynb) is about masks. Masked scores become
 # $-\infty$, so their probabilities are zero.
 #
-# Here is head 1 of layer 2 by hand, from its recorded scores and values. Its values are those of key-value head 0, and
-# its result is in channels h to 2h; both are explained below.
+# Here is head 3 of layer 2 by hand, from its recorded scores and values. Its values are those of key-value head 1, and
+# its result is in channels 3h to 4h; both are explained below.
 
 # %%
-layer, head = 2, 1
+layer, head = 2, 3
 scores = record[f"layers.{layer}.self_attn.scores_capped"][head]  # [T, S]
 values = record[f"layers.{layer}.self_attn.v"][head // G]  # [S, h]
 
@@ -119,7 +119,7 @@ print(np.round(masked_softmax(scores, past)[:4, :4], 2))
 # %%
 probs = record[f"layers.{layer}.self_attn.probs"]  # [H, T, S]
 figure, axes = plt.subplots(1, 2, figsize=(7, 4), sharey=True)
-for place, head, name in zip(axes, (1, 3), ("the token before", "the last line break"), strict=True):
+for place, head, name in zip(axes, (0, 3), ("the token before", "the last line break"), strict=True):
     place.imshow(np.where(past, probs[head], np.nan), vmin=0, vmax=1)
     place.grid(False)
     place.set_xticks(range(T), tokens, rotation=90, fontsize=8)
@@ -129,27 +129,32 @@ axes[0].set_ylabel("query: the token that looks")
 figure.colorbar(axes[0].images[0], ax=axes, label="probability (a row sums to 1)", shrink=0.8)
 plt.show()
 
-breaks = np.array(tokens) == "⏎"
-assert np.array_equal(probs[3].argmax(axis=-1), np.maximum.accumulate(np.where(breaks, range(T), 0)))
-assert np.diagonal(probs[1], -1).mean() > 0.5
+
+def break_before(tokens):
+    """Where the last line break before each token is, or 0, which is <bos>: [T]."""
+    breaks = np.flatnonzero(np.array(tokens) == "⏎")
+    return np.array([max(breaks[breaks < t], default=0) for t in range(len(tokens))])
+
+
+assert np.array_equal(probs[3].argmax(axis=-1), break_before(tokens))
+assert np.diagonal(probs[0], -1).mean() > 0.6
 
 # %% [markdown]
-# The heads learned this by themselves. Head 1 looks mostly one token back, by position; head 3 looks for the last line
-# break, wherever it is, or for `<bos>` before the first one. Verse has lines of a similar length, so this helps. Here
-# is what the sixteen heads of the model do on the longer verse, as mean probabilities:
+# The heads learned this by themselves. Head 0 looks mostly one token back, by position; head 3 looks for the last line
+# break before the token, wherever it is, or for `<bos>` if there is none. Verse has lines of a similar length, so it
+# helps to know where a line began. Here is what the sixteen heads of the model do on the longer verse, as mean
+# probabilities:
 
 # %%
 verse_ids = model.tokenizer.encode(verse)
 on_verse = model.trace(verse_ids)
 n = np.arange(len(verse_ids))
-is_break = np.array(pieces(verse_ids, model.tokenizer)) == "⏎"
-last_break = np.maximum.accumulate(np.where(is_break, n, 0))  # [T]: the latest one, the token itself included
-after_first = n[is_break][0]  # from here on there is one
+last_break = break_before(pieces(verse_ids, model.tokenizer))  # [T]
 
 habits = {
     "itself": lambda p: p[n, n],
     "one back": lambda p: p[n[1:], n[:-1]],
-    "last line break": lambda p: p[n, last_break][after_first:],
+    "last line break": lambda p: p[n, last_break][last_break > 0],
 }
 layers = range(model.config.num_hidden_layers)
 names = [f"layer {layer}, head {head}" for layer in layers for head in range(H)]
@@ -163,10 +168,10 @@ axes.set(title="Each head has its own habits", xlabel="where it looks")
 plt.show()
 
 row = {name: dict(zip(habits, shares[i], strict=True)) for i, name in enumerate(names)}
-for name, habit in (("layer 2, head 1", "one back"), ("layer 2, head 3", "last line break")):
+for name, habit in (("layer 2, head 0", "one back"), ("layer 2, head 3", "last line break")):
     print(f"{name}: {row[name][habit]:.2f} on {habit}")
-    assert row[name][habit] > 0.5
-    assert all(row[other][habit] < 0.45 for other in names if other != name)
+    assert row[name][habit] > 0.52
+    assert all(row[other][habit] < 0.48 for other in names if other != name)
 
 # %% [markdown]
 # These two stand out, with more than half of their attention on one habit. Most heads are harder to describe.
@@ -245,7 +250,7 @@ lines(grouped_matmul, "stacked")
 with inject_mistakes([gqa_tile], model.config, [len(verse_ids)]):
     wrong = model.perplexity(verse)
 print(f"{gqa_tile.instead}: perplexity {wrong:.0f} instead of {together:.0f}")
-assert wrong > 2 * together
+assert wrong > 1.4 * together
 
 # %% [markdown]
 # Here is what sharing saves, for a text of 8192 tokens in float32. All layers count as global here, so only the heads

@@ -113,10 +113,10 @@ print(
     "fraction of attention outside the window:", ", ".join(f"layer {n}: {share:.3f}" for n, share in enumerate(outside))
 )
 assert outside[0] == outside[2] == 0
-assert 0.01 < outside[1] < outside[3] < 0.1
+assert 0.04 < outside[1] < 0.08 and 0.1 < outside[3] < 1 / 7
 
 # %% [markdown]
-# Less than a tenth. Most of what this model uses is within 64 tokens.
+# Less than a seventh. Most of what this model uses is within 64 tokens.
 #
 # ## How far a token sees in the end
 #
@@ -295,11 +295,12 @@ for width in (64, 32, 16, 8, 4, 1):
     loss = mean[f"window {width}"]
     print(f"window {width:2}: perplexity {perplexity[width]:5.1f}   experiment: {loss:.3f} nats ({np.exp(loss):.1f})")
 assert perplexity[16] < 1.02 * perplexity[64] and mean["window 16"] < mean["window 64"] + 0.02
-assert perplexity[1] > 2 * perplexity[64] and mean["window 1"] > mean["window 64"] + 0.5
+assert perplexity[8] > 1.1 * perplexity[64] and mean["window 8"] > mean["window 64"] + 0.04
+assert perplexity[1] > 1.6 * perplexity[64] and mean["window 1"] > mean["window 64"] + 0.4
 
 # %% [markdown]
 # Narrowing the window to a quarter costs almost nothing here either: global layers still see what local ones no longer
-# do. It only hurts when the window is a few tokens wide.
+# do. It only hurts when the window is eight tokens wide or less.
 #
 # ## Mistakes that stay hidden
 #
@@ -321,7 +322,7 @@ for text in (short, verse):
 assert len(model.tokenizer.encode(short)) < window
 
 right = model.perplexity(verse)
-assert found["window-ignored", verse] > 1.2 * right and found["window-parity", verse] > 1.2 * right
+assert found["window-ignored", verse] > 1.15 * right and found["window-parity", verse] > 1.15 * right
 for id in ("window-off-by-one", "window-all-layers"):
     assert abs(found[id, verse] / right - 1) < 0.01
 

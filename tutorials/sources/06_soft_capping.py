@@ -200,13 +200,15 @@ figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center"
 plt.show()
 
 print(f"scores {before.min():.1f} to {before.max():.1f}, moved by at most {np.abs(after - before).max():.1f}")
-print(f"logits {logits.min():.1f} to {logits.max():.1f}, moved by at most {np.abs(logits_capped - logits).max():.1f}")
+moved = logits - logits_capped  # negative for negative logits
+print(f"logits {logits.min():.1f} to {logits.max():.1f}, moved by {moved.min():.1f} to {moved.max():.1f}")
 assert np.abs(before).max() < attention_cap / 2 and np.median(np.abs(after - before)) < 0.01
-assert np.abs(logits).max() < 0.75 * final_cap and np.abs(logits_capped - logits).max() > 1
+assert np.abs(logits).max() < 0.75 * final_cap and moved.min() < -2 and 0.5 < moved.max() < 1
 
 # %% [markdown]
-# This model hardly needs the first cap. It has a million parameters, and its scores stay below half of 50, where the
-# cap is almost the identity. Its largest logits change by more than 1, and this shows in its probabilities.
+# This model hardly needs its caps. It has a million parameters, and its scores stay below half of 50, where the cap is
+# almost the identity. Its lowest logits, of tokens that it rules out anyway, change by up to 3. Its highest ones change
+# by less than 1, but this shows in its probabilities.
 #
 # ## Greedy text stays the same, probabilities do not
 #
@@ -232,12 +234,12 @@ axes.set(xlabel="probability from the logits", ylabel="probability from the capp
 axes.set_title("The most likely token at each position")
 axes.legend()
 plt.show()
-assert np.mean(with_cap.max(axis=-1) < without.max(axis=-1)) > 0.95
-assert without[place].max() - with_cap[place].max() > 0.05
+assert np.all(with_cap.max(axis=-1) < without.max(axis=-1))
+assert without[place].max() - with_cap[place].max() > 0.04
 
 # %% [markdown]
-# Nearly all points lie below the line: the cap makes the model less certain. Sampling from logits without the cap picks
-# likely tokens too often.
+# All points lie below the line: the cap makes the model a little less certain. Sampling from logits without the cap
+# picks likely tokens too often.
 #
 # ## Cap first, then mask
 #
@@ -270,15 +272,17 @@ for id in ("attncap-missing", "attncap-after-mask", "finalcap-missing", "finalca
     print(f"{perplexity[id]:8.2f}  {others[id]:3} of {T}  {id}: {mistake.instead}")
 
 assert perplexity["cap-formula"] > 100 * perplexity["right"]
-assert all(abs(perplexity[id] / perplexity["right"] - 1) < 0.05 for id in perplexity if id != "cap-formula")
+assert all(abs(perplexity[id] / perplexity["right"] - 1) < 0.01 for id in perplexity if id != "cap-formula")
+assert max(perplexity["finalcap-missing"], perplexity["finalcap-50"]) < perplexity["right"] - 0.01
 assert others["finalcap-missing"] == others["finalcap-50"] == 0
 
 # %% [markdown]
 # `x * tanh(x / cap)` is a catastrophe: it is never negative, so every score loses its sign. The others hardly show
-# here. So do not test caps by reading what a small model writes: compare intermediates, or use scores as large as the
-# cap, as the exercises do. For large models, reports differ: the first port to vLLM left out the attention cap and
-# found that it does [not matter much](https://github.com/vllm-project/vllm/pull/5908); the 27B without caps in
-# llama.cpp wrote [incoherent text](https://github.com/ggml-org/llama.cpp/pull/8156).
+# here; two even lower the perplexity a little. So do not test caps by reading what a small model writes: compare
+# intermediates, or use scores as large as the cap, as the exercises do. For large models, reports differ: the first
+# port to vLLM left out the attention cap and found that it does [not matter
+# much](https://github.com/vllm-project/vllm/pull/5908); the 27B without caps in llama.cpp wrote [incoherent
+# text](https://github.com/ggml-org/llama.cpp/pull/8156).
 #
 # ## Why it was left out, and what replaced it
 #

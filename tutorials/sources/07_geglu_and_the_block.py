@@ -128,35 +128,40 @@ errors.legend(loc="upper center", ncols=2, fontsize=8)
 plt.show()
 
 print(f"largest distance: erf {erf_error.max():.2e}, SiLU {silu_error.max():.2f}; lowest point {gelu(line).min():.2f}")
+off = np.abs(silu.faulty(gates) - gelu(gates)).mean() / np.abs(gelu(gates)).mean()
 print(f"of the gates of these tokens, {np.mean(gates < 0):.0%} are below zero")
-assert 4.7e-4 < erf_error.max() < 4.8e-4 and 0.15 < silu_error.max() < 0.25
-assert 0.5 < np.mean(gates < 0) < 0.75 and -0.18 < gelu(line).min() < -0.16
+print(f"for these gates, the mean distance of SiLU is {off:.0%} of the mean size of gelu")
+assert 4.7e-4 < erf_error.max() < 4.8e-4 and 0.15 < silu_error.max() < 0.25 and 0.2 < off < 0.3
+assert 0.6 < np.mean(gates < 0) < 0.8 and -0.18 < gelu(line).min() < -0.16
 
 # %% [markdown]
-# The two GELUs never differ by more than 0.0005; SiLU differs by about 0.2, right where the real gates (grey) are.
+# The two GELUs never differ by more than 0.0005. SiLU differs by up to 0.2. Where most of the real gates (grey) are, it
+# differs by less, but gelu is small there too: on average, SiLU is off by a quarter of it.
 #
 # ## What the gate does
 #
-# Each dot is one hidden channel of layer 1 at one token. Left of zero the gate is closed: whatever `up` is, the product
-# is almost zero. Right of zero it is open, and `up` passes with its sign, multiplied by the gate.
+# Each dot is one hidden channel of layer 1 at one token. Left of zero the gate is closed: at most a sixth of `up` gets
+# through. Right of zero it is open, and `up` passes with its sign, the more the larger the gate.
 
 # %%
 gate, up, hidden = (record[f"layers.1.mlp.{part}"] for part in ("gate", "up", "hidden"))  # [T, F] each
 
 figure, axes = plt.subplots(figsize=(7, 4))
-dots = axes.scatter(gate, up, c=hidden, s=6, cmap="PuOr", vmin=-4, vmax=4)
+dots = axes.scatter(gate, up, c=hidden, s=6, cmap="PuOr", vmin=-1, vmax=1)
 axes.set(xlabel="gate", ylabel="up", title="Layer 1: a channel counts when its gate is open")
 axes.axvline(0, color="0.3", linewidth=1)
 axes.set_facecolor("0.8")
 figure.colorbar(dots, label="hidden = gelu(gate) * up")
 plt.show()
 
-shut, opened = np.abs(hidden[gate < 0]).mean(), np.abs(hidden[gate > 0]).mean()
-print(f"mean size of hidden: {shut:.3f} where the gate is below zero, {opened:.3f} where it is above")
-assert opened > 5 * shut
+opened = gate > 0
+passed = np.sum(hidden[opened] ** 2) / np.sum(hidden**2)
+print(f"the gate is above zero for {np.mean(opened):.0%} of the dots; they have {passed:.0%} of the sum of squares")
+assert np.mean(opened) < 0.3 and passed > 0.9
 
 # %% [markdown]
-# So for each token, a few channels carry nearly everything. Which ones differs from token to token:
+# Most open gates are open only a little. So for each token, a few channels carry nearly everything. Which ones differs
+# from token to token:
 
 # %%
 strength = np.sort(hidden**2, axis=-1)[:, ::-1]  # [T, F], the largest first
@@ -166,7 +171,7 @@ print(f"the strongest tenth of the channels of a token has {share:.0%} of its su
 
 strongest = np.argsort(np.abs(hidden).max(axis=0))[::-1][:40]  # [40] of the F channels
 figure, axes = plt.subplots(figsize=(7, 4))
-matrix(axes, hidden[:, strongest], tokens, label="hidden = gelu(gate) * up", limit=6)
+matrix(axes, hidden[:, strongest], tokens, label="hidden = gelu(gate) * up", limit=3)
 axes.set(xlabel="the 40 channels with the largest values, sorted", title="Layer 1: which channels fire at which token")
 plt.show()
 
@@ -237,7 +242,8 @@ assert relative[0] > relative[-1]
 # The norm before a half (pre-norm) brings its input to one size; [tutorial 2](02_rms_norm.ipynb) showed why. The norm
 # after it (post-norm) does the same for its output. Without it, how much a half adds depends on the size of its
 # matrices, which may grow from step to step in training. With it, the size of what is added is set by one learned
-# vector, $1 + w$, and hardly by anything else. Here is the range over the tokens before and after the norm:
+# vector, $1 + w$. It still varies a little, because $w$ differs from channel to channel. Here is the range over the
+# tokens before and after the norm:
 
 # %%
 for layer in (0, 3):
@@ -246,10 +252,11 @@ for layer in (0, 3):
         print(
             f"layer {layer} {part:12} {raw.min():.2f} to {raw.max():.2f}, normalized {normed.min():.2f} to {normed.max():.2f}"
         )
-        assert normed.max() / normed.min() < 1.1 < raw.max() / raw.min()
+        assert normed.max() / normed.min() < 1.4 < 1.7 < raw.max() / raw.min()
 
 # %% [markdown]
-# To prove it: multiplying the `down` matrices by ten changes nothing.
+# To prove it: multiplying the `down` matrices by ten changes almost nothing. What remains comes from the small
+# $\varepsilon$ in the norm.
 
 # %%
 louder = dict(model.weights)
@@ -292,13 +299,13 @@ print(f"perplexity {right:8.2f}  no mistake")
 for name in sorted(wrong, key=wrong.get):
     print(f"perplexity {wrong[name]:8.2f}  {name}")
 assert abs(wrong["gelu-exact"] / right - 1) < 1e-3
-assert 1.05 * right < wrong["silu"] < wrong["norm-names-crossed"] < 1.5 * right
-assert min(wrong[name] for name in ("gate-up-swapped", "postnorm-missing", "postnorm-misplaced")) > 5 * right
+assert 1.02 * right < wrong["silu"] < 1.1 * right
+assert min(wrong[name] for name in HERE if name not in ("gelu-exact", "silu")) > 2.5 * right
 
 # %% [markdown]
-# Three of them ruin the text and are found quickly. SiLU and the swapped norms only make the model worse: it looks like
-# a weak model. GELU with erf does not show in the perplexity at all. Only comparing the hidden channels with those of a
-# correct run reveals it; [tutorial 16](16_finding_the_bug.ipynb) does that.
+# Four of them ruin the text and are found quickly, above all the swapped norms. SiLU only makes the model a little
+# worse: it looks like a slightly weaker model. GELU with erf does not show in the perplexity at all. Only comparing the
+# hidden channels with those of a correct run reveals it; [tutorial 16](16_finding_the_bug.ipynb) does that.
 #
 # ## Exercises
 #

@@ -29,7 +29,7 @@ use_style()
 model = gemma_np.load()
 config, weights = model.config, model.weights
 layers, heads = range(config.num_hidden_layers), range(config.num_attention_heads)
-ids = model.tokenizer.encode("HAMLET. My good lord, I thank")
+ids = model.tokenizer.encode("My lord, I thank you.\n\n[Enter Ham")
 tokens = pieces(ids, model.tokenizer)
 print(len(ids), "tokens:", *tokens)
 
@@ -103,27 +103,29 @@ for name, value in again.items():
 # %% [markdown]
 # ## Following one token: what it looks at
 #
-# The last token is `▁thank`, and the model has to predict what comes next. Here is which tokens each head of each layer
-# looks at for that: one row of `probs` [H, T, S] per head.
+# The last token is `am`, a piece of a name, and the model has to predict what comes next. Here is which tokens each head
+# of each layer looks at for that: one row of `probs` [H, T, S] per head.
 
 # %%
 looked = np.concatenate([record[f"layers.{layer}.self_attn.probs"][:, -1] for layer in layers])  # [layers * H, S]
 names = [f"layer {layer}, head {head}" for layer in layers for head in heads]
 figure, axes = plt.subplots(figsize=(7, 4.4))
 matrix(axes, looked, names, tokens, label="probability")
-axes.set(title="Where ▁thank looks to predict the next token")
+axes.set(title="Where “am” looks to predict the next token")
 plt.show()
 
 np.testing.assert_allclose(looked.sum(axis=-1), 1, rtol=1e-5)
 most = [[tokens[key] for key in looked[4 * layer : 4 * layer + 4].argmax(axis=-1)] for layer in layers]
 for layer in layers:
     print(f"layer {layer}: its heads look most at", *most[layer])
-assert set(most[1]) == {",", "▁I"} and most[2] == ["▁I", "▁I", "▁thank", "<bos>"]
+assert [row.count("▁H") for row in most] == [1, 2, 3, 0] and most[3][0] == "[" and most[3][3] == "Enter"
+assert looked[9:11, tokens.index("▁H")].min() > 0.4 and looked[8, tokens.index("▁H")] > 0.95 and looked[2].max() < 0.15
 
 # %% [markdown]
-# Mostly at near neighbours: who thanks, and where the sentence began. One head of layer 2 looks at `<bos>`, which
-# begins every text and carries no information about this one. The probabilities of a row must sum to 1, so a head that
-# finds nothing to look at has to put them somewhere; `<bos>` is a common place for that.
+# Six heads of layers 0 to 2 look most at `▁H`, the piece just before: `am` alone says little, both together begin a
+# name. Others look at where the line began: the blank line, `[` and `Enter`. The probabilities of a row must sum to 1,
+# so a head that finds nothing in particular to look at has to put them somewhere: head 2 of layer 0 spreads them over
+# nearly all tokens.
 #
 # ## Following one token: what it would predict
 #
@@ -152,11 +154,11 @@ for stage, probabilities in zip(stages, seen, strict=True):
 np.testing.assert_allclose(seen[-1], softmax(record["logits_capped"][-1]), rtol=1e-3, atol=1e-6)
 
 # %%
-watched = ["▁thank", "▁God", "▁your", "▁you"]
+watched = ["am", "let"]
 numbers = [[model.tokenizer.piece(id) for id in range(config.vocab_size)].index(piece) for piece in watched]
 
 figure, axes = plt.subplots(figsize=(7, 3.8))
-for piece, id, marker in zip(watched, numbers, "os^D", strict=True):
+for piece, id, marker in zip(watched, numbers, "os", strict=True):
     axes.plot(seen[:, id], marker=marker, label=piece)
 labels = ["embedding"] + [f"{layer} {half}" for layer in layers for half in ("attn", "ffn")]
 axes.set_xticks(range(len(stages)), labels, rotation=30)
@@ -165,15 +167,15 @@ axes.set_title("The logit lens: first the token itself, then what follows it")
 axes.legend()
 plt.show()
 
-thank, _, _, you = seen[:, numbers].T  # [stages] each
-assert list(seen[:7].argmax(axis=-1) == numbers[0]) == [True] * 6 + [False]
-assert thank[3:6].min() > 0.85 and thank[-1] < 0.05 and you[-1] > 0.4 and you[:6].max() < 0.05
+am, let = seen[:, numbers].T  # [stages] each
+assert list(seen.argmax(axis=-1)) == [numbers[0]] * 6 + [numbers[1]] * 3
+assert am[:4].min() > 0.9 and am[-1] < 0.01 and let[:6].max() < 0.15 and 0.4 < let[6] < 0.6 and let[-1] > 0.9
 
 # %% [markdown]
-# At first the head returns the token that was read: the matrix is tied, so each row of the embedding scores high
-# against itself. In layers 0 and 1 the stream still means "this token". The feed-forward of layer 2 changes it to what
-# could follow, and layer 3 picks `▁you`. (The lens is exact only in the last row. In earlier rows, the stream still has
-# layers to pass, and the norm was trained for the end.)
+# At first the head returns the token that was read: the matrix is tied, so the row of `am` in the embedding scores
+# highest against itself. In layers 0 and 1 the stream still means "this token". The feed-forward of layer 2 changes it
+# to what could follow, and layer 3 becomes nearly certain of `let`. (The lens is exact only in the last row. In earlier
+# rows, the stream still has layers to pass, and the norm was trained for the end.)
 #
 # ## The last step: the cap
 #
@@ -295,26 +297,32 @@ right.set(xlabel="layer", ylabel="nats per token lost", xticks=place, title="Wit
 right.legend()
 plt.show()
 
-worst = divmod(int(by_head.argmax()), len(heads))
-probs = model.trace(speech)["layers.2.self_attn.probs"][1]  # [T, S], of layer 2, head 1
-back_one = np.mean([probs[t, t - 1] for t in range(1, len(speech))])
-print(
-    f"loss {whole:.2f}; without layer 2, head 1: {by_head[2, 1]:.2f}; without layer 0's feed-forward: {by_half[0, 1]:.2f}"
-)
-print(f"layer 2, head 1 gives the token just before, on average, a probability of {back_one:.2f}")
-assert worst == (2, 1) and by_head[2, 1] - whole > 2 * np.sort(by_head.ravel())[-2] - 2 * whole
-assert back_one > 0.5 and by_half[0, 1] - whole > 1.5 and np.median(by_head) - whole < 0.1
+speech_record = model.trace(speech)
+probs = np.stack([speech_record[f"layers.{layer}.self_attn.probs"] for layer in layers])  # [layers, H, T, S]
+back_one = np.diagonal(probs, -1, axis1=2, axis2=3).mean(axis=-1)  # [layers, H]
+print(f"loss {whole:.2f}; without layer 0's feed-forward {by_half[0, 1]:.2f}")
+looks_back = [divmod(int(place), len(heads)) for place in np.argsort(-back_one, axis=None)[:4]]
+for layer, n in looks_back:
+    print(
+        f"without head {n} of layer {layer}: {by_head[layer, n]:.2f}; "
+        f"it gives the token just before, on average, a probability of {back_one[layer, n]:.2f}"
+    )
+worst = [divmod(int(place), len(heads)) for place in np.argsort(-by_head, axis=None)[:3]]
+assert looks_back == [(2, 0), (1, 1), (1, 0), (3, 3)] and worst == [(2, 0), (3, 3), (1, 0)]
+assert by_head[2, 0] - whole > 0.1 > 0.03 > np.median(by_head) - whole and by_head[1, 1] - whole < 0.05
+assert by_half[0, 1] - whole > 1.5 and by_half.min() > by_head.max()
 
 # %% [markdown]
-# Removing any single head hardly matters for most heads: others provide similar information. One stands out, head 1 of
-# layer 2, and we can see what it does: it looks at the previous token. The halves of a layer matter far more. The first
-# feed-forward matters most, because all later layers have learned to read its output.
+# Removing a single head hardly matters for most heads: others provide similar information. We can see what the three do
+# that are missed most: they are among the four that look most at the previous token. The other one, head 1 of layer 1,
+# is missed much less. The halves of a layer matter more than any head. The first feed-forward matters most, because all
+# later layers have learned to read its output.
 #
 # A change in one line spreads from there: nothing before it changes, and everything after it does.
 
 # %%
 changed = Record()
-cut = silenced("layers.2.self_attn.context", slice(h, 2 * h))
+cut = silenced("layers.2.self_attn.context", slice(0, h))
 run(lambda name, value: changed(name, cut(name, value)))
 untouched = [name for name in record if np.array_equal(changed[name], record[name])]
 print(f"{len(untouched)} of {len(record)} records are as before, the last {untouched[-1]}")

@@ -350,7 +350,7 @@ axes.bar([tokenizer.piece(int(id)).replace("\n", "⏎") for id in order], dlogit
 axes.axhline(0, color="C6", linewidth=0.8)
 axes.set_axisbelow(True)
 axes.set(xlabel="token (the ten largest)", ylabel="gradient of its logit [nats/unit]")
-read = tokenizer.decode(ids[position - 4 : position + 1].tolist())
+read = tokenizer.decode(ids[position - 6 : position + 1].tolist())
 axes.set_title(f"After “…{read}”: one logit is too low, all others are too high")
 plt.show()
 
@@ -464,7 +464,7 @@ plt.show()
 
 for layer in layers:
     assert sizes["v_proj"][layer] > sizes["o_proj"][layer] > sizes["q_proj"][layer]
-    assert sizes["k_proj"][layer] > sizes["q_proj"][layer]
+    assert sizes["v_proj"][layer] > 2 * sizes["k_proj"][layer] > 2 * sizes["q_proj"][layer]
 
 # %% [markdown]
 # In every layer, the value matrix has a larger gradient than the query and key matrices. A change of a value goes

@@ -58,7 +58,7 @@ train_ids = texts[:480].ravel()  # [N]
 held_out = [Batch(texts[first : first + 16]) for first in (480, 496)]  # each [16, T + 1]
 
 print(f"{train_ids.size} tokens to train on, {sum(batch.num_targets for batch in held_out)} to validate on\n")
-print(tokenizer.decode(texts[20, 1:].tolist())[:230])
+print(tokenizer.decode(texts[9, 1:].tolist())[:230])
 
 # %% [markdown]
 # It is not Shakespeare, with a million parameters and plain sampling, but it is text, with speakers, verses and stage

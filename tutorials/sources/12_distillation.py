@@ -59,7 +59,7 @@ P = np.exp(log_softmax(teacher_logits))  # [T, V]
 tokens = pieces(ids, tokenizer)
 
 figure, panels = plt.subplots(2, 2, figsize=(7, 5))
-for axes, t in zip(panels.flat, (25, 36, 15, 43), strict=True):
+for axes, t in zip(panels.flat, (25, 45, 15, 44), strict=True):
     shown = [int(id) for id in np.argsort(-P[t])[:6]]
     if ids[t + 1] not in shown:
         shown.append(int(ids[t + 1]))
@@ -76,16 +76,16 @@ for axes in panels[1]:
 figure.suptitle("What comes next: the teacher's target and the text's")
 plt.show()
 
-assert [tokenizer.piece(int(id)) for id in np.argsort(-P[25])[:3]] == ["ius", "ia", "iet"]
-assert {"▁lady", "▁queen", "▁daughter", "▁H", "▁c", ","} == set(pieces(np.argsort(-P[36])[:6], tokenizer))
+assert [tokenizer.piece(int(id)) for id in np.argsort(-P[25])[:3]] == ["ius", "ia", "i"]
+assert {"▁sun", "▁sea", "▁night", "▁earth", "▁w", "▁b"} == set(pieces(np.argsort(-P[45])[:6], tokenizer))
 assert set(pieces(np.argsort(-P[15])[:2], tokenizer)) == {"⏎", "⏎⏎"}
-assert P[25, ids[26]] < 0.1 and P[36, ids[37]] < 0.01 and P[43, ids[44]] > 0.9
+assert P[25, ids[26]] < 0.2 and P[45, ids[46]] < 0.01 and P[44, ids[45]] > 0.9
 
 # %% [markdown]
-# After "Jul" the text says "iet". The teacher predicts a name, more likely Julius or Julia. After "Arise, fair" the
-# text says "sun". Among the teacher's six most likely pieces are lady, queen and daughter, which are related words; the
-# other three are a comma and the beginnings ▁H and ▁c of many words. After a question mark the teacher expects the end
-# of the line, with or without an empty line after it. Only after "env" does it say little more than the text. What it
+# After "Jul" the text says "iet", in two pieces. The teacher predicts a name, more likely Julius or Julia. After "the
+# envious" the text says "moon". The teacher's four most likely words are sun, sea, night and earth, which are related;
+# the other two pieces are the beginnings ▁w and ▁b of many words. After a question mark the teacher expects the end of
+# the line, with or without an empty line after it. Only after "env" does it say little more than the text. What it
 # knows beyond the text is often called *dark knowledge*, a phrase of Hinton's.
 #
 # The entropy measures how much there is: $H(P) = -\sum_x P(x) \log_2 P(x)$, the uncertainty in bits. The entropy of a
@@ -130,7 +130,7 @@ to_itself, no_gradient = soft_cross_entropy(teacher_logits, teacher_logits)
 np.testing.assert_allclose(no_gradient, 0, atol=1e-6)
 np.testing.assert_allclose(to_itself, entropy * math.log(2), rtol=1e-4)
 
-bundled = gemma_np.load()  # its student, shakespeare-1m
+bundled = gemma_np.load()  # shakespeare-1m, which learned from this teacher and from another
 losses, gradient = soft_cross_entropy(bundled.logits(ids[:-1]), teacher_logits)  # [T], [T, V]
 divergence, same_gradient = forward_kl(bundled.logits(ids[:-1]), teacher_logits)
 parts = losses.mean(), to_itself.mean(), divergence.mean()
@@ -243,7 +243,7 @@ print(f"last: {text_curve[-1]:.2f} from the text, {teacher_curve[-1]:.2f} from t
 assert (teacher_curve < text_curve).all() and teacher_curve.min() < text_curve.min() - 0.4
 gap = text_curve - teacher_curve
 assert gap[0] < gap[6] < gap[-1] and 50 * training_config.batch_size < TEXTS
-assert text_curve[-1] > text_curve.min() + 0.2 and teacher_curve[-1] < teacher_curve.min() + 0.05
+assert text_curve[-1] > text_curve.min() + 0.1 and teacher_curve[-1] < teacher_curve.min() + 0.05
 
 # %% [markdown]
 # The plotted loss is the same for both: $-\log P$ of the token that really came next, in held-out texts. The second
@@ -346,7 +346,7 @@ for temperature in (1.0, 2.0, 4.0):
     lengths[temperature] = np.linalg.norm(gradient, axis=-1).mean()
     plain = lengths[temperature] / temperature**2
     print(f"temperature {temperature:.0f}: {top}; gradient {lengths[temperature]:.3f}, without factor {plain:.3f}")
-assert lengths[1.0] / 4 < lengths[4.0] < lengths[1.0] / 2
+assert lengths[1.0] / 6 < lengths[4.0] < lengths[1.0] / 2
 
 # %% [markdown]
 # From 1 to 4 the factor compensates for most of the shrinking, but not all, because the probability also spreads over
@@ -382,75 +382,92 @@ assert own.num_targets == 16 * (LENGTH - 15) and divergences[1] < 1.1 * divergen
 # student's own texts.
 
 # %% [markdown]
+# ## The bundled pair
+#
+# Our twins had a teacher that is the truth, and few texts. Real text is harder: there the teacher is wrong in places.
+# `shakespeare-1m` and its twin `shakespeare-1m-scratch` are such a pair, trained on ten million tokens of Shakespeare.
+# The target of the student is the mean of two teachers, `shakespeare-4m` and the twin. The 4 M model has read Bibles as
+# well, about twenty megabytes of them; it moved to the plays bit by bit. These are the losses of three such pairs, which
+# differ in their seeds, on plays that no model has read:
+
+# %%
+curves = json.loads(Path("experiments/curves.json").read_text())  # kind: runs: (tokens, loss)
+figure, axes = plt.subplots()
+for (kind, runs), colour in zip(curves.items(), ("C1", "C0", "C6"), strict=True):
+    for number, run in enumerate(runs):
+        tokens_read, losses = np.array(run).T
+        axes.plot(tokens_read / 1e6, losses, "o-", color=colour, markersize=3, label=None if number else kind)
+axes.set(xlabel="tokens of training (millions)", ylabel="loss on unread plays (nats per token)")
+axes.set_title("Three students, their twins, and a teacher")
+axes.legend()
+plt.show()
+
+by_kind = {kind: np.array(runs)[:, :, 1] for kind, runs in curves.items()}  # [runs, checkpoints]
+gain = by_kind["from scratch"] - by_kind["distilled"]
+print(f"the student is ahead by {gain.min():.2f} to {gain.max():.2f} nats, at every checkpoint of every pair")
+print(f"at the end {by_kind['distilled'][:, -1].round(2)}, the 4 M teacher {by_kind['teacher (4 M)'][0, -1]:.2f}")
+assert gain.shape == (3, 10) and gain.min() > 0.05
+assert by_kind["distilled"][:, -1].mean() < by_kind["teacher (4 M)"][0, -1] + 0.03
+
+# %% [markdown]
+# At the last checkpoint the plays have been read more than five times, and the student is still ahead. It has less than a
+# third of the larger teacher's parameters, and is about as good on these texts. It can be, because its target is better
+# than either teacher. They are wrong in different places: on both unread plays their losses are 3.61 and 3.72, and that
+# of their mean is 3.51 ([the student's card](../gemma_np/assets/shakespeare-1m/README.md)).
+#
+# **A teacher that memorized has nothing to add.** An earlier student of this project lost to its twin: 3.83 nats against
+# 3.80. Its teacher had read the plays nearly six times, and nothing else. On its own texts its loss was 2.72: it knew
+# them by heart, so that its distributions contained little more than the texts themselves. On other texts (3.79) it was
+# no better than the twin. A student can become as good as its targets, and these are as good as the teacher's knowledge
+# beyond the texts. What the teacher needs is to know something that the student's texts do not say.
+
+# %% [markdown]
 # ## The report's tables, in miniature
 #
-# Our twins had a teacher that is the truth, few texts, and many passes. [The experiments](experiments/README.md) are
-# closer to the report: real Shakespeare, less than one pass, the bundled teacher, three seeds of weights and batches
-# each, and the loss on two held-out plays. These are their stored results:
+# [The experiments](experiments/README.md) repeat tables 6 and 7 of the report on the same texts, with three seeds of
+# weights and batches each. These are their stored results:
 
 # %%
 table6 = json.loads(Path("experiments/distilled_against_scratch.json").read_text())["rows"]
 table7 = json.loads(Path("experiments/student_sizes.json").read_text())["rows"]
 
-figure, (left, right) = plt.subplots(1, 2, figsize=(7, 3.4), width_ratios=(2, 3))
-for place, (row, colour) in enumerate(zip(table6, ("C1", "C0", "C6"), strict=True)):
-    left.plot([place] * len(row["losses"]), row["losses"], "o", color=colour, alpha=0.7)
-left.set_xticks(range(3), ["from\nscratch", "distilled", "the\nteacher"])
-left.set(xlim=(-0.5, 2.5), ylabel="held-out loss (nats per token)", title="Table 6 (one dot per seed)")
-for kind, colour in (("from scratch", "C1"), ("distilled", "C0")):
-    rows = [row for row in table7 if row["kind"] == kind]
-    sizes = [row["parameters"] / 1e6 for row in rows]
-    right.errorbar(
-        sizes,
-        [row["mean"] for row in rows],
-        [row["std"] for row in rows],
-        marker="o",
-        capsize=3,
-        color=colour,
-        label=kind,
-    )
-right.set(
-    xlabel="parameters (millions)",
-    ylabel="held-out loss (nats per token)",
-    title="Table 7 (mean and standard deviation of 3 seeds)",
-)
-right.legend()
+figure, panels = plt.subplots(1, 2, figsize=(7, 3.4), sharey=True)
+for axes, rows_of, x, label in (
+    (panels[0], table6, "tokens", "tokens of training (millions)"),
+    (panels[1], table7, "parameters", "parameters (millions), 1 M tokens"),
+):
+    for kind, colour in (("from scratch", "C1"), ("distilled", "C0")):
+        rows = [row for row in rows_of if row["kind"] == kind]
+        places = [row[x] / 1e6 for row in rows]
+        means, deviations = [row["mean"] for row in rows], [row["std"] for row in rows]
+        axes.errorbar(places, means, deviations, marker="o", capsize=3, color=colour, label=kind)
+    axes.set(xlabel=label, xscale="log", xticks=places, xticklabels=[f"{place:.1g}" for place in places])
+    axes.minorticks_off()
+panels[0].set(ylabel="held-out loss (nats per token)", title="Table 6: three budgets")
+panels[1].set(title="Table 7: three sizes")
+panels[1].legend()
 plt.show()
 
-loss_of = {row["label"]: row for row in table6 + table7}
 gains = {}
-for size in ("0.3 M", "0.6 M", "1 M"):
-    scratch, distilled = loss_of[f"{size}, from scratch"], loss_of[f"{size}, distilled"]
-    gains[size] = scratch["mean"] - distilled["mean"]
-    std = max(scratch["std"], distilled["std"])
-    print(f"{size}: distillation gains {gains[size]:.3f} nats; standard deviation over the seeds up to {std:.3f}")
-    assert gains[size] > 4 * std
-    assert max(distilled["losses"]) < min(scratch["losses"])
+for rows in (table6, table7):
+    for distilled in (row for row in rows if row["kind"] == "distilled"):
+        label = distilled["label"].removesuffix(", distilled")
+        (scratch,) = (row for row in rows if row["label"] == f"{label}, from scratch")
+        gains[label] = scratch["mean"] - distilled["mean"]
+        std = max(scratch["std"], distilled["std"])
+        print(f"{label:<12} distillation gains {gains[label]:.3f} nats; standard deviation over the seeds {std:.3f}")
+        assert gains[label] > 2 * std
+        assert max(distilled["losses"]) < min(scratch["losses"])
 reported = {"200M": math.log(23 / 21), "400M": math.log(19 / 17), "1B": math.log(17 / 15)}
-assert gains["0.3 M"] - gains["0.6 M"] < 0.012
 print("the report, from its perplexities:", ", ".join(f"{size} {gain:.3f}" for size, gain in reported.items()))
-assert gains["0.6 M"] < gains["0.3 M"] < gains["1 M"] and list(reported.values()) == sorted(reported.values())
 
 # %% [markdown]
-# **What agrees with the report.** Table 6: with the same number of tokens the distilled student is better, and its
-# worst seed is better than the best seed from scratch. (The report: 67.7 and 60.3, on average over three benchmarks.)
-# Table 7: this holds for all three sizes, by more than four times the standard deviation, and as in the report the
-# largest gains most.
-#
-# **What does not.** In the report the gain grows from each size to the next, as far as perplexities without decimals
-# show. Here the middle size gains least, but three seeds cannot distinguish it from the smallest.
-#
-# The gain does not last, either: when both were trained ten times as long, on texts that they then read for the sixth
-# time, the twin from scratch overtook the bundled student ([its card](../gemma_np/assets/shakespeare-1m/README.md) has
-# both). Its teacher had memorized these texts, and its distributions contained little more than the texts themselves;
-# on other texts it was no better than the twin became. The twins above also read their texts many times, but there the
-# advantage of distillation grew, because that teacher was the truth. A student can become as good as its targets, and
-# these are as good as the teacher's knowledge beyond the texts.
+# TABLES
 #
 # From the command line:
 #
 # ```sh
-# gemma-np cache-teacher texts/ --teacher shakespeare-4m -o targets --top-k 32 --seq-len 256
+# gemma-np cache-teacher texts/ --teacher shakespeare-4m --teacher shakespeare-1m-scratch -o targets --top-k 64 --seq-len 256
 # gemma-np distill --targets targets -o student --steps 5000 --learning-rate 2e-3 --warmup-steps 200
 # gemma-np distill texts/ --teacher shakespeare-4m --model student --on-policy --divergence jensen-shannon -o better
 # ```

@@ -122,12 +122,12 @@ errors = {name: np.square(grid.values(grid.nearest(W[:, None]))[:, 0] - W).sum(a
 share = 1 - errors["grid of least error"].sum() / errors["full grid"].sum()
 print(f"over all rows, clipping takes {share:.0%} off the sum of squared errors")
 assert (errors["grid of least error"] <= errors["full grid"]).all()
-assert errors["grid of least error"][row] < errors["full grid"][row] / 2
+assert errors["grid of least error"][row] < errors["full grid"][row] * 2 / 3
 assert share > 0.15
 
 # %% [markdown]
-# For this row, clipping removes more than half of the squared error. The best range is found by trying, from the whole
-# range down to half of it:
+# For this row, clipping removes more than a third of the squared error. The best range is found by trying, from the
+# whole range down to half of it:
 
 # %%
 lines(mse_grid, "for shrink", "grid =", "error =", "best, least")
@@ -198,7 +198,7 @@ assert with_outliers[384][2] > 3 * with_outliers[32][2] and with_outliers[384][3
 
 # %% [markdown]
 # From 4 bits on, each bit halves the error. In 8 bits the relative error is below one hundredth, and in 4 bits with one
-# scale per row it is above a tenth. For the unchanged matrix, groups hardly pay off: they gain no more than the bits of
+# scale per row it is above a tenth. For the unchanged matrix, groups hardly pay off: they gain about what the bits of
 # their scales would gain as wider weights, and groups of 16 gain less. With large weights, groups win clearly: groups
 # of 32 have less than a third of the error of 4 bits with one scale per row, and less than 5 bits with one scale per
 # row.
@@ -346,7 +346,7 @@ teacher = gemma_np.load("shakespeare-4m")
 bos = np.full((8, 1), model.tokenizer.bos)
 calibration = sample_continuations(bos, 256, model.weights, model.config, np.random.default_rng(0))  # [8, 256]
 texts = sample_continuations(bos, 256, teacher.weights, teacher.config, np.random.default_rng(1))  # [8, 256]
-print(model.tokenizer.decode(texts[1, 1:60].tolist()))
+print(model.tokenizer.decode(texts[0, 1:60].tolist()))
 
 # %% [markdown]
 # For each matrix of layer 0, in int4 with groups of 64: what is the relative error of its output, on texts that were
@@ -402,13 +402,13 @@ assert output_errors[o_proj][2] < output_errors[o_proj][0] / 2
 assert weight_errors[o_proj][2] > weight_errors[o_proj][0]
 assert max(concentration, key=concentration.get) == o_proj
 print(f"no channel's input is more than {max(largest_input.values()):.1f} times the median channel's")
-assert max(largest_input.values()) < 7
+assert max(largest_input.values()) < 10
 
 # %% [markdown]
 # GPTQ is best everywhere, and for `o_proj` it has less than half of the error, although its weights are *further* from
 # the original ones. The last column shows why: the inputs of `o_proj` lie mostly in a few directions, so there are many
 # others in which errors do no harm. AWQ gains little here. It is made for models in which a few channels have inputs
-# ten or a hundred times as large as the rest; in this layer none is even seven times as large as the median.
+# ten or a hundred times as large as the rest; in this layer none is even ten times as large as the median.
 #
 # ## The whole model
 #
@@ -433,14 +433,14 @@ print(table(rows))
 kl = {row.step: row.kl for row in rows}
 assert kl["bfloat16 round"] == 0  # this checkpoint is stored in bfloat16
 assert kl["int8 round"] < 0.002
-assert kl["int4 gptq"] < 0.75 * kl["int4 round"]
+assert kl["int4 gptq"] < 0.75 * kl["int4 round"] and kl["int4 gptq"] < min(kl["int4 clip"], kl["int4 awq"])
 assert max(row.kl for row in rows) == kl["int4 round"]
 assert max(row.perplexity for row in rows) < 1.1 * rows[0].perplexity and texts[:, 1:].size == 2040
 
 # %% [markdown]
 # bfloat16 costs nothing here, because the bundled checkpoint is stored in it. In 8 bits the loss is hardly measurable.
-# In 4 bits, plain rounding is worst and GPTQ is best. The perplexities are within a tenth of each other: on 2,040
-# tokens, KL distinguishes methods far better, because it compares whole distributions instead of one token each.
+# In 4 bits, plain rounding has the highest KL and GPTQ the lowest. The perplexities are within a tenth of each other: on
+# 2,040 tokens, KL distinguishes methods far better, because it compares whole distributions instead of one token each.
 #
 # The [experiments](experiments/README.md) did the same on Shakespeare's own texts, also with the real Gemma 3 270M:
 

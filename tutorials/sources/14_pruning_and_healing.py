@@ -121,7 +121,7 @@ for number, (method, found) in enumerate(single.items()):
     axes.plot(*place, "D^"[number], color=f"C{number}", markeredgecolor="black", markersize=8, label=f"{method}, 2:4")
 axes.axhline(original["perplexity"], color="black", linestyle=":", label="nothing pruned")
 axes.set(yscale="log", xlabel="fraction of zeros", ylabel="perplexity", title="Setting weights of the layers to zero")
-axes.set_yticks([50, 70, 100, 150, 200], [50, 70, 100, 150, 200])
+axes.set_yticks([45, 50, 60, 70, 80, 90], [45, 50, 60, 70, 80, 90])
 axes.minorticks_off()
 axes.legend()
 plt.show()
@@ -131,16 +131,16 @@ for method, found in single.items():
         method.ljust(9), "KL", "   ".join(f"{s:.0%}: {m['kl']:.3f}" for s, m in zip(shares, found, strict=True)), end=""
     )
     print(f"   2:4: {pairs[method]['kl']:.3f}")
-    assert pairs[method]["kl"] > 1.5 * found[3]["kl"]
-for by_size, by_product in zip(single["magnitude"][1:], single["wanda"][1:], strict=True):
-    assert by_product["kl"] < by_size["kl"]
-assert single["magnitude"][0]["perplexity"] < 1.02 * original["perplexity"]
-assert single["wanda"][3]["perplexity"] > 1.2 * original["perplexity"]
+    assert pairs[method]["kl"] > 1.8 * found[3]["kl"]
+for by_size, by_product in zip(single["magnitude"], single["wanda"], strict=True):
+    assert by_product["kl"] < 0.8 * by_size["kl"]
+raised = [m["perplexity"] / original["perplexity"] for m in single["wanda"]]
+assert raised[0] < 1.02 and 1.07 < raised[3] < 1.17 and raised[5] > 1.5
 
 # %% [markdown]
-# Removing a tenth of the weights costs hardly anything, and removing half of them a lot: a million parameters have
-# little redundancy. From a quarter on, Wanda is closer to the original (KL) than magnitude, but not by much. On a real
-# model, further down, the difference is large.
+# Removing a tenth of the weights costs hardly anything. Then the cost grows faster and faster: half of them, removed by
+# Wanda, raise the perplexity by about a tenth, and 70% by more than a half. Wanda is always closer to the original than
+# magnitude: its KL is lower by a fifth or more. On a real model, further down, the difference is larger.
 #
 # ## 2:4, and what really gets smaller
 #
@@ -151,8 +151,8 @@ assert single["wanda"][3]["perplexity"] > 1.2 * original["perplexity"]
 lines(two_of_four, "fours = ", "np.put_along_axis")
 
 # %% [markdown]
-# The plot shows its price: with the same fraction of zeros, the KL is over one and a half times as high, because a
-# group of four with three important weights has to lose one of them. Here is what it saves, in bytes of bfloat16:
+# The plot shows its price: with the same fraction of zeros, the KL is about twice as high or more, because a group of
+# four with three important weights has to lose one of them. Here is what it saves, in bytes of bfloat16:
 
 # %%
 sparse = prune(model, PruningPlan(wanda="2:4"), calibration)
@@ -247,14 +247,16 @@ print(
 for layer, row in enumerate(dropped):
     print(f"without layer {layer}: perplexity {row['perplexity']:.0f}, KL {row['kl']:.2f}")
 assert ((half > 0.65) & (half < 0.9)).all()
-assert np.array_equal(np.argsort([row["kl"] for row in dropped]), np.argsort(importance.layers))
+for scores in ([row["kl"] for row in dropped], importance.layers):
+    assert scores[0] > 1.3 * scores[1] and scores[1] > 1.3 * max(scores[2:])
+    assert max(scores[2:]) < 1.2 * min(scores[2:])
 assert [kind == "sliding_attention" for kind in config.layer_types] == [True, False, True, False]
 
 # %% [markdown]
 # The better half of the channels has between two thirds and nine tenths of the importance. And the layers that change
-# the stream least are missed least: removing the last hurts least and the first most, exactly in the order that the
-# importance predicts from one pass over the texts. Does the importance of channels matter as well? Here is half of
-# them, chosen in three ways:
+# the stream least are missed least: removing the first hurts most, then the second, and the last two change the stream
+# about equally and are missed about equally. The importance predicts this from one pass over the texts. Does the
+# importance of channels matter as well? Here is half of them, chosen in three ways:
 
 # %%
 random = np.random.default_rng(0).random(importance.channels.shape)
@@ -357,7 +359,7 @@ for name, curve in curves.items():
     axes.plot(range(1, training_config.steps + 1), curve, label=labels[name])
 axes.set(yscale="log", xlabel="training steps", ylabel="KL from the original\n(nats per token)")
 axes.set_title("Healing: each step reads 1,024 tokens")
-axes.set_yticks([0.2, 0.5, 1, 2, 4], [0.2, 0.5, 1, 2, 4])
+axes.set_yticks([0.1, 0.2, 0.5, 1, 2, 4], [0.1, 0.2, 0.5, 1, 2, 4])
 axes.minorticks_off()
 axes.legend()
 plt.show()
@@ -367,18 +369,19 @@ for name in broken:
     print(f"{name:10} perplexity {before[name]['perplexity']:7.1f} -> {after[name]['perplexity']:6.1f}", end="")
     print(f"   KL {before[name]['kl']:.2f} -> {after[name]['kl']:.2f}")
 for name in ("half of F", "2:4"):
-    assert 0.1 < after[name]["kl"] < 0.55 * before[name]["kl"]
-assert after["random"]["kl"] > 4 * after["half of F"]["kl"]
+    assert 0.3 * before[name]["kl"] < after[name]["kl"] < 0.66 * before[name]["kl"]
+    assert np.mean(curves[name][-5:]) < min(0.8 * after[name]["kl"], 0.95 * np.mean(curves[name][-20:-15]))
+assert after["random"]["kl"] > 6 * after["half of F"]["kl"]
 assert all((weight == 0).sum() >= weight.size // 2 for name, weight in healed["2:4"].weights.items() if "proj" in name)
 assert training_config.steps * training_config.batch_size * training_config.seq_len == 1.5 * own_words.size
 
 # %% [markdown]
-# In 60 steps both pruned models recover about half of their distance from the original, or more, and the curves are
-# still falling. After the same 60 steps, the model with random weights is still more than four times as far away as the
+# In 60 steps both pruned models recover more than a third of their distance from the original, and their curves are
+# still falling. After the same 60 steps, the model with random weights is still more than six times as far away as the
 # one that started as half of the original. That is the point of pruning: the small model need not learn again what the
-# large one knows. The report's students, on trillions of tokens, can afford to start from scratch. (The curves end
-# lower than the printed numbers, because they are measured on texts of the original, the numbers on texts of another
-# model.)
+# large one knows. The report's students, on trillions of tokens, can afford to start from scratch. (The curves of the
+# pruned models end lower than the printed numbers, because they are measured on texts of the original, the numbers on
+# texts of another model.)
 #
 # Of the two, only the model with half of the channels takes less memory. The 2:4 model is closer to the original, but
 # needs hardware that supports the pattern.

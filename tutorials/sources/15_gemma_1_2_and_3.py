@@ -11,7 +11,7 @@
 
 # %%
 import math
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -19,11 +19,11 @@ from support import check, lines
 from support.exercises import gemma_1_2_and_3 as exercises
 from support.plots import use_style
 
-from gemma_np.checkpoints.random_weights import random_weights
+import gemma_np
 from gemma_np.config import GLOBAL, LOCAL, RELEASED, GemmaConfig, layer_pattern
-from gemma_np.gemma import Gemma
 from gemma_np.memory import cache_bytes
 from gemma_np.model.attention import attention
+from gemma_np.model.attention_mask import attention_mask
 from gemma_np.model.block import block, pre_feedforward_name
 from gemma_np.model.records import RECORDS, record_shapes
 
@@ -31,8 +31,9 @@ use_style()
 print(f"{len(RELEASED)} released text models:", *RELEASED)
 
 # %% [markdown]
-# No weights are needed here: everything comes from the configs, which are part of the package, and from small models
-# with random weights. The names are Google's; "gemma-2b" is the 2B of Gemma 1, and "gemma-2-2b" that of Gemma 2.
+# The released models need no weights here: what we want to know is in their configs, which are part of the package. The
+# rest comes from three small models, one of each generation, which are also part of it. The names are Google's;
+# "gemma-2b" is the 2B of Gemma 1, and "gemma-2-2b" that of Gemma 2.
 #
 # ## Side by side: the sizes
 #
@@ -197,6 +198,80 @@ assert at_8192["gemma-7b"] > at_8192["gemma-2-9b"] > at_8192["gemma-3-12b"]
 # at the far end it takes little more than a sixth. The 7B costs most, because it keeps a key-value head for each query
 # head. At 8,192 tokens each newer, larger model needs *less* memory than the one before.
 #
+# ## Three small models
+#
+# Three small models of this package were trained on Shakespeare's plays, one of each generation. Here are the fields in
+# which their configs differ (G: global, L: local):
+
+# %%
+models = {
+    "Gemma 1": gemma_np.load("shakespeare-gemma1"),
+    "Gemma 2": gemma_np.load("shakespeare-1m"),
+    "Gemma 3": gemma_np.load("shakespeare-gemma3"),
+}
+print(f"{'field':24}", *(f"{title:>11}" for title in models))
+for field in fields(GemmaConfig):
+    values = [getattr(model.config, field.name) for model in models.values()]
+    if field.name == "layer_types":
+        values = ["".join({GLOBAL: "G", LOCAL: "L"}[kind] for kind in kinds) for kinds in values]
+    if len(set(values)) > 1:
+        print(f"{field.name:24}", *(f"{'-' if value is None else value:>11}" for value in values))
+
+size = {title: sum(model.config.parameter_count().values()) for title, model in models.items()}
+print(f"{'parameters':24}", *(f"{count:11,}" for count in size.values()))
+small = [model.config for model in models.values()]
+assert [c.model_type for c in small] == [RELEASED[name].model_type for name in ("gemma-2b", "gemma-2-2b", "gemma-3-1b")]
+assert [c.window(0) for c in small] == [None, 64, 64] and [c.has_qk_norm for c in small] == [False, False, True]
+assert [c.rope(c.num_hidden_layers - 1)[0] for c in small] == [1e4, 1e4, 1e6] and small[2].rope(0)[0] == 1e4
+
+# %% [markdown]
+# The columns repeat the differences above on a small scale: no window, then one local layer for each global one, then
+# five; the caps of Gemma 2, and the second RoPE base of Gemma 3 (there, `rope_theta` is the one of the global layers).
+# Here is a continuation by each:
+
+# %%
+scene = "[Enter ROMEO.]\n\nROMEO.\n"
+for title, model in models.items():
+    text = model.generate(scene, 40, temperature=0.7, seed=2)
+    print(f"{title.upper()}\n{text}\n")
+    assert any(word.isupper() for word in text.split() if len(word) > 4)
+
+# %% [markdown]
+# All three have learned the look of a play, with its names in capital letters. And this is the perplexity of each on
+# the same scene of *Romeo and Juliet*, which none of them has read. They share one vocabulary, so the numbers can be
+# compared:
+
+# %%
+BALCONY = """JULIET.
+O Romeo, Romeo, wherefore art thou Romeo?
+Deny thy father and refuse thy name.
+Or if thou wilt not, be but sworn my love,
+And I'll no longer be a Capulet.
+
+ROMEO.
+[Aside.] Shall I hear more, or shall I speak at this?
+
+JULIET.
+'Tis but thy name that is my enemy;
+Thou art thyself, though not a Montague.
+What's Montague? It is nor hand nor foot,
+Nor arm, nor face, nor any other part
+Belonging to a man. O be some other name.
+What's in a name? That which we call a rose
+By any other name would smell as sweet;"""
+
+ids = models["Gemma 1"].tokenizer.encode(BALCONY)
+assert all(model.tokenizer.encode(BALCONY) == ids for model in models.values())
+perplexity = {title: model.perplexity(BALCONY) for title, model in models.items()}
+print(f"{len(ids)} tokens;", ", ".join(f"{title}: perplexity {value:.1f}" for title, value in perplexity.items()))
+assert perplexity["Gemma 2"] < 0.9 * perplexity["Gemma 3"] and perplexity["Gemma 3"] < 0.9 * perplexity["Gemma 1"]
+assert size["Gemma 2"] > 1.8 * size["Gemma 3"] and size["Gemma 1"] < size["Gemma 3"] < 1.15 * size["Gemma 1"]
+
+# %% [markdown]
+# This does not rank the generations. The Gemma 2 has about twice the parameters of the others, read twice as many
+# tokens, and learned from teachers. Gemma 1 and 3 are nearly of one size and read the same number of tokens, and Gemma
+# 3 is better. But it also has six layers instead of four, and this is one text, and one training run of each.
+#
 # ## What bounds the scores
 #
 # Nothing in the formula of attention keeps a score $q \cdot k$ from growing during training. When scores are large,
@@ -223,33 +298,24 @@ lines(block, "has_post_norms", 'tape("post_', 'tape("pre_')
 lines(pre_feedforward_name, "return")
 
 # %% [markdown]
-# Here are three models of one size, one of each kind, with random weights:
+# These are the norms of layer 0 in the three small checkpoints, and the records that only some of the models have:
 
 # %%
-sizes = {"vocab_size": 100, "hidden_size": 64, "num_hidden_layers": 12, "head_dim": 16, "intermediate_size": 128}
-sizes |= {
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "query_pre_attn_scalar": 16,
-    "max_position_embeddings": 64,
-}
-tiny = {}
-for title, name, local_per_global, window in (
-    ("Gemma 1", "gemma-2b", 0, None),
-    ("Gemma 2", "gemma-2-2b", 1, 8),
-    ("Gemma 3", "gemma-3-1b", 5, 8),
-):
-    tiny_config = replace(
-        RELEASED[name], layer_types=layer_pattern(12, local_per_global), sliding_window=window, **sizes
-    )
-    tiny[title] = Gemma(tiny_config, dict(random_weights(tiny_config, "float32")), tokenizer=None)
+for title, model in models.items():
+    norms = [name.split(".", 3)[3].removesuffix(".weight") for name in model.weights if "layers.0." in name]
+    norms = [name for name in norms if "norm" in name]
+    print(f"{title}:", *norms)
+    assert (len(norms), "pre_feedforward_layernorm" in norms) == {
+        "Gemma 1": (2, False),
+        "Gemma 2": (4, True),
+        "Gemma 3": (6, True),
+    }[title]
 
-ids = np.random.default_rng(0).integers(100, size=40)
-records = {title: some_model.trace(ids) for title, some_model in tiny.items()}
+records = {title: model.trace(ids) for title, model in models.items()}
 for title, record in records.items():
-    assert {name: value.shape for name, value in record.items()} == record_shapes(tiny[title].config, len(ids))
+    assert {name: value.shape for name, value in record.items()} == record_shapes(models[title].config, len(ids))
 
-print(f"{'record (layer 0, or the model)':36}", *tiny)
+print(f"{'record (layer 0, or the model)':36}", *models)
 for row in RECORDS:
     present = [row.name.replace("*", "0") in record for record in records.values()]
     if not all(present):
@@ -259,19 +325,19 @@ assert "layers.0.self_attn.q_norm" in records["Gemma 3"] and "logits_capped" not
 
 # %% [markdown]
 # Now suppose that training goes wrong: multiply the query and key matrices by a factor, and look at the largest score
-# that reaches softmax in layer 0. (Random weights are not trained, but they show the effect of each formula.)
+# that reaches softmax in layer 0, still on the scene of *Romeo and Juliet*.
 
 
 # %%
-def largest_score(some_model, factor):
-    scaled = {name: factor * w if "q_proj" in name or "k_proj" in name else w for name, w in some_model.weights.items()}
-    record = Gemma(some_model.config, scaled, tokenizer=None).trace(ids)
-    capped = "layers.0.self_attn.scores_capped"
-    return np.abs(record.get(capped, record["layers.0.self_attn.scores"])).max()
+def largest_score(model, factor):
+    scaled = {name: factor * w if "q_proj" in name or "k_proj" in name else w for name, w in model.weights.items()}
+    record = gemma_np.Gemma(model.config, scaled, tokenizer=None).trace(ids)
+    scores = record.get("layers.0.self_attn.scores_capped", record["layers.0.self_attn.scores"])
+    return np.abs(scores[:, attention_mask(range(len(ids)), range(len(ids)), model.config.window(0))]).max()
 
 
 factors = 2.0 ** np.arange(6)
-largest = {title: [largest_score(some_model, factor) for factor in factors] for title, some_model in tiny.items()}
+largest = {title: [largest_score(model, factor) for factor in factors] for title, model in models.items()}
 
 figure, axes = plt.subplots()
 for (title, line), how in zip(largest.items(), ("no bound", "soft cap of 50", "norms of q and k"), strict=True):
@@ -283,7 +349,7 @@ axes.set(
     xticklabels=[f"{factor:.0f}" for factor in factors],
     title="The effect of growing weights on the scores",
 )
-axes.set(yticks=(1, 10, 100, 1000), yticklabels=("1", "10", "100", "1,000"), ylim=(1, 6000))
+axes.set(yticks=(10, 100, 1000, 10_000), yticklabels=("10", "100", "1,000", "10,000"), ylim=(3, 20_000))
 axes.legend()
 plt.show()
 
@@ -296,6 +362,55 @@ np.testing.assert_allclose(largest["Gemma 3"], largest["Gemma 3"][0], rtol=1e-3)
 # %% [markdown]
 # Gemma 1's scores grow with the square of the factor. Gemma 2's stop at the cap. Gemma 3's do not change, because the
 # norm removes the factor; and fused attention kernels, many of which had no cap, need no special case.
+#
+# The norms of $q$ and $k$ have learned scales, $1 + w$ [h], one for each channel, like all norms. A normalized vector
+# is at most $\sqrt{h}$ times its largest scale long, and RoPE does not change that. So with $s = h$ no score of a layer
+# can be larger than $\sqrt{h} \max(1 + w^q) \max(1 + w^k)$:
+
+# %%
+model, record = models["Gemma 3"], records["Gemma 3"]
+h, bounds, means, scales = model.config.head_dim, [], [], []
+for layer, kind in enumerate(model.config.layer_types):
+    q, k = (1 + model.weights[f"model.layers.{layer}.self_attn.{name}_norm.weight"] for name in "qk")
+    scores, probs = (record[f"layers.{layer}.self_attn.{name}"] for name in ("scores", "probs"))
+    highest = scores[probs > 0].max()
+    bounds.append(np.sqrt(h) * q.max() * k.max())
+    means.append((q.mean(), k.mean()))
+    scales.append((q, k))
+    print(
+        f"layer {layer}, {'global' if kind == GLOBAL else 'local '}: mean scale of q {q.mean():.2f}, ",
+        f"of k {k.mean():.2f}; no score above {bounds[-1]:4.1f}, the largest is {highest:4.1f}",
+        sep="",
+    )
+    assert highest < bounds[-1]
+assert np.mean(np.array(scales[0]) < 1) > 0.7 and np.min(means[1:4]) > 1.1 and bounds[0] < 0.75 * min(bounds[1:])
+
+# %% [markdown]
+# With the scales the model can still choose how sharply a layer attends. In layer 0 most of them are smaller than 1, so
+# it has the lowest bound; in layers 1 to 3 they are larger. Here are all of them, the scale of the query against that
+# of the key. RoPE rotates channel $i$ together with channel $i + h/2$ ([tutorial 3](03_positions_and_rope.ipynb)), the
+# first pairs fast, the last slowly:
+
+# %%
+q, k = np.array(scales).reshape(-1, 2, 2, h // 2).transpose(1, 3, 0, 2)  # [pair, layer, channel of the pair] each
+figure, axes = plt.subplots(figsize=(4.6, 4.4))
+axes.plot([0, 2.2], [0, 2.2], color="0.7", linewidth=1)
+for color, label, part in (("C0", "pairs 0 to 7, fast", slice(0, 8)), ("C5", "pairs 8 to 15, slow", slice(8, 16))):
+    axes.scatter(q[part], k[part], s=14, color=color, label=label)
+axes.set(xlabel="scale of q", ylabel="scale of k", xlim=(0, 2.2), ylim=(0, 2.2), aspect="equal")
+axes.set(xticks=(0, 0.5, 1, 1.5, 2), yticks=(0, 0.5, 1, 1.5, 2))
+axes.set_title("The learned scales of the small Gemma 3")
+axes.legend(loc="lower right")
+plt.show()
+
+fast, slow = np.abs(q - k)[:8], np.abs(q - k)[8:]
+print(f"mean difference of the two scales: {fast.mean():.3f} in the fast pairs, {slow.mean():.3f} in the slow ones")
+assert slow.mean() < 0.15 * fast.mean()
+
+# %% [markdown]
+# In the slow pairs the two scales are almost equal. Where hardly anything is rotated, a channel of the query meets only
+# the same channel of the key, and the score contains nothing but the product of their scales. Both began at 1, so both
+# got the same gradient. A fast pair mixes its two channels, so there the scales can differ.
 #
 # ## Exercises
 #

@@ -149,13 +149,15 @@ def write(port, prompt, tokens):
     return model.tokenizer.decode(ids)
 
 
-theirs, ours = write(Port(model.weights, model.config), "HAMLET.", 40), model.generate("HAMLET.", 40)
+scene = "[Enter HAMLET.]\n\nHAMLET.\n"
+theirs, ours = write(Port(model.weights, model.config), scene, 40), model.generate(scene, 40)
 print(f"THE PORT: {theirs}\n\nTHE PACKAGE: {ours}")
-assert theirs != ours and theirs[:10] == ours[:10]
+assert theirs != ours and theirs.split("\n")[:3] == ours.split("\n")[:3]
 
 # %% [markdown]
-# Both write a list of characters, as in the plays, and both begin with the same one. From the first text alone you
-# would say that the port works and the model is small. The loss on a real text tells more, but not what is wrong:
+# Both write a dialogue, as in the plays, and both begin with the same line and the same speaker. From the first text
+# alone you would say that the port works and the model is small. The loss on a real text tells a little more, but not
+# what is wrong:
 
 
 # %%
@@ -168,7 +170,7 @@ def loss(logits, ids):
 
 port_loss, right_loss = loss(Port(model.weights, model.config).read(speech), speech), loss(model.logits(speech), speech)
 print(f"nats per token of the speech: the port {port_loss:.2f}, the package {right_loss:.2f}")
-assert 1.01 < port_loss / right_loss < 1.1
+assert 1.005 < port_loss / right_loss < 1.03
 
 # %% [markdown]
 # ## The first comparison
@@ -325,9 +327,9 @@ mended_rows = judged(mended_file, [short])
 print({status: sum(row.status == status for row in mended_rows) for status in ("OK", "DIFF")})
 assert all(row.status == "OK" for row in mended_rows)
 
-same_text = write(PortWithGelu(model.weights, model.config), "HAMLET.", 40)
+same_text = write(PortWithGelu(model.weights, model.config), scene, 40)
 assert same_text == ours
-print("and its text is the package's:", same_text.split("\n")[1])
+print("and its text is the package's:", same_text.split("\n")[3])
 
 # %% [markdown]
 # All records are right, and so is the text. It is tempting to stop here.
@@ -400,7 +402,7 @@ assert before > 200 and after == 0
 # %%
 off_by_one = loss(PortWithGelu(model.weights, model.config).read(speech), speech)
 print(f"nats per token of the speech: {off_by_one:.4f} with 65 keys, {right_loss:.4f} with 64")
-assert 0 < abs(off_by_one / right_loss - 1) < 0.005
+assert 0 < abs(off_by_one / right_loss - 1) < 0.001
 
 # %% [markdown]
 # Hardly. The output alone does not show a mistake like this; the first wrong record shows it at once.
