@@ -103,8 +103,8 @@ for name, value in again.items():
 # %% [markdown]
 # ## Following one token: what it looks at
 #
-# The last token is `am`, a piece of a name, and the model has to predict what comes next. Here is which tokens each head
-# of each layer looks at for that: one row of `probs` [H, T, S] per head.
+# The last token is `am`, a piece of a name, and the model has to predict what comes next. Here is which tokens each
+# head of each layer looks at for that: one row of `probs` [H, T, S] per head.
 
 # %%
 looked = np.concatenate([record[f"layers.{layer}.self_attn.probs"][:, -1] for layer in layers])  # [layers * H, S]
