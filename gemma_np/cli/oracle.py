@@ -11,7 +11,7 @@ from gemma_np.cli.arguments import Command, add_model, read_ids
 from gemma_np.cli.options import add_number
 from gemma_np.cli.outputs import add_force, add_output_file
 from gemma_np.errors import GemmaError
-from gemma_np.gemma import load
+from gemma_np.gemma import Gemma, load
 from gemma_np.model.records import RECORDS
 from gemma_np.oracle.answers import read_answers
 from gemma_np.oracle.comparison import describe_comparison
@@ -32,10 +32,12 @@ def add_commands(command: Command) -> None:
         trace,
         'gemma-np trace --prompt "To be, or not to be" -o ref.safetensors',
         "gemma-np trace --model google/gemma-2-2b --ids 2,651,6037 --decode 4 --dtype float64 -o ref.safetensors",
+        "gemma-np trace --gradients --ids 2,651,6037,235 --ids 2,17,8 --dtype float64 -o gradients.safetensors",
     )
     add_model(parser)
-    parser.add_argument("--prompt", metavar="TEXT", help="the text to read")
-    parser.add_argument("--ids", metavar="N,N,...", help="the token ids to read, instead of a text")
+    parser.add_argument("--prompt", metavar="TEXT", action="append", help="the text to read")
+    _add_ids(parser, "the token ids to read, instead of a text")
+    _add_gradients(parser, "write the loss and all gradients of a training step on one or more texts")
     add_number(parser, "--chunk", "read N tokens in each pass; default: all in one")
     add_number(parser, "--decode", "then decode N tokens, one in each pass", 0)
     parser.add_argument(
@@ -66,10 +68,12 @@ def add_commands(command: Command) -> None:
         diagnose,
         "gemma-np diagnose --model google/gemma-2-2b theirs.safetensors",
         "gemma-np diagnose --model ./my-checkpoint --ids 2,651,6037 logits.safetensors",
+        "gemma-np diagnose --model ./my-checkpoint --gradients --ids 2,651,6037,235 --ids 2,17,8 grads.safetensors",
     )
     _add_dump(parser, "a safetensors file with some or all records, or logits alone")
     add_model(parser)
-    parser.add_argument("--ids", metavar="N,N,...", help="the token ids (default: `passes` in the file's metadata)")
+    _add_ids(parser, "the token ids (default: `passes` or `texts` in the file's metadata)")
+    _add_gradients(parser, "the file has gradients of a training step (default: if its metadata has `texts`)")
 
     parser = command(
         judge,
@@ -99,6 +103,21 @@ def add_commands(command: Command) -> None:
     parser.add_argument("-o", "--output", metavar="DIR", help="write a new kit to this folder")
 
 
+def _add_ids(parser: argparse.ArgumentParser, meaning: str) -> None:
+    meaning += "; repeat it for the texts of --gradients"
+    parser.add_argument("--ids", metavar="N,N,...", action="append", help=meaning)
+
+
+def _add_gradients(parser: argparse.ArgumentParser, meaning: str) -> None:
+    parser.add_argument("--gradients", action="store_true", help=meaning)
+
+
+def _only(texts: list[str]) -> str:
+    if len(texts) > 1:
+        raise GemmaError(f"{len(texts)} texts, expected one (several are for --gradients)")
+    return texts[0]
+
+
 def _add_dump(parser: argparse.ArgumentParser, meaning: str) -> None:
     parser.add_argument("dump", metavar="THEIRS", help=meaning)
     parser.add_argument(
@@ -111,11 +130,24 @@ def trace(options: argparse.Namespace) -> None:
     """Write every intermediate of a run to a safetensors file."""
     if (options.prompt is None) == (options.ids is None):
         raise GemmaError("expected --prompt TEXT or --ids 2,651,...")
-    prompt = options.prompt if options.ids is None else read_ids(options.ids)
     model = load(options.model, options.dtype)
+    if options.gradients:
+        return _trace_gradients(model, options)
+    prompt = _only(options.prompt) if options.ids is None else read_ids(_only(options.ids))
     passes = plan_passes(model, prompt, chunk=options.chunk, decode=options.decode)
     count = write_trace(model, passes, options.output, pattern=options.filter, source=str(options.model))
     print(f"{count} records of {sum(map(len, passes))} tokens in {options.output}", file=sys.stderr)
+
+
+def _trace_gradients(model: Gemma, options: argparse.Namespace) -> None:
+    from gemma_np.oracle.gradient_files import write_gradients
+
+    if options.prompt:
+        texts = [model.require_tokenizer().encode(text) for text in options.prompt]
+    else:
+        texts = [read_ids(ids) for ids in options.ids]
+    count = write_gradients(model, texts, options.output, str(options.model))
+    print(f"loss and {count - 1} gradients in {options.output}", file=sys.stderr)
 
 
 def records(options: argparse.Namespace) -> None:
@@ -127,14 +159,13 @@ def records(options: argparse.Namespace) -> None:
 
 def compare(options: argparse.Namespace) -> int:
     """Compare a dump with a trace, record by record; exit status 1 when they differ."""
-    rows = compare_files(
-        options.reference,
-        options.dump,
-        model=options.model,
-        name_map=options.name_map,
-        dtype=options.dtype,
-        isolate=options.isolate,
-    )
+    from gemma_np.oracle.gradient_files import compare_gradient_files, has_gradients
+
+    files = {"model": options.model, "name_map": options.name_map, "dtype": options.dtype}
+    if has_gradients(options.reference):
+        rows = compare_gradient_files(options.reference, options.dump, **files)
+    else:
+        rows = compare_files(options.reference, options.dump, isolate=options.isolate, **files)
     if options.plot:
         plot_comparison(rows, options.plot)
     print(json.dumps([row._asdict() for row in rows]) if options.json else "\n".join(describe_comparison(rows)))
@@ -193,12 +224,21 @@ def _judge_tokens(options: argparse.Namespace) -> int:
 
 def diagnose(options: argparse.Namespace) -> int:
     """Find the known mistake, or pair of mistakes, that explains a dump; exit status 1 when something is wrong."""
-    diagnosis = diagnose_file(
-        options.dump,
-        model=options.model,
-        ids=read_ids(options.ids) if options.ids else None,
-        name_map=options.name_map,
-        dtype=options.dtype,
-    )
+    from gemma_np.oracle.gradient_files import has_gradients
+
+    texts = [read_ids(ids) for ids in options.ids or ()]
+    files = {"model": options.model, "name_map": options.name_map, "dtype": options.dtype}
+    if options.gradients or has_gradients(options.dump):
+        return _diagnose_gradients(options.dump, texts, files)
+    diagnosis = diagnose_file(options.dump, ids=read_ids(_only(options.ids)) if options.ids else None, **files)
     print("\n".join(describe_diagnosis(diagnosis)))
     return int(bool(diagnosis.wrong))
+
+
+def _diagnose_gradients(dump: str, texts: list[list[int]], files: dict[str, str | None]) -> int:
+    from gemma_np.oracle.gradient_diagnosis import describe_gradients
+    from gemma_np.oracle.gradient_files import diagnose_gradient_file
+
+    diagnosis = diagnose_gradient_file(dump, texts=texts or None, **files)
+    print("\n".join(describe_gradients(diagnosis)))
+    return int(bool(diagnosis.excess))
