@@ -441,7 +441,7 @@ for axes, rows_of, x, label in (
         places = [row[x] / 1e6 for row in rows]
         means, deviations = [row["mean"] for row in rows], [row["std"] for row in rows]
         axes.errorbar(places, means, deviations, marker="o", capsize=3, color=colour, label=kind)
-    axes.set(xlabel=label, xscale="log", xticks=places, xticklabels=[f"{place:.1g}" for place in places])
+    axes.set(xlabel=label, xscale="log", xticks=places, xticklabels=[f"{float(f'{place:.1g}'):g}" for place in places])
     axes.minorticks_off()
 panels[0].set(ylabel="held-out loss (nats per token)", title="Table 6: three budgets")
 panels[1].set(title="Table 7: three sizes")
