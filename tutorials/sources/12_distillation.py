@@ -27,6 +27,7 @@ import gemma_np
 from gemma_np.config import gemma2_config
 from gemma_np.gemma import Gemma
 from gemma_np.model.log_probs import log_softmax
+from gemma_np.training.conversations import conversation_ids
 from gemma_np.training.distillation import from_teacher, on_policy, sample_continuations
 from gemma_np.training.losses import TopK, forward_kl, soft_cross_entropy, soft_cross_entropy_top_k
 from gemma_np.training.mpi import Ranks
@@ -382,6 +383,32 @@ assert own.num_targets == 16 * (LENGTH - 15) and divergences[1] < 1.1 * divergen
 # student's own texts.
 
 # %% [markdown]
+# A real example is `shakespeare-chat`. It began as `shakespeare-1m`, and was fine-tuned on conversations made from the
+# plays: a speech and the reply of the next speaker, in Gemma's turn format. The loss counts on the reply only, with the
+# `<end_of_turn>` that ends it, so that the model learns to reply and to stop:
+
+# %%
+speech_and_reply = [
+    {"role": "user", "content": "Who is there?"},
+    {"role": "model", "content": "A friend."},
+]
+turn_ids, counts = (np.array(part) for part in conversation_ids(speech_and_reply, tokenizer))  # [T + 1] each
+print("read only:   ", *pieces(turn_ids[~counts], tokenizer))
+print("learned from:", *pieces(turn_ids[counts], tokenizer))
+
+chat = gemma_np.load("shakespeare-chat")
+for seed, line in enumerate(("Who is there?", "Where is the king?", "Thou art a villain!"), start=1):
+    reply = chat.chat([{"role": "user", "content": line}], temperature=0.7, seed=seed)
+    print(f"\n> {line}\n{reply}")
+    assert len(tokenizer.encode(reply)) < 60  # it has ended its turn
+assert tokenizer.decode(turn_ids[counts].tolist()).startswith("A friend.") and counts.sum() < len(counts) / 2
+
+# %% [markdown]
+# Then it was distilled on-policy: it replied to speeches of the plays, and learned what its teacher, fine-tuned in the
+# same way, would say at each token of these replies. On 200 new speeches this brought it closer to its teacher, from a
+# reverse KL of 0.40 to 0.32 nats per token. On the replies of unread plays its loss stayed where it was, at 3.64
+# ([its card](../gemma_np/assets/shakespeare-chat/README.md)).
+#
 # ## The bundled pair
 #
 # Our twins had a teacher that is the truth, and few texts. Real text is harder: there the teacher is wrong in places.
