@@ -88,9 +88,7 @@ def chat(options: argparse.Namespace) -> None:
     messages: list[dict[str, str]] = []
     interactive = sys.stdin.isatty()
     if options.model == DEFAULT_CHAT:
-        print(
-            f"{DEFAULT_CHAT} has read plays only; otherwise try --model google/gemma-2-2b-it", file=sys.stderr
-        )
+        print(f"{DEFAULT_CHAT} has read plays only; otherwise try --model google/gemma-2-2b-it", file=sys.stderr)
     if interactive:
         print("Each line is one turn; Ctrl-D ends the chat.", file=sys.stderr)
     while True:
