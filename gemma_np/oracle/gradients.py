@@ -16,13 +16,12 @@ from gemma_np.model.block import block_backward
 from gemma_np.model.embedding import embed_backward
 from gemma_np.model.rms_norm import rms_norm_backward
 from gemma_np.model.transformer import lm_head, lm_head_backward, transformer
-from gemma_np.oracle.noise import EPS, SAFETY_FACTOR, relative_error, rounding_tape
+from gemma_np.oracle.noise import passing_errors, relative_error
 from gemma_np.scope import Record, Scope, Tape, no_tape
 from gemma_np.training.losses import masked_mean
 from gemma_np.training.task import Batch, Loss, next_token
 
 _EMBEDDING = "model.embed_tokens.weight"
-_TRIALS = 4
 
 Gradients = Mapping[str, np.ndarray]
 """Name -> gradient: of a weight under its name, of an intermediate under `grad.` and its record; `loss` [] is the mean
@@ -65,8 +64,10 @@ def gradients(step: Step, theirs: Gradients | None = None, tape: Tape = no_tape)
         for name in [name for name in of_weights if name.startswith(prefix)]:
             found[name] = tape(name, of_weights.pop(name))
 
-    x = transformer(ids, model.weights, config, tape=lambda name, value: record(name, tape(name, value)))
-    logits = lm_head(x, model.weights, config, lambda name, value: record(name, tape(name, value)))
+    def recorded(name: str, value: np.ndarray) -> np.ndarray:
+        return record(name, tape(name, value))
+
+    logits = lm_head(transformer(ids, model.weights, config, tape=recorded), model.weights, config, recorded)
     loss, dlogits = masked_mean(*step.loss(logits, step.batch), step.batch.loss_mask)
     found["loss"] = np.array(loss)
 
@@ -108,19 +109,12 @@ def gradient_noise(step: Step, theirs: Gradients, dtype: str) -> dict[str, float
 
     As for records (see `gemma_np.oracle.noise`), it is a multiple of what rounding every intermediate and gradient to
     this dtype does.
+
+    Raises GemmaError for a dtype without measured noise.
     """
-    noise = {name: EPS[dtype] / 2 for name in theirs}
-    for trial in range(_TRIALS + (dtype == "float32")):
-        rounded = _rounded(step, dtype, trial)
-        for name, error in gradient_errors(step, {name: rounded[name] for name in theirs}).items():
-            noise[name] = max(noise[name], error)
-    return {name: SAFETY_FACTOR[dtype] * error for name, error in noise.items()}
 
+    def errors(model: Gemma, tape: Tape) -> dict[str, float]:
+        rounded = gradients(replace(step, model=model), tape=tape)
+        return gradient_errors(step, {name: rounded[name] for name in theirs})
 
-def _rounded(step: Step, dtype: str, trial: int) -> dict[str, np.ndarray]:
-    """Return the gradients of a step in which everything is rounded: to the nearest number in the first trial, up or
-    down at random in later ones. An additional last trial computes in float32."""
-    if trial == _TRIALS:
-        weights = {name: np.asarray(weight, np.float32) for name, weight in step.model.weights.items()}
-        return gradients(replace(step, model=replace(step.model, weights=weights)))
-    return gradients(step, tape=rounding_tape(dtype, np.random.default_rng(trial) if trial else None))
+    return passing_errors(step.model, theirs, dtype, errors)

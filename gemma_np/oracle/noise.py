@@ -13,8 +13,9 @@ import ml_dtypes
 import numpy as np
 
 from gemma_np.errors import GemmaError
+from gemma_np.gemma import Gemma
 from gemma_np.oracle.trace import Reference
-from gemma_np.scope import Tape
+from gemma_np.scope import Tape, no_tape
 
 SAFETY_FACTOR = {"float64": 32.0, "float32": 32.0, "bfloat16": 8.0, "float16": 8.0}
 """Thresholds in multiples of the measured noise. Correct implementations round in more places and sum in other orders:
@@ -33,24 +34,38 @@ def noise_thresholds(reference: Reference, keys: Iterable[str], dtype: str, expe
 
     Raises GemmaError for a dtype without measured noise.
     """
+    keys = list(keys)
+
+    def errors(model: Gemma, tape: Tape) -> dict[str, float]:
+        all_rounded = reference.with_model(model).records(tape)
+        rounded = {key: all_rounded[key] for key in keys}
+        found = relative_errors(reference, rounded, expected(reference, rounded))
+        return {key: error for key, (error, _) in found.items()}
+
+    return passing_errors(reference.model, keys, dtype, errors)
+
+
+def passing_errors(
+    model: Gemma, keys: Iterable[str], dtype: str, errors: Callable[[Gemma, Tape], Mapping[str, float]]
+) -> dict[str, float]:
+    """Return the largest error that passes for each key: a multiple of that of the worst rounded run.
+
+    errors: (the model, in float64 or in float32; the tape that rounds every value of a run) -> the error of each key.
+
+    Raises GemmaError for a dtype without measured noise.
+    """
     if dtype not in SAFETY_FACTOR:
         raise GemmaError(f"dtype: {dtype!r}, expected one of {', '.join(SAFETY_FACTOR)}")
+    generators = [None, *(np.random.default_rng(trial) for trial in range(1, _TRIALS))]
+    runs = [(model, rounding_tape(dtype, generator)) for generator in generators]
+    if dtype == "float32":
+        weights = {name: np.asarray(weight, np.float32) for name, weight in model.weights.items()}
+        runs.append((replace(model, weights=weights), no_tape))
     noise = dict.fromkeys(keys, EPS[dtype] / 2)
-    for trial in range(_TRIALS + (dtype == "float32")):
-        all_rounded = _rounded(reference, dtype, trial)
-        rounded = {key: all_rounded[key] for key in noise}
-        for key, (error, _) in relative_errors(reference, rounded, expected(reference, rounded)).items():
+    for run in runs:
+        for key, error in errors(*run).items():
             noise[key] = max(noise[key], error)
     return {key: SAFETY_FACTOR[dtype] * error for key, error in noise.items()}
-
-
-def _rounded(reference: Reference, dtype: str, trial: int) -> Records:
-    """Return the records of a run whose intermediates are rounded: to the nearest number in the first trial, up or down
-    at random in later ones. An additional last trial computes in float32."""
-    if trial == _TRIALS:
-        weights = {name: weight.astype(np.float32) for name, weight in reference.model.weights.items()}
-        return reference.with_model(replace(reference.model, weights=weights)).records()
-    return reference.records(rounding_tape(dtype, np.random.default_rng(trial) if trial else None))
 
 
 def rounding_tape(dtype: str, generator: np.random.Generator | None = None) -> Tape:
