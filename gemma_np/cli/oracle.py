@@ -16,6 +16,7 @@ from gemma_np.model.records import RECORDS
 from gemma_np.oracle.answers import read_answers
 from gemma_np.oracle.comparison import describe_comparison
 from gemma_np.oracle.diagnosis import describe_diagnosis
+from gemma_np.oracle.dump import has_gradients
 from gemma_np.oracle.files import compare_files, diagnose_file, plan_passes
 from gemma_np.oracle.judge import DEFECT, PRECISIONS, describe_judgement, summary
 from gemma_np.oracle.judge import judge as judge_answers
@@ -159,10 +160,10 @@ def records(options: argparse.Namespace) -> None:
 
 def compare(options: argparse.Namespace) -> int:
     """Compare a dump with a trace, record by record; exit status 1 when they differ."""
-    from gemma_np.oracle.gradient_files import compare_gradient_files, has_gradients
-
-    files = {"model": options.model, "name_map": options.name_map, "dtype": options.dtype}
+    files = _files(options)
     if has_gradients(options.reference):
+        from gemma_np.oracle.gradient_files import compare_gradient_files
+
         rows = compare_gradient_files(options.reference, options.dump, **files)
     else:
         rows = compare_files(options.reference, options.dump, isolate=options.isolate, **files)
@@ -224,15 +225,16 @@ def _judge_tokens(options: argparse.Namespace) -> int:
 
 def diagnose(options: argparse.Namespace) -> int:
     """Find the known mistake, or pair of mistakes, that explains a dump; exit status 1 when something is wrong."""
-    from gemma_np.oracle.gradient_files import has_gradients
-
-    texts = [read_ids(ids) for ids in options.ids or ()]
-    files = {"model": options.model, "name_map": options.name_map, "dtype": options.dtype}
+    texts, files = [read_ids(ids) for ids in options.ids or ()], _files(options)
     if options.gradients or has_gradients(options.dump):
         return _diagnose_gradients(options.dump, texts, files)
     diagnosis = diagnose_file(options.dump, ids=read_ids(_only(options.ids)) if options.ids else None, **files)
     print("\n".join(describe_diagnosis(diagnosis)))
     return int(bool(diagnosis.wrong))
+
+
+def _files(options: argparse.Namespace) -> dict[str, str | None]:
+    return {"model": options.model, "name_map": options.name_map, "dtype": options.dtype}
 
 
 def _diagnose_gradients(dump: str, texts: list[list[int]], files: dict[str, str | None]) -> int:

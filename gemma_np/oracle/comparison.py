@@ -1,6 +1,6 @@
 """Compare a dump with a reference, record by record: find which records differ, where, and by how much."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 from gemma_np.oracle.dump import Alignment
@@ -39,17 +39,29 @@ def compare(alignment: Alignment, dtype: str, *, isolate: bool = False) -> list[
     expectation: Expectation = isolated if isolate else lambda reference, records: right
     errors = relative_errors(reference, theirs, expectation(reference, theirs))
     thresholds = noise_thresholds(reference, theirs, dtype, expectation)
+    return rows_of(reference.slices, errors, thresholds, alignment.skipped)
+
+
+def rows_of(
+    keys: Collection[str],
+    errors: Mapping[str, tuple[float, tuple[int, ...]]],
+    thresholds: Mapping[str, float],
+    skipped: Mapping[str, str],
+) -> list[Row]:
+    """Return a row for each of the keys, and one for each that was skipped because it is none of them.
+
+    errors: largest error and where it is, of each that was compared; skipped: why others were not.
+    """
     rows = []
-    for key in reference.slices:
+    for key in keys:
         if key in errors:
             error, where = errors[key]
             rows.append(Row(key, "OK" if error <= thresholds[key] else "DIFF", error, thresholds[key], where))
-        elif key in alignment.skipped:
-            rows.append(Row(key, "SKIPPED", note=alignment.skipped[key]))
+        elif key in skipped:
+            rows.append(Row(key, "SKIPPED", note=skipped[key]))
         else:
             rows.append(Row(key, "MISSING"))
-    unknown = alignment.skipped.keys() - reference.slices.keys()
-    return rows + [Row(key, "UNKNOWN", note=alignment.skipped[key]) for key in sorted(unknown)]
+    return rows + [Row(key, "UNKNOWN", note=skipped[key]) for key in sorted(skipped.keys() - set(keys))]
 
 
 def describe_comparison(rows: Sequence[Row]) -> list[str]:

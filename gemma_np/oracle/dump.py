@@ -33,11 +33,11 @@ from gemma_np.oracle.trace import RecordSlice, Reference
 
 _LAYOUT = object_of({"record": optional(TEXT), "records": optional(list_of(TEXT)), "layout": optional(TEXT)})
 _ENTRY = Schema("text, or an object with a layout", lambda value: isinstance(value, str | dict), _LAYOUT.fields)
-_PASSES = list_of(list_of(whole_number(0)))
+_TEXTS = list_of(list_of(whole_number(0)))
 
 
 class Dump(NamedTuple):
-    """The content of a dump file. Config, passes and model are None when the metadata lacks them."""
+    """The content of a dump file. Config, passes, model and texts are None when the metadata lacks them."""
 
     path: Path
     records: dict[str, np.ndarray]  # memory-mapped, by the names of `gemma_np.oracle.trace`
@@ -45,6 +45,7 @@ class Dump(NamedTuple):
     passes: list[list[int]] | None
     model: str | None
     entries: Mapping[str, Entry] = MappingProxyType({})  # arrays that have a layout, by their own names
+    texts: list[list[int]] | None = None  # of a training step, if the records are its gradients
 
     @property
     def dtype(self) -> str:
@@ -95,15 +96,22 @@ def read_dump(path: str | Path, name_map: str | Path | None = None) -> Dump:
     if not records:
         raise GemmaError(f"{path}: no records, expected intermediates under the names that gemma-np records prints")
     metadata = {} if path.suffix == ".npz" else read_metadata(path)
-    config = passes = None
+    config = passes = texts = None
     try:
         if "config" in metadata:
             config = config_from_json(parse_json(metadata["config"], object_of({}), "config"))
         if "passes" in metadata:
-            passes = parse_json(metadata["passes"], _PASSES, "passes")
+            passes = parse_json(metadata["passes"], _TEXTS, "passes")
+        if "texts" in metadata:
+            texts = parse_json(metadata["texts"], _TEXTS, "texts")
     except GemmaError as error:
         raise GemmaError(f"{path}: metadata: {error}") from None
-    return Dump(path, records, config, passes, metadata.get("model") or None, entries)
+    return Dump(path, records, config, passes, metadata.get("model") or None, entries, texts)
+
+
+def has_gradients(path: str | Path) -> bool:
+    """Return whether the metadata of a file names the texts of a training step."""
+    return Path(path).suffix == ".safetensors" and "texts" in read_metadata(Path(path))
 
 
 def _stored_records(path: Path) -> dict[str, np.ndarray]:

@@ -62,10 +62,15 @@ def compare_files(
     ours, dump = read_dump(trace), read_dump(theirs, name_map)
     reference = _reference(model or ours.model, [ours, dump])
     rows = compare(align_dump(dump, reference), dtype or dump.dtype, isolate=isolate)
+    return against_trace(rows, ours)
+
+
+def against_trace(rows: Sequence[Row], trace: Dump) -> list[Row]:
+    """Return the rows of what a trace or the dump compared with it has; what only the dump has is EXTRA."""
     return [
-        row if row.key in ours.records or row.status == "UNKNOWN" else row._replace(status="EXTRA")
+        row if row.key in trace.records or row.status == "UNKNOWN" else row._replace(status="EXTRA")
         for row in rows
-        if row.key in ours.records or row.status != "MISSING"
+        if row.key in trace.records or row.status != "MISSING"
     ]
 
 
@@ -92,8 +97,23 @@ def diagnose_file(
 
 
 def _reference(model_name: str | Path | None, dumps: Sequence[Dump], passes: Passes | None = None) -> Reference:
-    """Load the model in float64; the passes are those of the dumps, which must agree."""
-    path = dumps[-1].path
+    """Return the reference on the passes of the dumps, which must agree."""
+    model = load_reference(model_name, dumps)
+    for dump in dumps:
+        passes = passes or dump.passes
+        if dump.passes is not None and dump.passes != passes:
+            raise GemmaError(f"{dump.path}: from token ids {dump.passes}, expected {passes}")
+    if passes is None:
+        raise GemmaError(f"{dumps[-1].path}: names no token ids, expected --ids or `passes` in the metadata")
+    validate_token_ids([token for ids in passes for token in ids], model.config)
+    return Reference(model, passes)
+
+
+def load_reference(model_name: str | Path | None, dumps: Sequence[Dump]) -> Gemma:
+    """Load a model in float64.
+
+    Raises GemmaError when there is no name, and when a dump comes from a model with another config.
+    """
     if model_name is None:
         raise GemmaError(f"{dumps[0].path}: names no model, expected --model or `model` in the metadata")
     model = load(model_name, "float64")
@@ -105,10 +125,4 @@ def _reference(model_name: str | Path | None, dumps: Sequence[Dump], passes: Pas
                 f"{dump.path}: from a model with {field}={getattr(dump.config, field)}, "
                 f"expected {fields[field]} as in {model_name}"
             )
-        passes = passes or dump.passes
-        if dump.passes is not None and dump.passes != passes:
-            raise GemmaError(f"{dump.path}: from token ids {dump.passes}, expected {passes}")
-    if passes is None:
-        raise GemmaError(f"{path}: names no token ids, expected --ids or `passes` in the metadata")
-    validate_token_ids([token for ids in passes for token in ids], model.config)
-    return Reference(model, passes)
+    return model

@@ -5,6 +5,7 @@ right; padding does not count.
 """
 
 import json
+import math
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -13,21 +14,19 @@ import numpy as np
 
 from gemma_np.checkpoints.atomic_write import atomic_write
 from gemma_np.checkpoints.config_json import config_to_json
-from gemma_np.checkpoints.safetensors_file import read_metadata, write_tensors
+from gemma_np.checkpoints.safetensors_file import write_tensors
 from gemma_np.errors import GemmaError
-from gemma_np.gemma import Gemma, load
-from gemma_np.json_input import list_of, parse_json, whole_number
+from gemma_np.gemma import Gemma
 from gemma_np.model.transformer import validate_token_ids
-from gemma_np.oracle.comparison import Row
+from gemma_np.oracle.comparison import Row, rows_of
 from gemma_np.oracle.dump import Dump, read_dump, shape_note
+from gemma_np.oracle.files import against_trace, load_reference
 from gemma_np.oracle.gradient_diagnosis import GradientDiagnosis, diagnose_gradients
 from gemma_np.oracle.gradients import Step, batch_of, gradient_noise, gradients
 from gemma_np.oracle.noise import relative_error
 
 Texts = Sequence[Sequence[int]]
 """The token ids of each text of a batch."""
-
-_TEXTS = list_of(list_of(whole_number(0)))
 
 
 def step_of(model: Gemma, texts: Texts) -> Step:
@@ -58,11 +57,6 @@ def write_gradients(model: Gemma, texts: Texts, path: str | Path, source: str = 
     return len(found)
 
 
-def has_gradients(path: str | Path) -> bool:
-    """Return whether a file was written by `write_gradients`, or names its texts as that does."""
-    return Path(path).suffix == ".safetensors" and "texts" in read_metadata(Path(path))
-
-
 def compare_gradient_files(
     trace: str | Path,
     theirs: str | Path,
@@ -78,20 +72,11 @@ def compare_gradient_files(
     Raises GemmaError when a file cannot be read, or when the files have different models or texts.
     """
     ours, dump = read_dump(trace), read_dump(theirs, name_map)
-    step = _step([ours, dump], model, None)
+    step = _step(model or ours.model, [ours, dump])
     given, skipped = _matched(step, dump)
-    limits = gradient_noise(step, given, dtype or dump.dtype)
-    right = gradients(step, given)
-    rows = []
-    for name in right:
-        if name in given:
-            error, where = relative_error(given[name], right[name])
-            rows.append(Row(name, "OK" if error <= limits[name] else "DIFF", error, limits[name], where))
-        elif name in skipped:
-            rows.append(Row(name, "SKIPPED", note=skipped[name]))
-        elif name in ours.records:
-            rows.append(Row(name, "MISSING"))
-    return rows + [Row(name, "UNKNOWN", note=skipped[name]) for name in sorted(skipped.keys() - right.keys())]
+    right, limits = gradients(step, given), gradient_noise(step, given, dtype or dump.dtype)
+    errors = {name: relative_error(given[name], right[name]) for name in right if name in given}
+    return against_trace(rows_of(right, errors, limits, skipped), ours)
 
 
 def diagnose_gradient_file(
@@ -110,41 +95,35 @@ def diagnose_gradient_file(
     Raises GemmaError when the file cannot be read, has no gradient of the model, or names no texts.
     """
     dump = read_dump(theirs, name_map)
-    step = _step([dump], model, texts)
+    step = _step(model or dump.model, [dump], texts)
     given, skipped = _matched(step, dump)
     return diagnose_gradients(step, given, dtype or dump.dtype)._replace(skipped=skipped)
 
 
-def _step(dumps: Sequence[Dump], model: str | Path | None, texts: Texts | None) -> Step:
-    """Return the step of a float64 reference on the texts of the files, which must agree."""
-    name = model or dumps[0].model
-    if name is None:
-        raise GemmaError(f"{dumps[0].path}: names no model, expected --model or `model` in the metadata")
+def _step(model_name: str | Path | None, dumps: Sequence[Dump], texts: Texts | None = None) -> Step:
+    """Return the step of the reference on the texts of the dumps, which must agree."""
+    model = load_reference(model_name, dumps)
+    expected = None if texts is None else [list(ids) for ids in texts]
     for dump in dumps:
-        metadata = {} if dump.path.suffix == ".npz" else read_metadata(dump.path)
-        found = parse_json(metadata["texts"], _TEXTS, f"{dump.path}: texts") if "texts" in metadata else None
-        if found is not None and texts is not None and found != [list(ids) for ids in texts]:
-            raise GemmaError(f"{dump.path}: gradients of other texts, expected {[list(ids) for ids in texts]}")
-        texts = texts or found
-    if texts is None:
-        raise GemmaError(f"{dumps[0].path}: names no texts, expected --ids for each, or `texts` in the metadata")
-    return step_of(load(name, "float64"), texts)
+        expected = expected or dump.texts
+        if dump.texts is not None and dump.texts != expected:
+            raise GemmaError(f"{dump.path}: gradients of other texts, expected {expected}")
+    if expected is None:
+        raise GemmaError(f"{dumps[-1].path}: names no texts, expected --ids for each, or `texts` in the metadata")
+    return step_of(model, expected)
 
 
 def _matched(step: Step, dump: Dump) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Return their gradients that can be compared, in the order of the backward pass, and why others cannot."""
-    right = gradients(step)
+    """Return their gradients that can be compared, and why others cannot."""
+    shapes = step.shapes
     given, skipped = dict[str, np.ndarray](), dict[str, str]()
-    for name in [*right, *(name for name in dump.records if name not in right)]:
-        if name not in dump.records:
-            continue
-        gradient = dump.records[name]
-        if name not in right:
+    for name, gradient in dump.records.items():
+        if name not in shapes:
             skipped[name] = "unknown, expected the name of a weight, `loss`, or `grad.` and a record"
-        elif gradient.size == right[name].size == 1:
-            given[name] = gradient.reshape(right[name].shape)
-        elif gradient.shape != right[name].shape:
-            skipped[name] = shape_note(gradient.shape, right[name].shape)
+        elif gradient.size == math.prod(shapes[name]) == 1:
+            given[name] = gradient.reshape(shapes[name])
+        elif gradient.shape != shapes[name]:
+            skipped[name] = shape_note(gradient.shape, shapes[name])
         elif not np.isfinite(np.asarray(gradient, np.float32)).all():
             skipped[name] = "has NaN or infinity"
         else:

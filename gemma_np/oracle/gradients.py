@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from gemma_np.config import GemmaConfig
 from gemma_np.gemma import Gemma
 from gemma_np.model.block import block_backward
 from gemma_np.model.embedding import embed_backward
@@ -35,6 +36,19 @@ class Step:
     model: Gemma
     batch: Batch
     loss: Loss = next_token
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return the shape of the loss and of every gradient by its name."""
+        config, (B, N) = self.model.config, self.batch.ids.shape
+        records = ("embedding", *(f"layers.{layer}.resid_post" for layer in range(config.num_hidden_layers)), "norm")
+        of_records = {f"grad.{name}": (B, N - 1, config.hidden_size) for name in records}
+        return {
+            "loss": (),
+            f"grad.{_logits(config)}": (B, N - 1, config.vocab_size),
+            **of_records,
+            **dict(config.weight_shapes()),
+        }
 
 
 def batch_of(texts: list[list[int]]) -> Batch:
@@ -71,7 +85,7 @@ def gradients(step: Step, theirs: Gradients | None = None, tape: Tape = no_tape)
     loss, dlogits = masked_mean(*step.loss(logits, step.batch), step.batch.loss_mask)
     found["loss"] = np.array(loss)
 
-    dlogits = given("logits_capped" if config.final_logit_softcapping else "logits", dlogits)
+    dlogits = given(_logits(config), dlogits)
     dx = given("norm", lm_head_backward(dlogits, model.weights, config, record, of_weights))
     inputs = ["embedding", *(f"layers.{layer}.resid_post" for layer in range(config.num_hidden_layers))]
     weights = Scope(model.weights) / "model"
@@ -95,6 +109,10 @@ def gradients(step: Step, theirs: Gradients | None = None, tape: Tape = no_tape)
     of_weights[_EMBEDDING] = of_weights[_EMBEDDING] + embed_backward(dx, ids, weights["embed_tokens.weight"])
     keep(_EMBEDDING)
     return found
+
+
+def _logits(config: GemmaConfig) -> str:
+    return "logits_capped" if config.final_logit_softcapping else "logits"
 
 
 def gradient_errors(step: Step, theirs: Gradients) -> dict[str, float]:

@@ -52,6 +52,12 @@ def test_they_are_those_of_the_trainer(model_type):
         assert_close(found[name], gradient, "model", name)
 
 
+@pytest.mark.parametrize("model_type", MODELS)
+def test_their_shapes_are_known_in_advance(model_type):
+    a_step = step(model_type)
+    assert a_step.shapes == {name: gradient.shape for name, gradient in gradients(a_step).items()}
+
+
 def test_padding_changes_no_gradient():
     model = model_of()
     together = gradients(step_of(model, TEXTS))
@@ -175,6 +181,9 @@ def test_files_say_which_texts_they_have(tmp_path, capsys):
     assert main(["compare", str(ours), str(theirs)]) == 1
     assert main(["diagnose", "--model", source, str(theirs)]) == 1
     assert "The loss counts padding" in capsys.readouterr().out
+    with pytest.raises(GemmaError, match="from a model with model_type=gemma2, expected gemma as in"):
+        model_of("gemma").save(tmp_path / "other")
+        diagnose_gradient_file(theirs, model=tmp_path / "other")
     ids = [option for text in TEXTS for option in ("--ids", ",".join(map(str, text)))]
     command = ["trace", "--gradients", "--model", source, *ids, "--dtype", "float64", "--force", "-o", str(theirs)]
     assert main(command) == 0
