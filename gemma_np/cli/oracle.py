@@ -143,6 +143,9 @@ def trace(options: argparse.Namespace) -> None:
 def _trace_gradients(model: Gemma, options: argparse.Namespace) -> None:
     from gemma_np.oracle.gradient_files import write_gradients
 
+    for name, default in (("chunk", None), ("decode", 0), ("filter", "*")):
+        if getattr(options, name) != default:
+            raise GemmaError(f"--{name}: given with --gradients, expected one of them")
     if options.prompt:
         texts = [model.require_tokenizer().encode(text) for text in options.prompt]
     else:

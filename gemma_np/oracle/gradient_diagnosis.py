@@ -5,6 +5,7 @@ all gradients pass is a cause; how a single gradient relates to the right one is
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from itertools import combinations
 from types import MappingProxyType
 from typing import NamedTuple
@@ -32,7 +33,7 @@ class GradientDiagnosis(NamedTuple):
 def diagnose_gradients(step: Step, theirs: Gradients, dtype: str) -> GradientDiagnosis:
     """Compare their gradients of a step of the reference, and look for the cause of what differs.
 
-    dtype: that of their computation. The known mistakes are those of `TRAINING_CATALOGUE`; at most 200 steps are run.
+    dtype: that of their computation. The known mistakes are those of `TRAINING_CATALOGUE`; at most some 200 steps run.
     """
     limits = gradient_noise(step, theirs, dtype)
     excess = _excess(gradient_errors(step, theirs), limits)
@@ -42,15 +43,22 @@ def diagnose_gradients(step: Step, theirs: Gradients, dtype: str) -> GradientDia
         return GradientDiagnosis(len(limits), excess, [], {}, blind)
 
     def explains(mistakes: Sequence[Mistake]) -> bool:
-        with inject_mistakes(mistakes, step.model.config, [step.batch.ids.shape[1] - 1]):
+        with _planted(step, mistakes):
             return not _excess(gradient_errors(step, theirs), limits)
 
     causes = _factors(step, theirs, limits)
-    causes += [f"{mistake.instead}. To fix it: {mistake.fix}" for mistake in known if explains([mistake])]
+    causes += [_cause(mistake) for mistake in known if explains([mistake])]
     if not causes:
-        pairs = (pair for pair in combinations(known, 2) if explains(pair))
-        causes = [" And: ".join(f"{mistake.instead}. To fix it: {mistake.fix}" for mistake in pair) for pair in pairs]
+        causes = [" And: ".join(map(_cause, pair)) for pair in combinations(known, 2) if explains(pair)]
     return GradientDiagnosis(len(limits), excess, causes, {} if causes else _clues(step, theirs, excess), blind)
+
+
+def _cause(mistake: Mistake) -> str:
+    return f"{mistake.instead}. To fix it: {mistake.fix}"
+
+
+def _planted(step: Step, mistakes: Sequence[Mistake]) -> AbstractContextManager[None]:
+    return inject_mistakes(mistakes, step.model.config, [step.batch.ids.shape[1] - 1])
 
 
 def _excess(errors: dict[str, float], limits: dict[str, float]) -> dict[str, float]:
@@ -60,7 +68,7 @@ def _excess(errors: dict[str, float], limits: dict[str, float]) -> dict[str, flo
 
 def _shown(step: Step, theirs: Gradients, mistake: Mistake) -> dict[str, float]:
     """Return what the errors of these gradients are if a step makes only this mistake."""
-    with inject_mistakes([mistake], step.model.config, [step.batch.ids.shape[1] - 1]):
+    with _planted(step, [mistake]):
         wrong = gradients(step)
     return gradient_errors(step, {name: wrong[name] for name in theirs})
 

@@ -24,13 +24,18 @@ from gemma_np.oracle.files import against_trace, load_reference
 from gemma_np.oracle.gradient_diagnosis import GradientDiagnosis, diagnose_gradients
 from gemma_np.oracle.gradients import Step, batch_of, gradient_noise, gradients
 from gemma_np.oracle.noise import relative_error
+from gemma_np.training.trainer import check_trainable
 
 Texts = Sequence[Sequence[int]]
 """The token ids of each text of a batch."""
 
 
 def step_of(model: Gemma, texts: Texts) -> Step:
-    """Return the training step on a batch of texts. Raises GemmaError for invalid ids, and for a text of one token."""
+    """Return the training step on a batch of texts.
+
+    Raises GemmaError for quantized weights, invalid ids, and a text of one token.
+    """
+    check_trainable(model.weights)
     for ids in texts:
         validate_token_ids(ids, model.config)
         if len(ids) < 2:

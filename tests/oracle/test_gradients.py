@@ -7,6 +7,8 @@ import pytest
 
 from gemma_np import Gemma
 from gemma_np.cli import main
+from gemma_np.compression.quantization import Scheme
+from gemma_np.compression.quantize_model import quantize_model
 from gemma_np.errors import GemmaError
 from gemma_np.oracle.gradient_diagnosis import describe_gradients, diagnose_gradients
 from gemma_np.oracle.gradient_files import compare_gradient_files, diagnose_gradient_file, step_of, write_gradients
@@ -66,6 +68,12 @@ def test_padding_changes_no_gradient():
     for name in only_weights(together):
         mean = sum(count * found[name] for count, found in zip(counts, alone, strict=True)) / counts.sum()
         assert_close(together[name], mean.astype(together[name].dtype), "model", name)
+
+
+def test_a_quantized_model_is_refused():
+    quantized = dict(quantize_model(tiny.gemma(), Scheme("int8")))
+    with pytest.raises(GemmaError, match=r"stored as .*, expected floats"):
+        step_of(Gemma(tiny.config(), quantized, tiny.tokenizer()), TEXTS)
 
 
 def test_texts_are_padded_on_the_right():
@@ -181,13 +189,15 @@ def test_files_say_which_texts_they_have(tmp_path, capsys):
     assert main(["compare", str(ours), str(theirs)]) == 1
     assert main(["diagnose", "--model", source, str(theirs)]) == 1
     assert "The loss counts padding" in capsys.readouterr().out
+    model_of("gemma").save(tmp_path / "other")
     with pytest.raises(GemmaError, match="from a model with model_type=gemma2, expected gemma as in"):
-        model_of("gemma").save(tmp_path / "other")
         diagnose_gradient_file(theirs, model=tmp_path / "other")
     ids = [option for text in TEXTS for option in ("--ids", ",".join(map(str, text)))]
     command = ["trace", "--gradients", "--model", source, *ids, "--dtype", "float64", "--force", "-o", str(theirs)]
     assert main(command) == 0
     assert main(["compare", str(ours), str(theirs)]) == 0
+    assert main([*command, "--decode", "2"]) == 2
+    assert "--decode: given with --gradients" in capsys.readouterr().err
     assert main(["trace", "--model", source, *ids, "-o", str(tmp_path / "trace.safetensors")]) == 2
     assert "several are for --gradients" in capsys.readouterr().err
 

@@ -54,10 +54,16 @@ def framework_logits(model, ids, chunks=None):
     return np.concatenate(logits, axis=1)
 
 
-def framework_gradients(config, weights, ids):
-    """Return {name: gradient} of every weight, for the mean next-token loss of ids [B, T + 1]."""
+def trainable_model(config, weights):
+    """Return the framework's model, of which every weight gets all of its gradient."""
     model = framework_model(config, weights)
     model.model.embed_tokens.padding_idx = None  # or the row of the padding token would get no gradient
+    return model
+
+
+def framework_gradients(config, weights, ids):
+    """Return {name: gradient} of every weight, for the mean next-token loss of ids [B, T + 1]."""
+    model = trainable_model(config, weights)
     model(torch.tensor(ids), labels=torch.tensor(ids)).loss.backward()
     return {name: model.get_parameter(name).grad.numpy() for name in weights}
 

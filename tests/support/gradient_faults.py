@@ -9,7 +9,7 @@ from unittest import mock
 
 import torch
 
-from tests.support.framework import framework_model
+from tests.support.framework import trainable_model
 
 functional = torch.nn.functional
 
@@ -32,9 +32,7 @@ def mean_of_means(logits, ids, mask):
 
 
 def labels_shifted_twice(logits, ids, mask):
-    targets = torch.cat([ids[:, 2:], ids[:, -1:]], 1)
-    losses = functional.cross_entropy(logits[:, :-1].transpose(1, 2), targets, reduction="none")
-    return (losses * mask).sum() / mask.sum()
+    return right_loss(logits, torch.cat([ids[:, 1:], ids[:, -1:]], 1), mask)
 
 
 LOSSES = {
@@ -122,7 +120,7 @@ def parts(kind, function):
             for hook in hooks:
                 hook.remove()
 
-    return lambda model, module: plant(model, module)
+    return plant
 
 
 def last_occurrences(part, ids, y):
@@ -159,8 +157,7 @@ UNKNOWN = {
 
 def gradients_of(config, weights, batch, fault=None):
     """Return the loss and the gradient of every weight after a step of the framework that makes a mistake."""
-    model = framework_model(config, weights).train()
-    model.model.embed_tokens.padding_idx = None  # or the row of the padding token would get no gradient
+    model = trainable_model(config, weights)
     ids, mask = torch.tensor(batch.ids), torch.tensor(batch.loss_mask)
     plant = (BACKWARD | UNKNOWN).get(fault)
     with ExitStack() as stack:

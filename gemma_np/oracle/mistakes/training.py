@@ -254,8 +254,7 @@ def norm_no_plus1_in_gradient(dy: np.ndarray, x: np.ndarray, weight: np.ndarray,
 
     dy and x [..., D], weight [D] -> dx [..., D], dweight [D]
     """
-    _, dweight = rms_norm_backward(dy, x, weight, eps)
-    return rms_norm_backward(dy, x, weight - 1, eps)[0], dweight
+    return rms_norm_backward(dy, x, weight - 1, eps)
 
 
 @mistake(
