@@ -28,18 +28,18 @@ from gemma_np.weights.formats import Weights, dequantize
 
 ASSETS = Path(__file__).parent / "assets"
 
-BUNDLED = {
-    name: ASSETS / name
-    for name in (
-        "shakespeare-1m",
-        "shakespeare-1m-scratch",
-        "shakespeare-4m",
-        "shakespeare-chat",
-        "shakespeare-gemma1",
-        "shakespeare-gemma3",
-    )
+BUNDLED_MODELS = {
+    "shakespeare-1m": "writes Shakespeare; distilled from shakespeare-4m and its twin",
+    "shakespeare-1m-scratch": "its twin, trained on the same batches without a teacher",
+    "shakespeare-4m": "its teacher, trained on Bibles and Shakespeare",
+    "shakespeare-chat": "shakespeare-1m, fine-tuned to reply",
+    "shakespeare-gemma1": "a Gemma 1 that writes Shakespeare",
+    "shakespeare-gemma3": "a Gemma 3 that writes Shakespeare",
 }
-"""The folders of the models that come with the package."""
+"""The models that come with the package, and what they are."""
+
+BUNDLED = {name: ASSETS / name for name in BUNDLED_MODELS}
+"""Their folders."""
 
 DEFAULT = "shakespeare-1m"
 DEFAULT_CHAT = "shakespeare-chat"

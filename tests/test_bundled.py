@@ -8,8 +8,7 @@ import pytest
 
 import gemma_np
 from gemma_np.cli import main
-from gemma_np.cli.info import BUNDLED_MODELS
-from gemma_np.gemma import BUNDLED, DEFAULT, DEFAULT_CHAT
+from gemma_np.gemma import BUNDLED, BUNDLED_MODELS, DEFAULT, DEFAULT_CHAT
 
 SCENE = """ROMEO.
 But soft! what light through yonder window breaks?

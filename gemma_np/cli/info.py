@@ -15,7 +15,7 @@ from gemma_np.cli.arguments import Command, add_model
 from gemma_np.cli.options import add_number
 from gemma_np.cli.terminal import size_of
 from gemma_np.config import GLOBAL, RELEASED, GemmaConfig
-from gemma_np.gemma import resolve_config
+from gemma_np.gemma import BUNDLED_MODELS, resolve_config
 from gemma_np.memory import activation_bytes, cache_bytes, training_bytes, weight_bytes
 
 MEMORY_TABLE = {  # label: format, group size
@@ -25,15 +25,6 @@ MEMORY_TABLE = {  # label: format, group size
     "int8": ("int8", None),
     "int4, groups of 64": ("int4", 64),
     "int4, groups of 128": ("int4", 128),
-}
-
-BUNDLED_MODELS = {
-    "shakespeare-1m": "writes Shakespeare; distilled from shakespeare-4m and its twin",
-    "shakespeare-1m-scratch": "its twin, trained on the same batches without a teacher",
-    "shakespeare-4m": "its teacher, trained on Bibles and Shakespeare",
-    "shakespeare-chat": "shakespeare-1m, fine-tuned to reply",
-    "shakespeare-gemma1": "a Gemma 1 that writes Shakespeare",
-    "shakespeare-gemma3": "a Gemma 3 that writes Shakespeare",
 }
 
 

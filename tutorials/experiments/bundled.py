@@ -120,8 +120,9 @@ def compare_chats(lab: Lab, students: list[Run], teacher: Run) -> None:
         if len(ids := chat_ids(conversation[:1], tokenizer)) <= SEQ_LEN - REPLY_TOKENS
     ]
     chosen = [prompts[index] for index in np.random.default_rng(0).choice(len(prompts), 200, replace=False)]
+    model = lab.trained(teacher.name)
     for run in students:
-        print(f"{run.name}: {own_replies_measured(lab.trained(run.name), lab.trained(teacher.name), chosen)}")
+        print(f"{run.name}: {own_replies_measured(lab.trained(run.name), model, chosen)}")
 
 
 if __name__ == "__main__":
