@@ -10,6 +10,7 @@ NEEDS = {
     "plot": ("matplotlib",),
     "framework": ("torch", "transformers", "compressed_tensors"),
     "evaluation": ("lm_eval",),
+    "jax": ("jax", "flax"),
     "notebooks": ("jupyterlab", "jupytext", "nbclient", "matplotlib"),
     "browser": ("playwright", "jupyterlite_core", "jupyterlite_pyodide_kernel", "jupyter_server"),
     "docs": ("pdoc",),

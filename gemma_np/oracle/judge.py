@@ -9,35 +9,41 @@ are, and the change of its logits is the noise. The weights are those of the ref
 the engine's own file.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from gemma_np.errors import GemmaError
-from gemma_np.gemma import Gemma
+from gemma_np.gemma import Gemma, load
 from gemma_np.model.log_probs import log_softmax
 from gemma_np.oracle.answers import Answer
 from gemma_np.oracle.groups import known_plans
-from gemma_np.oracle.isolation import isolated_run
-from gemma_np.oracle.noise import rounding_tape
+from gemma_np.oracle.isolation import Plan, isolated_run
+from gemma_np.oracle.mistakes import CATALOGUE
+from gemma_np.oracle.noise import SAFETY_FACTOR, rounding_tape
 from gemma_np.oracle.trace import Reference
 from gemma_np.scope import Tape
+from gemma_np.text.tokenizer import Tokenizer
+from gemma_np.weights.formats import Blocks, Float16
 
 IDENTICAL, TIE_BREAK, DEFECT = "IDENTICAL", "TIE-BREAK", "DEFECT"
 
-_DTYPES = {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}
-PRECISIONS = (*_DTYPES, "q8_0", "q4_0")
-"""What the engine rounds its activations to; with quantized weights it is int8, in blocks of 32 channels."""
+PRECISIONS = ("f32", "f16", "bf16", "int8")
+"""What an engine rounds its activations to; int8: in blocks of 32 channels, as llama.cpp for weights in blocks."""
 
-_ENTITLED = 6.0
+_DTYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
+_ENTITLED = {precision: SAFETY_FACTOR[dtype] for precision, dtype in _DTYPES.items()} | {"int8": 8.0}
 """The largest error that passes, in units of the measured noise."""
 
 _TRIALS = 4
 _CANDIDATES = 64
 _BLOCK = 32
-_READ_BY_PROJECTIONS = ("input_layernorm", "context", "pre_feedforward_layernorm", "hidden", "norm")
-_IN_CACHE = ("k_rope", ".v")
+_READ_BY_PROJECTIONS = {"input_layernorm", "context", "pre_feedforward_layernorm", "hidden", "norm"}
+_IN_CACHE = {"k_rope", "v"}
+_SAYS = {mistake.id: f"{mistake.instead} (known as {mistake.id})" for mistake in CATALOGUE}
 
 
 class Step(NamedTuple):
@@ -55,36 +61,119 @@ class Step(NamedTuple):
         return self.margin > self.entitled
 
 
+class Differences(NamedTuple):
+    """Where an answer differs from what is expected."""
+
+    choices: list[Step]  # where the engine chose another token
+    log_probs: list[Step]  # where its log-probabilities are others, by more than rounding explains
+
+    @property
+    def are_defects(self) -> bool:
+        """Return whether rounding does not explain them."""
+        return bool(self.log_probs) or any(step.is_defect for step in self.choices)
+
+
 class Judgement(NamedTuple):
     """The verdict on one answer."""
 
     answer: Answer
     verdict: str  # IDENTICAL, TIE_BREAK or DEFECT
-    choices: list[Step]  # where the engine chose another token
-    log_probs: list[Step]  # where its log-probabilities are not those of the reference, by more than rounding explains
-    causes: tuple[str, ...] = ()  # the known mistakes that explain its log-probabilities
+    differences: Differences
+    causes: tuple[str, ...] = ()  # the known mistakes that explain the differences
+    explained_by_precision: str = ""  # the finest one that would explain them
 
 
-def judge(model: Gemma, answers: Sequence[Answer], precision: str = "f32") -> Iterator[Judgement]:
-    """Yield a judgement for each answer; precision: one of `PRECISIONS`. Raises GemmaError for another one."""
+def usual_precision(model: str | Path) -> str:
+    """Return the precision in which engines usually run a model, from how its weights are stored.
+
+    Of a `.gguf` file the engine is llama.cpp, which keeps keys and values in float16 even beside float32 weights.
+
+    Raises GemmaError when the model cannot be loaded.
+    """
+    kinds = {type(weight) for weight in load(model, "stored").weights.values()}
+    if kinds == {np.ndarray}:
+        return "f16" if Path(model).suffix == ".gguf" else "f32"
+    return "int8" if Blocks in kinds else "f16" if kinds == {np.ndarray, Float16} else "bf16"
+
+
+def judge(model: Gemma, answers: Iterable[Answer], precision: str = "f32") -> Iterator[Judgement]:
+    """Yield a judgement for each answer; precision: one of `PRECISIONS`. Raises GemmaError for another one.
+
+    An engine is taken to have one mistake: those that explain the first answer with a defect are tried for the others.
+    """
     if precision not in PRECISIONS:
         raise GemmaError(f"precision: {precision!r}, expected one of {', '.join(PRECISIONS)}")
+    suspects: Sequence[str] | None = None
     for answer in answers:
-        reference = Reference(model, [[*answer.prompt, *answer.ids[:-1]]])
-        rows = slice(len(answer.prompt) - 1, None)
-        right = _logits(reference)[rows]
-        rounded = [_logits(reference, tape)[rows] for tape in _tapes(precision)]
-        choices = _other_choices(answer, right, rounded)
-        log_probs = _other_log_probs(answer, right, rounded)
-        is_defect = bool(log_probs) or any(step.is_defect for step in choices)
-        verdict = DEFECT if is_defect else TIE_BREAK if choices else IDENTICAL
-        causes = _causes(reference, answer, rows, rounded) if is_defect and answer.top else ()
-        yield Judgement(answer, verdict, choices, log_probs, causes)
+        judgement = _judge_answer(model, answer, precision, suspects)
+        if judgement.differences.are_defects:
+            suspects = judgement.causes
+        yield judgement
 
 
-def _logits(reference: Reference, tape: Tape | None = None) -> np.ndarray:
-    records = reference.records(tape)
-    return records.get("logits_capped", records["logits"])
+def _judge_answer(model: Gemma, answer: Answer, precision: str, suspects: Sequence[str] | None) -> Judgement:
+    if not answer.ids:
+        return Judgement(answer, DEFECT, Differences([], []))
+    reading = _Reading(model, answer)
+    differences = reading.differences(precision)
+    if not differences.are_defects:
+        verdict = DEFECT if answer.wrong_prompt else TIE_BREAK if differences.choices else IDENTICAL
+        return Judgement(answer, verdict, differences)
+    coarser = PRECISIONS[PRECISIONS.index(precision) + 1 :]
+    explained = next((other for other in coarser if not reading.differences(other).are_defects), "")
+    return Judgement(answer, DEFECT, differences, reading.causes(precision, suspects), explained)
+
+
+class _Reading:
+    """The reference reads an answer: its logits at each token that the engine chose."""
+
+    def __init__(self, model: Gemma, answer: Answer) -> None:
+        self.model, self.answer = model, answer
+        self.reference = Reference(model, [[*answer.prompt, *answer.ids[:-1]]])
+        self.rows = slice(len(answer.prompt) - 1, None)
+        self.logits = self._logits(self.reference.records())
+        self._rounded: dict[str, list[np.ndarray]] = {}
+
+    def differences(self, precision: str, planted: np.ndarray | None = None) -> Differences:
+        """Return where the answer differs from these logits [T, V], or from the reference's."""
+        if precision not in self._rounded:
+            records = [self.reference.records(tape) for tape in _tapes(precision)]
+            self._rounded[precision] = [self._logits(one) for one in records]
+        expected = self.logits if planted is None else planted
+        rounded = [expected + (other - self.logits) for other in self._rounded[precision]]
+        factor = _ENTITLED[precision]
+        return Differences(
+            _other_choices(self.answer, expected, rounded, factor),
+            _other_log_probs(self.answer, expected, rounded, factor),
+        )
+
+    def causes(self, precision: str, suspects: Sequence[str] | None) -> tuple[str, ...]:
+        """Return those of the suspects, or of all known mistakes, that explain the answer."""
+        explains = {
+            says: partial(self._is_explained_by_prompt, prompt) for says, prompt in self._other_prompts().items()
+        } | {
+            known: partial(self._is_explained_by_plan, plan)
+            for known, plan in known_plans(self.reference, isolated_run(self.reference, {})).items()
+        }
+        names = explains if suspects is None else suspects
+        return tuple(name for name in names if name in explains and explains[name](precision))
+
+    def _other_prompts(self) -> dict[str, list[int]]:
+        bos, *rest = self.answer.prompt
+        if not rest or self.model.tokenizer is None or bos != self.model.tokenizer.bos:
+            return {}
+        return {"<bos> is missing": rest, "<bos> stands twice": [bos, bos, *rest]}
+
+    def _is_explained_by_prompt(self, prompt: list[int], precision: str) -> bool:
+        other = _Reading(self.model, self.answer._replace(prompt=prompt))
+        return not other.differences(precision).are_defects
+
+    def _is_explained_by_plan(self, plan: Plan, precision: str) -> bool:
+        logits = self._logits(isolated_run(self.reference, {}, plan).inputs)
+        return bool(np.isfinite(logits).all()) and not self.differences(precision, logits).are_defects
+
+    def _logits(self, records: Mapping[str, np.ndarray]) -> np.ndarray:
+        return records.get("logits_capped", records["logits"])[self.rows]
 
 
 def _tapes(precision: str) -> list[Tape]:
@@ -96,18 +185,23 @@ def _tapes(precision: str) -> list[Tape]:
 
 
 def _int8_tape(generator: np.random.Generator | None) -> Tape:
-    """Return a tape that rounds what projections read to int8, and the cache to float16."""
+    """Return a tape that rounds what projections read to int8, and the cache to float16.
+
+    With a generator, steps are up to a tenth larger, so that other numbers are rounded up. To round up or down at
+    random would err more than engines do: beside a large number, they round small ones to zero.
+    """
 
     def tape(name: str, value: np.ndarray) -> np.ndarray:
-        if name.endswith(_IN_CACHE):
+        part = name.split(".")[-1]
+        if part in _IN_CACHE:
             return value.astype(np.float16).astype(np.float64)
-        if not name.endswith(_READ_BY_PROJECTIONS) or value.shape[-1] % _BLOCK:
+        if part not in _READ_BY_PROJECTIONS or value.shape[-1] % _BLOCK:
             return value
         blocks = value.reshape(*value.shape[:-1], -1, _BLOCK)
-        scale = np.abs(blocks).max(axis=-1, keepdims=True) / 127
-        shift = 0.5 if generator is None else generator.random(blocks.shape)
-        integers = np.floor(blocks / np.where(scale == 0, 1, scale) + shift)
-        return (integers * scale).reshape(value.shape)
+        step = np.abs(blocks).max(axis=-1, keepdims=True) / 127
+        if generator is not None:
+            step = step * generator.uniform(1, 1.1, step.shape)
+        return (np.rint(blocks / np.where(step == 0, 1, step)) * step).reshape(value.shape)
 
     return tape
 
@@ -121,68 +215,62 @@ def _noise(right: np.ndarray, rounded: Sequence[np.ndarray]) -> np.ndarray:
     return np.sqrt(2) * np.max([change.std(axis=-1) for change in changes], axis=0)
 
 
-def _other_choices(answer: Answer, right: np.ndarray, rounded: Sequence[np.ndarray]) -> list[Step]:
-    noise = _noise(right, rounded)
+def _other_choices(answer: Answer, expected: np.ndarray, rounded: Sequence[np.ndarray], factor: float) -> list[Step]:
+    noise = _noise(expected, rounded)
     steps = []
     for row, found in enumerate(answer.ids):
-        expected = int(right[row].argmax())
-        if found != expected:
-            margin = float(right[row, expected] - right[row, found])
-            steps.append(Step(len(answer.prompt) + row, found, expected, margin, _ENTITLED * float(noise[row])))
+        best = int(expected[row].argmax())
+        if found != best:
+            margin = float(expected[row, best] - expected[row, found])
+            steps.append(Step(len(answer.prompt) + row, found, best, margin, factor * float(noise[row])))
     return steps
 
 
-def _other_log_probs(answer: Answer, right: np.ndarray, rounded: Sequence[np.ndarray]) -> list[Step]:
-    expected = log_softmax(right)
-    noise = [log_softmax(other) - expected for other in rounded]
+def _other_log_probs(answer: Answer, expected: np.ndarray, rounded: Sequence[np.ndarray], factor: float) -> list[Step]:
+    right = log_softmax(expected)
+    changes = [log_softmax(other) - right for other in rounded]
     steps = []
     for row, top in enumerate(answer.top):
         ids = list(top)
         if ids:
-            error = float(np.abs(np.array(list(top.values())) - expected[row, ids]).max())
-            entitled = _ENTITLED * max(float(np.abs(change[row, ids]).max()) for change in noise)
+            error = float(np.abs(np.array(list(top.values())) - right[row, ids]).max())
+            entitled = factor * max(float(np.abs(change[row, ids]).max()) for change in changes)
             if error > entitled:
-                best = max(ids, key=lambda id: top[id])
-                steps.append(Step(len(answer.prompt) + row, best, int(right[row].argmax()), error, entitled))
+                found = max(ids, key=lambda id: top[id])
+                steps.append(Step(len(answer.prompt) + row, found, int(expected[row].argmax()), error, entitled))
     return steps
 
 
-def _causes(reference: Reference, answer: Answer, rows: slice, rounded: Sequence[np.ndarray]) -> tuple[str, ...]:
-    """Return the known mistakes that give the engine's log-probabilities when they are planted in the reference."""
-    plans = known_plans(reference, isolated_run(reference, {}))
-    found = []
-    for known, plan in plans.items():
-        inputs = isolated_run(reference, {}, plan).inputs
-        planted = inputs.get("logits_capped", inputs["logits"])[rows]
-        moved = [planted + (other - rounded[0]) for other in rounded]
-        if np.isfinite(planted).all() and not _other_log_probs(answer, planted, moved):
-            found.append(known)
-    return tuple(found)
-
-
-def describe_judgement(judgement: Judgement, piece: Callable[[int], str], window: int | None) -> list[str]:
-    """Return the lines of a report; piece: the text of a token; window: of local layers."""
-    answer = judgement.answer
+def describe_judgement(judgement: Judgement, tokenizer: Tokenizer, window: int | None) -> list[str]:
+    """Return the lines of a report; window: of local layers."""
+    answer, (choices, log_probs) = judgement.answer, judgement.differences
     lines = [f"{answer.source}: {judgement.verdict} ({len(answer.ids)} tokens)"]
-    for name, steps in (("chose", judgement.choices), ("log-probabilities", judgement.log_probs)):
-        for step in steps[:1]:
-            lines.append(f"  {_describe(step, name, answer, piece, window)}")
-        if len(steps) > 1:
-            lines.append(f"  and at {len(steps) - 1} later tokens")
+    if answer.wrong_prompt:
+        lines.append(f"  the ids of the prompt are wrong: {answer.wrong_prompt}")
+    for what, steps in (("chose", choices), ("log-probabilities", log_probs)):
+        if steps:
+            lines.append(f"  {_describe(what, steps, answer, tokenizer, window)}")
     if judgement.causes:
-        lines.append(f"  explained by: {'; '.join(judgement.causes)}")
+        lines.append(f"  explained by: {'; or '.join(_SAYS.get(cause, cause) for cause in judgement.causes)}")
+    if judgement.explained_by_precision:
+        lines.append(f"  explained by rounding, with --precision {judgement.explained_by_precision}")
     return lines
 
 
-def _describe(step: Step, name: str, answer: Answer, piece: Callable[[int], str], window: int | None) -> str:
+def _describe(what: str, steps: Sequence[Step], answer: Answer, tokenizer: Tokenizer, window: int | None) -> str:
+    """Describe the first defect among steps, or the first of them, and say how many there are."""
+    step = next((step for step in steps if step.is_defect), steps[0])
     phase = "prefill" if step.position == len(answer.prompt) else "decoding"
     past = ", past the window" if window and step.position > window else ""
-    where = f"token {step.position} ({phase}{past})"
-    limit = f"rounding explains {step.entitled:.2g}"
-    if name == "chose":
-        words = f"{piece(step.found)!r}, the reference {piece(step.expected)!r}"
-        return f"{where}: the engine chose {words}, by a margin of {step.margin:.2g}; {limit}"
-    return f"{where}: a log-probability differs by {step.margin:.2g} nats; {limit}"
+    others = f"; so at {len(steps)} of {len(answer.ids)} tokens" if len(steps) > 1 else ""
+    if what == "chose":
+        found, expected = (tokenizer.decode([id]) or tokenizer.piece(id) for id in (step.found, step.expected))
+        error = f"the engine chose {found!r}, the reference {expected!r}, by {step.margin:.2g}"
+    else:
+        error = f"a log-probability differs by {step.margin:.2g}"
+    return (
+        f"token {step.position} ({phase}{past}): {error} nats, of which rounding explains {step.entitled:.2g}{others}"
+    )
 
 
 def summary(judgements: Sequence[Judgement]) -> str:

@@ -33,10 +33,13 @@ def noise_thresholds(reference: Reference, keys: Iterable[str], dtype: str, expe
 
     Raises GemmaError for a dtype without measured noise.
     """
+    from tqdm import tqdm
+
     if dtype not in SAFETY_FACTOR:
         raise GemmaError(f"dtype: {dtype!r}, expected one of {', '.join(SAFETY_FACTOR)}")
     noise = dict.fromkeys(keys, EPS[dtype] / 2)
-    for trial in range(_TRIALS + (dtype == "float32")):
+    trials = _TRIALS + (dtype == "float32")
+    for trial in tqdm(range(trials), desc=f"rounding to {dtype}", unit=" runs", delay=1, leave=False):
         all_rounded = _rounded(reference, dtype, trial)
         rounded = {key: all_rounded[key] for key in noise}
         for key, (error, _) in relative_errors(reference, rounded, expected(reference, rounded)).items():
