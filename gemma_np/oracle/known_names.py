@@ -64,11 +64,7 @@ _NAMES: Mapping[tuple[str, ...], str] = {
 """Records, maybe several side by side -> names of them in the words above, the clearest first. In a layer, the empty
 name is that of the layer itself: its output."""
 
-_PHRASES = {
-    phrase: word
-    for word, phrases in sorted(_WORDS.items(), reverse=True)  # what says nothing comes last: "layer norm" is a norm
-    for phrase in phrases.split(", ")
-}
+_PHRASES = {phrase: word for word, phrases in _WORDS.items() for phrase in phrases.split(", ")}
 _VOCABULARY = sorted({word for text in (*_NAMES.values(), *_PHRASES) for word in re.findall("[a-z]+", text)})
 _SIMILAR = 0.88  # norm and norms are, capped and uncapped are not
 

@@ -105,7 +105,7 @@ def _templates(names: Iterable[str]) -> dict[str, list[str]]:
 def _words(template: str) -> str:
     """Return the words of a name within its layer, empty for that of the layer itself."""
     before, layer, after = re.sub("[./]__call__$", "", template).rpartition(_LAYER)
-    if layer and not re.search("[A-Za-z]", after):
+    if layer and not after:
         return in_words(before)
     return in_words(after) or after
 
@@ -165,8 +165,8 @@ def _fitting(kinds: Sequence[str], shapes: Iterable[tuple[int, ...]], tokens: in
             if all(_equal(shape, (*batch, *axes)) for shape in shapes)
         ]
         if found:
-            is_same = tokens == 1 or ("H" in letters and _heads(kinds[0], config) == 1)
-            return found[:1] if is_same else found  # an axis of length 1 may stand anywhere
+            has_one_head = "H" in letters and _heads(kinds[0], config) == 1
+            return found[:1] if has_one_head else found  # the axis of heads may stand anywhere
     return []
 
 
@@ -177,7 +177,7 @@ def _of_all_rows(shape: tuple[int, ...], tokens: int) -> tuple[int, ...]:
 
 
 def _axes(kinds: Sequence[str], layout: str, tokens: int, config: GemmaConfig) -> tuple[int, ...]:
-    """Return the length of each axis, -1 for any number of keys; several records are side by side along the last axis."""
+    """Return the length of each axis, -1 for any number of keys; several records lie side by side in the last one."""
     D, F, V = config.hidden_size, config.intermediate_size, config.vocab_size
     sizes = {"T": tokens, "S": -1, "D": D, "F": F, "V": V, "h": config.head_dim}
     *first, last = layout.split()

@@ -52,7 +52,11 @@ def test_pytorch(model, capsys):
     from tests.support.framework import framework_model
 
     (code,) = blocks("python", "PyTorch")
-    exec(code, {"model": framework_model(model.config, model.weights), "ids": IDS})
+    theirs = framework_model(model.config, model.weights)
+    exec(code, {"model": theirs, "ids": IDS})
+    assert not any(module._forward_hooks for module in theirs.modules())
+    with safe_open("theirs.safetensors", "numpy") as file:
+        assert "model.layers.0.self_attn" in file.keys()  # noqa: SIM118 (it returns a tuple)
     propose_names(capsys)
     names = equal_records(name_map="names.json")
     assert names >= {"embedding", "layers.3.self_attn.v", "layers.0.post_attention_layernorm", "norm", "logits"}
@@ -173,13 +177,23 @@ def imported_by_the_first_block():
     return {"save_file": save_file}
 
 
-def with_real_numbers(program, model, line, template):
-    """Return a program that writes the embedding of the model in place of its example."""
-    record = Reference(model, [IDS]).records()["embedding"]
-    assert program.count(line) == 1
-    assert program.count("[[2, 651]]") == 1
-    shape, data = (", ".join(map(str, values)) for values in (record.shape, record.ravel().tolist()))
-    return program.replace(line, template.format(shape=shape, data=data)).replace("[[2, 651]]", str([IDS]))
+EXAMPLES = {"embedding": [[1, 2, 3], [4, 5, 6]], "layers.0.self_attn.k": [[[7], [8]]]}
+"""What the programs in C++ and Rust write."""
+
+
+def with_real_numbers(program, model, write):
+    """Return a program that writes records of the model in place of its examples; write: how it has an array."""
+    records = Reference(model, [IDS]).records()
+    program = program.replace("[[2, 651]]", str([IDS]))
+    for name, example in EXAMPLES.items():
+        shown = write(np.asarray(example, np.float32))
+        assert program.count(shown) == 1
+        program = program.replace(shown, write(records[name]))
+    return program
+
+
+def listed(values):
+    return ", ".join(map(str, values))
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="g++ not installed")
@@ -187,10 +201,13 @@ def test_cpp(model):
     (program,) = blocks("cpp", "C++")
     compile_and_run(program, "dump.cpp", ["g++", "-std=c++17", "-O2", "-Wall", "-Wextra", "-Werror"])
     check_example()
-    line, template = "{{2, 3}, {1, 2, 3, 4, 5, 6}}", "{{{{{shape}}}, {{{data}}}}}"
-    program = with_real_numbers(program, model, line, template)
+    program = with_real_numbers(
+        program,
+        model,
+        lambda array: f"{{{{{listed(array.shape)}}}, {{{', '.join(f'{x:.9g}' for x in array.ravel())}}}}}",
+    )
     compile_and_run(program, "dump.cpp", ["g++", "-std=c++17", "-Wno-narrowing"])
-    assert equal_records() == {"embedding"}
+    assert equal_records() == EXAMPLES.keys()
 
 
 @pytest.mark.skipif(shutil.which("rustc") is None, reason="rustc not installed")
@@ -198,10 +215,13 @@ def test_rust(model):
     (program,) = blocks("rust", "Rust")
     compile_and_run(program, "dump.rs", ["rustc", "-O", "-D", "warnings"])
     check_example()
-    line = "shape: vec![2, 3], data: vec![1.0, 2.0, 3.0, 4.0, 5.0, 6.0]"
-    program = with_real_numbers(program, model, line, "shape: vec![{shape}], data: vec![{data}]")
+    program = with_real_numbers(
+        program,
+        model,
+        lambda array: f"shape: vec![{listed(array.shape)}], data: vec![{listed(array.ravel().tolist())}]",
+    )
     compile_and_run(program, "dump.rs", ["rustc"])
-    assert equal_records() == {"embedding"}
+    assert equal_records() == EXAMPLES.keys()
 
 
 def compile_and_run(program, file, compiler):
@@ -213,7 +233,8 @@ def compile_and_run(program, file, compiler):
 def check_example():
     with safe_open("theirs.safetensors", "numpy") as file:
         assert file.metadata() == {"passes": "[[2, 651]]"}
-        np.testing.assert_array_equal(file.get_tensor("embedding"), [[1, 2, 3], [4, 5, 6]])
+        for name, example in EXAMPLES.items():
+            np.testing.assert_array_equal(file.get_tensor(name), example)
 
 
 def flax_layer():

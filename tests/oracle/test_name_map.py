@@ -1,5 +1,6 @@
 """Name maps: ours to start from, and what is proposed for the names of other implementations is right or left out."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -216,6 +217,7 @@ def test_records_side_by_side():
         ({"blk__0__rotary_emb": (5, 4)}, "blk.{layer}.rotary_emb", "is not known"),
         ({"blk__0__scores_uncapped": (4, 5, 5)}, "blk.{layer}.scores_uncapped", "is not known"),
         ({"blk__0__attn_v_norm": (2, 5, 4)}, "blk.{layer}.attn_v_norm", "is not known"),
+        ({"blk__0__proj": (5, 12)}, "blk.{layer}.proj", "is not known"),
         ({"attn_q": (5, 16)}, "attn_q", "is not known"),
         ({"blk__0__attn_q": (5, 17)}, "blk.{layer}.attn_q", "has the shape (5, 17), which fits no layout"),
         ({"blk__4__attn_q": (5, 16)}, "blk.{layer}.attn_q", "has layer 4, expected 0 to 3"),
@@ -242,16 +244,32 @@ def test_what_is_left_out(records, name, reason):
         ("pass.0.norm", (5, 12)),
         ("lm_head", ()),
         ("lm_head", (0,)),
-        ("lm_head", (2, 5, 400)),
         ("norm", ()),
         ("", (5, 12)),
         ("\x00\n", (5, 12)),
     ],
 )
-def test_strange_names_and_shapes(name, shape):
-    found = propose_name_map(dump_of({name: np.zeros(shape)}, [IDS]), tiny.config())
+@pytest.mark.parametrize("passes", [None, [IDS]])
+def test_strange_names_and_shapes(name, shape, passes):
+    found = propose_name_map(dump_of({name: np.zeros(shape)}, passes), tiny.config())
     assert found.names == {}
     assert len(found.left_out) == 1
+
+
+def test_logits_of_two_texts():
+    found = propose_name_map(dump_of({"lm_head": np.zeros((2, 5, 400))}, [IDS]), tiny.config())
+    assert "fits no layout" in found.left_out["lm_head"]
+
+
+def test_axes_that_only_look_alike():
+    """With one head it does not matter where its axis is; with as many tokens as channels, all else does."""
+    config = tiny.config("gemma")
+    config = dataclasses.replace(config, hidden_size=5, num_attention_heads=1, num_key_value_heads=1)
+    found = propose_name_map(shapes(layers__0__q=(1, 5, 4), layers__0__attn_norm=(5, 5)), config)
+    assert found.names == {"layers.{layer}.q": "layers.{layer}.self_attn.q"}
+    assert "may be layers.*.input_layernorm" in found.left_out["layers.{layer}.attn_norm"]
+    found = propose_name_map(shapes(layers__0__q=(1, 1, 4)), config)  # one token, too
+    assert found.names == {"layers.{layer}.q": "layers.{layer}.self_attn.q"}
 
 
 def test_the_clearest_name_is_taken():

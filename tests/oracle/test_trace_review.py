@@ -13,6 +13,8 @@ from safetensors.numpy import save_file
 
 from gemma_np import Gemma, GemmaError, load
 from gemma_np.cli import main
+from gemma_np.compression.quantization import Scheme
+from gemma_np.compression.quantize_model import quantize_model
 from gemma_np.config import RELEASED
 from gemma_np.oracle import trace_review
 from gemma_np.oracle.comparison import compare
@@ -106,7 +108,8 @@ def test_proposals_show_what_they_promise(name, tmp_path, monkeypatch):
     assert len(review.proposals) == 2
     before = review.blind_spots["float32"].keys()
     for proposal in review.proposals:
-        words = ["trace", "--model", name, *shlex.split(proposal.options), "--force", "-o", "ref.safetensors"]
+        before_them = ["trace", "--model", name, "--filter", "logits", "--force", "-o", "ref.safetensors"]
+        words = [*before_them, *shlex.split(proposal.options)]
         assert main(words) == 0
         with safe_open("ref.safetensors", "numpy") as file:
             metadata = file.metadata()
@@ -133,6 +136,18 @@ def test_a_proposal_shows_something_new():
     for proposal in review.proposals:
         assert seen - proposal.blind_spots["bfloat16"].keys()
         seen &= proposal.blind_spots["bfloat16"].keys()
+    twice = [("--decode 4", model, plan_passes(model, [2, 5, 9], decode=4))] * 2
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trace_review, "_candidates", lambda *_: iter(twice))
+        assert len(review_trace(model, [[2]]).proposals) == 1
+
+
+def test_quantized_models():
+    """The reference has the weights that they stand for."""
+    model = tiny.gemma(hidden_size=16)
+    model = dataclasses.replace(model, weights=dict(quantize_model(model, Scheme("int8"), "round")))
+    ids = [[2, 5, 9, 40]]
+    assert hidden(model, ids) == hidden(model.dequantized(), ids)
 
 
 def test_a_longer_text_is_proposed_where_it_fits():
@@ -174,7 +189,9 @@ def test_the_command_reviews_what_is_quick(tmp_path, monkeypatch, capsys):
     tiny.gemma().save(tmp_path / "model")
     words = ["trace", "--model", str(tmp_path / "model"), "--ids", "2,5-8", "-o", str(tmp_path / "a.safetensors")]
     assert main(words) == 0
-    assert "This trace cannot show these known mistakes:\n" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert "records of 5 tokens" in err
+    assert "This trace cannot show these known mistakes:\n" in err
     monkeypatch.setattr(trace_review, "_QUICK", 0)
     assert main([*words, "--force"]) == 0
     err = capsys.readouterr().err
