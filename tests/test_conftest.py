@@ -43,5 +43,5 @@ def test_requiring_something_unknown_is_an_error(suite):
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines(
         "*--require: frame, expected some of mpi, plot, framework, evaluation, jax, notebooks, browser, docs, llama, "
-        "real*"
+        "engine, real*"
     )

@@ -18,12 +18,13 @@ from gemma_np.oracle.comparison import describe_comparison
 from gemma_np.oracle.diagnosis import describe_diagnosis
 from gemma_np.oracle.dump import read_dump
 from gemma_np.oracle.files import compare_files, diagnose_file, plan_passes
-from gemma_np.oracle.judge import DEFECT, PRECISIONS, describe_judgement, summary, usual_precision
+from gemma_np.oracle.judge import DEFECT, describe_all, describe_judgement, usual_precision
 from gemma_np.oracle.judge import judge as judge_answers
 from gemma_np.oracle.judge_tokens import judge_tokens
 from gemma_np.oracle.name_map import every_name, name_map_json, propose_name_map
 from gemma_np.oracle.noise import SAFETY_FACTOR
 from gemma_np.oracle.plots import plot_comparison
+from gemma_np.oracle.reading import PRECISIONS
 from gemma_np.oracle.server import PROMPTS, ask
 from gemma_np.oracle.trace import write_trace
 from gemma_np.oracle.trace_review import describe_review, is_quick, review_trace
@@ -216,7 +217,7 @@ def judge(options: argparse.Namespace) -> int:
     if options.tokens:
         return _judge_tokens(options)
     precision = options.precision or usual_precision(options.model)
-    model = load(options.model, "auto" if precision == "int8" else "float64")
+    model = load(options.model, "float32" if precision == "int8" else "float64")
     tokenizer = model.require_tokenizer()
     if options.url:
         answers = ask(options.url, options.prompt or PROMPTS, options.max_new_tokens, tokenizer)
@@ -226,7 +227,7 @@ def judge(options: argparse.Namespace) -> int:
     for judgement in judge_answers(model, answers, precision):
         judgements.append(judgement)
         print("\n".join(describe_judgement(judgement, tokenizer, model.config.sliding_window)))
-    print(summary(judgements))
+    print("\n".join(describe_all(judgements, model.config.sliding_window)))
     return int(any(judgement.verdict == DEFECT for judgement in judgements))
 
 

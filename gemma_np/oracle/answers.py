@@ -5,11 +5,11 @@ A line has the prompt, as text or ids, and what the engine wrote greedily, with 
     {"prompt": "To be", "ids": [262, 1], "top_logprobs": [{"262": -0.1, "7": -2.5}, {"1": -0.3}]}
     {"prompt": [2, 64], "text": " or not"}
     {"prompt": "To be", "choices": [{"text": " or", "logprobs": {"tokens": [" or"], "top_logprobs": [{" or": -0.1}]}}]}
-    {"prompt": "To be", "choices": [{"text": " or", "logprobs": {"content": [STEP, STEP]}}]}
-    {"prompt": "To be", "completion_probabilities": [STEP, STEP]}
+    {"prompt": "To be", "choices": [{"text": " or", "logprobs": {"content": [{...}, {...}]}}]}
+    {"prompt": "To be", "completion_probabilities": [{...}, {...}]}
 
-A STEP is {"id": 262, "token": " or", "top_logprobs": [{"id": 262, "token": " or", "logprob": -0.1}]}. The third is the
-OpenAI completions API, as of vLLM; the other two are llama.cpp's, for `/v1/completions` and for `/completion`.
+The third is the OpenAI completions API, as of vLLM; the last two are llama.cpp's, for `/v1/completions` and for
+`/completion`. In these, a token is {"id": 262, "token": " or", "top_logprobs": [{"id": 262, "logprob": -0.1}]}.
 """
 
 import re

@@ -47,7 +47,7 @@ def _answer(url: str, model: str, prompt: str, max_tokens: int, tokenizer: Token
     asked["return_tokens_as_token_ids"] = True  # for vLLM; the text of a token may be that of two
     reply = _request(f"{url}/v1/completions", _REPLY, asked)
     ids = _ids_of(url, model, prompt)
-    answer = answer_of(ids or prompt, reply, f"{url}: {prompt!r}", tokenizer)
+    answer = answer_of(ids or prompt, reply, f"{url}: {quoted(prompt)}", tokenizer)
     if ids:
         return answer._replace(wrong_prompt=difference_of_text(ids, prompt, tokenizer))
     count = (reply.get("usage") or {}).get("prompt_tokens")
