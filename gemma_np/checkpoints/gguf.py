@@ -49,13 +49,16 @@ _NAMES = {
     "attn_q_norm": "self_attn.q_norm",
     "attn_k_norm": "self_attn.k_norm",
     "attn_output": "self_attn.o_proj",
-    "post_attention_norm": "post_attention_layernorm",
-    "ffn_norm": "pre_feedforward_layernorm",
     "ffn_gate": "mlp.gate_proj",
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
+}
+_NORMS = {
+    "post_attention_norm": "post_attention_layernorm",
+    "ffn_norm": "pre_feedforward_layernorm",
     "post_ffw_norm": "post_feedforward_layernorm",
 }
+_NORMS_OF_GEMMA_1 = {"ffn_norm": "post_attention_layernorm"}
 
 
 def load_gguf(path: Path, dtype: str = "auto") -> tuple[GemmaConfig, dict[str, Weight], bytes]:
@@ -94,12 +97,11 @@ def weight_name(name: str, config: GemmaConfig) -> str:
 
     An unknown name is returned unchanged; `load_weights` then reports it as extra.
     """
+    names = _names(config)
     match = re.fullmatch(r"(?:blk\.(\d+)\.)?(\w+)\.weight", name)
-    if not match or match[2] not in _NAMES:
+    if not match or match[2] not in names:
         return name
-    published = _NAMES[match[2]]
-    if match[2] == "ffn_norm" and not config.has_post_norms:
-        published = "post_attention_layernorm"
+    published = names[match[2]]
     return f"model.layers.{match[1]}.{published}.weight" if match[1] else f"{published}.weight"
 
 
@@ -107,8 +109,12 @@ def gguf_name(name: str, config: GemmaConfig) -> str:
     """Return the GGUF name of a published name: the inverse of `weight_name`."""
     layer = re.match(r"model\.layers\.(\d+)\.", name)
     prefix = f"blk.{layer[1]}." if layer else ""
-    candidates = (f"{prefix}{short}.weight" for short in _NAMES)
+    candidates = (f"{prefix}{short}.weight" for short in _names(config))
     return next(candidate for candidate in candidates if weight_name(candidate, config) == name)
+
+
+def _names(config: GemmaConfig) -> dict[str, str]:
+    return _NAMES | (_NORMS if config.has_post_norms else _NORMS_OF_GEMMA_1)
 
 
 def config_from_metadata(metadata: dict[str, Any]) -> GemmaConfig:

@@ -21,6 +21,9 @@ MODEL_HELP = "a checkpoint folder, a .gguf file, a hub id such as google/gemma-2
 TEXT_HELP = "a text file, or a folder of .txt files; one file is one document"
 
 
+_LONGEST_RANGE = 2**20  # of token ids; more than any vocabulary has
+
+
 Command = Callable[..., argparse.ArgumentParser]
 """command(run, *examples) registers `run`, a function of the parsed arguments, as a command with its name and
 docstring, and returns the parser of the command."""
@@ -96,8 +99,19 @@ def read_calibration(options: argparse.Namespace, model: Gemma) -> np.ndarray:
 
 
 def read_ids(text: str) -> list[int]:
-    """Return the token ids of a comma-separated list. Raises GemmaError when it is not one."""
+    """Return the token ids of a comma-separated list, in which 3-6 stands for 3,4,5,6. Raises GemmaError when it is not
+    one."""
     try:
-        return [int(number) for number in text.split(",")]
+        return [id for part in text.split(",") for id in _ids(part)]
     except ValueError:
         raise GemmaError(f"--ids: {text!r}, expected whole numbers separated by commas") from None
+
+
+def _ids(part: str) -> Sequence[int]:
+    first, dash, last = part.partition("-")
+    if not first or not dash:
+        return [int(part)]
+    ids = range(int(first), int(last) + 1)
+    if not ids or ids[-1] - ids[0] > _LONGEST_RANGE:
+        raise ValueError
+    return ids

@@ -7,24 +7,27 @@ import argparse
 import json
 import sys
 
-from gemma_np.cli.arguments import Command, add_model, read_ids
+from gemma_np.cli.arguments import Command, add_model, read_ids, refuse_without
 from gemma_np.cli.options import add_number
 from gemma_np.cli.outputs import add_force, add_output_file
-from gemma_np.errors import GemmaError
-from gemma_np.gemma import Gemma, load
+from gemma_np.errors import GemmaError, quoted
+from gemma_np.gemma import Gemma, load, resolve_config
 from gemma_np.model.records import RECORDS
 from gemma_np.oracle.answers import read_answers
 from gemma_np.oracle.comparison import describe_comparison
 from gemma_np.oracle.diagnosis import describe_diagnosis
-from gemma_np.oracle.dump import has_gradients
+from gemma_np.oracle.dump import has_gradients, read_dump
 from gemma_np.oracle.files import compare_files, diagnose_file, plan_passes
-from gemma_np.oracle.judge import DEFECT, PRECISIONS, describe_judgement, summary
+from gemma_np.oracle.judge import DEFECT, describe_all, describe_judgement, usual_precision
 from gemma_np.oracle.judge import judge as judge_answers
 from gemma_np.oracle.judge_tokens import judge_tokens
+from gemma_np.oracle.name_map import every_name, name_map_json, propose_name_map
 from gemma_np.oracle.noise import SAFETY_FACTOR
 from gemma_np.oracle.plots import plot_comparison
+from gemma_np.oracle.reading import PRECISIONS
 from gemma_np.oracle.server import PROMPTS, ask
 from gemma_np.oracle.trace import write_trace
+from gemma_np.oracle.trace_review import describe_review, is_quick, review_trace
 
 
 def add_commands(command: Command) -> None:
@@ -37,7 +40,7 @@ def add_commands(command: Command) -> None:
     )
     add_model(parser)
     parser.add_argument("--prompt", metavar="TEXT", action="append", help="the text to read")
-    _add_ids(parser, "the token ids to read, instead of a text")
+    _add_ids(parser, "the token ids to read, instead of a text; 3-6 stands for 3,4,5,6")
     _add_gradients(parser, "write the loss and all gradients of a training step on one or more texts")
     add_number(parser, "--chunk", "read N tokens in each pass; default: all in one")
     add_number(parser, "--decode", "then decode N tokens, one in each pass", 0)
@@ -48,9 +51,18 @@ def add_commands(command: Command) -> None:
         help="dtype of the weights (auto: quantized ones stay quantized, others are float32)",
     )
     parser.add_argument("--filter", metavar="PATTERN", default="*", help="records to write, such as 'layers.0.*' (all)")
+    meaning = "say which known mistakes the trace cannot show, also if that takes longer than a few seconds"
+    parser.add_argument("--blind-spots", action="store_true", help=meaning)
     add_output_file(parser, "the safetensors file to write")
 
-    command(records, "gemma-np records")
+    parser = command(
+        records,
+        "gemma-np records",
+        "gemma-np records --names --model google/gemma-2-2b --dump theirs.safetensors > names.json",
+    )
+    add_model(parser)
+    parser.add_argument("--names", action="store_true", help="print a name map of the model's records, to start from")
+    parser.add_argument("--dump", metavar="THEIRS", help="propose one for the names and shapes in this file")
 
     parser = command(
         compare,
@@ -78,8 +90,8 @@ def add_commands(command: Command) -> None:
 
     parser = command(
         judge,
-        "gemma-np judge --model ./gemma-3-270m.gguf --precision q8_0 answers.jsonl",
-        "gemma-np judge --model google/gemma-2-2b --precision bf16 --url http://localhost:8080",
+        "gemma-np judge --model ./gemma-3-270m.gguf --url http://localhost:8080",
+        "gemma-np judge --model google/gemma-2-2b --precision bf16 answers.jsonl",
         "gemma-np judge --model google/gemma-2-2b --tokens ids.jsonl",
     )
     parser.add_argument("answers", metavar="ANSWERS", nargs="?", help="JSON lines with an engine's greedy answers")
@@ -91,7 +103,9 @@ def add_commands(command: Command) -> None:
     parser.add_argument("--prompt", metavar="TEXT", action="append", help="what to ask it (repeatable)")
     add_number(parser, "--max-new-tokens", "tokens of each answer of a server", 64)
     parser.add_argument(
-        "--precision", choices=PRECISIONS, default="f32", help="what the engine rounds to (f32); q: int8 activations"
+        "--precision",
+        choices=PRECISIONS,
+        help="what the engine rounds activations to (default: as the model is stored)",
     )
 
     parser = command(
@@ -131,6 +145,8 @@ def trace(options: argparse.Namespace) -> None:
     """Write every intermediate of a run to a safetensors file."""
     if (options.prompt is None) == (options.ids is None):
         raise GemmaError("expected --prompt TEXT or --ids 2,651,...")
+    if options.gradients and options.blind_spots:
+        raise GemmaError("--blind-spots: given with --gradients, expected one of them")
     model = load(options.model, options.dtype)
     if options.gradients:
         return _trace_gradients(model, options)
@@ -138,6 +154,11 @@ def trace(options: argparse.Namespace) -> None:
     passes = plan_passes(model, prompt, chunk=options.chunk, decode=options.decode)
     count = write_trace(model, passes, options.output, pattern=options.filter, source=str(options.model))
     print(f"{count} records of {sum(map(len, passes))} tokens in {options.output}", file=sys.stderr)
+    if options.blind_spots or is_quick(model.config, passes):
+        review = review_trace(model, passes, pattern=options.filter)
+        print("\n".join(describe_review(review)), file=sys.stderr)
+    else:
+        print("--blind-spots says which known mistakes it cannot show, in 40 to 160 forward passes", file=sys.stderr)
 
 
 def _trace_gradients(model: Gemma, options: argparse.Namespace) -> None:
@@ -155,7 +176,23 @@ def _trace_gradients(model: Gemma, options: argparse.Namespace) -> None:
 
 
 def records(options: argparse.Namespace) -> None:
-    """List the records of a trace: name, shape and meaning."""
+    """List the records of a trace: name, shape and meaning; or print a name map."""
+    if not options.names:
+        refuse_without("--names", options, "dump")
+        return _list_records()
+    config = resolve_config(options.model)
+    if options.dump is None:
+        print(name_map_json(every_name(config)))
+        return
+    found = propose_name_map(read_dump(options.dump), config)
+    print(name_map_json(found.names))
+    for name, reason in found.left_out.items():
+        print(f"left out: {quoted(name)} {reason}", file=sys.stderr)
+    if found.missing:
+        print(f"not in {options.dump}: {', '.join(found.missing)}", file=sys.stderr)
+
+
+def _list_records() -> None:
     for row in RECORDS:
         note = f" (only with {row.needs})" if row.needs else ""
         print(f"{row.name:40}{row.letters:10}{row.meaning}{note}")
@@ -182,17 +219,18 @@ def judge(options: argparse.Namespace) -> int:
         raise GemmaError("expected one of ANSWERS, --url and --tokens")
     if options.tokens:
         return _judge_tokens(options)
-    model = load(options.model, "float64" if options.precision in ("f32", "bf16", "f16") else "auto")
+    precision = options.precision or usual_precision(options.model)
+    model = load(options.model, "float32" if precision == "int8" else "float64")
     tokenizer = model.require_tokenizer()
     if options.url:
         answers = ask(options.url, options.prompt or PROMPTS, options.max_new_tokens, tokenizer)
     else:
         answers = read_answers(options.answers, tokenizer)
     judgements = []
-    for judgement in judge_answers(model, answers, options.precision):
+    for judgement in judge_answers(model, answers, precision):
         judgements.append(judgement)
-        print("\n".join(describe_judgement(judgement, lambda id: tokenizer.decode([id]), model.config.sliding_window)))
-    print(summary(judgements))
+        print("\n".join(describe_judgement(judgement, tokenizer, model.config.sliding_window)))
+    print("\n".join(describe_all(judgements, model.config.sliding_window)))
     return int(any(judgement.verdict == DEFECT for judgement in judgements))
 
 

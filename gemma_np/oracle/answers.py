@@ -5,12 +5,14 @@ A line has the prompt, as text or ids, and what the engine wrote greedily, with 
     {"prompt": "To be", "ids": [262, 1], "top_logprobs": [{"262": -0.1, "7": -2.5}, {"1": -0.3}]}
     {"prompt": [2, 64], "text": " or not"}
     {"prompt": "To be", "choices": [{"text": " or", "logprobs": {"tokens": [" or"], "top_logprobs": [{" or": -0.1}]}}]}
-    {"prompt": "To be", "completion_probabilities": [{"id": 262, "top_logprobs": [{"id": 262, "logprob": -0.1}]}]}
+    {"prompt": "To be", "choices": [{"text": " or", "logprobs": {"content": [{...}, {...}]}}]}
+    {"prompt": "To be", "completion_probabilities": [{...}, {...}]}
 
-The third is the OpenAI completions API, also of vLLM, Ollama and llama-cpp-python; the fourth is that of llama.cpp's
-server.
+The third is the OpenAI completions API, as of vLLM; the last two are llama.cpp's, for `/v1/completions` and for
+`/completion`. In these, a token is {"id": 262, "token": " or", "top_logprobs": [{"id": 262, "logprob": -0.1}]}.
 """
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,24 +21,38 @@ from gemma_np.errors import GemmaError, quoted
 from gemma_np.json_input import NUMBER, TEXT, Schema, list_of, object_of, optional, read_json_lines, whole_number
 from gemma_np.text.tokenizer import Tokenizer
 
-_IDS = list_of(whole_number(0))
-_PROMPT = Schema("text or a list of ids", lambda value: isinstance(value, str | list) and bool(value))
-_TOP = list_of(optional(object_of({}, others=optional(NUMBER))))
-_CHOICE = object_of(
-    {"text": TEXT, "logprobs": optional(object_of({"tokens": list_of(TEXT), "top_logprobs": optional(_TOP)}))}
+_ID = whole_number(0)
+_PROMPT = Schema("text or a list of ids", lambda value: isinstance(value, str | list) and bool(value), others=_ID)
+_BY_TEXT = list_of(optional(object_of({}, others=optional(NUMBER))))
+_BY_ID = list_of(
+    optional(
+        Schema(
+            "an object whose names are ids",
+            lambda value: isinstance(value, dict) and all(re.fullmatch("[0-9]{1,9}", name) for name in value),
+            others=optional(NUMBER),
+        )
+    )
 )
-_WITH_ID = object_of({"id": whole_number(0), "logprob": NUMBER})
-_STEP = object_of({"id": whole_number(0), "top_logprobs": optional(list_of(_WITH_ID))})
-_LINE = object_of(
+_TOKEN = {"id": optional(_ID), "token": optional(TEXT)}
+_STEPS = list_of(object_of({**_TOKEN, "top_logprobs": optional(list_of(object_of({**_TOKEN, "logprob": NUMBER})))}))
+_LOGPROBS = object_of(
+    {"content": optional(_STEPS), "tokens": optional(list_of(TEXT)), "top_logprobs": optional(_BY_TEXT)}
+)
+ANSWER = object_of(
     {
-        "prompt": _PROMPT,
-        "ids": optional(_IDS),
+        "ids": optional(list_of(_ID)),
+        "top_logprobs": optional(_BY_ID),
         "text": optional(TEXT),
-        "top_logprobs": optional(_TOP),
-        "choices": optional(list_of(_CHOICE)),
-        "completion_probabilities": optional(list_of(_STEP)),
+        "choices": optional(list_of(object_of({"text": TEXT, "logprobs": optional(_LOGPROBS)}))),
+        "completion_probabilities": optional(_STEPS),
     }
 )
+"""What a line has besides the prompt, and what a server returns."""
+
+_LINE = object_of({"prompt": _PROMPT, **ANSWER.fields})
+_LOG_OF_ZERO = -100.0  # servers write -1e38 or -9999 for the logarithm of a probability that float32 rounds to 0
+
+_Token = int | str  # what an engine calls a token: its id, or its text
 
 TopLogProbs = list[dict[int, float]]
 """For each token: id -> log-probability, in nats."""
@@ -47,8 +63,9 @@ class Answer(NamedTuple):
 
     source: str  # file and line
     prompt: list[int]
-    ids: list[int]  # what the engine wrote
+    ids: list[int]  # what the engine wrote; none when it is not known what it read
     top: TopLogProbs  # as many as ids; empty when the engine gave none
+    wrong_prompt: str = ""  # what is wrong with the ids that the engine reads for the text of the prompt
 
 
 def read_answers(path: str | Path, tokenizer: Tokenizer) -> list[Answer]:
@@ -57,58 +74,68 @@ def read_answers(path: str | Path, tokenizer: Tokenizer) -> list[Answer]:
     Raises GemmaError, with the line, for one that is not valid, and for a file without answers.
     """
     lines = read_json_lines(Path(path), _LINE, "a file with one answer per line, as JSON")
-    answers = [answer_of(line, source, tokenizer) for source, line in lines]
+    answers = [answer_of(line["prompt"], line, source, tokenizer) for source, line in lines]
     if not answers:
         raise GemmaError(f"{path}: no answers, expected one per line, as JSON")
     return answers
 
 
-def answer_of(line: Mapping[str, Any], source: str, tokenizer: Tokenizer) -> Answer:
-    """Return the answer in one JSON object. Raises GemmaError when it is none."""
-    prompt = line["prompt"] if isinstance(line["prompt"], list) else tokenizer.encode(line["prompt"])
-    if steps := line.get("completion_probabilities"):
-        ids = [step["id"] for step in steps]
-        top = [{one["id"]: one["logprob"] for one in step.get("top_logprobs") or ()} for step in steps]
-    elif choices := line.get("choices"):
-        ids, top = _of_choice(choices[0], prompt, source, tokenizer)
-    elif line.get("ids"):
-        ids, top = line["ids"], [_by_id(one, source, tokenizer) for one in line.get("top_logprobs") or ()]
-    elif line.get("text"):
-        ids, top = _continuation(prompt, line["text"], tokenizer), []
+def answer_of(prompt: str | list[int], value: Mapping[str, Any], source: str, tokenizer: Tokenizer) -> Answer:
+    """Return the answer in a JSON object of the schema `ANSWER`. Raises GemmaError when it has none."""
+    if isinstance(prompt, str):
+        prompt = tokenizer.encode(prompt)
+    choice = value["choices"][0] if value.get("choices") else {"text": value.get("text")}
+    tokens, tops = _tokens_of(value, choice.get("logprobs") or {})
+    if tokens:
+        ids = [_id_of(token, source, tokenizer) for token in tokens]
+    elif text := choice.get("text"):
+        ids = _continuation(prompt, text, tokenizer)
+    elif text == "":
+        raise GemmaError(f"{source}: text: empty, expected what the engine wrote; ask for ids, or leave the line out")
     else:
         raise GemmaError(f"{source}: no answer, expected ids, text, choices or completion_probabilities")
-    if len(top) not in (0, len(ids)):
-        raise GemmaError(f"{source}: top_logprobs: {len(top)}, expected one for each of {len(ids)} tokens")
+    if len(tops) not in (0, len(ids)):
+        raise GemmaError(f"{source}: top_logprobs: {len(tops)}, expected one for each of {len(ids)} tokens")
+    top = [
+        {_id_of(token, source, tokenizer): logprob for token, logprob in one.items() if logprob > _LOG_OF_ZERO}
+        for one in tops
+    ]
     for token in [*prompt, *ids, *(token for one in top for token in one)]:
         if token >= len(tokenizer):
             raise GemmaError(f"{source}: id {token}, expected 0 to {len(tokenizer) - 1}")
     return Answer(source, prompt, ids, top if any(top) else [])
 
 
-def _of_choice(
-    choice: Mapping[str, Any], prompt: list[int], source: str, tokenizer: Tokenizer
-) -> tuple[list[int], TopLogProbs]:
-    logprobs = choice.get("logprobs")
-    if not logprobs:
-        return _continuation(prompt, choice["text"], tokenizer), []
-    ids = [_id_of(piece, source, tokenizer) for piece in logprobs["tokens"]]
-    return ids, [_by_id(one, source, tokenizer) for one in logprobs.get("top_logprobs") or ()]
+def _tokens_of(value: Mapping[str, Any], logprobs: Mapping[str, Any]) -> tuple[list[_Token], list[dict[_Token, float]]]:
+    """Return the tokens, and the log-probabilities at each of them, by whatever the engine calls a token."""
+    if steps := logprobs.get("content") or value.get("completion_probabilities"):
+        tops = [{_token_of(one): one["logprob"] for one in step.get("top_logprobs") or ()} for step in steps]
+        return [_token_of(step) for step in steps], tops
+    if ids := value.get("ids"):
+        return ids, [{int(id): logprob for id, logprob in one} for one in _pairs(value)]
+    return logprobs.get("tokens") or [], [dict(one) for one in _pairs(logprobs)]
 
 
-def _by_id(logprobs: Mapping[str, float | None] | None, source: str, tokenizer: Tokenizer) -> dict[int, float]:
-    return {_id_of(name, source, tokenizer): value for name, value in (logprobs or {}).items() if value is not None}
+def _pairs(value: Mapping[str, Any]) -> list[list[tuple[str, float]]]:
+    tops = value.get("top_logprobs") or ()
+    return [[pair for pair in (one or {}).items() if pair[1] is not None] for one in tops]
 
 
-def _id_of(name: str, source: str, tokenizer: Tokenizer) -> int:
-    """Return the id that a server calls by a number, as token_id:N, or by its text."""
-    number = name.removeprefix("token_id:")
-    if number.isdecimal() and (number != name or name not in tokenizer):
-        return int(number)
-    as_byte = f"<0x{ord(name):02X}>" if len(name) == 1 and name.isascii() else name
-    for piece in (name.replace(" ", "\u2581"), name, as_byte):
+def _token_of(step: Mapping[str, Any]) -> _Token:
+    return step["id"] if step.get("id") is not None else step.get("token") or ""
+
+
+def _id_of(token: _Token, source: str, tokenizer: Tokenizer) -> int:
+    """Return the id of what an engine calls by its id, as token_id:N or by its text."""
+    if isinstance(token, int):
+        return token
+    if match := re.fullmatch("token_id:([0-9]{1,9})", token):
+        return int(match[1])
+    as_byte = f"<0x{ord(token):02X}>" if len(token) == 1 and token.isascii() else token
+    for piece in (token.replace(" ", "\u2581"), token, as_byte):
         if piece in tokenizer:
             return tokenizer.id(piece)
-    raise GemmaError(f"{source}: {quoted(name)}: no token of the vocabulary; ask the engine for ids")
+    raise GemmaError(f"{source}: {quoted(token)}: no token of the vocabulary; ask the engine for ids")
 
 
 def _continuation(prompt: list[int], text: str, tokenizer: Tokenizer) -> list[int]:

@@ -120,8 +120,8 @@ def _write_kit(folder: Path) -> None:
     for part in ("models", "expected", "operations", "tokenizer"):
         (folder / part).mkdir()
     cases = []
-    for seed, (name, config) in enumerate(CONFIGS.items()):
-        model = Gemma(config, random_weights(config, seed), None)
+    for name in CONFIGS:
+        model = kit_model(name)
         model.save(folder / "models" / name)
         rounded = merge([model], "bfloat16")
         rounded.save(folder / "models" / f"{name}-bf16")
@@ -135,6 +135,11 @@ def _write_kit(folder: Path) -> None:
     listed = {"version": VERSION, "cases": cases, "operations": _write_operations(folder / "operations")}
     (folder / "expected.json").write_text(json.dumps(listed, indent=1) + "\n")
     _write_tokenizer(folder / "tokenizer", tokenizer)
+
+
+def kit_model(name: str) -> Gemma:
+    """Return the model of this name in `CONFIGS`, in float32, as every kit has it."""
+    return Gemma(CONFIGS[name], random_weights(CONFIGS[name], list(CONFIGS).index(name)), None)
 
 
 def random_weights(config: GemmaConfig, seed: int) -> dict[str, np.ndarray]:

@@ -1,6 +1,6 @@
 """Groups of alternatives that are planted together: those of one known mistake, and those of which the same is said."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from gemma_np.oracle.alternatives import Alternative, Family, candidates, likely_members
 from gemma_np.oracle.isolation import IsolatedRun, Plan
@@ -56,13 +56,33 @@ def known_plans(reference: Reference, run: IsolatedRun) -> dict[str, Plan]:
     run: of the reference, on no records.
     """
     plans: dict[str, dict[str, Alternative]] = {}
+    for operation, _, single in _likely_alternatives(reference, run):
+        if single.known:
+            plans.setdefault(single.known, {})[operation.name] = single
+    return {known: plans[known] for known in plans if " " not in known}
+
+
+def number_plans(reference: Reference, run: IsolatedRun) -> dict[str, Plan]:
+    """Return the plan of each number that is mistaken for the right one, and of each wrong mask, by what it says, for
+    all records of which the same can be said.
+
+    run: of the reference, on no records.
+    """
+    plans: dict[str, dict[str, Alternative]] = {}
+    for operation, member, single in _likely_alternatives(reference, run):
+        if not member.rare and (isinstance(member, Family) or operation.part == "self_attn.probs"):
+            plans.setdefault(single.says, {})[operation.name] = single
+    return dict(plans)
+
+
+def _likely_alternatives(
+    reference: Reference, run: IsolatedRun
+) -> Iterator[tuple[Operation, Alternative | Family, Alternative]]:
     for name in reference.names:
         operation = Operation(name, reference, run.inputs, run.computed[name])
         for member in candidates(operation):
             for single in likely_members(member, operation):
-                if single.known:
-                    plans.setdefault(single.known, {})[name] = single
-    return {known: plans[known] for known in plans if " " not in known}
+                yield operation, member, single
 
 
 def suspects_of(reference: Reference, theirs: Records, before: Mapping[str, float]) -> list[str]:

@@ -3,56 +3,33 @@
 A greedy engine takes the token with the largest logit. Where the reference would take another one, its margin tells
 what happened: below what rounding in the engine can do, the two were as good as equal; above it, the engine computes
 something else. Since the reference reads what the engine wrote, one difference does not make all later ones.
-
-What rounding can do is measured at each position: the reference runs again with its activations rounded as the engine's
-are, and the change of its logits is the noise. The weights are those of the reference; for a quantized engine it loads
-the engine's own file.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from gemma_np.errors import GemmaError
-from gemma_np.gemma import Gemma
-from gemma_np.model.log_probs import log_softmax
+from gemma_np.gemma import Gemma, load
 from gemma_np.oracle.answers import Answer
-from gemma_np.oracle.groups import known_plans
+from gemma_np.oracle.diagnosis import places
+from gemma_np.oracle.groups import known_plans, number_plans
 from gemma_np.oracle.isolation import isolated_run
-from gemma_np.oracle.noise import rounding_tape
-from gemma_np.oracle.trace import Reference
-from gemma_np.scope import Tape
+from gemma_np.oracle.mistakes import CATALOGUE
+from gemma_np.oracle.reading import PRECISIONS, Differences, Reading, Step
+from gemma_np.text.tokenizer import Tokenizer
+from gemma_np.weights.formats import Blocks, Float16
 
 IDENTICAL, TIE_BREAK, DEFECT = "IDENTICAL", "TIE-BREAK", "DEFECT"
 
-_DTYPES = {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}
-PRECISIONS = (*_DTYPES, "q8_0", "q4_0")
-"""What the engine rounds its activations to; with quantized weights it is int8, in blocks of 32 channels."""
-
-_ENTITLED = 6.0
-"""The largest error that passes, in units of the measured noise."""
-
-_TRIALS = 4
-_CANDIDATES = 64
-_BLOCK = 32
-_READ_BY_PROJECTIONS = ("input_layernorm", "context", "pre_feedforward_layernorm", "hidden", "norm")
-_IN_CACHE = ("k_rope", ".v")
-
-
-class Step(NamedTuple):
-    """A place where the engine differs from the reference."""
-
-    position: int  # of the token that it chose, in prompt and answer together
-    found: int  # the engine's token
-    expected: int  # the reference's
-    margin: float  # by how much the reference's logit is larger; for log-probabilities, the largest difference, in nats
-    entitled: float  # the largest that rounding explains
-
-    @property
-    def is_defect(self) -> bool:
-        """Return whether rounding does not explain it."""
-        return self.margin > self.entitled
+_MOST_CAUSES = 3
+_CLEARLY = 2.0  # by which factor a cause must reduce the excess
+_WELL = 20.0  # by which factor it reduces a large one: the noise of an engine with a mistake is not quite that measured
+_INSTEAD = {mistake.id: f"{mistake.instead} (known as {mistake.id})" for mistake in CATALOGUE}
 
 
 class Judgement(NamedTuple):
@@ -60,135 +37,150 @@ class Judgement(NamedTuple):
 
     answer: Answer
     verdict: str  # IDENTICAL, TIE_BREAK or DEFECT
-    choices: list[Step]  # where the engine chose another token
-    log_probs: list[Step]  # where its log-probabilities are not those of the reference, by more than rounding explains
-    causes: tuple[str, ...] = ()  # the known mistakes that explain its log-probabilities
+    differences: Differences
+    causes: tuple[str, ...] = ()  # what explains them: ids of the catalogue, or words
+    as_precise_as: str = ""  # the finest precision whose rounding explains them
 
 
-def judge(model: Gemma, answers: Sequence[Answer], precision: str = "f32") -> Iterator[Judgement]:
-    """Yield a judgement for each answer; precision: one of `PRECISIONS`. Raises GemmaError for another one."""
+def usual_precision(model: str | Path) -> str:
+    """Return the precision in which engines usually run a model, from how its weights are stored.
+
+    Of a `.gguf` file the engine is llama.cpp, which keeps keys and values in float16 even beside float32 weights.
+
+    Raises GemmaError when the model cannot be loaded.
+    """
+    weights = load(model, "stored").weights.values()
+    kinds = {type(weight) for weight in weights if not isinstance(weight, np.ndarray)}
+    if not kinds:
+        return "f16" if Path(model).suffix == ".gguf" else "f32"
+    return "int8" if Blocks in kinds else "f16" if kinds == {Float16} else "bf16"
+
+
+def judge(model: Gemma, answers: Iterable[Answer], precision: str = "f32") -> Iterator[Judgement]:
+    """Yield a judgement for each answer; precision: one of `PRECISIONS`. Raises GemmaError for another one.
+
+    An engine is taken to have one mistake: what explains its first defect is tried for the others.
+    """
     if precision not in PRECISIONS:
         raise GemmaError(f"precision: {precision!r}, expected one of {', '.join(PRECISIONS)}")
+    suspects: Sequence[str] | None = None
     for answer in answers:
-        reference = Reference(model, [[*answer.prompt, *answer.ids[:-1]]])
-        rows = slice(len(answer.prompt) - 1, None)
-        right = _logits(reference)[rows]
-        rounded = [_logits(reference, tape)[rows] for tape in _tapes(precision)]
-        choices = _other_choices(answer, right, rounded)
-        log_probs = _other_log_probs(answer, right, rounded)
-        is_defect = bool(log_probs) or any(step.is_defect for step in choices)
-        verdict = DEFECT if is_defect else TIE_BREAK if choices else IDENTICAL
-        causes = _causes(reference, answer, rows, rounded) if is_defect and answer.top else ()
-        yield Judgement(answer, verdict, choices, log_probs, causes)
+        if not answer.ids:
+            yield Judgement(answer, DEFECT, Differences([], []))
+            continue
+        reading = Reading(model, answer, precision)
+        differences = reading.differences()
+        if differences.excess <= 1:
+            verdict = DEFECT if answer.wrong_prompt else TIE_BREAK if differences.choices else IDENTICAL
+            yield Judgement(answer, verdict, differences)
+            continue
+        causes = _causes(reading, differences.excess, suspects)
+        suspects = causes if suspects is None else suspects
+        yield Judgement(answer, DEFECT, differences, causes, _sufficient_precision(reading))
 
 
-def _logits(reference: Reference, tape: Tape | None = None) -> np.ndarray:
-    records = reference.records(tape)
-    return records.get("logits_capped", records["logits"])
+def _sufficient_precision(reading: Reading) -> str:
+    for coarser in PRECISIONS[PRECISIONS.index(reading.precision) + 1 :]:
+        if Reading(reading.model, reading.answer, coarser).differences().excess <= 1:
+            return coarser
+    return ""
 
 
-def _tapes(precision: str) -> list[Tape]:
-    """Return tapes that round as an engine of this precision may: once to the nearest number, then at random."""
-    generators = [None, *(np.random.default_rng(trial) for trial in range(1, _TRIALS))]
-    if precision in _DTYPES:
-        return [rounding_tape(_DTYPES[precision], generator) for generator in generators]
-    return [_int8_tape(generator) for generator in generators]
+def _causes(reading: Reading, excess: float, suspects: Sequence[str] | None) -> tuple[str, ...]:
+    """Return what explains an excess, best first: of the suspects, or of known mistakes, then of likely numbers."""
+    from tqdm import tqdm
+
+    largest = min(max(1, excess / _WELL), excess / _CLEARLY)
+    known, likely = _trials(reading)
+    groups = [known, likely]
+    if suspects is not None:
+        groups = [{cause: trial for cause, trial in (known | likely).items() if cause in suspects}]
+    for group in groups:
+        trials = tqdm(group.items(), desc="trying mistakes", unit=" mistakes", delay=1, leave=False)
+        excesses = {cause: trial().excess for cause, trial in trials}
+        found = sorted((cause for cause in excesses if excesses[cause] <= largest), key=excesses.__getitem__)
+        if found:
+            return tuple(found[:_MOST_CAUSES])
+    return ()
 
 
-def _int8_tape(generator: np.random.Generator | None) -> Tape:
-    """Return a tape that rounds what projections read to int8, and the cache to float16."""
-
-    def tape(name: str, value: np.ndarray) -> np.ndarray:
-        if name.endswith(_IN_CACHE):
-            return value.astype(np.float16).astype(np.float64)
-        if not name.endswith(_READ_BY_PROJECTIONS) or value.shape[-1] % _BLOCK:
-            return value
-        blocks = value.reshape(*value.shape[:-1], -1, _BLOCK)
-        scale = np.abs(blocks).max(axis=-1, keepdims=True) / 127
-        shift = 0.5 if generator is None else generator.random(blocks.shape)
-        integers = np.floor(blocks / np.where(scale == 0, 1, scale) + shift)
-        return (integers * scale).reshape(value.shape)
-
-    return tape
+Trials = dict[str, Callable[[], Differences]]
+"""Cause -> a function that returns what differs if it is taken for the truth."""
 
 
-def _noise(right: np.ndarray, rounded: Sequence[np.ndarray]) -> np.ndarray:
-    """Return the noise of the difference of two logits: the largest root mean square of the trials, over the most
-    likely tokens. right and rounded [T, V] -> [T]
-    """
-    likely = np.argsort(-right, axis=-1)[:, :_CANDIDATES]
-    changes = [np.take_along_axis(other - right, likely, axis=-1) for other in rounded]
-    return np.sqrt(2) * np.max([change.std(axis=-1) for change in changes], axis=0)
+def _trials(reading: Reading) -> tuple[Trials, Trials]:
+    """Return the trials of known mistakes, and of likely numbers and masks."""
+    run = isolated_run(reading.reference, {})
+    known: Trials = {says: partial(_with_prompt, reading, prompt) for says, prompt in _other_prompts(reading).items()}
+    known |= {id: partial(reading.planted, plan) for id, plan in known_plans(reading.reference, run).items()}
+    if not reading.answer.top:  # too little to tell so many apart
+        return known, {}
+    likely: Trials = {
+        f"{'; '.join(places(plan))}: {says}": partial(reading.planted, plan)
+        for says, plan in number_plans(reading.reference, run).items()
+    }
+    return known, likely
 
 
-def _other_choices(answer: Answer, right: np.ndarray, rounded: Sequence[np.ndarray]) -> list[Step]:
-    noise = _noise(right, rounded)
-    steps = []
-    for row, found in enumerate(answer.ids):
-        expected = int(right[row].argmax())
-        if found != expected:
-            margin = float(right[row, expected] - right[row, found])
-            steps.append(Step(len(answer.prompt) + row, found, expected, margin, _ENTITLED * float(noise[row])))
-    return steps
+def _other_prompts(reading: Reading) -> dict[str, list[int]]:
+    bos, *rest = reading.answer.prompt
+    if not rest or reading.model.tokenizer is None or bos != reading.model.tokenizer.bos:
+        return {}
+    return {"the engine does not read <bos>": rest, "the engine reads <bos> twice": [bos, bos, *rest]}
 
 
-def _other_log_probs(answer: Answer, right: np.ndarray, rounded: Sequence[np.ndarray]) -> list[Step]:
-    expected = log_softmax(right)
-    noise = [log_softmax(other) - expected for other in rounded]
-    steps = []
-    for row, top in enumerate(answer.top):
-        ids = list(top)
-        if ids:
-            error = float(np.abs(np.array(list(top.values())) - expected[row, ids]).max())
-            entitled = _ENTITLED * max(float(np.abs(change[row, ids]).max()) for change in noise)
-            if error > entitled:
-                best = max(ids, key=lambda id: top[id])
-                steps.append(Step(len(answer.prompt) + row, best, int(right[row].argmax()), error, entitled))
-    return steps
+def _with_prompt(reading: Reading, prompt: list[int]) -> Differences:
+    return Reading(reading.model, reading.answer._replace(prompt=prompt), reading.precision).differences()
 
 
-def _causes(reference: Reference, answer: Answer, rows: slice, rounded: Sequence[np.ndarray]) -> tuple[str, ...]:
-    """Return the known mistakes that give the engine's log-probabilities when they are planted in the reference."""
-    plans = known_plans(reference, isolated_run(reference, {}))
-    found = []
-    for known, plan in plans.items():
-        inputs = isolated_run(reference, {}, plan).inputs
-        planted = inputs.get("logits_capped", inputs["logits"])[rows]
-        moved = [planted + (other - rounded[0]) for other in rounded]
-        if np.isfinite(planted).all() and not _other_log_probs(answer, planted, moved):
-            found.append(known)
-    return tuple(found)
-
-
-def describe_judgement(judgement: Judgement, piece: Callable[[int], str], window: int | None) -> list[str]:
-    """Return the lines of a report; piece: the text of a token; window: of local layers."""
-    answer = judgement.answer
+def describe_judgement(judgement: Judgement, tokenizer: Tokenizer, window: int | None) -> list[str]:
+    """Return the lines of a report about one answer; window: of local layers."""
+    answer, (choices, log_probs) = judgement.answer, judgement.differences
     lines = [f"{answer.source}: {judgement.verdict} ({len(answer.ids)} tokens)"]
-    for name, steps in (("chose", judgement.choices), ("log-probabilities", judgement.log_probs)):
-        for step in steps[:1]:
-            lines.append(f"  {_describe(step, name, answer, piece, window)}")
-        if len(steps) > 1:
-            lines.append(f"  and at {len(steps) - 1} later tokens")
-    if judgement.causes:
-        lines.append(f"  explained by: {'; '.join(judgement.causes)}")
+    if answer.wrong_prompt:
+        lines.append(f"  the ids of the prompt are wrong: {answer.wrong_prompt}")
+    if choices:
+        step = _first(choices)
+        found, expected = (tokenizer.decode([id]) or tokenizer.piece(id) for id in (step.found, step.expected))
+        error = f"the engine chose {found!r}, the reference {expected!r} by {step.margin:.2g} nats"
+        lines.append(f"  {_place(step, choices, answer, window)}: {error}; rounding explains {step.entitled:.2g}")
+    if log_probs:
+        step = log_probs[0]
+        error = f"a log-probability differs by {step.margin:.2g} nats; rounding explains {step.entitled:.2g}"
+        lines.append(f"  {_place(step, log_probs, answer, window)}: {error}")
     return lines
 
 
-def _describe(step: Step, name: str, answer: Answer, piece: Callable[[int], str], window: int | None) -> str:
+def _first(steps: Sequence[Step]) -> Step:
+    """Return the first that rounding does not explain, or the first of all."""
+    return next((step for step in steps if step.excess > 1), steps[0])
+
+
+def _place(step: Step, steps: Sequence[Step], answer: Answer, window: int | None) -> str:
     phase = "prefill" if step.position == len(answer.prompt) else "decoding"
     past = ", past the window" if window and step.position > window else ""
-    where = f"token {step.position} ({phase}{past})"
-    limit = f"rounding explains {step.entitled:.2g}"
-    if name == "chose":
-        words = f"{piece(step.found)!r}, the reference {piece(step.expected)!r}"
-        return f"{where}: the engine chose {words}, by a margin of {step.margin:.2g}; {limit}"
-    return f"{where}: a log-probability differs by {step.margin:.2g} nats; {limit}"
+    count = f"{len(steps)} tokens, first " if len(steps) > 1 else "token "
+    return f"{count}{step.position} ({phase}{past})"
 
 
-def summary(judgements: Sequence[Judgement]) -> str:
-    """Return how many answers have each verdict, in one line."""
-    counts: Mapping[str, int] = {
-        verdict: sum(judgement.verdict == verdict for judgement in judgements)
-        for verdict in (IDENTICAL, TIE_BREAK, DEFECT)
-    }
-    return ", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count)
+def describe_all(judgements: Sequence[Judgement], window: int | None) -> list[str]:
+    """Return the last lines of a report: how many answers have each verdict, what explains the defects, and what none
+    could have shown; window: of local layers."""
+    counts = Counter(judgement.verdict for judgement in judgements)
+    lines = [", ".join(f"{counts[verdict]} {verdict}" for verdict in (IDENTICAL, TIE_BREAK, DEFECT) if counts[verdict])]
+    defects = [judgement for judgement in judgements if judgement.differences.excess > 1]
+    causes = Counter(cause for judgement in defects for cause in judgement.causes)
+    for cause, count in causes.most_common():
+        lines.append(f"this explains {count} of {len(defects)}: {_INSTEAD.get(cause, cause)}")
+    if defects and not causes:
+        lines.append("no known mistake or likely number explains the first; gemma-np diagnose finds more, from logits")
+    precisions = {judgement.as_precise_as for judgement in defects}
+    if precisions and "" not in precisions:
+        coarsest = max(precisions, key=PRECISIONS.index)
+        lines.append(
+            f"not more than rounding to {coarsest} does: if the engine computes in it, use --precision {coarsest}"
+        )
+    longest = max(len(judgement.answer.prompt) + len(judgement.answer.ids) for judgement in judgements)
+    if window and longest <= window:
+        lines.append(f"no text is longer than the window of {window} tokens: mistakes in the window would not show")
+    return lines

@@ -8,9 +8,9 @@ A line of the file has a text or messages, and the engine's ids of it:
 
 import re
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from gemma_np.errors import GemmaError
 from gemma_np.json_input import TEXT, list_of, object_of, optional, read_json_lines, whole_number
@@ -34,18 +34,27 @@ def judge_tokens(path: str | Path, tokenizer: Tokenizer) -> list[TokenJudgement]
     """Judge the ids in a file of JSON lines. Raises GemmaError, with the line, for one that is not valid."""
     judgements = []
     for source, line in read_json_lines(Path(path), _LINE, "a file with a text and its ids per line, as JSON"):
-        text, messages = line.get("text"), line.get("messages")
-        if (text is None) == (messages is None):
-            raise GemmaError(f"{source}: expected either text or messages")
         try:
-            right = tokenizer.encode(text) if messages is None else chat_ids(messages, tokenizer)
+            judgements.append(TokenJudgement(source, _difference_of_line(line, tokenizer)))
         except GemmaError as error:
             raise GemmaError(f"{source}: {error}") from None
-        others = _other_texts(text, tokenizer) if messages is None else _other_turns(messages, tokenizer)
-        judgements.append(TokenJudgement(source, _difference(line["ids"], right, others, tokenizer)))
     if not judgements:
         raise GemmaError(f"{path}: no lines, expected a text and its ids on each")
     return judgements
+
+
+def _difference_of_line(line: Mapping[str, Any], tokenizer: Tokenizer) -> str:
+    text, messages = line.get("text"), line.get("messages")
+    if text is not None and messages is None:
+        return difference_of_text(line["ids"], text, tokenizer)
+    if messages is not None and text is None:
+        return _difference(line["ids"], chat_ids(messages, tokenizer), _other_turns(messages, tokenizer), tokenizer)
+    raise GemmaError("expected either text or messages")
+
+
+def difference_of_text(ids: list[int], text: str, tokenizer: Tokenizer) -> str:
+    """Return what is wrong with an engine's ids of a text, in words; an empty text when they are right."""
+    return _difference(ids, tokenizer.encode(text), _other_texts(text, tokenizer), tokenizer)
 
 
 def _difference(

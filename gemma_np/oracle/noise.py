@@ -54,6 +54,8 @@ def passing_errors(
 
     Raises GemmaError for a dtype without measured noise.
     """
+    from tqdm import tqdm
+
     if dtype not in SAFETY_FACTOR:
         raise GemmaError(f"dtype: {dtype!r}, expected one of {', '.join(SAFETY_FACTOR)}")
     generators = [None, *(np.random.default_rng(trial) for trial in range(1, _TRIALS))]
@@ -62,7 +64,7 @@ def passing_errors(
         weights = {name: np.asarray(weight, np.float32) for name, weight in model.weights.items()}
         runs.append((replace(model, weights=weights), no_tape))
     noise = dict.fromkeys(keys, EPS[dtype] / 2)
-    for run in runs:
+    for run in tqdm(runs, desc=f"rounding to {dtype}", unit=" runs", delay=1, leave=False):
         for key, error in errors(*run).items():
             noise[key] = max(noise[key], error)
     return {key: SAFETY_FACTOR[dtype] * error for key, error in noise.items()}

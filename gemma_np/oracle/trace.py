@@ -101,6 +101,17 @@ class Reference:
         """Return where the pass of each token ends: [N]."""
         return np.repeat(np.cumsum(self.lengths), self.lengths)
 
+    def matching(self, pattern: str) -> list[RecordSlice]:
+        """Return the records whose names match a pattern, with or without the pass.
+
+        Raises GemmaError when there are none.
+        """
+        found = [own for key, own in self.slices.items() if fnmatchcase(key, pattern) or fnmatchcase(own.name, pattern)]
+        if not found:
+            expected = "expected a pattern of names that gemma-np records lists"
+            raise GemmaError(f"filter: {pattern!r} matches no record, {expected}")
+        return found
+
     def of_last_rows(self, rows: Mapping[str, int]) -> "Reference":
         """Return the same reference with shorter records: key -> the number of rows, the last of their pass."""
         other = copy(self)
@@ -140,15 +151,7 @@ def write_trace(model: Gemma, passes: Passes, path: str | Path, *, pattern: str 
     Raises GemmaError when the pattern matches no record.
     """
     reference = Reference(model, passes)
-    chosen = [
-        record_slice
-        for key, record_slice in reference.slices.items()
-        if fnmatchcase(key, pattern) or fnmatchcase(record_slice.name, pattern)
-    ]
-    if not chosen:
-        raise GemmaError(
-            f"filter: {pattern!r} matches no record, expected a pattern of names that gemma-np records lists"
-        )
+    chosen = reference.matching(pattern)
     metadata = {
         "config": json.dumps(config_to_json(model.config)),
         "passes": json.dumps([[int(token) for token in ids] for ids in passes]),

@@ -50,6 +50,25 @@ def test_the_library_reads_the_very_numbers(model_type, kind, tmp_path):
             assert (tensor.data == quantize_blocks(weight, formats[name])).all(), tensor.name
 
 
+@pytest.mark.parametrize(
+    ("model_type", "architecture"),
+    [
+        ("gemma", gguf.MODEL_ARCH.GEMMA),
+        ("gemma2", gguf.MODEL_ARCH.GEMMA2),
+        ("gemma3_text", gguf.MODEL_ARCH.GEMMA3),
+    ],
+)
+def test_the_library_knows_the_names_of_the_tensors(model_type, architecture, tmp_path):
+    model = model_of(model_type)
+    export_gguf(model, "q8_0", tmp_path / "model.gguf")
+    known = {
+        gguf.TENSOR_NAMES[tensor].format(bid=layer) + ".weight"
+        for tensor in gguf.MODEL_TENSORS[architecture]
+        for layer in range(model.config.num_hidden_layers)
+    }
+    assert {tensor.name for tensor in gguf.GGUFReader(tmp_path / "model.gguf").tensors} <= known
+
+
 @pytest.mark.parametrize("kind", MIXTURES)
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
 def test_the_model_comes_back_and_keeps_its_integers_from_then_on(model_type, kind, tmp_path):

@@ -71,6 +71,8 @@ COMMANDS = [
     "trace --model model --prompt hello --chunk 2 --decode 2 --filter layers.0.* -o out.safetensors",
     "trace --model model --ids 2,5,9 --dtype float64 -o out.safetensors",
     "records",
+    "records --names --model model --dump theirs.safetensors",
+    "trace --model model --ids 2,5-9 --blind-spots -o out.safetensors",
     "compare ref.safetensors theirs.safetensors --model model --name-map names.json --json --plot plot.svg",
     "compare ref.safetensors theirs.safetensors --model model --name-map names.json --isolate --dtype bfloat16",
     "diagnose theirs.safetensors --model model --name-map names.json --ids 2,5,9,40,7,31",
