@@ -1,88 +1,214 @@
-"""Speed of the oracle: a trace against the forward pass it writes down, and a diagnosis.
+"""How often the oracle is right: faults in the framework, by someone who had not read it, and dumps without any.
 
-python -m tests.benchmarks.oracle
+    python -m tests.benchmarks.oracle
+    python -m tests.benchmarks.oracle faults --dtype bfloat16 --held-out
+    python -m tests.benchmarks.oracle faults --only logits
+
+A cause is right if it explains the dump and concerns the operation in which the fault was made; it is misnamed if it
+explains the dump by another one. Some faults cannot be told apart from others by logits alone.
 """
 
+import argparse
 import os
-import tempfile
-import time
-from pathlib import Path
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
+from fnmatch import fnmatchcase
+from functools import partial
+from itertools import product
+from multiprocessing import get_context
 
 import numpy as np
+import torch
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from tqdm import tqdm
 
-from gemma_np import RELEASED, Gemma, GemmaConfig
-from gemma_np.model.transformer import lm_head, transformer
-from gemma_np.oracle.diagnosis import diagnose
+from gemma_np.oracle.diagnosis import Diagnosis, diagnose
 from gemma_np.oracle.dump import Alignment
-from gemma_np.oracle.mistakes import CATALOGUE, inject_mistakes
-from gemma_np.oracle.trace import Reference, write_trace
-from gemma_np.training.trainer import initial_weights
-from tests.benchmarks.speed import TINY
+from gemma_np.oracle.noise import Records
+from gemma_np.oracle.trace import Reference
+from tests.integrations.test_transformers import captured, pair_of
+from tests.support import goldens
+from tests.support.more_framework_faults import EVERY, FAULTS, Fault, planted
+from tests.support.strategies import configs, random_ids, random_weights, seeds, splits
 
-TOKENS, ROUNDS = 256, 9
+DTYPES = ("float32", "bfloat16", "float16")
+KEPT = {
+    "every record": ("",),
+    "residual stream and logits": ("resid_post", "logits", "logits_capped"),
+    "logits": ("logits", "logits_capped"),
+}
+VERDICTS = ("right", "unknown", "misnamed", "unseen")
+LENGTHS = [8, 1, 1, 1, 1]
+PAIRS, CORRECT_RUNS = 60, 500
+
+Case = tuple[Sequence[Fault], str]
+"""Faults planted together, and the model type."""
 
 
-def random_model(config: GemmaConfig, dtype: type) -> Gemma:
+def kinds(found: Diagnosis) -> set[str]:
+    """Return the records that are explained, with `*` for the layer."""
+    names = (key.split(".", 2)[-1] if key.startswith("pass.") else key for cause in found.causes for key in cause.keys)
+    return {_without_layer(name) for name in names}
+
+
+def _without_layer(name: str) -> str:
+    return ".".join("*" if part.isdecimal() else part for part in name.split("."))
+
+
+def verdict(faults: Sequence[Fault], found: Diagnosis) -> str:
+    """Return right (each fault is found), unknown, misnamed (a cause is in no fault's place) or unseen."""
+    if not found.wrong:
+        return "unseen"
+    if found.unexplained:
+        return "unknown"
+    places = [_without_layer(fault.kind) for fault in faults]
+    right = all(any(fnmatchcase(kind, place) for kind in kinds(found)) for place in places)
+    return "right" if right else "misnamed"
+
+
+def framework_run(faults: Sequence[Fault], model_type: str, dtype: str) -> tuple[Reference, Records]:
+    """Return the reference, and the records of the framework's model with these faults."""
+    config, weights, _ = goldens.load(model_type)
+    model, theirs = pair_of(config, weights, dtype)
+    in_passes = not faults or any(fault.passes for fault in faults)
+    lengths = LENGTHS if in_passes else [sum(LENGTHS)]
+    ids = np.split(random_ids(config, 3, sum(LENGTHS)), np.cumsum(lengths)[:-1])
+    reference = Reference(model, ids)
+    with ExitStack() as stack, torch.no_grad():
+        for fault in faults:
+            stack.enter_context(planted(fault.id, theirs, config))
+        return reference, captured(theirs, reference)
+
+
+def kept_of(records: Records, kept: str) -> Records:
+    """Return the records that a dump keeps."""
+    return {key: record for key, record in records.items() if key.endswith(KEPT[kept])}
+
+
+def judged(case: Case, dtype: str, only: Sequence[str]) -> list[tuple[str, str, str]]:
+    """Return what is kept, the verdict and what was said, of one case."""
+    faults, model_type = case
+    reference, records = framework_run(faults, model_type, dtype)
+    rows = []
+    for kept in only:
+        found = diagnose(Alignment(reference, kept_of(records, kept), {}), dtype)
+        said = "; ".join(cause.says for cause in found.causes)
+        rows.append((kept, verdict(faults, found), said))
+    return rows
+
+
+def score(title: str, cases: Sequence[Case], dtype: str, only: Sequence[str]) -> None:
+    """Print a table of the verdicts, after the cases that are not right."""
+    counts: dict[str, Counter[str]] = {kept: Counter() for kept in only}
+    for (faults, model_type), rows in zip(cases, run(partial(judged, dtype=dtype, only=only), cases), strict=True):
+        for kept, found, said in rows:
+            counts[kept][found] += 1
+            if found != "right":
+                names = " and ".join(f"{fault.id} in {fault.kind}" for fault in faults)
+                print(f"  {kept}: {found}: {names} ({model_type}): {said}")
+    print(f"\n{title}, {dtype}: {len(cases)} cases\n{'':28}" + "".join(f"{name:>10}" for name in VERDICTS))
+    for kept, count in counts.items():
+        print(f"{kept:28}" + "".join(f"{count[name]:10}" for name in VERDICTS), flush=True)
+
+
+def run(function: Callable, cases: Sequence) -> Iterator:
+    """Yield the results of all cases, in order, with a process for each core."""
+    with ProcessPoolExecutor(os.cpu_count(), get_context("fork"), initializer=_be_quiet) as pool:
+        yield from tqdm(pool.map(function, cases), total=len(cases), unit=" cases", leave=False)
+
+
+def _be_quiet() -> None:
+    os.environ["TQDM_DISABLE"] = "1"
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+
+
+def single_cases(*, held_out: bool) -> list[Case]:
+    """Return each fault in each model that may have it."""
+    faults = [fault for fault in FAULTS if fault.held_out == held_out]
+    return [((fault,), model_type) for fault in faults for model_type in fault.model_types]
+
+
+def pair_cases(*, held_out: bool) -> list[Case]:
+    """Return random pairs of faults in different operations."""
     generator = np.random.default_rng(0)
-    weights = initial_weights(config, generator)
-    for name, weight in weights.items():
-        if weight.ndim == 1:  # a norm at the identity would make some mistakes vanish and others fatal
-            weights[name] = generator.normal(0, 0.3, weight.shape)
-    return Gemma(config, {name: weight.astype(dtype) for name, weight in weights.items()}, None)
+    cases: list[Case] = []
+    while len(cases) < PAIRS:
+        model_type = str(generator.choice(EVERY))
+        faults = [fault for fault in FAULTS if fault.held_out == held_out and model_type in fault.model_types]
+        one, other = (faults[place] for place in generator.choice(len(faults), 2, replace=False))
+        if one.kind.split(".")[-1] != other.kind.split(".")[-1]:
+            cases.append(((one, other), model_type))
+    return cases
 
 
-def trace() -> None:
-    """Seconds of a trace of the 270M shape, of the forward pass alone, and of writing as many bytes."""
-    model = random_model(RELEASED["gemma-3-270m"], np.float32)
-    ids = np.random.default_rng(0).integers(0, model.config.vocab_size, TOKENS)
-    table = []
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "trace.safetensors"
-        for _ in range(ROUNDS + 1):
-            row = []
-            for run in (
-                lambda: lm_head(transformer(ids, model.weights, model.config), model.weights, model.config),
-                lambda: write_trace(model, [ids], path),
-                lambda: write_bytes(path.with_suffix(".bytes"), path.stat().st_size),
-            ):
-                start = time.perf_counter()
-                run()
-                row.append(time.perf_counter() - start)
-            table.append(row)
-            size = path.stat().st_size
-            for file in Path(folder).iterdir():  # new files each time, in memory that the old ones leave
-                file.unlink()
-    forward, traced, disk = np.median(table[1:], axis=0)
-    print(
-        f"trace of 270M, {TOKENS} tokens: {(traced - disk) / forward:.2f} x the forward pass beside the disk's time "
-        f"({traced:.2f} s; forward {forward:.2f} s; {size / 1e6:.0f} MB written in {disk:.2f} s)"
-    )
+def false_alarms() -> None:
+    """Print how many of the framework's correct runs are called wrong, over random configs, dtypes and passes."""
+    runs, alarms = Counter[str](), Counter[str]()
+
+    @settings(max_examples=CORRECT_RUNS, deadline=None, database=None, derandomize=True, phases=[Phase.generate])
+    @settings(suppress_health_check=list(HealthCheck))
+    @given(st.data(), configs(), st.integers(2, 12), seeds, st.sampled_from(DTYPES))
+    def diagnosed(data: st.DataObject, config, T: int, seed: int, dtype: str) -> None:
+        model, theirs = pair_of(config, random_weights(config, seed), dtype)
+        ids = np.split(random_ids(config, seed, T), np.cumsum(data.draw(splits(T)))[:-1])
+        reference = Reference(model, ids)
+        found = diagnose(Alignment(reference, captured(theirs, reference), {}), dtype)
+        runs[dtype] += 1
+        alarms[dtype] += bool(found.wrong)
+
+    diagnosed()
+    print("\ncorrect runs of the framework")
+    for dtype in DTYPES:
+        print(f"{dtype:28}{runs[dtype]:6} runs {alarms[dtype]:6} false alarms")
 
 
-def write_bytes(path: Path, size: int) -> None:
-    block = b"\0" * 2**20
-    with path.open("wb") as file:
-        for _ in range(size // len(block)):
-            file.write(block)
-        file.flush()
-        os.fsync(file.fileno())
+def nonsense() -> None:
+    """Print how many dumps of random and of shuffled numbers are explained."""
+    cases = list(product(EVERY, DTYPES, KEPT, ("random", "shuffled")))
+    explained = Counter(what for case, what in zip(cases, run(explains, cases), strict=True))
+    print(f"\nrandom and shuffled dumps: {len(cases)}, {explained[True]} explained")
 
 
-def diagnosis() -> None:
-    """Seconds of a diagnosis of the tiny shape, of one mistake and of two."""
-    model, exact = random_model(TINY, np.float32), random_model(TINY, np.float64)
-    ids = np.random.default_rng(0).integers(0, TINY.vocab_size, 64)
-    by_id = {mistake.id: mistake for mistake in CATALOGUE}
-    for names in (["gelu-exact"], ["norm-no-plus1", "silu"]):
-        mistakes = [by_id[name] for name in names]
-        with inject_mistakes(mistakes, TINY, [len(ids)]):
-            records = Reference(model, [ids]).records()
-        start = time.perf_counter()
-        found = diagnose(Alignment(Reference(exact, [ids]), records, {}), "float32")
-        seconds = time.perf_counter() - start
-        print(f"diagnose, tiny, {' and '.join(names)}: {seconds:.1f} s, found {[m.id for m in found.mistakes]}")
+def explains(case: tuple[str, str, str, str]) -> bool:
+    """Return whether a dump of random or shuffled numbers is explained, or called right."""
+    model_type, dtype, kept, numbers = case
+    generator = np.random.default_rng(0)
+    reference, records = framework_run((), model_type, dtype)
+    records = {
+        key: generator.normal(0, np.std(record[np.isfinite(record)]), record.shape)
+        if numbers == "random"
+        else generator.permutation(record.ravel()).reshape(record.shape)
+        for key, record in kept_of(records, kept).items()
+    }
+    found = diagnose(Alignment(reference, records, {}), dtype)
+    return not (found.unexplained or found.silent)
+
+
+def main(arguments: Iterable[str] | None = None) -> None:
+    """Print the tables that are asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    tables = ("faults", "pairs", "correct", "nonsense")
+    parser.add_argument("tables", nargs="*", choices=[*tables, []], help=f"of {', '.join(tables)} (all)")
+    parser.add_argument("--dtype", choices=DTYPES, action="append", help="of faults and pairs (all)")
+    parser.add_argument("--only", choices=KEPT, action="append", help="what the dumps keep (all)")
+    parser.add_argument("--held-out", action="store_true", help="the third that the oracle was not developed with")
+    options = parser.parse_args(arguments)
+    chosen = options.tables or tables
+    for dtype in options.dtype or DTYPES:
+        if "faults" in chosen:
+            score("one fault", single_cases(held_out=options.held_out), dtype, options.only or list(KEPT))
+        if "pairs" in chosen:
+            score("two faults", pair_cases(held_out=options.held_out), dtype, options.only or list(KEPT))
+    if "correct" in chosen:
+        false_alarms()
+    if "nonsense" in chosen:
+        nonsense()
 
 
 if __name__ == "__main__":
-    trace()
-    diagnosis()
+    main()

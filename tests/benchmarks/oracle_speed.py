@@ -1,0 +1,88 @@
+"""Speed of the oracle: a trace against the forward pass it writes down, and a diagnosis.
+
+python -m tests.benchmarks.oracle_speed
+"""
+
+import os
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from gemma_np import RELEASED, Gemma, GemmaConfig
+from gemma_np.model.transformer import lm_head, transformer
+from gemma_np.oracle.diagnosis import diagnose
+from gemma_np.oracle.dump import Alignment
+from gemma_np.oracle.mistakes import CATALOGUE, inject_mistakes
+from gemma_np.oracle.trace import Reference, write_trace
+from gemma_np.training.trainer import initial_weights
+from tests.benchmarks.speed import TINY
+
+TOKENS, ROUNDS = 256, 9
+
+
+def random_model(config: GemmaConfig, dtype: type) -> Gemma:
+    generator = np.random.default_rng(0)
+    weights = initial_weights(config, generator)
+    for name, weight in weights.items():
+        if weight.ndim == 1:  # a norm at the identity would make some mistakes vanish and others fatal
+            weights[name] = generator.normal(0, 0.3, weight.shape)
+    return Gemma(config, {name: weight.astype(dtype) for name, weight in weights.items()}, None)
+
+
+def trace() -> None:
+    """Seconds of a trace of the 270M shape, of the forward pass alone, and of writing as many bytes."""
+    model = random_model(RELEASED["gemma-3-270m"], np.float32)
+    ids = np.random.default_rng(0).integers(0, model.config.vocab_size, TOKENS)
+    table = []
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "trace.safetensors"
+        for _ in range(ROUNDS + 1):
+            row = []
+            for run in (
+                lambda: lm_head(transformer(ids, model.weights, model.config), model.weights, model.config),
+                lambda: write_trace(model, [ids], path),
+                lambda: write_bytes(path.with_suffix(".bytes"), path.stat().st_size),
+            ):
+                start = time.perf_counter()
+                run()
+                row.append(time.perf_counter() - start)
+            table.append(row)
+            size = path.stat().st_size
+            for file in Path(folder).iterdir():  # new files each time, in memory that the old ones leave
+                file.unlink()
+    forward, traced, disk = np.median(table[1:], axis=0)
+    print(
+        f"trace of 270M, {TOKENS} tokens: {(traced - disk) / forward:.2f} x the forward pass beside the disk's time "
+        f"({traced:.2f} s; forward {forward:.2f} s; {size / 1e6:.0f} MB written in {disk:.2f} s)"
+    )
+
+
+def write_bytes(path: Path, size: int) -> None:
+    block = b"\0" * 2**20
+    with path.open("wb") as file:
+        for _ in range(size // len(block)):
+            file.write(block)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def diagnosis() -> None:
+    """Seconds of a diagnosis of the tiny shape, of one mistake and of two."""
+    model, exact = random_model(TINY, np.float32), random_model(TINY, np.float64)
+    ids = np.random.default_rng(0).integers(0, TINY.vocab_size, 64)
+    by_id = {mistake.id: mistake for mistake in CATALOGUE}
+    for names in (["gelu-exact"], ["norm-no-plus1", "silu"]):
+        mistakes = [by_id[name] for name in names]
+        with inject_mistakes(mistakes, TINY, [len(ids)]):
+            records = Reference(model, [ids]).records()
+        start = time.perf_counter()
+        found = diagnose(Alignment(Reference(exact, [ids]), records, {}), "float32")
+        seconds = time.perf_counter() - start
+        print(f"diagnose, tiny, {' and '.join(names)}: {seconds:.1f} s, found {[m.id for m in found.mistakes]}")
+
+
+if __name__ == "__main__":
+    trace()
+    diagnosis()
