@@ -191,8 +191,9 @@ def _describe_wrong(diagnosis: Diagnosis) -> list[str]:
         lines.append(f"Not explained: {'; '.join(places(diagnosis.unexplained))}.")
         lines.append(f"Check the code that computes {until}.")
     if diagnosis.passes:
+        until = "" if diagnosis.unexplained else ", up to the first explanation"
         left = f"; {diagnosis.untried} alternatives were not tried" if diagnosis.untried else ""
-        lines.append(f"Searched in {diagnosis.passes} forward passes{left}.")
+        lines.append(f"Searched in {diagnosis.passes} forward passes{until}{left}.")
     return lines
 
 

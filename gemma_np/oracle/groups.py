@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 
-from gemma_np.oracle.alternatives import Alternative, Family, candidates, likely_members
+from gemma_np.oracle.alternatives import Alternative, Family, after_first_pass, candidates, likely_members
 from gemma_np.oracle.isolation import IsolatedRun, Plan
 from gemma_np.oracle.noise import Records
 from gemma_np.oracle.operation import Operation
@@ -12,41 +12,58 @@ Group = Mapping[str, Alternative | Family]
 """Name of a record -> what is planted there."""
 
 
+Title = tuple[int, str]
+"""The rank of a group, and what makes it one."""
+
+
 def groups_of(
     reference: Reference, theirs: Records, run: IsolatedRun, before: Mapping[str, float]
-) -> list[tuple[int, str, Group]]:
-    """Return the groups of alternatives that are planted together, each with its rank and a title: 0: known mistakes,
-    1: families with likely numbers, 2: families, 3: others, all of them for every record of which the same can be said;
-    4 and 5: families and others for one kind of record."""
-    ranked: dict[tuple[int, str], dict[str, Alternative | Family]] = {}
+) -> dict[Title, Group]:
+    """Return the groups of alternatives that are planted together, each by its title, in the order of their ranks.
+
+    Ranks: 0: known mistakes; 1: likely numbers, 2: all numbers, 3: others, each for every record of which the same can
+    be said; 4 and 5: numbers and others for one kind of record; 6: for its local or its global layers; 7: for one
+    record. If all records of the first pass are right, what is not known is planted in the passes after it.
+    """
+    groups: dict[Title, dict[str, Alternative | Family]] = {}
+    only_later = not any(excess > 1 for key, excess in before.items() if not key.startswith("pass."))
 
     def add(rank: int, title: str, name: str, member: Alternative | Family) -> None:
-        ranked.setdefault((rank, title), {})[name] = member
+        groups.setdefault((rank, title), {})[name] = member
 
-    suspects = suspects_of(reference, theirs, before)
+    suspects = dict.fromkeys(suspects_of(reference, theirs, before)).keys()
     for name in suspects:
         operation = Operation(name, reference, run.inputs, run.computed[name])
-        for number, member in enumerate(candidates(operation)):
-            if member.rare:
+        part = operation.part.split(".")[-1].removeprefix("q_").removeprefix("k_")
+        layer_type = "" if operation.layer is None else operation.config.layer_types[operation.layer]
+        for number, candidate in enumerate(candidates(operation)):
+            if candidate.rare:
                 continue
+            member = after_first_pass(candidate) if only_later else candidate
             if isinstance(member, Family):
-                title = f"family {number} of {operation.part.split('.')[-1].removeprefix('q_').removeprefix('k_')}"
-                add(2, title, name, member)
-                add(4, f"{title} {operation.kind}", name, member)
+                for title in member.together or (f"{number} of {part}",):
+                    add(2, title, name, member)
+                add(4, f"{number} of {operation.kind}", name, member)
             for single in likely_members(member, operation):
-                add(1 if isinstance(member, Family) else 3, single.says, name, single)
-                add(5, f"{single.says} {operation.kind}", name, single)
-    groups: list[tuple[int, str, Group]] = [(0, known, plan) for known, plan in known_plans(reference, run).items()]
-    groups += [(rank, title, group) for (rank, title), group in sorted(ranked.items(), key=lambda item: item[0][0])]
-    unique: dict[frozenset[tuple[str, str]], tuple[int, str, Group]] = {}
-    for rank, title, group in groups:
-        if not group.keys().isdisjoint(suspects):
-            key = frozenset((name, _title(member)) for name, member in group.items())
-            unique.setdefault(key, (rank, f"{rank} {title}", group))
-    return list(unique.values())
+                for title in (single.says, *single.together):
+                    add(1 if isinstance(member, Family) else 3, title, name, single)
+                add(5, f"{operation.kind}: {single.says}", name, single)
+                add(6, f"{operation.kind}: {single.says}: {layer_type}", name, single)
+                add(7, f"{name}: {single.says}", name, single)
+    known = {(0, known): plan for known, plan in known_plans(reference, run).items() if suspects & plan.keys()}
+    return known | dict(sorted(groups.items(), key=lambda item: item[0][0]))
 
 
-def _title(member: Alternative | Family) -> str:
+def distinct(groups: Mapping[Title, Group]) -> dict[Title, Group]:
+    """Return the first of all groups that plant the same."""
+    first: dict[frozenset[tuple[str, str]], tuple[Title, Group]] = {}
+    for title, group in groups.items():
+        key = frozenset((name, _says(member)) for name, member in group.items())
+        first.setdefault(key, (title, group))
+    return dict(first.values())
+
+
+def _says(member: Alternative | Family) -> str:
     return member.says if isinstance(member, Alternative) else f"family {id(member)}"
 
 

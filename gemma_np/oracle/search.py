@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from gemma_np.oracle.alternatives import Alternative, Family
-from gemma_np.oracle.groups import Group, groups_of
+from gemma_np.oracle.groups import Group, Title, distinct, groups_of
 from gemma_np.oracle.identification import CLEARLY, WIDENED, smallest
 from gemma_np.oracle.isolation import IsolatedRun, Plan, isolated, isolated_run
 from gemma_np.oracle.noise import Records, excesses, noise_thresholds, relative_errors
@@ -27,6 +27,7 @@ _COARSE = 12
 _REFINEMENTS = 36
 _PARTS, _FEWEST = 8, 3  # what is tried first: the first eighth of the tokens, but at least three
 _PAIRED = 16
+_PROMISING = 0.9  # a family's number is refined if one of its values leaves less of the largest excess than this
 
 
 class Trial(NamedTuple):
@@ -43,14 +44,22 @@ class Trial(NamedTuple):
 
 
 class Search:
-    """Trials on one dump; their cost is counted in forward passes over all of its tokens."""
+    """Trials on one dump; their cost is counted in forward passes over all of its tokens.
+
+    wrong: the excesses of the records that are to be explained; by default those of the dump.
+    """
 
     def __init__(
-        self, reference: Reference, theirs: Records, thresholds: Mapping[str, float], run: IsolatedRun
+        self,
+        reference: Reference,
+        theirs: Records,
+        thresholds: Mapping[str, float],
+        run: IsolatedRun,
+        wrong: Mapping[str, float] | None = None,
     ) -> None:
         self.reference, self.theirs, self.thresholds, self.run = reference, theirs, thresholds, run
         self.before = excesses(reference, theirs, run.expected, thresholds)
-        self.groups = groups_of(reference, theirs, run, self.before)
+        self.groups = groups_of(reference, theirs, run, self.before if wrong is None else wrong)
         self.cost = 0.0
         self.cost_of_one = 1.0
         self.skipped = 0  # alternatives that the budget did not reach
@@ -91,12 +100,14 @@ class Search:
 
         first = self._on_first_tokens(dtype)
         found, last_rank = list[Trial](), 0
-        bar = tqdm(self.groups, desc="trying alternatives", unit=" alternatives", delay=2, leave=False)
-        for rank, title, group in bar:
+        groups = distinct(self.groups)
+        bar = tqdm(groups.items(), desc="trying alternatives", unit=" alternatives", delay=2, leave=False)
+        for tried, (title, group) in enumerate(bar):
+            rank, _ = title
             is_done = rank > last_rank and any(self.explains(trial) for trial in found)
-            if self.skipped or is_done or self.cost + (first.cost if first else 0) >= BUDGET:
-                self.skipped += 1
-                continue
+            if is_done or self.cost + (first.cost if first else 0) >= BUDGET:
+                self.skipped = len(groups) - tried
+                break
             last_rank = rank
             if first and first.rules_out(title, group):
                 continue
@@ -104,22 +115,27 @@ class Search:
         self.cost += first.cost if first else 0
         return found
 
-    def rules_out(self, title: str, group: Group) -> bool:
+    def rules_out(self, title: Title, group: Group) -> bool:
         """Return whether a group of a longer text cannot explain this one, the first tokens, up to a few times the
         noise."""
         if any(member.looks_ahead for member in group.values()):
             return False
-        own = next((own for _, other, own in self.groups if other == title), None)
+        own = self.groups.get(title)
+        is_right = not any(excess > 1 for excess in self.before.values())
         if own is None:  # it makes no difference to these tokens
-            return True
+            return not is_right
+        if is_right and any(isinstance(member, Family) for member in own.values()):
+            return True  # another number would make a difference to the first tokens, too
         return any(excess > 4 * WIDENED for excess in self.try_group(own).excesses.values())
 
     def _on_first_tokens(self, dtype: str) -> "Search | None":
-        """Return the search on the first tokens, or None if they are right, or not all there."""
+        """Return the search on the first tokens, or None if the first pass is right, or has no more tokens."""
         count = max(_FEWEST, len(self.reference.ids) // _PARTS)
         tokens = self.reference.lengths[0]
         keys = [key for key in self.theirs if not key.startswith("pass.")]
         if count >= tokens or any(self.reference.slices[key].shape[-2] != tokens for key in keys):
+            return None
+        if not any(self.before[key] > 1 for key in keys):
             return None
         reference = Reference(self.reference.model, [self.reference.ids[:count]])
         theirs = {}
@@ -127,9 +143,10 @@ class Search:
             columns = slice(None) if reference.slices[key].columns is None else slice(count)
             theirs[key] = np.asarray(self.theirs[key])[..., :count, columns]
         thresholds = noise_thresholds(reference, theirs, dtype, isolated)
-        first = Search(reference, theirs, thresholds, isolated_run(reference, theirs))
+        wrong = {key: self.before[key] for key in keys}
+        first = Search(reference, theirs, thresholds, isolated_run(reference, theirs), wrong)
         first.cost_of_one = count / len(self.reference.ids)
-        return first if any(excess > 1 for excess in first.before.values()) else None
+        return first
 
     def try_group(self, group: Group) -> Trial:
         """Return the trial of a group; a family's number is the same for all records, and searched for."""
@@ -148,7 +165,7 @@ class Search:
             lambda value: self.plant(with_number(value)).rank[1],
             coarse,
             _REFINEMENTS,
-            below=max(self.before.values()) / 2,
+            below=_PROMISING * max(self.before.values()),
         )
         return self.plant(with_number(best))._replace(is_fitted=True)
 

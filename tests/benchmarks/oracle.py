@@ -150,8 +150,9 @@ def false_alarms() -> None:
     """Print how many of the framework's correct runs are called wrong, over random configs, dtypes and passes."""
     runs, alarms = Counter[str](), Counter[str]()
 
-    @settings(max_examples=CORRECT_RUNS, deadline=None, database=None, derandomize=True, phases=[Phase.generate])
-    @settings(suppress_health_check=list(HealthCheck))
+    without_limits = {"deadline": None, "suppress_health_check": list(HealthCheck)}
+
+    @settings(max_examples=CORRECT_RUNS, database=None, derandomize=True, phases=[Phase.generate], **without_limits)
     @given(st.data(), configs(), st.integers(2, 12), seeds, st.sampled_from(DTYPES))
     def diagnosed(data: st.DataObject, config, T: int, seed: int, dtype: str) -> None:
         model, theirs = pair_of(config, random_weights(config, seed), dtype)

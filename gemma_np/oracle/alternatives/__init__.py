@@ -26,11 +26,13 @@ from gemma_np.oracle.alternatives.alternative import (
     ANY,
     Alternative,
     Family,
+    after_first_pass,
     alternatives,
     candidates,
     candidates_of_kind,
     likely_members,
 )
 
-__all__ = ["ANY", "Alternative", "Family", "alternatives", "candidates", "candidates_of_kind", "likely_members"]
-__all__ += ["any_record", "attention", "embedding", "feed_forward", "norms", "probs", "projections", "residual", "rope"]
+__all__ = ["ANY", "Alternative", "Family", "after_first_pass", "alternatives", "candidates", "candidates_of_kind"]
+__all__ += ["any_record", "attention", "embedding", "feed_forward", "likely_members", "norms", "probs", "projections"]
+__all__ += ["residual", "rope"]

@@ -17,6 +17,7 @@ class Alternative(NamedTuple):
     known: str = ""  # the entries of the catalogue that this is, separated by spaces
     rare: bool = False  # whether a search leaves it out
     looks_ahead: bool = False  # whether a token's value depends on later tokens of its pass
+    together: tuple[str, ...] = ()  # the mistakes that this is a part of; a search plants all parts of one together
 
 
 class Family(NamedTuple):
@@ -29,6 +30,7 @@ class Family(NamedTuple):
     likely: Callable[[Operation], Sequence[float]] = lambda operation: ()  # numbers that are mistaken for it
     rare: bool = False  # whether a search leaves it out
     looks_ahead: bool = False  # as for an alternative
+    together: tuple[str, ...] = ()  # as for an alternative; their number is the same
 
     def at(self, operation: Operation, value: float) -> Alternative:
         """Return the member with this number."""
@@ -69,11 +71,35 @@ def candidates_of_kind(kind: str, operation: Operation) -> Iterator[Alternative 
         yield from function(operation)
 
 
+def after_first_pass(member: Alternative | Family) -> Alternative | Family:
+    """Return the alternative or family that is right in the first pass."""
+    if isinstance(member, Alternative):
+        says = f"in passes after the first, {member.says}"
+        return member._replace(says=says, compute=lambda op: _later(op, member.compute(op)))
+    return member._replace(
+        says=lambda op, value: f"in passes after the first, {member.says(op, value)}",
+        compute=lambda op, value: _later(op, member.compute(op, value)),
+    )
+
+
+def _later(op: Operation, found: np.ndarray) -> np.ndarray:
+    """Return a record [..., N, n] that is right for the tokens of the first pass."""
+    return np.where(op.reference.pass_starts[:, None] == 0, op.right, found)
+
+
 def likely_members(member: Alternative | Family, operation: Operation) -> list[Alternative]:
     """Return the alternative, or the likely members of a family."""
     if isinstance(member, Alternative):
         return [member]
     return [member.at(operation, value) for value in member.likely(operation)]
+
+
+def orders_of_layers(operation: Operation, other: int) -> tuple[str, ...]:
+    """Return the wrong orders of all layers in which another one has the place of the operation's."""
+    assert operation.layer is not None
+    own, count = operation.layer, operation.config.num_hidden_layers
+    orders = {"the next one's": (own + 1) % count, "the one's before": (own - 1) % count, "reversed": count - 1 - own}
+    return tuple(f"{operation.part}: {order}" for order, layer in orders.items() if layer == other)
 
 
 HALVES = {"bfloat16": bfloat16, "float16": np.float16}

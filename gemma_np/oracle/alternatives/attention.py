@@ -11,6 +11,7 @@ from gemma_np.model.attention import grouped_matmul, merge_heads
 from gemma_np.model.rope import rope
 from gemma_np.model.soft_cap import soft_cap
 from gemma_np.oracle.alternatives.alternative import HALVES, Alternative, Family, alternatives, near, rounded
+from gemma_np.oracle.alternatives.embedding import CAPPED_EARLY
 from gemma_np.oracle.alternatives.rope import angles
 from gemma_np.oracle.operation import Operation
 
@@ -136,7 +137,8 @@ def other_caps(operation: Operation) -> Iterator[Alternative | Family]:
         known = "cap-formula" if what == "is x * tanh(x / cap)" else ""
         if what == "is not capped":
             known = "finalcap-missing" if final else "attncap-missing"
-        yield Alternative(what, partial(_capped, formula=formula), known)
+        together = (CAPPED_EARLY,) if known == "finalcap-missing" else ()
+        yield Alternative(what, partial(_capped, formula=formula), known, together=together)
     yield Family(
         lambda op, value: f"the cap is {value:.6g}, expected {_cap(op):g}",
         lambda op, value: soft_cap(_uncapped(op), value),

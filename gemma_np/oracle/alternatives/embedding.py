@@ -12,6 +12,9 @@ from gemma_np.model.soft_cap import soft_cap
 from gemma_np.oracle.alternatives.alternative import HALVES, Alternative, Family, alternatives, near, rounded
 from gemma_np.oracle.operation import Operation
 
+CAPPED_EARLY = "capped early"
+"""The input of the head is capped, not the logits."""
+
 
 @alternatives("embedding")
 def other_embeddings(operation: Operation) -> Iterator[Alternative | Family]:
@@ -101,6 +104,12 @@ def other_heads(operation: Operation) -> Iterator[Alternative | Family]:
     )
     for name, dtype in HALVES.items():
         yield Alternative(f"they are computed in {name}", partial(_logits_in, dtype=dtype))
+    yield Family(
+        lambda op, value: f"they are multiplied by {value:.6g}",
+        lambda op, value: value * op.right,
+        np.logspace(-4, 4, 41).tolist(),
+        likely=lambda op: [op.config.hidden_size**0.5, op.config.hidden_size**-0.5, 1 / op.config.hidden_size],
+    )
     half = len(operation.embedding) // 2
     yield Alternative("the halves of the vocabulary are exchanged", lambda op: np.roll(op.right, half, axis=-1))
     yield Alternative("they are log-probabilities", _log_probs)
@@ -108,7 +117,9 @@ def other_heads(operation: Operation) -> Iterator[Alternative | Family]:
     cap = operation.config.final_logit_softcapping
     if cap:
         yield Alternative(
-            "the cap is applied to the input of the head", lambda op: soft_cap(op["norm"], cap) @ op.embedding.T
+            "the cap is applied to the input of the head",
+            lambda op: soft_cap(op["norm"], cap) @ op.embedding.T,
+            together=(CAPPED_EARLY,),
         )
     else:
         yield Family(

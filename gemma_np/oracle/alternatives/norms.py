@@ -8,8 +8,15 @@ import numpy as np
 
 from gemma_np.model.rms_norm import rms_norm
 from gemma_np.model.rope import rope
-from gemma_np.oracle.alternatives.alternative import HALVES, Alternative, Family, alternatives, rounded
-from gemma_np.oracle.alternatives.rope import angles
+from gemma_np.oracle.alternatives.alternative import (
+    HALVES,
+    Alternative,
+    Family,
+    alternatives,
+    orders_of_layers,
+    rounded,
+)
+from gemma_np.oracle.alternatives.rope import ROTATED_FIRST, angles
 from gemma_np.oracle.operation import Operation
 
 NORMS = (
@@ -21,6 +28,9 @@ NORMS = (
     "layers.*.post_feedforward_layernorm",
     "norm",
 )
+
+NORMS_OF_LLAMA = "norms of Llama"
+"""The outputs have no norm, and post_attention_layernorm is that of the feed-forward's input."""
 
 DIVISORS: dict[str, Callable[[np.ndarray, float], np.ndarray | float]] = {
     "sqrt(mean(x^2) + eps)": lambda x, eps: np.sqrt(np.mean(x**2, axis=-1, keepdims=True) + eps),
@@ -52,7 +62,8 @@ def weights_of_other_layers(operation: Operation) -> Iterator[Alternative]:
     for layer in range(operation.config.num_hidden_layers):
         if layer != operation.layer:
             says = f"the norm has the weight of layers.{layer}"
-            yield Alternative(says, partial(_with_weight_of, layer=layer))
+            together = orders_of_layers(operation, layer)
+            yield Alternative(says, partial(_with_weight_of, layer=layer), together=together)
 
 
 def _with_weight_of(op: Operation, layer: int) -> np.ndarray:
@@ -62,7 +73,7 @@ def _with_weight_of(op: Operation, layer: int) -> np.ndarray:
 @alternatives("layers.*.self_attn.q_norm", "layers.*.self_attn.k_norm")
 def after_the_rotation(operation: Operation) -> Iterator[Alternative]:
     """Yield the norm of rotated queries or keys."""
-    yield Alternative("it is rotated before it is normalized", _rotated_first)
+    yield Alternative("it is rotated before it is normalized", _rotated_first, together=(ROTATED_FIRST,))
 
 
 def _rotated_first(op: Operation) -> np.ndarray:
@@ -97,7 +108,8 @@ def divisors_and_factors(operation: Operation) -> Iterator[Alternative]:
         compute = partial(_divided, centre=centre, divisor=divisor, factor=multiply)
         known, rare = _known(operation, centre, divisor, factor), len(changes) > 1
         ahead = divisor in ("the rms over all tokens", "one rms for all numbers")
-        yield Alternative("the norm " + " and ".join(changes), compute, known, rare and not known, ahead)
+        together = _exchanged(operation, factor) if len(changes) == 1 else ()
+        yield Alternative("the norm " + " and ".join(changes), compute, known, rare and not known, ahead, together)
 
 
 def _divided(op: Operation, centre: bool, divisor: str, factor: float | tuple[str, float]) -> np.ndarray:
@@ -119,6 +131,15 @@ def _known(operation: Operation, centre: bool, divisor: str, factor: str) -> str
     return {"w": "norm-no-plus1", "2 + w": "norm-plus1-twice"}.get(factor, "")
 
 
+def _exchanged(operation: Operation, factor: str) -> tuple[str, ...]:
+    """Return the mistakes of which another norm's weight may be a part: two weights exchanged, or Llama's norms."""
+    own, other = operation.norm_weight_name, factor.removeprefix("1 + the weight of ")
+    if other not in operation.norm_weights():
+        return ()
+    as_in_llama = (own, other) == ("pre_feedforward_layernorm", "post_attention_layernorm")
+    return (" and ".join(sorted((own, other))), *[NORMS_OF_LLAMA] * as_in_llama)
+
+
 def _is_crossed(operation: Operation, factor: str) -> bool:
     """Return whether it has the other's weight of the two norms whose names are often confused."""
     crossed = {"post_attention_layernorm", "pre_feedforward_layernorm"}
@@ -133,6 +154,7 @@ def eps(operation: Operation) -> Iterator[Family]:
         lambda op, value: rms_norm(op.input, op.weight(op.norm_weight_name), value),
         np.concatenate([[0], np.logspace(-12, 0, 25)]).tolist(),
         likely=lambda op: [0.0, 1e-8, 1e-5, 1e-6, 1e-3],
+        together=("eps",),
     )
 
 

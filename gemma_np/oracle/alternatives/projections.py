@@ -6,7 +6,7 @@ from functools import partial
 import numpy as np
 
 from gemma_np.model.attention import split_heads
-from gemma_np.oracle.alternatives.alternative import HALVES, Alternative, alternatives, rounded
+from gemma_np.oracle.alternatives.alternative import HALVES, Alternative, alternatives, orders_of_layers, rounded
 from gemma_np.oracle.operation import Operation
 
 PROJECTIONS = tuple(
@@ -41,13 +41,23 @@ def other_matrices(operation: Operation) -> Iterator[Alternative]:
                 continue
             if other.shape == own.shape:
                 yield Alternative(
-                    f"it multiplies by layers.{layer}.{name}.weight", partial(_with_weight, name=name, layer=layer)
+                    f"it multiplies by layers.{layer}.{name}.weight",
+                    partial(_with_weight, name=name, layer=layer),
+                    together=_parts_of(operation, name, layer),
                 )
             elif other.shape == own.shape[::-1]:
                 yield Alternative(
                     f"it multiplies by the transpose of layers.{layer}.{name}.weight",
                     partial(_with_weight, name=name, layer=layer, transposed=True),
                 )
+
+
+def _parts_of(operation: Operation, name: str, layer: int) -> tuple[str, ...]:
+    """Return the mistakes of which another weight may be a part: two weights exchanged, or the layers' order."""
+    own = f"{operation.part}_proj"
+    if layer == operation.layer:
+        return (" and ".join(sorted((own, name))),)
+    return orders_of_layers(operation, layer) if name == own else ()
 
 
 def _with_weight(op: Operation, name: str, layer: int, transposed: bool = False) -> np.ndarray:

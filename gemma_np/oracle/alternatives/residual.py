@@ -6,7 +6,8 @@ from functools import partial
 import numpy as np
 
 from gemma_np.model.block import block
-from gemma_np.oracle.alternatives.alternative import Alternative, alternatives, near
+from gemma_np.oracle.alternatives.alternative import Alternative, alternatives, near, orders_of_layers
+from gemma_np.oracle.alternatives.norms import NORMS_OF_LLAMA
 from gemma_np.oracle.operation import Operation
 from gemma_np.scope import Scope
 
@@ -49,7 +50,10 @@ def other_sums(operation: Operation) -> Iterator[Alternative]:
     if operation.config.has_post_norms:
         raw = "self_attn.o" if operation.part == "resid_mid" else "mlp.down"
         yield Alternative(
-            f"{raw} is added before it is normalized", lambda op: terms(op)[0] + op[raw], "postnorm-missing"
+            f"{raw} is added before it is normalized",
+            lambda op: terms(op)[0] + op[raw],
+            "postnorm-missing",
+            together=(NORMS_OF_LLAMA,),
         )
 
 
@@ -77,7 +81,8 @@ def other_layers(operation: Operation) -> Iterator[Alternative]:
     yield Alternative("the layer runs twice", lambda op: _run(op, _run(op, op.stream)))
     for layer in range(operation.config.num_hidden_layers):
         if layer != operation.layer:
-            yield Alternative(f"it is layer {layer} that runs", partial(_other, layer=layer))
+            together = orders_of_layers(operation, layer)
+            yield Alternative(f"it is layer {layer} that runs", partial(_other, layer=layer), together=together)
 
 
 def _other(op: Operation, layer: int) -> np.ndarray:

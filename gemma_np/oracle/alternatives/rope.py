@@ -10,6 +10,12 @@ from gemma_np.model.rope import rope
 from gemma_np.oracle.alternatives.alternative import HALVES, Alternative, Family, alternatives, near, rounded
 from gemma_np.oracle.operation import Operation
 
+KINDS_EXCHANGED = "local and global layers are exchanged"
+"""Local layers have the mask and the rotation of global ones, and the other way round."""
+
+ROTATED_FIRST = "rotated first"
+"""Queries and keys are normalized after their rotation."""
+
 ROTATED = ("layers.*.self_attn.q_rope", "layers.*.self_attn.k_rope")
 
 
@@ -52,7 +58,7 @@ def _interleaved(x: np.ndarray, turn: np.ndarray) -> np.ndarray:
 def other_pairs(operation: Operation) -> Iterator[Alternative]:
     """Yield no rotation, other pairs of channels, other signs, and only some of the channels."""
     h, half = operation.config.head_dim, operation.config.head_dim // 2
-    yield Alternative("it is not rotated", _before)
+    yield Alternative("it is not rotated", _before, together=(ROTATED_FIRST,))
     yield Alternative(
         f"channels 2i and 2i + 1 are rotated as a pair, expected i and i + {half}",
         lambda op: _interleaved(_before(op), angles(op)),
@@ -134,6 +140,7 @@ def of_other_layers(operation: Operation) -> Iterator[Alternative]:
             yield Alternative(
                 "a local layer has the base and the divisor of global layers",
                 lambda op: _rotate(op, angles(op, base=op.config.rope_theta, divisor=op.config.rope_scaling_factor)),
+                together=(KINDS_EXCHANGED,),
             )
     elif config.rope_local_base_freq:
         yield Alternative(
@@ -143,6 +150,7 @@ def of_other_layers(operation: Operation) -> Iterator[Alternative]:
         yield Alternative(
             "a global layer has the base and the divisor of local layers",
             lambda op: _rotate(op, angles(op, base=op.config.rope_local_base_freq, divisor=1.0)),
+            together=(KINDS_EXCHANGED,),
         )
     if divisor != 1:
         yield Alternative(
@@ -205,10 +213,10 @@ def _positions_of_passes(op: Operation) -> np.ndarray:
 def other_numbers(operation: Operation) -> Iterator[Family]:
     """Yield another base, divisor or first position."""
     yield Family(
-        lambda op, value: f"the base is {value:.6g}, expected {op.config.rope(op.layer or 0)[0]:g}",
-        lambda op, value: _rotate(op, angles(op, base=value)),
-        np.logspace(0.5, 8, 400).tolist(),
-        likely=lambda op: [1e3, 1e4, 1e5, 5e5, 1e6, 1e7],
+        lambda op, value: f"the base is {value * _base(op):.6g}, expected {_base(op):g}",
+        lambda op, value: _rotate(op, angles(op, base=value * _base(op))),
+        np.logspace(-5, 5, 500).tolist(),
+        likely=lambda op: [value / _base(op) for value in (1e3, 1e4, 1e5, 5e5, 1e6, 1e7)],
     )
     yield Family(
         lambda op, value: f"positions are divided by {value:.6g}, expected {op.config.rope(op.layer or 0)[1]:g}",
@@ -222,6 +230,10 @@ def other_numbers(operation: Operation) -> Iterator[Family]:
         np.arange(-64.0, 65.0).tolist(),
         likely=lambda op: [1.0, -1.0],
     )
+
+
+def _base(op: Operation) -> float:
+    return op.config.rope(op.layer or 0)[0]
 
 
 def _says_offset(op: Operation, value: float) -> str:
