@@ -80,8 +80,8 @@ def _explain(reference: Reference, theirs: Records, thresholds: Mapping[str, flo
     unexplained = [finding.key for finding in findings if not finding.alternatives]
     if not unexplained:
         return Diagnosis(wrong, _grouped(findings), [])
-    search = Search(reference, theirs, thresholds, run)
-    singles = search.singles(dtype)
+    search = Search(reference, theirs, thresholds, dtype)
+    singles = search.singles()
     explaining = [trial for trial in singles if search.explains(trial)]
     explaining = explaining or [trial for trial in search.pairs(singles) if search.explains(trial)]
     passes, untried = round(search.cost), search.skipped

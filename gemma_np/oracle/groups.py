@@ -12,6 +12,8 @@ Group = Mapping[str, Alternative | Family]
 """Name of a record -> what is planted there."""
 
 
+_BY_PASS = ("q_rope", "k_rope", ".k", ".v", "scores", "scores_capped", "probs", "context")
+
 Title = tuple[int, str]
 """The rank of a group, and what makes it one."""
 
@@ -23,7 +25,8 @@ def groups_of(
 
     Ranks: 0: known mistakes; 1: likely numbers, 2: all numbers, 3: others, each for every record of which the same can
     be said; 4 and 5: numbers and others for one kind of record; 6: for its local or its global layers; 7: for one
-    record. If all records of the first pass are right, what is not known is planted in the passes after it.
+    record. If all records of the first pass are right, others than known mistakes are planted in the passes after it,
+    in the parts of attention that can tell passes apart.
     """
     groups: dict[Title, dict[str, Alternative | Family]] = {}
     only_later = not any(excess > 1 for key, excess in before.items() if not key.startswith("pass."))
@@ -33,6 +36,8 @@ def groups_of(
 
     suspects = dict.fromkeys(suspects_of(reference, theirs, before)).keys()
     for name in suspects:
+        if only_later and not name.endswith(_BY_PASS):
+            continue
         operation = Operation(name, reference, run.inputs, run.computed[name])
         part = operation.part.split(".")[-1].removeprefix("q_").removeprefix("k_")
         layer_type = "" if operation.layer is None else operation.config.layer_types[operation.layer]

@@ -4,15 +4,16 @@ Each trial is one forward pass of the reference; `BUDGET` limits their number.
 """
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from itertools import combinations
 from typing import NamedTuple
 
 import numpy as np
 
-from gemma_np.oracle.alternatives import Alternative, Family
+from gemma_np.oracle.alternatives import Family
 from gemma_np.oracle.groups import Group, Title, distinct, groups_of
 from gemma_np.oracle.identification import CLEARLY, WIDENED, smallest
-from gemma_np.oracle.isolation import IsolatedRun, Plan, isolated, isolated_run
+from gemma_np.oracle.isolation import Plan, isolated, isolated_run
 from gemma_np.oracle.noise import Records, excesses, noise_thresholds, relative_errors
 from gemma_np.oracle.operation import Operation
 from gemma_np.oracle.trace import Reference
@@ -25,7 +26,8 @@ NO_SIGNAL = 0.5
 
 _COARSE = 12
 _REFINEMENTS = 36
-_PARTS, _FEWEST = 8, 3  # what is tried first: the first eighth of the tokens, but at least three
+_PARTS = 4  # what is tried first: the first quarter of the tokens, and before that its first quarter, and so on
+_ALLOWED = 4 * WIDENED  # the largest excess that an explanation may leave in the first tokens
 _PAIRED = 16
 _PROMISING = 0.9  # a family's number is refined if one of its values leaves less of the largest excess than this
 
@@ -46,7 +48,8 @@ class Trial(NamedTuple):
 class Search:
     """Trials on one dump; their cost is counted in forward passes over all of its tokens.
 
-    wrong: the excesses of the records that are to be explained; by default those of the dump.
+    dtype: that of their computation; wrong: the excesses of the records that are to be explained, by default those of
+    the dump.
     """
 
     def __init__(
@@ -54,19 +57,45 @@ class Search:
         reference: Reference,
         theirs: Records,
         thresholds: Mapping[str, float],
-        run: IsolatedRun,
+        dtype: str,
         wrong: Mapping[str, float] | None = None,
     ) -> None:
-        self.reference, self.theirs, self.thresholds, self.run = reference, theirs, thresholds, run
-        self.before = excesses(reference, theirs, run.expected, thresholds)
-        self.groups = groups_of(reference, theirs, run, self.before if wrong is None else wrong)
-        self.cost = 0.0
-        self.cost_of_one = 1.0
+        self.reference, self.theirs, self.thresholds, self.dtype = reference, theirs, thresholds, dtype
+        self.run = isolated_run(reference, theirs)
+        self.before = excesses(reference, theirs, self.run.expected, thresholds)
+        self.is_right = all(excess <= 1 for excess in self.before.values())
+        self.wrong = self.before if wrong is None else wrong
+        self.groups = groups_of(reference, theirs, self.run, self.wrong)
+        self.trials = 0
         self.skipped = 0  # alternatives that the budget did not reach
+
+    @property
+    def cost(self) -> float:
+        """Return the cost of all trials so far, those on the first tokens included."""
+        on_first = self.first.cost * len(self.first.reference.ids) / len(self.reference.ids) if self.first else 0
+        return self.trials + on_first
+
+    @cached_property
+    def first(self) -> "Search | None":
+        """Return the search on the first tokens, or None if there is only one, or if the first pass is right."""
+        tokens = self.reference.lengths[0]
+        keys = [key for key in self.theirs if not key.startswith("pass.")]
+        if tokens == 1 or any(self.reference.slices[key].shape[-2] != tokens for key in keys):
+            return None
+        if not any(self.wrong[key] > 1 for key in keys):
+            return None
+        count = max(1, tokens // _PARTS)
+        reference = Reference(self.reference.model, [self.reference.ids[:count]])
+        theirs = {}
+        for key in keys:
+            columns = slice(None) if reference.slices[key].columns is None else slice(count)
+            theirs[key] = np.asarray(self.theirs[key])[..., :count, columns]
+        thresholds = noise_thresholds(reference, theirs, self.dtype, isolated)
+        return Search(reference, theirs, thresholds, self.dtype, {key: self.wrong[key] for key in keys})
 
     def plant(self, plan: Plan) -> Trial:
         """Return the trial of a plan."""
-        self.cost += self.cost_of_one
+        self.trials += 1
         expected = isolated(self.reference, self.theirs, plan)
         return Trial(plan, excesses(self.reference, self.theirs, expected, self.thresholds))
 
@@ -92,82 +121,63 @@ class Search:
         errors = relative_errors(self.reference, shuffled, expected)
         return all(error <= limits[key] for key, (error, _) in errors.items())
 
-    def singles(self, dtype: str) -> list[Trial]:
+    def singles(self) -> list[Trial]:
         """Return trials of the alternatives of operations that may have caused what is wrong, rank by rank, until one
-        explains it. What does not explain the first tokens is not tried on all of them, unless it looks ahead of them.
+        explains it. What cannot explain the first tokens is not tried on all of them, unless it looks ahead of them.
         """
         from tqdm import tqdm
 
-        first = self._on_first_tokens(dtype)
         found, last_rank = list[Trial](), 0
         groups = distinct(self.groups)
         bar = tqdm(groups.items(), desc="trying alternatives", unit=" alternatives", delay=2, leave=False)
-        for tried, (title, group) in enumerate(bar):
-            rank, _ = title
+        for tried, ((rank, what), group) in enumerate(bar):
             is_done = rank > last_rank and any(self.explains(trial) for trial in found)
-            if is_done or self.cost + (first.cost if first else 0) >= BUDGET:
+            if is_done or self.cost >= BUDGET:
                 self.skipped = len(groups) - tried
                 break
             last_rank = rank
-            if first and first.rules_out(title, group):
-                continue
-            found.append(self.try_group(group))
-        self.cost += first.cost if first else 0
+            looks_ahead = any(member.looks_ahead for member in group.values())
+            if looks_ahead or self.first is None or self.first.allows((rank, what)):
+                found.append(self.try_group(group))
         return found
 
-    def rules_out(self, title: Title, group: Group) -> bool:
-        """Return whether a group of a longer text cannot explain this one, the first tokens, up to a few times the
-        noise."""
-        if any(member.looks_ahead for member in group.values()):
+    def allows(self, title: Title) -> bool:
+        """Return whether a group of a longer text leaves these first tokens as they are in the dump, up to a few times
+        the noise."""
+        group = self.groups.get(title)
+        if group is None:  # it makes no difference to these tokens
+            return self.is_right
+        if self.first and not self.first.allows(title):
             return False
-        own = self.groups.get(title)
-        is_right = not any(excess > 1 for excess in self.before.values())
-        if own is None:  # it makes no difference to these tokens
-            return not is_right
-        if is_right and any(isinstance(member, Family) for member in own.values()):
-            return True  # another number would make a difference to the first tokens, too
-        return any(excess > 4 * WIDENED for excess in self.try_group(own).excesses.values())
-
-    def _on_first_tokens(self, dtype: str) -> "Search | None":
-        """Return the search on the first tokens, or None if the first pass is right, or has no more tokens."""
-        count = max(_FEWEST, len(self.reference.ids) // _PARTS)
-        tokens = self.reference.lengths[0]
-        keys = [key for key in self.theirs if not key.startswith("pass.")]
-        if count >= tokens or any(self.reference.slices[key].shape[-2] != tokens for key in keys):
-            return None
-        if not any(self.before[key] > 1 for key in keys):
-            return None
-        reference = Reference(self.reference.model, [self.reference.ids[:count]])
-        theirs = {}
-        for key in keys:
-            columns = slice(None) if reference.slices[key].columns is None else slice(count)
-            theirs[key] = np.asarray(self.theirs[key])[..., :count, columns]
-        thresholds = noise_thresholds(reference, theirs, dtype, isolated)
-        wrong = {key: self.before[key] for key in keys}
-        first = Search(reference, theirs, thresholds, isolated_run(reference, theirs), wrong)
-        first.cost_of_one = count / len(self.reference.ids)
-        return first
+        trials = self._extremes(group) if self.is_right else [self.try_group(group)]
+        return all(excess <= _ALLOWED for trial in trials for excess in trial.excesses.values())
 
     def try_group(self, group: Group) -> Trial:
         """Return the trial of a group; a family's number is the same for all records, and searched for."""
-        families = {name: member for name, member in group.items() if isinstance(member, Family)}
-        if not families:
-            return self.plant({name: member for name, member in group.items() if isinstance(member, Alternative)})
-        run = self.run
-        operations = {name: Operation(name, self.reference, run.inputs, run.computed[name]) for name in families}
-
-        def with_number(value: float) -> Plan:
-            return {name: family.at(operations[name], value) for name, family in families.items()}
-
-        values = next(iter(families.values())).values
+        values = _values(group)
+        if not values:
+            return self.plant(self._plan(group))
         coarse = [values[int(place)] for place in np.linspace(0, len(values) - 1, min(_COARSE, len(values)))]
         best = smallest(
-            lambda value: self.plant(with_number(value)).rank[1],
+            lambda value: self.plant(self._plan(group, value)).rank[1],
             coarse,
             _REFINEMENTS,
             below=_PROMISING * max(self.before.values()),
         )
-        return self.plant(with_number(best))._replace(is_fitted=True)
+        return self.plant(self._plan(group, best))._replace(is_fitted=True)
+
+    def _extremes(self, group: Group) -> list[Trial]:
+        """Return the trials of a group with the smallest and the largest number, if it is a family's."""
+        values = _values(group)
+        return [self.plant(self._plan(group, value)) for value in ((values[0], values[-1]) if values else (0,))]
+
+    def _plan(self, group: Group, value: float = 0) -> Plan:
+        """Return a group as a plan, with the number of its family."""
+        plan = {}
+        for name, member in group.items():
+            operation = Operation(name, self.reference, self.run.inputs, self.run.computed[name])
+            plan[name] = member.at(operation, value) if isinstance(member, Family) else member
+        return plan
 
     def pairs(self, singles: Sequence[Trial]) -> list[Trial]:
         """Return trials of two alternatives of different operations, from those that are the best alone."""
@@ -183,3 +193,9 @@ class Search:
         self.skipped += max(len(together) - room, 0)
         bar = tqdm(together[:room], desc="trying pairs", unit=" pairs", delay=2, leave=False)
         return [self.plant(plan) for plan in bar]
+
+
+def _values(group: Group) -> Sequence[float]:
+    """Return the numbers of a group's family; none for a group of alternatives."""
+    member = next(iter(group.values()))
+    return member.values if isinstance(member, Family) else ()
