@@ -23,8 +23,8 @@ def groups_of(
 ) -> dict[Title, Group]:
     """Return the groups of alternatives that are planted together, each by its title, in the order of their ranks.
 
-    Ranks: 0: known mistakes; 1: likely numbers, 2: all numbers, 3: others, each for every record of which the same can
-    be said; 4 and 5: numbers and others for one kind of record; 6: for its local or its global layers; 7: for one
+    Ranks: 0: known mistakes; 1: likely numbers, 2: others, 3: all numbers, each for every record of which the same can
+    be said; 4 and 5: others and numbers for one kind of record; 6: for its local or its global layers; 7: for one
     record. If all records of the first pass are right, others than known mistakes are planted in the passes after it,
     in the parts of attention that can tell passes apart.
     """
@@ -47,12 +47,12 @@ def groups_of(
             member = after_first_pass(candidate) if only_later else candidate
             if isinstance(member, Family):
                 for title in member.together or (f"{number} of {part}",):
-                    add(2, title, name, member)
-                add(4, f"{number} of {operation.kind}", name, member)
+                    add(3, title, name, member)
+                add(5, f"{number} of {operation.kind}", name, member)
             for single in likely_members(member, operation):
                 for title in (single.says, *single.together):
-                    add(1 if isinstance(member, Family) else 3, title, name, single)
-                add(5, f"{operation.kind}: {single.says}", name, single)
+                    add(1 if isinstance(member, Family) else 2, title, name, single)
+                add(4, f"{operation.kind}: {single.says}", name, single)
                 add(6, f"{operation.kind}: {single.says}: {layer_type}", name, single)
                 add(7, f"{name}: {single.says}", name, single)
     known = {(0, known): plan for known, plan in known_plans(reference, run).items() if suspects & plan.keys()}

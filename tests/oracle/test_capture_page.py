@@ -11,6 +11,7 @@ from safetensors import safe_open
 
 from gemma_np.cli import main
 from gemma_np.oracle.files import compare_files
+from gemma_np.oracle.gradient_files import write_gradients
 from gemma_np.oracle.trace import Reference, write_trace
 from tests.support import tiny
 
@@ -61,6 +62,20 @@ def test_pytorch(model, capsys):
     names = equal_records(name_map="names.json")
     assert names >= {"embedding", "layers.3.self_attn.v", "layers.0.post_attention_layernorm", "norm", "logits"}
     assert len(names) == 3 + 4 * 12  # all but what no module returns
+
+
+@pytest.mark.framework
+def test_gradients_in_pytorch(model, capsys):
+    from tests.support.framework import framework_model
+
+    (code,) = blocks("python", "Gradients in PyTorch")
+    texts = [IDS, [2, 17, 8]]
+    exec(code, {"model": framework_model(model.config, model.weights), "texts": texts})
+    write_gradients(model, texts, "ref.safetensors", "model")
+    assert main(["compare", "ref.safetensors", "gradients.safetensors"]) == 0
+    weights, stream = len(model.weights), model.config.num_hidden_layers + 3
+    assert f"{weights + 1} OK, {stream} MISSING" in capsys.readouterr().out
+    assert main(["diagnose", "--model", "model", "gradients.safetensors"]) == 0
 
 
 @pytest.mark.jax

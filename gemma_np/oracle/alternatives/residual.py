@@ -79,17 +79,31 @@ def other_layers(operation: Operation) -> Iterator[Alternative]:
     assert operation.layer is not None
     yield Alternative("the layer is left out", lambda op: op.stream)
     yield Alternative("the layer runs twice", lambda op: _run(op, _run(op, op.stream)))
+    kinds = operation.config.layer_types
     for layer in range(operation.config.num_hidden_layers):
         if layer != operation.layer:
-            together = orders_of_layers(operation, layer)
-            yield Alternative(f"it is layer {layer} that runs", partial(_other, layer=layer), together=together)
+            weights = orders_of_layers(operation, layer)
+            layers = tuple(f"{order}, with their windows" for order in weights)
+            compute = partial(_other, layer=layer)
+            if kinds[layer] == kinds[operation.layer]:
+                yield Alternative(f"it is layer {layer} that runs", compute, together=weights + layers)
+            else:
+                yield Alternative(f"it is layer {layer} that runs", compute, together=layers)
+                says = f"the layer has all weights of layer {layer}"
+                yield Alternative(says, partial(_with_weights_of, layer=layer), together=weights)
 
 
 def _other(op: Operation, layer: int) -> np.ndarray:
+    return _run(op, op.stream, layer, layer)
+
+
+def _with_weights_of(op: Operation, layer: int) -> np.ndarray:
     return _run(op, op.stream, layer)
 
 
-def _run(op: Operation, x: np.ndarray, layer: int | None = None) -> np.ndarray:
+def _run(op: Operation, x: np.ndarray, weights: int | None = None, place: int | None = None) -> np.ndarray:
+    """Run a layer: by default the operation's own, with the weights of another one, or as if in another place."""
     assert op.layer is not None
-    place = op.layer if layer is None else layer
-    return block(x, Scope(op.reference.model.weights) / "model" / f"layers.{place}", op.config, place)
+    number = op.layer if weights is None else weights
+    scope = Scope(op.reference.model.weights) / "model" / f"layers.{number}"
+    return block(x, scope, op.config, op.layer if place is None else place)

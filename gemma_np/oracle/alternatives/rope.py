@@ -217,18 +217,21 @@ def other_numbers(operation: Operation) -> Iterator[Family]:
         lambda op, value: _rotate(op, angles(op, base=value * _base(op))),
         np.logspace(-5, 5, 500).tolist(),
         likely=lambda op: [value / _base(op) for value in (1e3, 1e4, 1e5, 5e5, 1e6, 1e7)],
+        together=("base",),
     )
     yield Family(
         lambda op, value: f"positions are divided by {value:.6g}, expected {op.config.rope(op.layer or 0)[1]:g}",
         lambda op, value: _rotate(op, angles(op, divisor=value)),
         np.logspace(-2, 3, 400).tolist(),
         likely=lambda op: [0.125, 0.5, 2.0, 4.0, 8.0],
+        together=("divisor",),
     )
     yield Family(
         _says_offset,
         lambda op, value: _rotate(op, angles(op, offset=value)),
         np.arange(-64.0, 65.0).tolist(),
         likely=lambda op: [1.0, -1.0],
+        together=("first position",),
     )
 
 
