@@ -229,8 +229,8 @@ def crossed_norms(model, config, module):
     undo = []
     for layer in layers(model):
         a, b = layer.post_attention_layernorm, layer.pre_feedforward_layernorm
-        a.weight, b.weight = b.weight, a.weight
-        undo.append(lambda a=a, b=b: (setattr(a, "weight", b.weight), setattr(b, "weight", a.weight)))
+        first, second = a.weight, b.weight
+        undo += [replace_module(a, "weight", second), replace_module(b, "weight", first)]
     return undo
 
 
