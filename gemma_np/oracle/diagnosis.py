@@ -180,7 +180,10 @@ def _describe_wrong(diagnosis: Diagnosis) -> list[str]:
                 f"Cannot tell at this precision: rounding may be as large as the numbers in {_few(diagnosis.silent)}."
             ]
         return ["Nothing is wrong: every record equals what the reference computes from its inputs, up to rounding."]
-    lines = [f"{len(diagnosis.wrong)} records are wrong given their inputs; the first ones are:"]
+    count = len(diagnosis.wrong)
+    lines = [f"{count} records are wrong given their inputs; the first ones are:"]
+    if count == 1:
+        lines = ["1 record is wrong given its inputs:"]
     first_wrong = list(diagnosis.wrong.items())[:_MOST_LINES]
     lines += [f"  {key}: {excess:.3g} times the error that rounding explains" for key, excess in first_wrong]
     for cause in diagnosis.causes:

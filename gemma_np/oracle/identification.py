@@ -58,6 +58,7 @@ def identify(
         smallest_error = min((value for value, _ in passing), default=np.inf)
         as_good = max(CLEARLY * smallest_error, thresholds[key])  # below the threshold, differences are noise
         best = tuple(alternative for value, alternative in sorted(passing, key=_plausible) if value <= as_good)
+        best = tuple(alternative for alternative in best if not alternative.rare) or best
         findings.append(Finding(key, best, smallest_error / thresholds[key]))
         explained.setdefault(operation.kind, []).extend(best)
     return [_without_contradictions(finding, reference, theirs, run, excesses, thresholds) for finding in findings]

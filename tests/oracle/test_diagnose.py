@@ -110,7 +110,7 @@ def test_what_nobody_thought_of_is_placed():
         ("gemma2", "layers.1.mlp.up", lambda x: 2 * x, "it is multiplied by 2"),
         ("gemma2", "layers.1.self_attn.o", lambda x: x[..., ::-1], "the outputs are in another order: backwards"),
         ("gemma2", "layers.0.self_attn.q", lambda x: x[::-1], "the outputs are in another order: the heads in reverse"),
-        ("gemma2", "logits", lambda x: x / 3, "it is multiplied by 0.333333"),
+        ("gemma2", "logits", lambda x: x / 3, "they are multiplied by 0.333333"),
         ("gemma2", "logits_capped", lambda x: np.clip(x, -1, 1), "the cap"),
         ("gemma3_text", "layers.0.self_attn.q_norm", lambda x: 0.5 * x, "it is multiplied by 0.5"),
     ],

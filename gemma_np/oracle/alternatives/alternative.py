@@ -15,7 +15,7 @@ class Alternative(NamedTuple):
     says: str  # what is computed instead
     compute: Callable[[Operation], np.ndarray]  # returns the record of all N tokens
     known: str = ""  # the entries of the catalogue that this is, separated by spaces
-    rare: bool = False  # whether a search leaves it out
+    rare: bool = False  # whether a search leaves it out, and others that explain as much are told instead
     looks_ahead: bool = False  # whether a token's value depends on later tokens of its pass
     together: tuple[str, ...] = ()  # the mistakes that this is a part of; a search plants all parts of one together
 
@@ -28,15 +28,14 @@ class Family(NamedTuple):
     values: Sequence[float]  # increasing; the best one, with what lies between its neighbours, is searched for
     known: Callable[[Operation, float], str] = lambda operation, value: ""
     likely: Callable[[Operation], Sequence[float]] = lambda operation: ()  # numbers that are mistaken for it
-    rare: bool = False  # whether a search leaves it out
+    rare: bool = False  # as for an alternative
     looks_ahead: bool = False  # as for an alternative
     together: tuple[str, ...] = ()  # as for an alternative; their number is the same
 
     def at(self, operation: Operation, value: float) -> Alternative:
         """Return the member with this number."""
-        return Alternative(
-            self.says(operation, value), lambda other: self.compute(other, value), self.known(operation, value)
-        )
+        says, known = self.says(operation, value), self.known(operation, value)
+        return Alternative(says, lambda other: self.compute(other, value), known, self.rare, self.looks_ahead)
 
 
 Alternatives = Callable[[Operation], Iterator[Alternative | Family]]
