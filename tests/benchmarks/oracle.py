@@ -55,6 +55,7 @@ _SAME_AS = {
     "final-norm-missing": "logits",
     "gate-up-weights-exchanged": "layers.*.mlp.hidden",
     "layer-0-twice": "layers.*.resid_post",
+    "layers-reversed": "layers.*.resid_post",
     "norms-of-llama": "layers.*.resid_mid",
     "post-attention-norm-local-missing": "layers.*.resid_mid",
     "post-ff-norm-missing-once": "layers.*.resid_post",

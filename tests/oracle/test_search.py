@@ -1,4 +1,4 @@
-"""What is found from a few records: other weights, other configs and later passes, as a wrong program would have them."""
+"""What is found from a few records of programs with other weights, other numbers, and mistakes in later passes."""
 
 from dataclasses import replace
 
@@ -66,7 +66,8 @@ def of_other_weights(model_type, change, kept):
 def test_what_belongs_together_is_found_together(change, kinds, kept):
     ref, theirs = of_other_weights("gemma2", change, kept)
     found = diagnose(ref, theirs, "float64")
-    assert found.wrong and not found.unexplained
+    assert found.wrong
+    assert not found.unexplained
     assert {key.split(".", 2)[2] for cause in found.causes for key in cause.keys} == kinds
     assert found.passes <= BUDGET
 
@@ -94,7 +95,8 @@ def test_a_mistake_of_later_passes_is_found_there(kept):
         return np.where(ref.pass_starts[:, None] == 0, value, everything)
 
     found = diagnose(ref, only(ref.records(tape), *kept), "float64")
-    assert found.wrong and not found.unexplained
+    assert found.wrong
+    assert not found.unexplained
     assert {cause.says for cause in found.causes} == {"in passes after the first, a local layer has no window"}
 
 

@@ -84,13 +84,12 @@ def other_layers(operation: Operation) -> Iterator[Alternative]:
         if layer != operation.layer:
             weights = orders_of_layers(operation, layer)
             layers = tuple(f"{order}, with their windows" for order in weights)
-            compute = partial(_other, layer=layer)
+            says, compute = f"the layer has all weights of layer {layer}", partial(_with_weights_of, layer=layer)
             if kinds[layer] == kinds[operation.layer]:
-                yield Alternative(f"it is layer {layer} that runs", compute, together=weights + layers)
+                yield Alternative(says, compute, together=weights + layers)
             else:
-                yield Alternative(f"it is layer {layer} that runs", compute, together=layers)
-                says = f"the layer has all weights of layer {layer}"
-                yield Alternative(says, partial(_with_weights_of, layer=layer), together=weights)
+                yield Alternative(says, compute, together=weights)
+                yield Alternative(f"it is layer {layer} that runs", partial(_other, layer=layer), together=layers)
 
 
 def _other(op: Operation, layer: int) -> np.ndarray:
