@@ -1,4 +1,4 @@
-"""Speed of the oracle: a trace against the forward pass it writes down, and a diagnosis.
+"""Speed of the oracle: a trace, a comparison and a diagnosis, against the forward pass that they read.
 
 python -m tests.benchmarks.oracle_speed
 """
@@ -12,14 +12,17 @@ import numpy as np
 
 from gemma_np import RELEASED, Gemma, GemmaConfig
 from gemma_np.model.transformer import lm_head, transformer
+from gemma_np.oracle.comparison import compare
 from gemma_np.oracle.diagnosis import diagnose
 from gemma_np.oracle.dump import Alignment
 from gemma_np.oracle.mistakes import CATALOGUE, inject_mistakes
+from gemma_np.oracle.power import blind_spots
 from gemma_np.oracle.trace import Reference, write_trace
 from gemma_np.training.trainer import initial_weights
 from tests.benchmarks.speed import TINY
 
 TOKENS, ROUNDS = 256, 9
+DUMPED = 64
 
 
 def random_model(config: GemmaConfig, dtype: type) -> Gemma:
@@ -68,6 +71,30 @@ def write_bytes(path: Path, size: int) -> None:
         os.fsync(file.fileno())
 
 
+def comparison() -> None:
+    """Seconds of a comparison and of diagnoses of the 270M shape, as multiples of a forward pass in float64."""
+    model = random_model(RELEASED["gemma-3-270m"], np.float64)
+    reference = Reference(model, [np.random.default_rng(0).integers(0, model.config.vocab_size, DUMPED)])
+    right = reference.records()
+    wrong = reference.records(lambda name, value: value * 1.01 if name == "layers.9.mlp.up" else value)
+    unknown = reference.records(lambda name, value: np.sin(value) if name == "layers.9.mlp.up" else value)
+    start = time.perf_counter()
+    reference.records()
+    forward = time.perf_counter() - start
+    for what, run in {
+        "compare": lambda: compare(Alignment(reference, right, {}), "float32"),
+        "compare --isolate": lambda: compare(Alignment(reference, right, {}), "float32", isolate=True),
+        "diagnose, nothing wrong": lambda: diagnose(Alignment(reference, right, {}), "float32"),
+        "diagnose, a number": lambda: diagnose(Alignment(reference, wrong, {}), "float32"),
+        "diagnose, unknown": lambda: diagnose(Alignment(reference, unknown, {}), "float32"),
+        "what could not have shown": lambda: blind_spots(Alignment(reference, right, {}), "float32"),
+    }.items():
+        start = time.perf_counter()
+        run()
+        seconds = time.perf_counter() - start
+        print(f"270M, {DUMPED} tokens, {what}: {seconds:.1f} s, {seconds / forward:.0f} forward passes", flush=True)
+
+
 def diagnosis() -> None:
     """Seconds of a diagnosis of the tiny shape, of one mistake and of two."""
     model, exact = random_model(TINY, np.float32), random_model(TINY, np.float64)
@@ -86,3 +113,4 @@ def diagnosis() -> None:
 if __name__ == "__main__":
     trace()
     diagnosis()
+    comparison()
