@@ -83,7 +83,7 @@ def _explain(reference: Reference, theirs: Records, thresholds: Mapping[str, flo
     search = Search(reference, theirs, thresholds, dtype)
     singles = search.singles()
     explaining = [trial for trial in singles if search.explains(trial)]
-    explaining = explaining or [trial for trial in search.pairs(singles) if search.explains(trial)]
+    explaining = explaining or [trial for trial in search.pairs() if search.explains(trial)]
     passes, untried = round(search.cost), search.skipped
     if explaining:
         return Diagnosis(wrong, _planted(explaining), [], passes=passes, untried=untried)

@@ -5,13 +5,13 @@ Each trial is one forward pass of the reference; `BUDGET` limits their number.
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from itertools import combinations
+from itertools import chain, product
 from typing import NamedTuple
 
 import numpy as np
 
 from gemma_np.oracle.alternatives import Family
-from gemma_np.oracle.groups import Group, Title, distinct, groups_of
+from gemma_np.oracle.groups import Title, distinct, groups_of
 from gemma_np.oracle.identification import CLEARLY, WIDENED, smallest
 from gemma_np.oracle.isolation import Plan, isolated, isolated_run
 from gemma_np.oracle.noise import Records, excesses, noise_thresholds, relative_errors
@@ -28,7 +28,8 @@ _COARSE = 12
 _REFINEMENTS = 36
 _PARTS = 4  # what is tried first: the first quarter of the tokens, and before that its first quarter, and so on
 _ALLOWED = 4 * WIDENED  # the largest excess that an explanation may leave in the first tokens
-_PAIRED = 16
+_FOR_PAIRS = 150  # forward passes that are left for pairs
+_PAIRED, _BEST = 2, 4  # pairs are of groups up to this rank, and of that many which are best alone
 _PROMISING = 0.9  # a family's number is refined if one of its values leaves less of the largest excess than this
 
 
@@ -43,6 +44,11 @@ class Trial(NamedTuple):
     def rank(self) -> tuple[int, float]:
         """Return the number of wrong records and the largest excess."""
         return sum(excess > 1 for excess in self.excesses.values()), max(self.excesses.values())
+
+    @property
+    def remaining(self) -> float:
+        """Return by how many factors of e the records are wrong, all together."""
+        return float(sum(np.log(excess) for excess in self.excesses.values() if excess > 1))
 
 
 class Search:
@@ -130,72 +136,82 @@ class Search:
         found, last_rank = list[Trial](), 0
         groups = distinct(self.groups)
         bar = tqdm(groups.items(), desc="trying alternatives", unit=" alternatives", delay=2, leave=False)
-        for tried, ((rank, what), group) in enumerate(bar):
+        for tried, (title, group) in enumerate(bar):
+            rank, _ = title
             is_done = rank > last_rank and any(self.explains(trial) for trial in found)
-            if is_done or self.cost >= BUDGET:
+            if is_done or self.cost >= BUDGET - _FOR_PAIRS:
                 self.skipped = len(groups) - tried
                 break
             last_rank = rank
             looks_ahead = any(member.looks_ahead for member in group.values())
-            if looks_ahead or self.first is None or self.first.allows((rank, what)):
-                found.append(self.try_group(group))
+            if looks_ahead or self.first is None or self.first.allows(title):
+                found.append(self.trial(title))
         return found
 
-    def allows(self, title: Title) -> bool:
-        """Return whether a group of a longer text leaves these first tokens as they are in the dump, up to a few times
+    def allows(self, *titles: Title) -> bool:
+        """Return whether groups of a longer text leave these first tokens as they are in the dump, up to a few times
         the noise."""
-        group = self.groups.get(title)
-        if group is None:  # it makes no difference to these tokens
+        own = [title for title in titles if title in self.groups]
+        if not own:  # they make no difference to these tokens
             return self.is_right
-        if self.first and not self.first.allows(title):
+        if self.first and not self.first.allows(*titles):
             return False
-        trials = self._extremes(group) if self.is_right else [self.try_group(group)]
+        trials = self._extremes(*own) if self.is_right else [self.trial(*own)]
         return all(excess <= _ALLOWED for trial in trials for excess in trial.excesses.values())
 
-    def try_group(self, group: Group) -> Trial:
-        """Return the trial of a group; a family's number is the same for all records, and searched for."""
-        values = _values(group)
+    def trial(self, *titles: Title) -> Trial:
+        """Return the trial of groups; a family's number is the same for all records, and searched for."""
+        values = self._values(*titles)
         if not values:
-            return self.plant(self._plan(group))
+            return self.plant(self.plan(*titles))
         coarse = [values[int(place)] for place in np.linspace(0, len(values) - 1, min(_COARSE, len(values)))]
         best = smallest(
-            lambda value: self.plant(self._plan(group, value)).rank[1],
+            lambda value: self.plant(self.plan(*titles, value=value)).rank[1],
             coarse,
             _REFINEMENTS,
             below=_PROMISING * max(self.before.values()),
         )
-        return self.plant(self._plan(group, best))._replace(is_fitted=True)
+        return self.plant(self.plan(*titles, value=best))._replace(is_fitted=True)
 
-    def _extremes(self, group: Group) -> list[Trial]:
-        """Return the trials of a group with the smallest and the largest number, if it is a family's."""
-        values = _values(group)
-        return [self.plant(self._plan(group, value)) for value in ((values[0], values[-1]) if values else (0,))]
+    def _extremes(self, *titles: Title) -> list[Trial]:
+        """Return the trials of groups with the smallest and the largest number, if there is a family."""
+        values = self._values(*titles)
+        return [self.plant(self.plan(*titles, value=value)) for value in ((values[0], values[-1]) if values else (0,))]
 
-    def _plan(self, group: Group, value: float = 0) -> Plan:
-        """Return a group as a plan, with the number of its family."""
+    def _values(self, *titles: Title) -> Sequence[float]:
+        """Return the numbers of a family; none for alternatives."""
+        members = chain.from_iterable(self.groups[title].values() for title in titles)
+        return next((member.values for member in members if isinstance(member, Family)), ())
+
+    def plan(self, *titles: Title, value: float = 0) -> Plan:
+        """Return the groups of these titles as a plan, with the number of their family."""
         plan = {}
-        for name, member in group.items():
+        for name, member in chain.from_iterable(self.groups[title].items() for title in titles):
             operation = Operation(name, self.reference, self.run.inputs, self.run.computed[name])
             plan[name] = member.at(operation, value) if isinstance(member, Family) else member
         return plan
 
-    def pairs(self, singles: Sequence[Trial]) -> list[Trial]:
-        """Return trials of two alternatives of different operations, from those that are the best alone."""
+    def pairs(self) -> list[Trial]:
+        """Return trials of two alternatives that leave the first tokens as they are in the dump: of those that alone
+        leave the least wrong there, with all others.
+        """
         from tqdm import tqdm
 
-        best = sorted(singles, key=lambda trial: trial.rank)[:_PAIRED]
+        first = self.first or self
+        titles = [title for title in distinct(first.groups) if title[0] <= _PAIRED and not first._values(title)]
+        remaining = {title: first.trial(title).remaining for title in titles}
+        best = sorted(titles, key=remaining.__getitem__)[:_BEST]
         together = [
-            {**one.plan, **other.plan}
-            for one, other in combinations(best, 2)
-            if not one.plan.keys() & other.plan.keys()
+            (one, other)
+            for one, other in product(best, titles)
+            if self.groups[one].keys().isdisjoint(self.groups[other])
         ]
-        room = max(int(BUDGET - self.cost), 0)
-        self.skipped += max(len(together) - room, 0)
-        bar = tqdm(together[:room], desc="trying pairs", unit=" pairs", delay=2, leave=False)
-        return [self.plant(plan) for plan in bar]
-
-
-def _values(group: Group) -> Sequence[float]:
-    """Return the numbers of a group's family; none for a group of alternatives."""
-    member = next(iter(group.values()))
-    return member.values if isinstance(member, Family) else ()
+        found = []
+        bar = tqdm(together, desc="trying pairs", unit=" pairs", delay=2, leave=False)
+        for tried, pair in enumerate(bar):
+            if self.cost >= BUDGET:
+                self.skipped += len(together) - tried
+                break
+            if self.first is None or self.first.allows(*pair):
+                found.append(self.trial(*pair))
+        return found
