@@ -24,11 +24,15 @@ BUDGET = 400
 NO_SIGNAL = 0.5
 """A record whose threshold is this fraction of its largest number shows nothing."""
 
+_LEFT = {"float64": WIDENED, "float32": WIDENED, "bfloat16": 0.4, "float16": 0.4}
+"""The largest excess that an explanation may leave of a wrong record. In 16 bits, what passes is so large a part of the
+signal that other mistakes come below it; the right explanations leave little more than the noise, an eighth of it."""
+
 _COARSE = 12
 _REFINEMENTS = 36
 _PARTS = 4  # what is tried first: the first quarter of the tokens, and before that its first quarter, and so on
 _ALLOWED = 4 * WIDENED  # the largest excess that an explanation may leave in the first tokens
-_FOR_PAIRS = 150  # forward passes that are left for pairs
+_FOR_PAIRS = 80  # forward passes that are left for pairs
 _PAIRED, _BEST = 2, 4  # pairs are of groups up to this rank, and of that many which are best alone
 _PROMISING = 0.9  # a family's number is refined if one of its values leaves less of the largest excess than this
 
@@ -108,14 +112,13 @@ class Search:
     def explains(self, trial: Trial) -> bool:
         """Return whether a trial leaves nothing wrong, clearly reduces what was wrong, and would not explain the same
         numbers in another order."""
+        wrong = {key: excess for key, excess in self.before.items() if excess > 1}
         if any(excess > WIDENED for excess in trial.excesses.values()):
             return False
-        wrong = {key: excess for key, excess in self.before.items() if excess > 1}
+        if any(trial.excesses[key] > min(_LEFT[self.dtype], before / CLEARLY) for key, before in wrong.items()):
+            return False
         limits = {key: max(trial.excesses[key], 1.0) * self.thresholds[key] for key in wrong}
-        is_clear = all(
-            trial.excesses[key] <= before / CLEARLY and limits[key] < NO_SIGNAL for key, before in wrong.items()
-        )
-        return is_clear and not self._explains_shuffled(trial, limits)
+        return max(limits.values()) < NO_SIGNAL and not self._explains_shuffled(trial, limits)
 
     def _explains_shuffled(self, trial: Trial, limits: Mapping[str, float]) -> bool:
         """Return whether the wrong records pass within these limits if their numbers are shuffled."""

@@ -53,16 +53,19 @@ Case = tuple[tuple[str, ...], str]
 
 _SAME_AS = {
     "final-norm-missing": "logits",
+    "finalcap-before-head": "logits_capped",
     "gate-up-weights-exchanged": "layers.*.mlp.hidden",
     "layer-0-twice": "layers.*.resid_post",
     "layers-reversed": "layers.*.resid_post",
+    "norm-eps-too-large": "*norm",
     "norms-of-llama": "layers.*.resid_mid",
     "post-attention-norm-local-missing": "layers.*.resid_mid",
     "post-ff-norm-missing-once": "layers.*.resid_post",
     "pre-ff-norm-missing": "layers.*.mlp.*",
     "rope-not-on-k": "layers.*.self_attn.scores",
 }
-"""Faults of which the same can be said of another record: without a norm, what follows reads the norm's input."""
+"""Faults of which the same can be said of another record: without a norm, what follows reads the norm's input. An
+eps of all norms may show in some of them."""
 
 
 def kinds(found: Diagnosis) -> set[str]:

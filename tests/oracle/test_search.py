@@ -11,6 +11,7 @@ from gemma_np.oracle.search import BUDGET
 from gemma_np.oracle.trace import Reference
 from tests.oracle.test_diagnose import diagnose, reference
 from tests.oracle.test_limits import LOGITS, only
+from tests.support.strategies import random_ids
 
 STREAM = ("resid_post", *LOGITS)
 
@@ -42,10 +43,11 @@ def reordered(order, *only_parts):
 
 def of_other_weights(model_type, change, kept):
     """Return the reference, and the records of a program with other weights."""
-    ref = reference(model_type)
-    weights = dict(ref.model.weights)
+    model = reference(model_type).model
+    ref = Reference(model, [random_ids(model.config, 3, model.config.max_position_embeddings)])
+    weights = dict(model.weights)
     change(weights, ref.config)
-    other = ref.with_model(replace(ref.model, weights=weights))
+    other = ref.with_model(replace(model, weights=weights))
     return ref, only(other.records(), *kept)
 
 
