@@ -110,7 +110,9 @@ class KVCache:
         """
         shortest = max(layer.shortest for layer in self.layers)
         if not shortest <= length <= self.length:
-            raise GemmaError(f"cache: rewind to {length} tokens, expected {shortest} to {self.length} (spare={self.spare})")
+            raise GemmaError(
+                f"cache: rewind to {length} tokens, expected {shortest} to {self.length} (spare={self.spare})"
+            )
         for layer in self.layers:
             layer.length = length
 
