@@ -1,7 +1,7 @@
 """Load a Gemma checkpoint and use it: generate text, chat, trace, measure perplexity."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -154,7 +154,7 @@ class Gemma:
         top_p: float | None = None,
         seed: int | None = None,
         int8_cache: bool = False,
-        draft: "Gemma | Literal['lookup'] | None" = None,
+        draft: "Draft | None" = None,
         draft_tokens: int = DRAFT_TOKENS,
         acceptance: Acceptance | None = None,
     ) -> Iterator[int]:
@@ -163,8 +163,8 @@ class Gemma:
         `Sampling` explains temperature, top_k and top_p; the same seed gives the same tokens. int8_cache: keep keys and
         values in 8 bits.
 
-        draft: decode speculatively, with the same distribution: a `Gemma` of the same vocabulary, or "lookup", proposes
-        `draft_tokens` tokens at once (see `speculation.py`); acceptance: counts those that are accepted.
+        draft: decode speculatively, from the same distribution: a `Draft` proposes `draft_tokens` tokens at once (see
+        `speculation.py`); acceptance: counts those that are accepted.
 
         Raises GemmaError, when called, as `generate_ids` does, and for a draft of another vocabulary.
         """
@@ -180,12 +180,11 @@ class Gemma:
                 stop=stop,
                 int8_cache=int8_cache,
             )
-        self.check_draft(draft)
         return speculative_ids(
             prompt,
             self.weights,
             self.config,
-            draft,
+            self.resolve_draft(draft),
             max_new_tokens,
             sampling=sampling,
             generator=generator,
@@ -256,20 +255,28 @@ class Gemma:
             )
         return self.tokenizer
 
-    def check_draft(self, draft: "Gemma | Literal['lookup']") -> None:
-        """Check that a draft can propose tokens to this model. Raises GemmaError when its vocabulary is another one."""
+    def resolve_draft(self, draft: "Draft") -> "Gemma | Literal['lookup']":
+        """Return what proposes tokens to this model. Raises GemmaError when its vocabulary is another one."""
+        if callable(draft):
+            draft = draft(self)
         if draft == "lookup":
-            return
+            return "lookup"
         if not isinstance(draft, Gemma):
-            raise GemmaError(f"draft: {draft!r}, expected a model of gemma_np.load, or 'lookup'")
+            raise GemmaError(f"draft: {draft!r}, expected a model, a function that makes one, or 'lookup'")
         if (draft.tokenizer_model or b"") != (self.tokenizer_model or b""):
             raise GemmaError("draft: its tokenizer.model is not that of the model, expected the same vocabulary")
         if self.config.vocab_size - draft.config.vocab_size not in _IMAGE_ROWS:
             raise GemmaError(
                 f"draft: vocab_size={draft.config.vocab_size}, expected {self.config.vocab_size} as in the model"
             )
+        return draft
 
     @property
     def tokenizer_model(self) -> bytes | None:
         """Return the content of tokenizer.model, or None when the checkpoint has none."""
         return self.tokenizer.model if self.tokenizer else None
+
+
+Draft = Gemma | Literal["lookup"] | Callable[[Gemma], Gemma]
+"""What proposes tokens to a model: a smaller one of the same vocabulary; a function that makes it from the model, such
+as `half_draft`; or "lookup", which copies what followed the last tokens when they occurred before."""
