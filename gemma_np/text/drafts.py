@@ -56,7 +56,7 @@ class ModelDrafter:
     ) -> None:
         """Allocate a cache for a text of `length` tokens and up to `most` proposals at once.
 
-        Beyond the context length of the model there are no proposals.
+        Beyond the context length of the model, and after a token that it does not have, there are no proposals.
         """
         self.model, self.sampling, self.generator = model, sampling, generator
         room, dtype = min(length, model.config.max_position_embeddings), model.weights["model.norm.weight"].dtype
@@ -67,7 +67,8 @@ class ModelDrafter:
         model, cache, proposals = self.model, self.cache, Proposals([], [])
         cache.rewind(min(cache.length, len(text) - 1))  # the last token of the text is always new
         unread = text[cache.length :]
-        for _ in range(min(count, cache.max_length - len(text) + 1)):
+        can_read = max(unread) < model.config.vocab_size
+        for _ in range(min(count, cache.max_length - len(text) + 1) if can_read else 0):
             probs = self.sampling.probs(next_logits(unread, model.weights, model.config, cache))
             token = draw(probs, self.generator)
             proposals.ids.append(token)

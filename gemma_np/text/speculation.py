@@ -118,4 +118,4 @@ def residual(p: np.ndarray, q: np.ndarray) -> np.ndarray:
     more = p.copy()
     more[: q.size] -= q
     np.maximum(more, 0, out=more)
-    return more / more.sum()
+    return more / more.sum() if more.any() else p  # p and q differ less than float64 can tell
