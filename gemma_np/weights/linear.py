@@ -20,8 +20,8 @@ def linear(x: np.ndarray, weight: Weight) -> np.ndarray:
     product. NumPy passes the transposed view of an array straight to BLAS, without copying the weight.
     """
     rows = x.reshape(-1, x.shape[-1])
-    if isinstance(weight, np.ndarray):  # for 2 to about 30 vectors, BLAS is up to twice as fast the other way round
-        y = np.ascontiguousarray((weight @ rows.T).T) if 1 < len(rows) <= _SOME else rows @ weight.T
+    if isinstance(weight, np.ndarray):
+        y = rows @ weight.T
     elif isinstance(weight, Int8) and weight.int8_activations:
         y = integer_product(rows, weight)
     else:
@@ -66,7 +66,6 @@ def round_to_int8(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 _FEW = 3  # vectors, for which scaling the sums of groups is cheaper than scaling the weights
-_SOME = 32  # vectors
 _TILE = 2**20  # weights; with smaller tiles the cores would wait for each other between the calls of NumPy
 _ROWS = 4096  # of a tile of a block format, at most
 _DEQUANTIZED = 2**22  # weights that are dequantized at once, 16 MB
