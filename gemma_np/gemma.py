@@ -23,7 +23,7 @@ from gemma_np.scope import Record
 from gemma_np.text.chat import chat_ids
 from gemma_np.text.generation import generate_ids
 from gemma_np.text.sampling import Sampling
-from gemma_np.text.speculation import DRAFT_TOKENS, Acceptance, speculative_ids
+from gemma_np.text.speculation import Acceptance, speculative_ids
 from gemma_np.text.tokenizer import Tokenizer
 from gemma_np.weights.formats import Weights, dequantize
 
@@ -155,7 +155,7 @@ class Gemma:
         seed: int | None = None,
         int8_cache: bool = False,
         draft: "Draft | None" = None,
-        draft_tokens: int = DRAFT_TOKENS,
+        draft_tokens: int | None = None,
         acceptance: Acceptance | None = None,
     ) -> Iterator[int]:
         """Generate token ids after those of the prompt; this needs no tokenizer.

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gemma_np.checkpoints.atomic_write import atomic_write
-from gemma_np.cli.arguments import DRAFT_HELP, Command, add_dtype, add_model, read_ids
+from gemma_np.cli.arguments import DRAFT_HELP, Command, add_dtype, add_model, read_ids, refuse_without
 from gemma_np.cli.options import add_number
 from gemma_np.cli.outputs import add_output_file
 from gemma_np.cli.terminal import printable, size_of
@@ -22,7 +22,7 @@ from gemma_np.input_files import read_text
 from gemma_np.inspection.inspect_text import inspect_text
 from gemma_np.inspection.page import page
 from gemma_np.memory import peak_memory
-from gemma_np.text.speculation import DRAFT_TOKENS, Acceptance
+from gemma_np.text.speculation import LOOKUP_TOKENS, MODEL_TOKENS, Acceptance
 
 GENERATION = ("max_new_tokens", "temperature", "top_k", "top_p", "seed", "int8_cache", "draft_tokens")
 
@@ -35,7 +35,7 @@ def add_commands(command: Command) -> None:
         'gemma-np generate --model google/gemma-2-2b "The capital of France is"',
         "gemma-np generate --model ./gemma-3-270m.gguf --temperature 0.8 --top-p 0.95 --seed 1 'Once upon a time'",
         'gemma-np generate --model shakespeare-4m --draft shakespeare-1m "To be"',
-        'gemma-np generate --model google/gemma-2-2b-it --draft lookup --draft-tokens 8 "Repeat this list: ..."',
+        'gemma-np generate --model google/gemma-2-2b --draft lookup "def add(a, b): return a + b; def subtract("',
     )
     add_model(sub)
     add_dtype(sub)
@@ -164,10 +164,13 @@ def _add_generation(parser: argparse.ArgumentParser, max_new_tokens: int | None)
     add_number(parser, "--seed", "the same seed gives the same text", metavar="S")
     meaning = f"propose tokens, which the model verifies several at a time; the distribution is the same: {DRAFT_HELP}"
     parser.add_argument("--draft", metavar="M", help=meaning)
-    add_number(parser, "--draft-tokens", "tokens that a draft proposes at once", DRAFT_TOKENS)
+    meaning = f"tokens that a draft proposes at once; default: {LOOKUP_TOKENS} for lookup, else {MODEL_TOKENS}"
+    add_number(parser, "--draft-tokens", meaning)
 
 
 def _generation(options: argparse.Namespace, model: Gemma) -> dict[str, Any]:
-    """Return the options of `stream_ids`."""
+    """Return the options of `stream_ids`. Raises GemmaError for a draft that cannot be used."""
+    if not options.draft:
+        refuse_without("--draft", options, "draft_tokens")
     draft = model.resolve_draft(read_draft(options.draft)) if options.draft else None
     return {name: getattr(options, name) for name in GENERATION} | {"draft": draft, "acceptance": Acceptance()}

@@ -25,8 +25,8 @@ from gemma_np.text.generation import check_logits, prefill, total_length
 from gemma_np.text.sampling import Sampling, draw
 from gemma_np.weights.formats import Weights
 
-DRAFT_TOKENS = 4
-"""Tokens proposed at once."""
+MODEL_TOKENS, LOOKUP_TOKENS = 2, 8
+"""Tokens that a model, or a lookup, proposes at once by default: the fastest of 2, 4 and 8 in the benchmarks."""
 
 
 @dataclass
@@ -50,17 +50,20 @@ def speculative_ids(
     *,
     sampling: Sampling,
     generator: np.random.Generator,
-    draft_tokens: int = DRAFT_TOKENS,
+    draft_tokens: int | None = None,
     stop: Collection[int] = (),
     int8_cache: bool = False,
     acceptance: Acceptance | None = None,
 ) -> Iterator[int]:
     """Generate as `generate_ids` does, from the same distribution, but several tokens in each pass of the model.
 
-    draft: what proposes `draft_tokens` tokens for each pass; acceptance: counts the proposals.
+    draft: what proposes `draft_tokens` tokens for each pass (default: `MODEL_TOKENS` or `LOOKUP_TOKENS`); acceptance:
+    counts the proposals.
 
     Raises GemmaError as `generate_ids` does, and when `draft_tokens` is less than 1.
     """
+    if draft_tokens is None:
+        draft_tokens = LOOKUP_TOKENS if draft == "lookup" else MODEL_TOKENS
     if draft_tokens < 1:
         raise GemmaError(f"draft_tokens: {draft_tokens}, expected 1 or more")
     length, counts = total_length(prompt, max_new_tokens, config), acceptance or Acceptance()

@@ -9,6 +9,7 @@ Source: Gemma 2 report, section 3 (Knowledge Distillation), section 4 (on-policy
 
 import zlib
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -107,6 +108,7 @@ def sample_continuations(
     prompts [B, P] -> ids [B, length]. All of them are one batch; with a draft (see `speculation.py`) each is alone.
     """
     if draft is not None:
+        config = replace(config, max_position_embeddings=length)  # the last token, which is not read, may be one more
         new, sampling = length - prompts.shape[-1], Sampling(temperature=1.0)
         texts = (
             speculative_ids(prompt, weights, config, draft, new, sampling=sampling, generator=generator)
