@@ -55,7 +55,8 @@ def test_generate_with_a_draft_prints_the_same_text_and_the_acceptance(checkpoin
     out, err = capsys.readouterr()
     assert out == gemma_np.load(checkpoint, "float64").generate("The ships", max_new_tokens=20) + "\n"
     accepted, proposed = map(int, re.search(r"tokens/s, (\d+) of (\d+) proposed tokens accepted, ", err).groups())
-    assert accepted == proposed if draft == "CHECKPOINT" else accepted < proposed
+    assert 0 < proposed
+    assert accepted == proposed or draft != "CHECKPOINT"
 
 
 def test_chat_with_a_draft(checkpoint):
@@ -72,7 +73,6 @@ def test_chat_with_a_draft(checkpoint):
         (["--draft", "nowhere"], "nowhere: no such folder or file"),
         (["--draft", "shakespeare-1m"], "draft: its tokenizer.model is not that of the model"),
         (["--draft", "int4"], "12 channels, expected a multiple of group_size=64"),
-        (["--draft", "lookup", "--draft-tokens", "0"], "expected a whole number, 1 to 1024"),
         (["--draft-tokens", "3"], "--draft-tokens: given without --draft"),
     ],
 )
