@@ -21,7 +21,7 @@ from gemma_np.errors import GemmaError
 from gemma_np.model.kv_cache import KVCache
 from gemma_np.model.transformer import lm_head, transformer
 from gemma_np.text.drafts import Draft, Drafter, LookupDrafter, ModelDrafter, Proposals
-from gemma_np.text.generation import check_logits, prefill, total_length
+from gemma_np.text.generation import check_logits, next_logits, total_length
 from gemma_np.text.sampling import Sampling, draw
 from gemma_np.weights.formats import Weights
 
@@ -68,6 +68,7 @@ def speculative_ids(
         raise GemmaError(f"draft_tokens: {draft_tokens}, expected 1 or more")
     length, counts = total_length(prompt, max_new_tokens, config), acceptance or Acceptance()
     dtype = weights["model.norm.weight"].dtype
+    # A pass of up to `draft_tokens` + 1 tokens does not overwrite what its first token sees, and can be rewound.
     cache = KVCache(config, length, dtype=dtype, int8=int8_cache, spare=draft_tokens)
     drafter: Drafter = LookupDrafter(config.vocab_size)
     if draft != "lookup":
@@ -75,21 +76,22 @@ def speculative_ids(
 
     def generate() -> Iterator[int]:
         text = list(prompt)
-        if len(text) > 1:
-            prefill(text[:-1], weights, config, cache)
-        while len(text) < length:
+        tokens = [sampling.choose(next_logits(prompt, weights, config, cache), generator)]
+        while True:
+            for token in tokens:
+                if token in stop:
+                    return
+                text.append(token)
+                yield token
+            if len(text) == length:
+                return
+            cache.rewind(len(text) - 1)  # the last token is unread, and the rejected ones are not in the text
             proposals = drafter.propose(text, min(draft_tokens, length - len(text) - 1))
             logits = lm_head(transformer([text[-1], *proposals.ids], weights, config, cache), weights, config)
             check_logits(logits, cache)
             tokens = verify(proposals, logits, sampling, generator)
             counts.proposed += len(proposals.ids)
             counts.accepted += len(tokens) - 1
-            for token in tokens:
-                if token in stop:
-                    return
-                text.append(token)
-                yield token
-            cache.rewind(len(text) - 1)  # the last token is still unread
 
     return generate()
 

@@ -55,7 +55,7 @@ def test_generate_with_a_draft_prints_the_same_text_and_the_acceptance(checkpoin
     out, err = capsys.readouterr()
     assert out == gemma_np.load(checkpoint, "float64").generate("The ships", max_new_tokens=20) + "\n"
     accepted, proposed = map(int, re.search(r"tokens/s, (\d+) of (\d+) proposed tokens accepted, ", err).groups())
-    assert 0 < proposed
+    assert proposed > 0
     assert accepted == proposed or draft != "CHECKPOINT"
 
 
