@@ -1,10 +1,10 @@
 """Load a Gemma checkpoint and use it: generate text, chat, trace, measure perplexity."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -23,6 +23,7 @@ from gemma_np.scope import Record
 from gemma_np.text.chat import chat_ids
 from gemma_np.text.generation import generate_ids
 from gemma_np.text.sampling import Sampling
+from gemma_np.text.speculation import Acceptance, speculative_ids
 from gemma_np.text.tokenizer import Tokenizer
 from gemma_np.weights.formats import Weights, dequantize
 
@@ -45,6 +46,8 @@ DEFAULT = "shakespeare-1m"
 DEFAULT_CHAT = "shakespeare-chat"
 
 DTYPES = ("auto", "stored", "float32", "float64")
+
+_IMAGE_ROWS = (0, 64)  # the multimodal Gemma 3 checkpoints have 64 more rows than text needs
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
@@ -69,8 +72,7 @@ def load(name_or_path: str | Path = DEFAULT, dtype: str = "auto") -> "Gemma":
         tokenizer = Tokenizer(tokenizer_model) if tokenizer_model is not None else None
     except GemmaError as error:
         raise GemmaError(f"{path}: {error}") from None
-    # The multimodal Gemma 3 checkpoints have 64 more rows, for images.
-    if tokenizer and config.vocab_size - len(tokenizer) not in (0, 64):
+    if tokenizer and config.vocab_size - len(tokenizer) not in _IMAGE_ROWS:
         raise GemmaError(f"{path}: tokenizer of {len(tokenizer)} pieces, expected vocab_size={config.vocab_size}")
     return Gemma(config, weights, tokenizer)
 
@@ -152,21 +154,44 @@ class Gemma:
         top_p: float | None = None,
         seed: int | None = None,
         int8_cache: bool = False,
+        draft: "Draft | None" = None,
+        draft_tokens: int | None = None,
+        acceptance: Acceptance | None = None,
     ) -> Iterator[int]:
         """Generate token ids after those of the prompt; this needs no tokenizer.
 
         `Sampling` explains temperature, top_k and top_p; the same seed gives the same tokens. int8_cache: keep keys and
         values in 8 bits.
+
+        draft: decode speculatively, from the same distribution: a `Draft` proposes `draft_tokens` tokens at once (see
+        `speculation.py`); acceptance: counts those that are accepted.
+
+        Raises GemmaError, when called, as `generate_ids` does, and for a draft of another vocabulary.
         """
+        prompt, stop = list(prompt), self.tokenizer.ends if self.tokenizer else ()
         sampling, generator = Sampling(temperature, top_k, top_p), np.random.default_rng(seed)
-        return generate_ids(
-            list(prompt),
+        if draft is None:
+            return generate_ids(
+                prompt,
+                self.weights,
+                self.config,
+                lambda logits: sampling.choose(logits, generator),
+                max_new_tokens,
+                stop=stop,
+                int8_cache=int8_cache,
+            )
+        return speculative_ids(
+            prompt,
             self.weights,
             self.config,
-            lambda logits: sampling.choose(logits, generator),
+            self.resolve_draft(draft),
             max_new_tokens,
-            stop=self.tokenizer.ends if self.tokenizer else (),
+            sampling=sampling,
+            generator=generator,
+            draft_tokens=draft_tokens,
+            stop=stop,
             int8_cache=int8_cache,
+            acceptance=acceptance,
         )
 
     def chat(
@@ -230,7 +255,28 @@ class Gemma:
             )
         return self.tokenizer
 
+    def resolve_draft(self, draft: "Draft") -> "Gemma | Literal['lookup']":
+        """Return what proposes tokens to this model. Raises GemmaError when its vocabulary is another one."""
+        if callable(draft):
+            draft = draft(self)
+        if draft == "lookup":
+            return "lookup"
+        if not isinstance(draft, Gemma):
+            raise GemmaError(f"draft: {draft!r}, expected a model, a function that makes one, or 'lookup'")
+        if (draft.tokenizer_model or b"") != (self.tokenizer_model or b""):
+            raise GemmaError("draft: its tokenizer.model is not that of the model, expected the same vocabulary")
+        if self.config.vocab_size - draft.config.vocab_size not in _IMAGE_ROWS:
+            raise GemmaError(
+                f"draft: vocab_size={draft.config.vocab_size}, expected {self.config.vocab_size} as in the model"
+            )
+        return draft
+
     @property
     def tokenizer_model(self) -> bytes | None:
         """Return the content of tokenizer.model, or None when the checkpoint has none."""
         return self.tokenizer.model if self.tokenizer else None
+
+
+Draft = Gemma | Literal["lookup"] | Callable[[Gemma], Gemma]
+"""What proposes tokens to a model: a smaller one of the same vocabulary; a function that makes it from the model, such
+as `half_draft`; or "lookup", which copies what followed the last tokens when they occurred before."""

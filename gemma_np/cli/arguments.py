@@ -18,6 +18,11 @@ from gemma_np.weights.formats import FORMATS
 
 MODEL_HELP = "a checkpoint folder, a .gguf file, a hub id such as google/gemma-2-2b-it, or the name of a bundled model"
 
+DRAFT_HELP = (
+    "a model of the same vocabulary, as for --model; int4, the model itself in 4 bits; half, the first half of its "
+    "layers; or lookup, what followed the last tokens when they occurred before"
+)
+
 TEXT_HELP = "a text file, or a folder of .txt files; one file is one document"
 
 

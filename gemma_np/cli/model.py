@@ -11,18 +11,20 @@ from pathlib import Path
 from typing import Any
 
 from gemma_np.checkpoints.atomic_write import atomic_write
-from gemma_np.cli.arguments import Command, add_dtype, add_model, read_ids
+from gemma_np.cli.arguments import DRAFT_HELP, Command, add_dtype, add_model, read_ids, refuse_without
 from gemma_np.cli.options import add_number
 from gemma_np.cli.outputs import add_output_file
 from gemma_np.cli.terminal import printable, size_of
+from gemma_np.compression.drafts import read_draft
 from gemma_np.errors import GemmaError
-from gemma_np.gemma import DEFAULT_CHAT, load
+from gemma_np.gemma import DEFAULT_CHAT, Gemma, load
 from gemma_np.input_files import read_text
 from gemma_np.inspection.inspect_text import inspect_text
 from gemma_np.inspection.page import page
 from gemma_np.memory import peak_memory
+from gemma_np.text.speculation import LOOKUP_TOKENS, MODEL_TOKENS, Acceptance
 
-GENERATION = ("max_new_tokens", "temperature", "top_k", "top_p", "seed", "int8_cache")
+GENERATION = ("max_new_tokens", "temperature", "top_k", "top_p", "seed", "int8_cache", "draft_tokens")
 
 
 def add_commands(command: Command) -> None:
@@ -32,6 +34,8 @@ def add_commands(command: Command) -> None:
         'gemma-np generate "To be"',
         'gemma-np generate --model google/gemma-2-2b "The capital of France is"',
         "gemma-np generate --model ./gemma-3-270m.gguf --temperature 0.8 --top-p 0.95 --seed 1 'Once upon a time'",
+        'gemma-np generate --model shakespeare-4m --draft shakespeare-1m "To be"',
+        'gemma-np generate --model google/gemma-2-2b --draft lookup "def add(a, b): return a + b; def subtract("',
     )
     add_model(sub)
     add_dtype(sub)
@@ -76,15 +80,18 @@ def generate(options: argparse.Namespace) -> None:
     if (options.prompt is None) == (options.ids is None):
         raise GemmaError("expected either PROMPT or --ids")
     model = load(options.model, options.dtype)
+    generation = _generation(options, model)
     if options.ids is None:
-        _print_stream(model.stream(options.prompt, **_generation(options)))
+        pieces = model.stream(options.prompt, **generation)
     else:
-        _print_stream(f"{token} " for token in model.stream_ids(read_ids(options.ids), **_generation(options)))
+        pieces = (f"{token} " for token in model.stream_ids(read_ids(options.ids), **generation))
+    _print_stream(pieces, generation["acceptance"])
 
 
 def chat(options: argparse.Namespace) -> None:
     """Chat with an instruction-tuned model: each line of standard input is a turn."""
     model = load(options.model, options.dtype)
+    generation = _generation(options, model)
     messages: list[dict[str, str]] = []
     interactive = sys.stdin.isatty()
     if options.model == DEFAULT_CHAT:
@@ -99,7 +106,8 @@ def chat(options: argparse.Namespace) -> None:
         if not line.strip():
             continue
         messages.append({"role": "user", "content": line})
-        answer = _print_stream(model.stream_chat(messages, **_generation(options)))
+        acceptance = Acceptance()
+        answer = _print_stream(model.stream_chat(messages, **generation | {"acceptance": acceptance}), acceptance)
         messages.append({"role": "model", "content": answer})
 
 
@@ -127,8 +135,8 @@ def inspect(options: argparse.Namespace) -> None:
     print(f"{path}: {len(inspection.ids)} tokens; open it in a browser", file=sys.stderr)
 
 
-def _print_stream(pieces: Iterable[str]) -> str:
-    """Print text as it arrives, and its speed to standard error; return all of it."""
+def _print_stream(pieces: Iterable[str], acceptance: Acceptance) -> str:
+    """Print text as it arrives, and its speed and that of a draft to standard error; return all of it."""
     text, started, first = [], time.perf_counter(), 0.0
     for piece in pieces:
         first = first or time.perf_counter()
@@ -139,7 +147,8 @@ def _print_stream(pieces: Iterable[str]) -> str:
     if tokens > 1:
         speed = (tokens - 1) / (now - first)
         peak = f", peak memory {size_of(peak_memory())}" if peak_memory() else ""
-        print(f"first token after {first - started:.2f} s, then {speed:.1f} tokens/s{peak}", file=sys.stderr)
+        drafted = f", {acceptance}" if acceptance.proposed else ""
+        print(f"first token after {first - started:.2f} s, then {speed:.1f} tokens/s{drafted}{peak}", file=sys.stderr)
     return "".join(text)
 
 
@@ -153,7 +162,15 @@ def _add_generation(parser: argparse.ArgumentParser, max_new_tokens: int | None)
     meaning = "sample from the fewest tokens whose probabilities add up to P"
     add_number(parser, "--top-p", meaning, metavar="P")
     add_number(parser, "--seed", "the same seed gives the same text", metavar="S")
+    meaning = f"propose tokens, which the model verifies several at a time; the distribution is the same: {DRAFT_HELP}"
+    parser.add_argument("--draft", metavar="M", help=meaning)
+    meaning = f"tokens that a draft proposes at once; default: {LOOKUP_TOKENS} for lookup, else {MODEL_TOKENS}"
+    add_number(parser, "--draft-tokens", meaning)
 
 
-def _generation(options: argparse.Namespace) -> dict[str, Any]:
-    return {name: getattr(options, name) for name in GENERATION}
+def _generation(options: argparse.Namespace, model: Gemma) -> dict[str, Any]:
+    """Return the options of `stream_ids`. Raises GemmaError for a draft that cannot be used."""
+    if not options.draft:
+        refuse_without("--draft", options, "draft_tokens")
+    draft = model.resolve_draft(read_draft(options.draft)) if options.draft else None
+    return {name: getattr(options, name) for name in GENERATION} | {"draft": draft, "acceptance": Acceptance()}

@@ -50,6 +50,7 @@ OPTIONS = {
     "--context": Range(1),
     "--decode": Range(0),
     "--distill": Range(1),
+    "--draft-tokens": Range(1, 1024),
     "--eval-every": Range(1),
     "--generation": Range(1, 3),
     "--grad-accum-steps": Range(1),

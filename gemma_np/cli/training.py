@@ -9,9 +9,18 @@ from dataclasses import fields
 from pathlib import Path
 
 from gemma_np.checkpoints.atomic_write import atomic_write
-from gemma_np.cli.arguments import MODEL_HELP, TEXT_HELP, Command, add_group_size, read_group_size, refuse_without
+from gemma_np.cli.arguments import (
+    DRAFT_HELP,
+    MODEL_HELP,
+    TEXT_HELP,
+    Command,
+    add_group_size,
+    read_group_size,
+    refuse_without,
+)
 from gemma_np.cli.options import add_number
 from gemma_np.cli.outputs import add_new_folder, add_output_file
+from gemma_np.compression.drafts import read_draft
 from gemma_np.compression.qat import FakeQuantize
 from gemma_np.compression.quantization import QUANTIZE_FORMATS, Scheme
 from gemma_np.errors import GemmaError
@@ -88,6 +97,7 @@ def add_commands(command: Command) -> None:
     add_number(sub, "--beta", "jensen-shannon: weight of the teacher", 0.5, metavar="B")
     sub.add_argument("--on-policy", action="store_true", help="train on the student's own continuations")
     add_number(sub, "--prompt-tokens", "on-policy: tokens in a prompt", 16)
+    sub.add_argument("--draft", metavar="M", help=f"on-policy: sample one by one, with a draft: {DRAFT_HELP}")
     _add_run(sub)
 
     sub = command(
@@ -150,14 +160,18 @@ def distill(options: argparse.Namespace) -> None:
             "ranks": ranks,
         }
         if options.targets:
-            live = options.text or options.on_policy or options.temperature != 1
+            live = options.text or options.on_policy or options.draft or options.temperature != 1
             if live or options.divergence != "cross-entropy":
-                raise GemmaError("--targets: expected no TEXT, --on-policy, --temperature or --divergence beside it")
+                raise GemmaError(
+                    "--targets: expected no TEXT, --on-policy, --draft, --temperature or --divergence beside it"
+                )
             student = options.model or _new_model(options, targets_tokenizer(options.targets))
             runs.distill_from_cache(student, options.targets, options.output, **common)
             return
         if options.text is None:
             raise GemmaError("TEXT: missing, expected a text file or a folder for the teacher to read")
+        if not options.on_policy:
+            refuse_without("--on-policy", options, "draft")
         teacher = load(options.teacher)
         runs.distill(
             options.model or _new_model(options, teacher.require_tokenizer(), teacher.config.vocab_size),
@@ -168,6 +182,7 @@ def distill(options: argparse.Namespace) -> None:
             temperature=options.temperature,
             beta=options.beta,
             prompt_tokens=options.prompt_tokens if options.on_policy else None,
+            draft=read_draft(options.draft) if options.draft else None,
             **common,
         )
 

@@ -29,6 +29,23 @@ def generate_ids(
     Raises GemmaError when the prompt is not a list of token ids, when `max_new_tokens` is less than 1, and when prompt
     and new tokens together exceed the model's context length; during generation, when the logits are not finite.
     """
+    length = total_length(prompt, max_new_tokens, config)
+    cache = KVCache(config, length, dtype=weights["model.norm.weight"].dtype, int8=int8_cache)
+
+    def generate() -> Iterator[int]:
+        unread = prompt
+        for _ in range(max_new_tokens):
+            token = choose(next_logits(unread, weights, config, cache))
+            if token in stop:
+                return
+            yield token
+            unread = [token]
+
+    return generate()
+
+
+def total_length(prompt: Sequence[int], max_new_tokens: int, config: GemmaConfig) -> int:
+    """Return the length of a prompt and the new tokens together. Raises GemmaError as `generate_ids` describes."""
     if max_new_tokens < 1:
         raise GemmaError(f"max_new_tokens: {max_new_tokens}, expected 1 or more")
     validate_token_ids(prompt, config)
@@ -38,21 +55,23 @@ def generate_ids(
             f"prompt of {len(prompt)} tokens and {max_new_tokens} new ones: {length}, expected at most {limit} "
             f"(max_position_embeddings)"
         )
-    cache = KVCache(config, length, dtype=weights["model.norm.weight"].dtype, int8=int8_cache)
+    return length
 
-    def generate() -> Iterator[int]:
-        unread = prompt
-        for _ in range(max_new_tokens):
-            logits = lm_head(prefill(unread, weights, config, cache), weights, config)
-            if not np.isfinite(logits.max()):
-                raise GemmaError(f"logits: {logits.max()} after {cache.length} tokens, expected finite numbers")
-            token = choose(logits)
-            if token in stop:
-                return
-            yield token
-            unread = [token]
 
-    return generate()
+def next_logits(ids: Sequence[int], weights: Weights, config: GemmaConfig, cache: KVCache) -> np.ndarray:
+    """Read ids into the cache, and return the logits of the token after them: [V].
+
+    Raises GemmaError when they are not finite.
+    """
+    logits = lm_head(prefill(ids, weights, config, cache), weights, config)
+    check_logits(logits, cache)
+    return logits
+
+
+def check_logits(logits: np.ndarray, cache: KVCache) -> None:
+    """Check that logits [..., V] are finite. Raises GemmaError when they are not."""
+    if not np.isfinite(logits.max()):
+        raise GemmaError(f"logits: {logits.max()} after {cache.length} tokens, expected finite numbers")
 
 
 def prefill(ids: Sequence[int], weights: Weights, config: GemmaConfig, cache: KVCache) -> np.ndarray:

@@ -40,6 +40,16 @@ class Sampling:
         ids, probs = self.distribution(logits)
         return int(generator.choice(ids, p=probs))
 
+    def probs(self, logits: np.ndarray) -> np.ndarray:
+        """Return the probability with which `choose` returns each token: logits [V] -> float64 [V]."""
+        probs = np.zeros(logits.size)
+        if self.temperature == 0:
+            probs[logits.argmax()] = 1
+        else:
+            ids, likely = self.distribution(logits)
+            probs[ids] = likely
+        return probs
+
     def distribution(self, logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the tokens that may be sampled, most likely first, and their probabilities in float64.
 
@@ -57,3 +67,8 @@ class Sampling:
             ids, probs = ids[before < self.top_p], probs[before < self.top_p]
             probs /= probs.sum()
         return ids, probs
+
+
+def draw(probs: np.ndarray, generator: np.random.Generator) -> int:
+    """Draw a token from a distribution, probs float64 [V]; return its id."""
+    return int(generator.choice(probs.size, p=probs))

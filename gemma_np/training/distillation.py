@@ -9,6 +9,7 @@ Source: Gemma 2 report, section 3 (Knowledge Distillation), section 4 (on-policy
 
 import zlib
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -19,6 +20,9 @@ from gemma_np.errors import GemmaError
 from gemma_np.gemma import Gemma
 from gemma_np.model.kv_cache import KVCache
 from gemma_np.model.transformer import lm_head, transformer
+from gemma_np.text.drafts import Draft
+from gemma_np.text.sampling import Sampling
+from gemma_np.text.speculation import speculative_ids
 from gemma_np.training.data import random_windows
 from gemma_np.training.losses import jensen_shannon, reverse_kl, soft_cross_entropy
 from gemma_np.training.task import Batch, Loss
@@ -63,11 +67,16 @@ def from_teacher(teacher: Gemma, divergence: Divergence = soft_cross_entropy) ->
 
 
 def on_policy(
-    tokens: np.ndarray, config: GemmaConfig, training_config: TrainingConfig, prompt_tokens: int
+    tokens: np.ndarray,
+    config: GemmaConfig,
+    training_config: TrainingConfig,
+    prompt_tokens: int,
+    make_draft: Callable[[Mapping[str, np.ndarray]], Draft] | None = None,
 ) -> Callable[[State], Batch]:
     """Return the `next_batch` of a task that trains on the student's own continuations.
 
     Each text begins with `prompt_tokens` consecutive tokens from tokens [N]; the loss counts on the tokens after them.
+    make_draft: makes a draft from the student's weights, for `sample_continuations`.
 
     Raises GemmaError when the prompt is longer than the texts of the training config.
     """
@@ -76,7 +85,9 @@ def on_policy(
 
     def next_batch(state: State) -> Batch:
         prompts = random_windows(tokens, training_config.batch_size, prompt_tokens, state.generator)
-        ids = sample_continuations(prompts, training_config.seq_len + 1, state.weights, config, state.generator)
+        draft = make_draft(state.weights) if make_draft else None
+        length = training_config.seq_len + 1
+        ids = sample_continuations(prompts, length, state.weights, config, state.generator, draft=draft)
         is_sampled = np.arange(1, training_config.seq_len + 1) >= prompt_tokens  # of each target
         return Batch(ids, np.broadcast_to(is_sampled, ids[:, 1:].shape))
 
@@ -89,11 +100,21 @@ def sample_continuations(
     weights: Mapping[str, np.ndarray],
     config: GemmaConfig,
     generator: np.random.Generator,
+    *,
+    draft: Draft | None = None,
 ) -> np.ndarray:
-    """Continue all prompts as one batch, sampling each token from the model's distribution.
+    """Continue prompts, sampling each token from the model's distribution.
 
-    prompts [B, P] -> ids [B, length]
+    prompts [B, P] -> ids [B, length]. All of them are one batch; with a draft (see `speculation.py`) each is alone.
     """
+    if draft is not None:
+        config = replace(config, max_position_embeddings=length)  # the last token, which is not read, may be one more
+        new, sampling = length - prompts.shape[-1], Sampling(temperature=1.0)
+        texts = (
+            speculative_ids(prompt, weights, config, draft, new, sampling=sampling, generator=generator)
+            for prompt in prompts.tolist()
+        )
+        return np.concatenate([prompts, [list(text) for text in texts]], axis=-1)
     cache = KVCache(config, length - 1, prompts.shape[:-1], weights["model.norm.weight"].dtype)
     ids = unread = prompts
     while ids.shape[-1] < length:

@@ -11,17 +11,17 @@ trained in place if its weights are writable. Under MPI, call these functions in
 pass the ranks.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple, TypedDict, Unpack
+from typing import Literal, NamedTuple, TypedDict, Unpack
 
 import numpy as np
 
 from gemma_np.checkpoints.atomic_write import atomic_write
 from gemma_np.errors import GemmaError
-from gemma_np.gemma import Gemma, load
+from gemma_np.gemma import Draft, Gemma, load
 from gemma_np.training.conversations import all_conversations, random_conversations, tokenize_conversations
 from gemma_np.training.data import Split, Texts, consecutive_batches, open_tokens, random_batches, tokenize_texts
 from gemma_np.training.distillation import (
@@ -111,16 +111,20 @@ def distill(
     temperature: float = 1.0,
     beta: float = 0.5,
     prompt_tokens: int | None = None,
+    draft: Draft | None = None,
     **options: Unpack[RunOptions],
 ) -> TrainingRun:
     """Train a student to match the distribution of a live teacher.
 
     divergence, temperature, beta: see `choose_divergence`. prompt_tokens: train on-policy, on the student's own
-    continuations of prompts of this many tokens from the texts (file, folder, or token ids [N]).
+    continuations of prompts of this many tokens from the texts (file, folder, or token ids [N]). draft: sample these
+    speculatively, one by one; a function makes the draft anew from the student at each step.
 
-    Raises GemmaError for input that is missing or wrong, when teacher and student have different vocabularies, and when
-    the output folder cannot be used.
+    Raises GemmaError for input that is missing or wrong, when teacher, student or draft have different vocabularies,
+    and when the output folder cannot be used.
     """
+    if draft is not None and prompt_tokens is None:
+        raise GemmaError("draft: given without prompt_tokens, expected both or neither")
     loss = choose_divergence(divergence, temperature=temperature, beta=beta)
     with _open_run(student, output, **options) as run:
         teacher = _loaded(teacher)
@@ -128,13 +132,16 @@ def distill(
         split = run.split(texts)
         task = run.text_task(split)
         if prompt_tokens is not None:
-            task = replace(task, next_batch=on_policy(split.train, run.model.config, run.config, prompt_tokens))
+            make_draft = _draft_maker(draft, run.model) if draft is not None else None
+            next_batch = on_policy(split.train, run.model.config, run.config, prompt_tokens, make_draft)
+            task = replace(task, next_batch=next_batch)
         identity = {
             "divergence": divergence,
             "temperature": temperature,
             "beta": beta,
             "prompt_tokens": prompt_tokens,
             "teacher": weights_digest(teacher),
+            "draft": _draft_identity(draft),
         }
         return run.train(replace(task, loss=from_teacher(teacher, loss), identity=identity))
 
@@ -189,6 +196,18 @@ def distill_from_cache(
 
 def _loaded(model: Model) -> Gemma:
     return model if isinstance(model, Gemma) else load(model)
+
+
+def _draft_maker(draft: Draft, student: Gemma) -> Callable[[Mapping[str, np.ndarray]], Gemma | Literal["lookup"]]:
+    """Return the function that makes the draft from the student's weights. Raises GemmaError for another vocabulary."""
+    student.resolve_draft(draft)
+    return lambda weights: replace(student, weights=weights).resolve_draft(draft)
+
+
+def _draft_identity(draft: Draft | None) -> int | str | None:
+    if isinstance(draft, Gemma):
+        return weights_digest(draft)
+    return draft.__name__ if callable(draft) else draft
 
 
 def _lock(folder: Path, ranks: Ranks) -> AbstractContextManager[None]:

@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -45,6 +46,42 @@ def test_generate_passes_every_option_on(checkpoint, capsys):
     assert main(["generate", "--model", checkpoint, *options, "The"]) == 0
     expected = tiny.gemma().generate("The", max_new_tokens=9, temperature=3, top_k=20, top_p=0.9, seed=5)
     assert capsys.readouterr().out == expected + "\n"
+
+
+@pytest.mark.parametrize("draft", ["half", "lookup", "CHECKPOINT"])
+def test_generate_with_a_draft_prints_the_same_text_and_the_acceptance(checkpoint, capsys, draft):
+    arguments = ["generate", "--model", checkpoint, "--dtype", "float64", "--max-new-tokens", "20", "--draft"]
+    assert main([*arguments, draft.replace("CHECKPOINT", checkpoint), "--draft-tokens", "3", "The ships"]) == 0
+    out, err = capsys.readouterr()
+    assert out == gemma_np.load(checkpoint, "float64").generate("The ships", max_new_tokens=20) + "\n"
+    accepted, proposed = map(int, re.search(r"tokens/s, (\d+) of (\d+) proposed tokens accepted, ", err).groups())
+    assert proposed > 0
+    assert accepted == proposed or draft != "CHECKPOINT"
+
+
+def test_chat_with_a_draft(checkpoint):
+    arguments = ["chat", "--model", checkpoint, "--max-new-tokens", "9"]
+    plain = run(*arguments, input="The lamp\nThe sea\n")
+    drafted = run(*arguments, "--draft", checkpoint, input="The lamp\nThe sea\n")
+    assert drafted.stdout == plain.stdout
+    assert drafted.stderr.count("proposed tokens accepted, 100%") == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--draft", "nowhere"], "nowhere: no such folder or file"),
+        (["--draft", "shakespeare-1m"], "draft: its tokenizer.model is not that of the model"),
+        (["--draft", "int4"], "12 channels, expected a multiple of group_size=64"),
+        (["--draft-tokens", "3"], "--draft-tokens: given without --draft"),
+    ],
+)
+def test_a_draft_that_cannot_be_used_is_one_line(checkpoint, capsys, arguments, message):
+    assert main(["generate", "--model", checkpoint, *arguments, "The"]) == 2
+    out, err = capsys.readouterr()
+    assert not out
+    assert message in err
+    assert err.count("\n") == 1
 
 
 def test_chat_in_a_pipe_remembers_the_turns(checkpoint):

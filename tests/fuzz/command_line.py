@@ -37,6 +37,7 @@ CALIBRATION = "--calibration-text texts --calibration-samples 2 --calibration-le
 COMMANDS = [
     "generate --model model --max-new-tokens 3 --temperature 0.8 --top-k 5 --top-p 0.9 --seed 1 --dtype float64 hello",
     "generate --model model.gguf --ids 2,5,9 --max-new-tokens 2 --int8-cache",
+    "generate --model model --ids 2,5,9 --max-new-tokens 3 --draft half --draft-tokens 2",
     "chat --model model --max-new-tokens 3 --temperature 0.5 --seed 2",
     "perplexity --model model --context 16 --stride 8 text.txt",
     "perplexity --model model -",

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import gemma_np
-from gemma_np import GemmaError
+from gemma_np import GemmaError, training
 from gemma_np.cli import main
 from gemma_np.model.log_probs import log_softmax
 from gemma_np.training.distillation import (
@@ -74,6 +74,33 @@ def test_continuations_are_sampled_from_the_students_distribution():
         np.testing.assert_allclose(np.bincount(after, minlength=5) / len(after), expected, atol=2 / len(after) ** 0.5)
 
 
+@pytest.mark.parametrize("draft", ["model", "lookup"])
+def test_continuations_with_a_draft_have_the_same_distribution(draft):
+    student, prompt, texts = tiny.gemma(vocab_size=5), [2, 4, 1], 1000
+    other = tiny.gemma(vocab_size=5, seed=1) if draft == "model" else draft
+    ids = sample_continuations(
+        np.array([prompt] * texts), 5, student.weights, student.config, np.random.default_rng(0), draft=other
+    )
+    assert ids.shape == (texts, 5)
+    assert (ids[:, :3] == prompt).all()
+    expected = np.exp(log_softmax(student.logits(prompt)[-1]))
+    np.testing.assert_allclose(np.bincount(ids[:, 3], minlength=5) / texts, expected, atol=2 / texts**0.5)
+
+
+def test_the_draft_of_on_policy_sampling_is_made_of_the_current_student():
+    made, training_config = [], TrainingConfig(steps=1, batch_size=2, seq_len=8)
+
+    def make_draft(weights):
+        made.append(weights)
+        return gemma_np.Gemma(CONFIG, weights, None)
+
+    next_batch = on_policy(np.arange(5, 60, dtype=np.uint16), CONFIG, training_config, 3, make_draft)
+    states = [State(random_weights(CONFIG, seed), AdamW(), np.random.default_rng(0)) for seed in (0, 1)]
+    assert [next_batch(state).ids.shape for state in states] == [(2, 9)] * 2
+    assert made[0] is states[0].weights
+    assert made[1] is states[1].weights
+
+
 def test_the_on_policy_loss_counts_only_sampled_tokens():
     training_config = TrainingConfig(steps=1, batch_size=3, seq_len=8)
     tokens = np.arange(5, 60, dtype=np.uint16)
@@ -117,6 +144,30 @@ def test_the_command_line_distills_on_policy(folder, divergence):
     assert main([*arguments, "--prompt-tokens", "4", "--divergence", divergence, *SMALL.split(), *SHORT.split()]) == 0
     losses = [json.loads(line)["loss"] for line in (out / "log.jsonl").read_text().splitlines()]
     assert np.mean(losses[-5:]) < np.mean(losses[:5])
+
+
+@pytest.mark.parametrize("draft", ["half", "lookup", "TEACHER"])
+def test_on_policy_with_a_draft_learns_and_can_be_resumed_with_it_only(folder, draft, capsys):
+    out, draft = folder / "student", draft.replace("TEACHER", str(folder / "teacher"))
+    arguments = ["distill", str(folder / "texts"), "--teacher", str(folder / "teacher"), "-o", str(out), "--on-policy"]
+    arguments += ["--prompt-tokens", "4", *SMALL.split(), *SHORT.split()]
+    assert main([*arguments, "--draft", draft]) == 0
+    losses = [json.loads(line)["loss"] for line in (out / "log.jsonl").read_text().splitlines()]
+    assert np.mean(losses[-5:]) < np.mean(losses[:5])
+    assert main([*arguments, "--draft", draft, "--resume"]) == 0
+    capsys.readouterr()
+    assert main([*arguments, "--resume"]) == 2
+    assert "was started with draft=" in capsys.readouterr().err
+
+
+def test_a_draft_is_for_on_policy_distillation_and_the_same_vocabulary(folder, capsys):
+    arguments = ["distill", str(folder / "texts"), "--teacher", str(folder / "teacher"), "-o", str(folder / "out")]
+    assert main([*arguments, *SMALL.split(), "--draft", "half"]) == 2
+    assert "--draft: given without --on-policy" in capsys.readouterr().err
+    with pytest.raises(GemmaError, match="draft: given without prompt_tokens"):
+        training.distill(folder / "teacher", folder / "texts", folder / "a", teacher=folder / "teacher", draft="lookup")
+    assert main([*arguments, *SMALL.split(), "--on-policy", "--draft", "shakespeare-1m"]) == 2
+    assert "draft: its tokenizer.model is not that of the model" in capsys.readouterr().err
 
 
 def test_a_run_is_not_resumed_with_another_teacher_or_temperature(folder, capsys):

@@ -239,7 +239,7 @@ assert left < 0.2
 # can see where it is stored.
 
 # %%
-lines(LayerCache.append, "end == start + 1", "start % self.slots", "positions = start")
+lines(LayerCache.append, "end - start <= 1", "% self.slots", "self.keys[..., new, :] =", "positions = end - 1")
 
 # %%
 ring, steps = LayerCache((1, 4, 1), np.float32), 10

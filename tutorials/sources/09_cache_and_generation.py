@@ -99,7 +99,7 @@ assert attention_mask(range(3, 4), range(0, 4), None).astype(int).tolist() == [
 # position $p$ goes to slot $p \bmod \mathrm{window}$, where it replaces the key that has just left the window.
 
 # %%
-lines(LayerCache.append, "start % self.slots", "positions = start")
+lines(LayerCache.append, "new = np.arange", "self.keys[..., new, :] =", "positions = end - 1")
 
 # %% [markdown]
 # ## Prefill and decode by hand
