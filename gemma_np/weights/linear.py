@@ -46,8 +46,8 @@ def float_product(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
     with one vector. With AVX-512 it copies nothing for a small product, so two to eight vectors are multiplied by a few
     rows of the weight at a time: two then cost little more than one. `tests/benchmarks/linear.py` measures it.
     """
-    small = x.size * len(weight) <= _SMALL_PRODUCT
-    if small or not _AVX512 or not 2 <= len(x) <= 8 or not weight.flags.c_contiguous:
+    few = 2 <= len(x) <= 8 and _AVX512 and weight.flags.c_contiguous
+    if not few or x.size * len(weight) <= _SMALL_PRODUCT:
         return x @ weight.T
     y = np.empty((len(x), len(weight)), np.result_type(x, weight))
     high = max(1, min(_SMALL_PRODUCT // x.size, _SMALL_RESULT // len(x)))
