@@ -62,7 +62,7 @@ def prefill(ids: Sequence[int], weights: Weights, config: GemmaConfig, cache: KV
 
     from tqdm import tqdm
 
-    with tqdm(total=len(ids), desc="reading", unit=" tokens", delay=2, leave=False) as progress:
+    with tqdm(total=len(ids), desc="reading", unit=" tokens", delay=2, leave=False, disable=None) as progress:
         for start in range(0, len(ids), PREFILL_CHUNK):
             x = transformer(ids[start : start + PREFILL_CHUNK], weights, config, cache)
             progress.update(x.shape[0])
