@@ -57,8 +57,9 @@ def main() -> None:
         elif what == "long":
             for attention in ("eager", "sdpa"):
                 costs = [against_framework("270m", options.rounds, length, length, attention) for length in LONG]
-                prefill_cost, decode_cost = np.divide(*reversed(costs))
-                print(f"{'270m long':20}{prefill_cost:6.2f} and {decode_cost:.2f} times the cost of a token")
+                short, long = costs
+                more = f"{long[0] / short[0]:6.2f} (prefill) and {long[1] / short[1]:.2f} (decode)"
+                print(f"{'270m long':20}{more} times the seconds of a token at {LONG[0]:,} for one at {LONG[1]:,}")
         else:
             against_framework(what, options.rounds, PREFILL[what], DECODE_AFTER)
 
