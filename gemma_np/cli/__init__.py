@@ -4,15 +4,55 @@ import argparse
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from importlib.metadata import version
+from importlib import import_module
 from typing import Any, NoReturn
 
 import numpy as np
 
-from gemma_np.cli import compression, evaluation, info, model, oracle, training
 from gemma_np.cli.outputs import check_outputs
 from gemma_np.cli.terminal import discard_output, exit_on_signals, prepare_streams, print_message, report_bug
 from gemma_np.errors import GemmaError
+
+COMMANDS = {
+    "model": {
+        "generate": "Continue a prompt.",
+        "chat": "Chat with an instruction-tuned model: each line of standard input is a turn.",
+        "perplexity": "Measure the perplexity of a model on a text.",
+        "inspect": "Show what a model does with a text, on one HTML page: attention, logit lens, next tokens.",
+    },
+    "info": {
+        "info": "Describe a model: its config, its parameters, and the memory it needs.",
+        "models": "List the bundled and the released models.",
+    },
+    "evaluation": {
+        "evaluate": "Evaluate one or two models on multiple-choice questions.",
+        "lm-eval": "Run lm-evaluation-harness; its arguments follow, with --model gemma_np.",
+    },
+    "training": {
+        "tokenizer": "Train a tokenizer with the settings of Gemma's own.",
+        "train": "Train a Gemma on texts, or fine-tune it on conversations.",
+        "distill": "Train a Gemma to match a teacher's distribution: live teacher, precomputed targets, or on-policy.",
+        "cache-teacher": "Precompute a teacher's top-k probabilities on texts, for any number of students.",
+        "merge": "Average the weights of several checkpoints, or convert one to another dtype.",
+        "plot-log": "Plot the losses of one or more runs.",
+    },
+    "compression": {
+        "quantize": "Store a model's weights in 2 to 16 bits: a folder, or a .gguf file in formats of llama-quantize.",
+        "prune": "Remove the least important parts of a model.",
+        "compress": "Prune a model, heal it by distillation from the original, quantize it; measure each step.",
+        "export-gguf": "Write a model to a .gguf file, for llama.cpp and other GGUF readers.",
+        "init-checkpoint": "Write random weights in a released model's shapes, to test memory and speed.",
+    },
+    "oracle": {
+        "trace": "Write every intermediate of a run to a safetensors file.",
+        "records": "List the records of a trace: name, shape and meaning; or print a name map.",
+        "compare": "Compare a dump with a trace, record by record; exit status 1 when they differ.",
+        "diagnose": "Find the known mistake, or pair of mistakes, behind a dump; exit status 1 if something is wrong.",
+        "judge": "Judge an engine by its greedy answers: identical, tie-break or defect; exit status 1 for a defect.",
+        "conformance": "Write a conformance kit, or run a program over one; exit status 1 when a case fails.",
+    },
+}
+"""What each command does, by the file of this package that has it."""
 
 BUG = 70
 """The exit status of a bug (EX_SOFTWARE of sysexits.h)."""
@@ -27,7 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     prepare_streams()
     with exit_on_signals():
         try:
-            status = _run(parser().parse_args(_checked(sys.argv[1:] if arguments is None else arguments)))
+            checked = _checked(sys.argv[1:] if arguments is None else arguments)
+            status = _run(parser(checked[0] if checked else "").parse_args(checked))
             sys.stdout.flush()
             return status
         except BrokenPipeError:  # the output is no longer read, as in `gemma-np generate ... | head`
@@ -82,10 +123,21 @@ class _Parser(argparse.ArgumentParser):
         sys.exit(2)
 
 
-def parser() -> argparse.ArgumentParser:
-    """Return the parser of all commands."""
+class _Version(argparse.Action):
+    def __call__(self, *_: Any) -> NoReturn:
+        from importlib.metadata import version  # which takes half as long as NumPy
+
+        print(f"gemma-np {version('gemma-np')}")
+        sys.exit(0)
+
+
+def parser(chosen: str | None = None) -> argparse.ArgumentParser:
+    """Return the parser of all commands, or one that knows the arguments of the chosen one (and of its group) only.
+
+    It imports no other group, which would take longer than many a command.
+    """
     top = _Parser("gemma-np", description="Google's Gemma 2 in pure NumPy.")
-    top.add_argument("--version", action="version", version=f"gemma-np {version('gemma-np')}")
+    top.add_argument("--version", action=_Version, nargs=0, help="show program's version number and exit")
     commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
     def command(run: Callable[[argparse.Namespace], int | None], *examples: str) -> argparse.ArgumentParser:
@@ -99,6 +151,10 @@ def parser() -> argparse.ArgumentParser:
         sub.set_defaults(run=run)
         return sub
 
-    for group in (model, info, evaluation, training, compression, oracle):
-        group.add_commands(command)
+    for group, names in COMMANDS.items():
+        if chosen is None or chosen in names:
+            import_module(f"gemma_np.cli.{group}").add_commands(command)
+        else:
+            for name, meaning in names.items():
+                commands.add_parser(name, help=meaning)
     return top

@@ -112,7 +112,7 @@ def add_commands(command: Command) -> None:
 
 
 def quantize(options: argparse.Namespace) -> None:
-    """Store a model's weights in 2 to 16 bits: in a folder, or in a .gguf file for the formats of llama-quantize."""
+    """Store a model's weights in 2 to 16 bits: a folder, or a .gguf file in formats of llama-quantize."""
     if options.format in GGUF_FORMATS:
         refuse_without(f"--format {'/'.join(QUANTIZE_FORMATS)}", options, *SCHEME_OPTIONS)
         return export_gguf(options)
@@ -174,7 +174,7 @@ def export_gguf(options: argparse.Namespace) -> None:
 
 
 def init_checkpoint(options: argparse.Namespace) -> None:
-    """Write a checkpoint of random weights in a released model's shapes, to test memory and speed."""
+    """Write random weights in a released model's shapes, to test memory and speed."""
     out = Path(options.output)
     if options.name not in RELEASED:
         raise GemmaError(f"{options.name}: expected one of {', '.join(RELEASED)}")

@@ -265,7 +265,7 @@ def _judge_tokens(options: argparse.Namespace) -> int:
 
 
 def diagnose(options: argparse.Namespace) -> int:
-    """Find the known mistake, or pair of mistakes, that explains a dump; exit status 1 when something is wrong."""
+    """Find the known mistake, or pair of mistakes, behind a dump; exit status 1 if something is wrong."""
     texts, files = [read_ids(ids) for ids in options.ids or ()], _files(options)
     if options.gradients or has_gradients(options.dump):
         return _diagnose_gradients(options.dump, texts, files)

@@ -149,7 +149,7 @@ def train(options: argparse.Namespace) -> None:
 
 
 def distill(options: argparse.Namespace) -> None:
-    """Train a Gemma to match a teacher's distribution: a live teacher, precomputed targets, or on-policy."""
+    """Train a Gemma to match a teacher's distribution: live teacher, precomputed targets, or on-policy."""
     if bool(options.targets) == bool(options.teacher):
         raise GemmaError("expected --teacher and TEXT for a live teacher, or --targets for precomputed targets")
     with mpi_ranks() as ranks:

@@ -76,10 +76,13 @@ def check_logits(logits: np.ndarray, cache: KVCache) -> None:
 
 def prefill(ids: Sequence[int], weights: Weights, config: GemmaConfig, cache: KVCache) -> np.ndarray:
     """Read ids into the cache, one chunk at a time, and return the model's output at the last of them: [D]."""
+    if len(ids) <= PREFILL_CHUNK:
+        return transformer(ids, weights, config, cache)[-1]
+
     from tqdm import tqdm
 
-    with tqdm(total=len(ids), desc="reading", unit=" tokens", delay=2, leave=False) as progress:
-        for start in range(0, max(len(ids), 1), PREFILL_CHUNK):
+    with tqdm(total=len(ids), desc="reading", unit=" tokens", delay=2, leave=False, disable=None) as progress:
+        for start in range(0, len(ids), PREFILL_CHUNK):
             x = transformer(ids[start : start + PREFILL_CHUNK], weights, config, cache)
             progress.update(x.shape[0])
     return x[-1]

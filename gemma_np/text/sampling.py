@@ -55,9 +55,11 @@ class Sampling:
 
         logits [V] -> ids [n], probs [n]; temperature above 0.
         """
-        kept = min(self.top_k or logits.size, logits.size)
-        ids = np.argpartition(-logits, kept - 1)[:kept]  # the largest, unsorted, which is cheaper than sorting all
-        ids = ids[np.argsort(-logits[ids], kind="stable")]
+        if self.top_k and self.top_k < logits.size:
+            ids = np.argpartition(-logits, self.top_k)[: self.top_k]  # unsorted, which is cheaper than sorting all
+            ids = ids[np.argsort(-logits[ids], kind="stable")]
+        else:
+            ids = np.argsort(-logits, kind="stable")
         below = logits[ids].astype(np.float64) - float(logits[ids[0]])  # so no temperature is too low to divide by
         with np.errstate(over="ignore"):
             probs = np.exp(below / self.temperature)

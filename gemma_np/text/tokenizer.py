@@ -9,8 +9,6 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from sentencepiece import SentencePieceProcessor
-
 from gemma_np.errors import GemmaError, quoted
 from gemma_np.input_files import read_bytes
 
@@ -30,6 +28,8 @@ class Tokenizer:
     """
 
     def __init__(self, model: bytes) -> None:
+        from sentencepiece import SentencePieceProcessor
+
         self.model = model
         self._processor = SentencePieceProcessor()
         try:

@@ -21,11 +21,12 @@ def linear(x: np.ndarray, weight: Weight) -> np.ndarray:
     """
     rows = x.reshape(-1, x.shape[-1])
     if isinstance(weight, np.ndarray):
-        y = rows @ weight.T
+        y = float_product(rows, weight)
     elif isinstance(weight, Int8) and weight.int8_activations:
         y = integer_product(rows, weight)
     else:
-        y = _product_of_groups(rows, weight) if len(rows) <= _FEW else _dequantized_product(rows, weight)
+        few = 3 if isinstance(weight, Blocks) or not _AVX512 else 1  # scaling their sums is cheaper than the weights
+        y = _product_of_groups(rows, weight) if len(rows) <= few else _dequantized_product(rows, weight)
     return y.reshape(*x.shape[:-1], weight.shape[0])
 
 
@@ -36,6 +37,30 @@ def linear_backward(dy: np.ndarray, x: np.ndarray, weight: np.ndarray) -> tuple[
     """
     rows = dy.reshape(-1, dy.shape[-1])
     return (rows @ weight).reshape(x.shape), rows.T @ x.reshape(-1, x.shape[-1])
+
+
+def float_product(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """Compute x @ weight.T in the way that is fastest for this many vectors: x [N, in], weight [out, in] -> [N, out].
+
+    For more than one vector, OpenBLAS first copies the weight into another order, which takes as long as three products
+    with one vector. With AVX-512 it copies nothing for a small product, so two to eight vectors are multiplied by a few
+    rows of the weight at a time: two then cost little more than one. `tests/benchmarks/linear.py` measures it.
+    """
+    if not 2 <= len(x) <= 8 or not _AVX512 or not weight.flags.c_contiguous:
+        return x @ weight.T
+    high = max(1, min(_SMALL_PRODUCT // x.size, _SMALL_RESULT // len(x)))
+    if high >= len(weight):
+        return x @ weight.T
+    y = np.empty((len(x), len(weight)), np.result_type(x, weight))
+    tiles = even_parts(len(weight), -(-len(weight) // high))
+    cores = (os.cpu_count() or 1) if x.size * len(weight) >= _ONE_CORE else 1
+
+    def multiply_share(core: int) -> None:
+        for rows in tiles[core::cores]:
+            np.matmul(x, weight[rows].T, out=y[:, rows])
+
+    on_all_cores(multiply_share, range(cores))
+    return y
 
 
 def integer_product(x: np.ndarray, weight: Int8) -> np.ndarray:
@@ -65,7 +90,9 @@ def round_to_int8(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.rint(x / np.where(scales, scales, 1)).astype(np.int8), scales
 
 
-_FEW = 3  # vectors, for which scaling the sums of groups is cheaper than scaling the weights
+_AVX512 = not {"X86_V4", "AVX512F"}.isdisjoint(np.show_config(mode="dicts")["SIMD Extensions"]["found"])
+_SMALL_PRODUCT = 10**6  # multiplications, and numbers of the result, for which OpenBLAS copies nothing
+_SMALL_RESULT = 1200
 _TILE = 2**20  # weights; with smaller tiles the cores would wait for each other between the calls of NumPy
 _ROWS = 4096  # of a tile of a block format, at most
 _DEQUANTIZED = 2**22  # weights that are dequantized at once, 16 MB
@@ -130,7 +157,7 @@ def _dequantized_product(x: np.ndarray, weight: Stored) -> np.ndarray:
     """Multiply a few rows after the other, dequantized on all cores: x [N, in], weight [out, in] -> [N, out]."""
     y = np.empty((len(x), weight.shape[0]), x.dtype)
     for rows in even_parts(weight.shape[0], -(-math.prod(weight.shape) // _DEQUANTIZED)):
-        np.matmul(x, dequantize(weight[rows]).T, out=y[:, rows])
+        y[:, rows] = float_product(x, dequantize(weight[rows]))
     return y
 
 

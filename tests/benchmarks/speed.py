@@ -1,11 +1,12 @@
 """Speed and memory, as ratios measured in alternation within one run. Needs the extra `framework`.
 
-    python tests/benchmarks/speed.py                 # everything; the 2B shape needs 12 GB and some minutes
+    python tests/benchmarks/speed.py                 # everything but `long`; the 2B shape needs 12 GB and some minutes
     python tests/benchmarks/speed.py tiny 270m       # some shapes only
     python tests/benchmarks/speed.py import memory   # start-up, loading and long prefill
+    python tests/benchmarks/speed.py long --rounds 1 # 1,024 and 8,192 tokens, also against sdpa: ten minutes
 
-A ratio above 1 means that gemma_np is that much faster than `transformers` (eager, float32, same threads, the very
-same weights). Rounds alternate, since these machines drift; the median and the range over the rounds are shown.
+A ratio above 1 means that gemma_np is that much faster than `transformers` (float32, same threads, the very same
+weights). Rounds alternate, since these machines drift; the median and the range over the rounds are shown.
 """
 
 import argparse
@@ -21,6 +22,7 @@ from gemma_np.checkpoints.config_json import config_to_json
 from gemma_np.config import gemma2_config
 from gemma_np.model.kv_cache import KVCache
 from gemma_np.model.transformer import lm_head, transformer
+from gemma_np.text.generation import prefill
 
 TINY = gemma2_config(
     vocab_size=2048,
@@ -38,35 +40,47 @@ SHAPES = {"tiny": TINY, "270m": RELEASED["gemma-3-270m"], "2b": RELEASED["gemma-
 PREFILL = {"tiny": 1024, "270m": 512, "2b": 512}
 DECODE_AFTER = 64  # tokens of prompt
 DECODE = {"tiny": 64, "270m": 24, "2b": 6}
+LONG = (1024, 8192)
 
 
 def main() -> None:
-    choices = [*SHAPES, "import", "memory"]
+    choices = [*SHAPES, "import", "memory", "long"]
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("what", nargs="*", help=f"any of {', '.join(choices)} (default: all)")
+    arguments.add_argument("what", nargs="*", help=f"any of {', '.join(choices)} (default: all but long)")
     arguments.add_argument("--rounds", type=int, default=7)
     options = arguments.parse_args()
-    for what in options.what or choices:
+    for what in options.what or choices[:-1]:
         if what == "import":
             import_time(options.rounds)
         elif what == "memory":
             peak_memory()
+        elif what == "long":
+            for attention in ("eager", "sdpa"):
+                costs = [against_framework("270m", options.rounds, length, length, attention) for length in LONG]
+                short, long = costs
+                more = f"{long[0] / short[0]:6.2f} (prefill) and {long[1] / short[1]:.2f} (decode)"
+                print(f"{'270m long':20}{more} times the seconds of a token at {LONG[0]:,} for one at {LONG[1]:,}")
         else:
-            against_framework(what, options.rounds)
+            against_framework(what, options.rounds, PREFILL[what], DECODE_AFTER)
 
 
-def against_framework(shape: str, rounds: int) -> None:
-    """Prefill and decode of one shape, ours and the framework's in turn, on the same weights."""
+def against_framework(
+    shape: str, rounds: int, length: int, decode_after: int, attention: str = "eager"
+) -> tuple[float, float]:
+    """Prefill and decode of one shape, ours and the framework's in turn, on the same weights.
+
+    Return our seconds for a token of each, medians.
+    """
     import torch
 
     config = SHAPES[shape]
-    model, weights = framework_model(config)
-    ids = np.random.default_rng(0).integers(0, config.vocab_size, PREFILL[shape])
+    model, weights = framework_model(config, attention)
+    ids = np.random.default_rng(0).integers(0, config.vocab_size, length)
     steps = DECODE[shape]
 
     def ours_prefill(ids: np.ndarray = ids) -> KVCache:
         cache = KVCache(config, len(ids) + steps)
-        lm_head(transformer(ids, weights, config, cache)[-1:], weights, config)
+        lm_head(prefill(ids, weights, config, cache), weights, config)
         return cache
 
     def ours_decode(cache: KVCache) -> None:
@@ -82,22 +96,23 @@ def against_framework(shape: str, rounds: int) -> None:
         for _ in range(steps):
             model(torch.tensor([[5]]), past_key_values=cache, use_cache=True)
 
-    ours, theirs = pairs(ours_prefill, theirs_prefill, rounds=rounds)
-    report(f"{shape} prefill {len(ids)}", len(ids) / ours, len(ids) / theirs)
+    ours_reading, theirs = pairs(ours_prefill, theirs_prefill, rounds=rounds)
+    report(f"{shape} prefill {length}", length / ours_reading, length / theirs, attention)
     ours, theirs, read = pairs(
-        timed_after(lambda: ours_prefill(ids[:DECODE_AFTER]), ours_decode),
-        timed_after(lambda: theirs_prefill(ids[:DECODE_AFTER]), theirs_decode),
+        timed_after(lambda: ours_prefill(ids[:decode_after]), ours_decode),
+        timed_after(lambda: theirs_prefill(ids[:decode_after]), theirs_decode),
         timed_after(large_matrix, lambda matrix: matrix @ matrix[0]),
         rounds=rounds,
         timed=True,
     )
-    report(f"{shape} decode", steps / ours, steps / theirs)
+    report(f"{shape} decode at {decode_after}", steps / ours, steps / theirs, attention)
     bandwidth = MATRIX_BYTES / read
     share = sum(weight.nbytes for weight in weights.values()) * steps / ours / bandwidth
     print(f"{'':20}{np.median(share):6.2f} of the matrix-vector read bandwidth ({np.median(bandwidth) / 1e9:.0f} GB/s)")
+    return float(np.median(ours_reading)) / length, float(np.median(ours)) / steps
 
 
-def framework_model(config: GemmaConfig):
+def framework_model(config: GemmaConfig, attention: str = "eager"):
     """The framework's model of this config, and its random weights, which lie in NumPy's memory for both."""
     import torch
     import transformers
@@ -107,7 +122,7 @@ def framework_model(config: GemmaConfig):
     kind = {"gemma2": "Gemma2", "gemma3_text": "Gemma3"}[config.model_type]
     text = "Text" if kind == "Gemma3" else ""
     framework_config = getattr(transformers, f"{kind}{text}Config")(**values)
-    framework_config._attn_implementation = "eager"
+    framework_config._attn_implementation = attention
     model = getattr(transformers, f"{kind}ForCausalLM")(framework_config).eval()
     weights = {}
     for name, parameter in model.named_parameters():  # the tied head is not named again
@@ -149,10 +164,10 @@ def pairs(*functions: Callable, rounds: int = 7, timed: bool = False) -> np.ndar
     return np.array(table[1:]).T
 
 
-def report(what: str, ours: np.ndarray, theirs: np.ndarray) -> None:
+def report(what: str, ours: np.ndarray, theirs: np.ndarray, attention: str) -> None:
     ratio = ours / theirs
     print(
-        f"{what:20}{np.median(ratio):6.2f} x the framework (range {ratio.min():.2f} to {ratio.max():.2f}): "
+        f"{what:20}{np.median(ratio):6.2f} x the framework ({attention}, {ratio.min():.2f} to {ratio.max():.2f}): "
         f"{np.median(ours):,.1f} against {np.median(theirs):,.1f} tokens/s",
         flush=True,
     )

@@ -3,18 +3,20 @@
 import argparse
 import math
 import re
+import subprocess
+import sys
 
 import pytest
 
-from gemma_np.cli import parser
+from gemma_np.cli import COMMANDS, parser
 from gemma_np.cli.options import OPTIONS, Range
 from gemma_np.training.training_state import TrainingConfig
 from tests.cli.test_written_models import run
 from tests.support import tiny
 
 
-def commands():
-    (action,) = [action for action in parser()._actions if isinstance(action, argparse._SubParsersAction)]
+def commands(chosen=None):
+    (action,) = [action for action in parser(chosen)._actions if isinstance(action, argparse._SubParsersAction)]
     return action.choices
 
 
@@ -25,6 +27,28 @@ NUMBERS = [
     if isinstance(getattr(action.type, "__self__", None), Range)
 ]
 IDS = [f"{command} {action.option_strings[0]}" for command, action in NUMBERS]
+
+
+def test_the_table_of_commands_has_every_command_and_what_its_docstring_says():
+    assert {name: sub.description for name, sub in commands().items()} == {
+        name: meaning for group in COMMANDS.values() for name, meaning in group.items()
+    }
+    assert parser("--help").format_help() == parser().format_help()
+
+
+@pytest.mark.parametrize("group", COMMANDS)
+def test_a_command_has_the_same_arguments_whether_chosen_or_not(group):
+    for name in COMMANDS[group]:
+        assert commands(name)[name].format_help() == commands()[name].format_help()
+
+
+@pytest.mark.parametrize(("chosen", "imported"), [("--help", []), ("models", ["info"]), ("diagnose", ["oracle"])])
+def test_only_the_group_of_the_chosen_command_is_imported(chosen, imported):
+    code = (
+        "import sys; from gemma_np.cli import COMMANDS, parser; parser(sys.argv[1]); "
+        "print(*[group for group in COMMANDS if f'gemma_np.cli.{group}' in sys.modules])"
+    )
+    assert subprocess.check_output([sys.executable, "-c", code, chosen], text=True).split() == imported
 
 
 def test_every_number_has_a_row_and_every_row_an_option():

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gemma_np import GemmaError
+from gemma_np.model.attention_mask import masked_softmax
 from gemma_np.model.kv_cache import KVCache
 from gemma_np.model.transformer import lm_head, transformer
 from gemma_np.text import generation
@@ -37,6 +38,26 @@ def test_the_size_of_a_chunk_does_not_matter(chunk, monkeypatch):
     x = prefill(ids, model.weights, model.config, cache)
     assert_close(x, transformer(ids, model.weights, model.config)[-1], "model")
     assert cache.length == 17
+
+
+def test_a_long_prompt_is_scored_a_chunk_at_a_time_and_on_local_layers_a_window_before_it(monkeypatch):
+    """All scores at once would be T^2 numbers, and local layers would compute mostly what they cannot see."""
+    T, chunk = 61, 5
+    model, shapes = tiny.gemma(), []
+
+    def softmax(scores, mask):
+        shapes.append(scores.shape[-2:])
+        return masked_softmax(scores, mask)
+
+    monkeypatch.setattr(generation, "PREFILL_CHUNK", chunk)
+    monkeypatch.setattr("gemma_np.model.attention.masked_softmax", softmax)
+    prefill(random_ids(model.config, 0, T), model.weights, model.config, KVCache(model.config))
+    windows = [model.config.window(layer) for layer in range(model.config.num_hidden_layers)]
+    assert {window is None for window in windows} == {False, True}
+    for number, (rows, keys) in enumerate(shapes):
+        read, window = number // len(windows) * chunk, windows[number % len(windows)]
+        assert rows == min(chunk, T - read)
+        assert keys <= (read if window is None else min(window, read)) + rows
 
 
 def test_it_stops_before_the_token_that_stops_it():

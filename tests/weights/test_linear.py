@@ -27,6 +27,30 @@ def test_linear_against_loops(batch, size_in, size_out, seed):
     assert_close(linear(x, weight), np.reshape(expected, (*batch, size_out)), "operation")
 
 
+@given(st.integers(1, 10), st.integers(1, 60), st.integers(1, 20), st.integers(1, 300), st.integers(1, 30), seeds)
+def test_a_few_vectors_are_multiplied_by_a_few_rows_at_a_time(vectors, rows, columns, product, result, seed):
+    """Tiles of any size, on any number of threads, and none that is lost."""
+    x, weight = normal(seed, vectors, columns), normal(seed + 1, rows, columns)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gemma_np.weights.linear, "_AVX512", True)
+        patch.setattr(gemma_np.weights.linear, "_SMALL_PRODUCT", product)
+        patch.setattr(gemma_np.weights.linear, "_SMALL_RESULT", result)
+        patch.setattr(gemma_np.weights.linear, "_ONE_CORE", 500)
+        assert_close(linear(x, weight), x @ weight.T, "operation")
+
+
+@pytest.mark.parametrize("avx512", [False, True])
+@pytest.mark.parametrize("vectors", [1, 2, 3, 4, 8, 9, 16])
+@pytest.mark.parametrize("shape", [(2048, 640), (640, 2048), (2304, 9216)])
+def test_a_few_vectors_by_the_matrices_of_released_models(shape, vectors, avx512, monkeypatch):
+    monkeypatch.setattr(gemma_np.weights.linear, "_AVX512", avx512)
+    weight, x = normal(0, *shape, dtype=np.float32), normal(1, vectors, shape[1], dtype=np.float32)
+    for wide, tall in ((weight, x), (np.asfortranarray(weight), x), (weight, np.asfortranarray(x))):
+        found = linear(tall, wide)
+        assert found.dtype == np.float32
+        assert_close(found, x.astype(np.float64) @ weight.T, "model")
+
+
 def test_linear_takes_what_is_not_contiguous():
     x, weight = normal(0, 4, 3, 5), normal(1, 7, 5)
     assert_close(linear(x.swapaxes(0, 1), weight), linear(x, weight).swapaxes(0, 1), "operation")
@@ -56,8 +80,10 @@ def test_a_block_format_multiplies_as_what_it_stands_for(format, vectors, rows, 
 
 
 @pytest.mark.parametrize("kind", WIDENED)
-@pytest.mark.parametrize("vectors", [1, 20])
-def test_a_large_one_too_and_in_float32(kind, vectors):
+@pytest.mark.parametrize("vectors", [1, 2, 4, 20])
+@pytest.mark.parametrize("avx512", [False, True])
+def test_a_large_one_too_and_in_float32(kind, vectors, avx512, monkeypatch):
+    monkeypatch.setattr(gemma_np.weights.linear, "_AVX512", avx512)
     weight, x = random_weight(kind, 3000, 4, 64, 0), normal(0, vectors, 256, dtype=np.float32)
     found = linear(x, weight)
     assert found.dtype == np.float32
