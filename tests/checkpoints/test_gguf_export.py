@@ -73,16 +73,18 @@ def test_the_library_knows_the_names_of_the_tensors(model_type, architecture, tm
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
 def test_the_model_comes_back_and_keeps_its_integers_from_then_on(model_type, kind, tmp_path):
     model = model_of(model_type)
-    export_gguf(model, kind, tmp_path / "one.gguf")
-    loaded = gemma_np.load(tmp_path / "one.gguf", "stored")
+    (tmp_path / "again").mkdir()
+    first, second = tmp_path / "model.gguf", tmp_path / "again/model.gguf"
+    export_gguf(model, kind, first)
+    loaded = gemma_np.load(first, "stored")
     assert loaded.config == model.config
     assert loaded.tokenizer.encode(tiny.TEXT) == model.tokenizer.encode(tiny.TEXT)
     expected = {"f32": {np.ndarray}, "bf16": {np.ndarray, BFloat16}, "f16": {np.ndarray, Float16}}
     assert {np.ndarray if isinstance(w, np.ndarray) else type(w) for w in loaded.weights.values()} == expected.get(
         kind, {np.ndarray, Blocks}
     )
-    export_gguf(loaded, kind, tmp_path / "two.gguf")
-    assert (tmp_path / "one.gguf").read_bytes() == (tmp_path / "two.gguf").read_bytes()
+    export_gguf(loaded, kind, second)
+    assert first.read_bytes() == second.read_bytes()
 
 
 def test_the_special_ids_and_the_flags_of_the_vocabulary(tmp_path):
