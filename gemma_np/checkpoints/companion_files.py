@@ -54,10 +54,9 @@ def _copy(path: Path, target: Path) -> None:
 
 def tokenizer_config(tokenizer: Tokenizer) -> dict[str, Any]:
     """Return the content of tokenizer_config.json."""
-    template = {"chat_template": CHAT_TEMPLATE} if tokenizer.turn_pieces else {}
     special = {*tokenizer.special.values(), *tokenizer.turn_pieces}
-    added = {tokenizer.id(piece) for piece in special} | set(tokenizer.user_defined)
-    return {
+    added = sorted(special | tokenizer.user_defined, key=tokenizer.id)
+    values = {
         "tokenizer_class": "GemmaTokenizer",
         "add_bos_token": True,
         "add_eos_token": False,
@@ -65,15 +64,15 @@ def tokenizer_config(tokenizer: Tokenizer) -> dict[str, Any]:
         "spaces_between_special_tokens": False,
         "mask_token": None,  # transformers would add one to a vocabulary without
         **special_tokens_map(tokenizer),
-        **template,
-        "added_tokens_decoder": {str(id): _added_token(tokenizer.piece(id), special) for id in sorted(added)},
+        "added_tokens_decoder": {tokenizer.id(piece): _added_token(piece, piece in special) for piece in added},
     }
+    return values | ({"chat_template": CHAT_TEMPLATE} if tokenizer.turn_pieces else {})
 
 
-def _added_token(piece: str, special: set[str]) -> dict[str, Any]:
-    """Describe a piece that is found in a text before any pieces are merged."""
-    whole = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False}
-    return {"content": piece, **whole, "special": piece in special}
+def _added_token(piece: str, special: bool) -> dict[str, Any]:
+    """Describe a piece that stays whole; those that are not special are found in a text whose spaces are U+2581."""
+    anywhere = {"lstrip": False, "rstrip": False, "single_word": False}
+    return {"content": piece, **anywhere, "normalized": not special, "special": special}
 
 
 def special_tokens_map(tokenizer: Tokenizer) -> dict[str, Any]:

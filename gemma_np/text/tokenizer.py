@@ -82,11 +82,11 @@ class Tokenizer:
         return pieces if all(piece in self for piece in pieces) else []
 
     @cached_property
-    def user_defined(self) -> list[int]:
-        """Return the ids of the user-defined pieces of more than one character, which stay whole without any merge."""
+    def user_defined(self) -> set[str]:
+        """Return the user-defined pieces of more than one character: those that stay whole when nothing is merged."""
         pieces = "\0".join(self.piece(id) for id in range(len(self)))
-        found = self._processor.SampleEncodeAsIds(pieces, nbest_size=-1, alpha=1.0)  # no merges
-        return sorted(id for id in set(found) if len(self.piece(id)) > 1 and not self._processor.IsByte(id))
+        ids = set(self._processor.SampleEncodeAsIds(pieces, nbest_size=-1, alpha=1.0))  # alpha: merges that are left out
+        return {self.piece(id) for id in ids if len(self.piece(id)) > 1 and not self._processor.IsByte(id)}
 
     def encode(self, text: str, *, bos: bool = True) -> list[int]:
         """Encode a text; control pieces such as `<start_of_turn>` become control tokens.
