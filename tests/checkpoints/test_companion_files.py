@@ -14,7 +14,7 @@ from gemma_np.cli import main
 from gemma_np.gemma import BUNDLED, DEFAULT_CHAT
 from gemma_np.text.chat import chat_ids
 from gemma_np.text.chat_template import CHAT_TEMPLATE
-from gemma_np.text.tokenizer import CONTROL_PIECE, Tokenizer
+from gemma_np.text.tokenizer import CONTROL_PIECE
 from tests.support import tiny
 
 NEW_TOKENS = 40
@@ -48,23 +48,13 @@ def test_the_bundled_folders_have_what_we_write(name, tmp_path):
         assert (tmp_path / file).read_bytes() == (BUNDLED[name] / file).read_bytes()
 
 
-def without_turns():
-    """Return a tokenizer whose vocabulary has no pieces for turns, padding or masks."""
-    from sentencepiece import sentencepiece_model_pb2
-
-    model = sentencepiece_model_pb2.ModelProto.FromString(tiny.vocabulary())
-    for piece in model.pieces:
-        if piece.piece in ("<start_of_turn>", "<end_of_turn>", "<pad>"):
-            piece.piece = piece.piece.replace("<", "[")
-    return Tokenizer(model.SerializeToString())
-
-
 def test_pieces_that_the_vocabulary_lacks_are_not_named():
-    values = tokenizer_config(without_turns())
+    tokenizer = tiny.tokenizer_without_turns()
+    values = tokenizer_config(tokenizer)
     assert "chat_template" not in values
     assert "pad_token" not in values
     assert values["additional_special_tokens"] == []
-    assert generation_config(without_turns()) == {"bos_token_id": 2, "eos_token_id": [1]}
+    assert generation_config(tokenizer) == {"bos_token_id": 2, "eos_token_id": [1]}
     assert tokenizer_config(tiny.tokenizer())["chat_template"] == CHAT_TEMPLATE
     assert generation_config(tiny.tokenizer()) == {"bos_token_id": 2, "eos_token_id": [1, 5], "pad_token_id": 0}
 
