@@ -84,11 +84,9 @@ class Tokenizer:
     @cached_property
     def user_defined(self) -> set[str]:
         """Return the user-defined pieces of more than one character: those that stay whole when nothing is merged."""
-        pieces = "\0".join(self.piece(id) for id in range(len(self)))
-        ids = set(
-            self._processor.SampleEncodeAsIds(pieces, nbest_size=-1, alpha=1.0)
-        )  # alpha: merges that are left out
-        return {self.piece(id) for id in ids if len(self.piece(id)) > 1 and not self._processor.IsByte(id)}
+        text = "\0".join(self.piece(id) for id in range(len(self)))
+        unmerged = self._processor.SampleEncodeAsIds(text, nbest_size=-1, alpha=1.0)  # leaves out all merges
+        return {self.piece(id) for id in set(unmerged) if len(self.piece(id)) > 1 and not self._processor.IsByte(id)}
 
     def encode(self, text: str, *, bos: bool = True) -> list[int]:
         """Encode a text; control pieces such as `<start_of_turn>` become control tokens.
