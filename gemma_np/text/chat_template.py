@@ -23,8 +23,11 @@ CHAT_TEMPLATE = r"""
     {%- if message['content'] is not string %}
         {{- raise_exception('content: expected text') }}
     {%- endif %}
-    {%- set content = (system if loop.first else '') ~ message['content'] | trim %}
-    {{- '<start_of_turn>' ~ role ~ '\n' ~ content | trim ~ '<end_of_turn>\n' }}
+    {{- '<start_of_turn>' ~ role ~ '\n' }}
+    {%- if loop.first %}
+        {{- system }}
+    {%- endif %}
+    {{- message['content'] | trim ~ '<end_of_turn>\n' }}
 {%- endfor %}
 {%- if add_generation_prompt %}
     {{- '<start_of_turn>model\n' }}

@@ -121,6 +121,15 @@ def test_the_source_does_not_stand_in_for_what_is_written(source, tmp_path):
     assert gemma_np.load(tmp_path / "other").config == other.config
 
 
+def test_files_that_are_there_already_are_left(source, tmp_path):
+    changed = {*COMPANIONS, "README.md"}
+    for name in changed:
+        (tmp_path / name).write_text("changed by hand")
+    write_companion_files(tmp_path, tiny.tokenizer(), source)
+    assert {name for name in changed if (tmp_path / name).read_text() == "changed by hand"} == changed
+    assert (tmp_path / "LICENSE").exists()
+
+
 def test_a_source_that_is_gone_is_no_obstacle(source, tmp_path):
     model = gemma_np.load(source).dequantized()
     shutil.rmtree(source)
@@ -249,9 +258,9 @@ def test_transformers_formats_every_conversation_as_we_do(name, pair):
 
 @pytest.mark.framework
 def test_a_system_message_stands_before_the_first_user_turn(pair):
-    ours, theirs = pair(DEFAULT_CHAT)
+    ours, theirs = pair("tiny")
     system = {"role": "system", "content": " Be brief. \n"}
-    messages = turns(["Who is there? ", "I.", "Who?"])
+    messages = turns([" Who is there? ", "I.", "Who?"])
     first = {"role": "user", "content": "Be brief.\n\nWho is there?"}
     found = theirs.apply_chat_template([system, *messages], add_generation_prompt=True, return_dict=False)
     assert found == chat_ids([first, *messages[1:]], ours)
@@ -282,7 +291,7 @@ def test_conversations_that_the_format_lacks(messages, says, pair):
     from jinja2 import TemplateError
 
     with pytest.raises(TemplateError, match=says):
-        pair(DEFAULT_CHAT)[1].apply_chat_template(messages)
+        pair("tiny")[1].apply_chat_template(messages)
 
 
 def continues_as_we_do(folder):
