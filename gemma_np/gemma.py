@@ -220,7 +220,7 @@ class Gemma:
         return replace(self, weights={name: dequantize(weight) for name, weight in self.weights.items()})
 
     def save(self, folder: str | Path) -> None:
-        """Write a checkpoint folder that `load`, transformers and vLLM read; other files of `source` are kept.
+        """Write a checkpoint folder that `load` and transformers read; other files of `source` are kept.
 
         Raises GemmaError when the folder is not empty.
         """
