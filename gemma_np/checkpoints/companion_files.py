@@ -22,20 +22,19 @@ _OF_WEIGHTS = (
 
 
 def write_companion_files(folder: Path, tokenizer: Tokenizer | None, source: Path | None) -> None:
-    """Write the companion files that a folder does not have yet.
+    """Write the companion files of a folder.
 
     source: the folder that the model was read from. Its files are copied, as far as they are not about its weights;
     hidden files and folders are left out. What it does not have is made from the tokenizer, if there is one.
 
     Raises GemmaError when a file cannot be read or written.
     """
-    for path in sorted(source.iterdir()) if source and source.is_dir() else ():
-        if _is_kept(path) and not (folder / path.name).exists():
-            _copy(path, folder / path.name)
+    kept = [path for path in sorted(source.iterdir()) if _is_kept(path)] if source and source.is_dir() else []
+    for path in kept:
+        _copy(path, folder / path.name)
     if tokenizer is not None:
-        for name, values in _FILES.items():
-            if not (folder / name).exists():
-                write_json(folder / name, values(tokenizer))
+        for name in _FILES.keys() - {path.name for path in kept}:
+            write_json(folder / name, _FILES[name](tokenizer))
 
 
 def _is_kept(path: Path) -> bool:
