@@ -32,9 +32,10 @@ def write_companion_files(folder: Path, tokenizer: Tokenizer | None, source: Pat
     kept = [path for path in sorted(source.iterdir()) if _is_kept(path)] if source and source.is_dir() else []
     for path in kept:
         _copy(path, folder / path.name)
-    if tokenizer is not None:
-        for name in _FILES.keys() - {path.name for path in kept}:
-            write_json(folder / name, _FILES[name](tokenizer))
+    names = {path.name for path in kept}
+    for name, values in _FILES.items():
+        if tokenizer is not None and name not in names:
+            write_json(folder / name, values(tokenizer))
 
 
 def _is_kept(path: Path) -> bool:
