@@ -74,7 +74,7 @@ def load(name_or_path: str | Path = DEFAULT, dtype: str = "auto") -> "Gemma":
         raise GemmaError(f"{path}: {error}") from None
     if tokenizer and config.vocab_size - len(tokenizer) not in _IMAGE_ROWS:
         raise GemmaError(f"{path}: tokenizer of {len(tokenizer)} pieces, expected vocab_size={config.vocab_size}")
-    return Gemma(config, weights, tokenizer)
+    return Gemma(config, weights, tokenizer, path if path.is_dir() else None)
 
 
 def resolve_checkpoint(name_or_path: str | Path) -> Path:
@@ -110,6 +110,7 @@ class Gemma:
     config: GemmaConfig
     weights: Weights
     tokenizer: Tokenizer | None
+    source: Path | None = None  # the folder that it was loaded from
 
     def logits(self, ids: ArrayLike) -> np.ndarray:
         """Return the logits of the next token at each position.
@@ -244,8 +245,11 @@ class Gemma:
         return replace(self, weights={name: dequantize(weight) for name, weight in self.weights.items()})
 
     def save(self, folder: str | Path) -> None:
-        """Write a checkpoint folder that `load` and transformers read. Raises GemmaError when it is not empty."""
-        save_folder(Path(folder), self.config, self.weights.items(), self.tokenizer_model)
+        """Write a checkpoint folder that `load` and transformers read; other files of `source` are kept.
+
+        Raises GemmaError when the folder is not empty.
+        """
+        save_folder(Path(folder), self.config, self.weights.items(), self.tokenizer, source=self.source)
 
     def require_tokenizer(self) -> Tokenizer:
         """Return the tokenizer. Raises GemmaError when the checkpoint has none."""

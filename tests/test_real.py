@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import gemma_np
+from gemma_np.text.chat import chat_ids
 from gemma_np.text.generation import generate_ids
 from tests.support.tolerances import assert_close
 
@@ -95,6 +96,19 @@ def test_ids_are_those_of_the_frameworks_tokenizer(file, model):
     theirs = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
     for prompt in PROMPTS.values():
         assert model.tokenizer.encode(prompt) == theirs(prompt).input_ids
+
+
+@pytest.mark.framework
+def test_the_frameworks_tokenizer_reads_our_folder_as_we_do(model, tmp_path):
+    from transformers import AutoTokenizer
+
+    model.save(tmp_path / "saved")
+    theirs = AutoTokenizer.from_pretrained(tmp_path / "saved")
+    for prompt in PROMPTS.values():
+        assert theirs(prompt).input_ids == model.tokenizer.encode(prompt)
+        messages = [{"role": "user", "content": prompt}]
+        chat = theirs.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+        assert chat == chat_ids(messages, model.tokenizer)
 
 
 def test_the_command_line_writes_sensible_english(file):

@@ -1,13 +1,15 @@
 """Write files and folders atomically: completely or not at all."""
 
+import json
 import os
 import platform
 import re
 import secrets
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from gemma_np.errors import GemmaError
 from gemma_np.input_files import require_file
@@ -48,6 +50,11 @@ def atomic_write(path: Path, write: Callable[[Path], object], *, as_folder: bool
         _sync(path.parent)
     except OSError as error:
         raise GemmaError(f"{path}: could not be written ({error.strerror or error}); {left}") from None
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Write values to a JSON file. Raises GemmaError when it cannot be written."""
+    atomic_write(path, lambda partial: partial.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8"))
 
 
 def _call(write: Callable[[Path], object], partial: Path, path: Path) -> None:

@@ -14,6 +14,8 @@ from gemma_np.checkpoints.gguf import MODEL_TYPES, config_from_metadata, gguf_na
 from gemma_np.checkpoints.gguf_file import FLOAT_TYPES, read_gguf
 from gemma_np.config import GemmaConfig
 from gemma_np.errors import GemmaError
+from gemma_np.text.chat_template import CHAT_TEMPLATE
+from gemma_np.text.tokenizer import END_OF_TURN, Tokenizer
 from gemma_np.weights.formats import matrix_bytes
 
 _QUANTIZATION_VERSION = 2  # of the layout of blocks; llama.cpp reads no other
@@ -22,38 +24,43 @@ _QUANTIZATION_VERSION = 2  # of the layout of blocks; llama.cpp reads no other
 def write_gguf(
     path: Path,
     config: GemmaConfig,
+    mixture: str,
     formats: Mapping[str, str],
     arrays: Iterable[tuple[str, np.ndarray]],
-    tokenizer_model: bytes,
+    tokenizer: Tokenizer,
 ) -> None:
     """Write a GGUF file from the arrays of all weights, in the order of `GemmaConfig.weight_shapes`.
 
-    formats: the GGUF type of each weight. An array is float32 [n] for a norm; for a matrix [out, in] it is uint8
-    [out, n], the bytes of its rows.
+    mixture: one of `MIXTURES`; formats: the GGUF type of each weight. An array is float32 [n] for a norm; for a matrix
+    [out, in] it is uint8 [out, n], the bytes of its rows.
 
     Raises GemmaError when the library is missing and when GGUF cannot describe the config: it does not store the
     pattern of layers or the query scale.
     """
-    atomic_write(path, lambda partial: _write(partial, config, formats, arrays, tokenizer_model))
+    atomic_write(path, lambda partial: _write(partial, path.stem, config, mixture, formats, arrays, tokenizer))
 
 
 def _write(
     path: Path,
+    title: str,
     config: GemmaConfig,
+    mixture: str,
     formats: Mapping[str, str],
     arrays: Iterable[tuple[str, np.ndarray]],
-    tokenizer_model: bytes,
+    tokenizer: Tokenizer,
 ) -> None:
     try:
-        from gguf import GGMLQuantizationType, GGUFWriter
+        from gguf import GGMLQuantizationType, GGUFWriter, LlamaFileType
     except ImportError:
         raise GemmaError('export-gguf: needs the gguf library, which pip install "gemma-np[gguf]" brings') from None
     from tqdm import tqdm
 
     writer = GGUFWriter(path, next(arch for arch, name in MODEL_TYPES.items() if name == config.model_type))
-    _add_config(writer, config)
-    _add_vocabulary(writer, config, tokenizer_model)
+    writer.add_name(title)
+    writer.add_file_type(LlamaFileType["ALL_F32" if mixture == "f32" else f"MOSTLY_{mixture.upper()}"])
     writer.add_quantization_version(_QUANTIZATION_VERSION)
+    _add_config(writer, config)
+    _add_vocabulary(writer, config, tokenizer)
     shapes = dict(config.weight_shapes())
     for name, shape in shapes.items():
         format = formats[name]
@@ -106,12 +113,12 @@ def _add_config(writer: Any, config: GemmaConfig) -> None:
         writer.add_final_logit_softcapping(config.final_logit_softcapping)
 
 
-def _add_vocabulary(writer: Any, config: GemmaConfig, tokenizer_model: bytes) -> None:
+def _add_vocabulary(writer: Any, config: GemmaConfig, tokenizer: Tokenizer) -> None:
     """Add the pieces, scores and types of the sentencepiece model; extra rows of the embedding become unused pieces."""
     from sentencepiece import sentencepiece_model_pb2
 
     protobuf: Any = sentencepiece_model_pb2
-    vocabulary = protobuf.ModelProto.FromString(tokenizer_model)
+    vocabulary = protobuf.ModelProto.FromString(tokenizer.model)
     user_defined, unused = protobuf.ModelProto.SentencePiece.USER_DEFINED, protobuf.ModelProto.SentencePiece.UNUSED
     # GGUF writes spaces in user-defined pieces, where sentencepiece writes U+2581.
     pieces = [
@@ -123,10 +130,10 @@ def _add_vocabulary(writer: Any, config: GemmaConfig, tokenizer_model: bytes) ->
     writer.add_token_list(pieces + [f"[UNUSED_{number}]" for number in range(missing)])
     writer.add_token_scores([piece.score for piece in vocabulary.pieces] + [0.0] * missing)
     writer.add_token_types([piece.type for piece in vocabulary.pieces] + [unused] * missing)
-    spec = vocabulary.trainer_spec
-    writer.add_bos_token_id(spec.bos_id)
-    writer.add_eos_token_id(spec.eos_id)
-    writer.add_unk_token_id(spec.unk_id)
-    writer.add_pad_token_id(spec.pad_id)
+    for meaning, piece in tokenizer.special.items():
+        getattr(writer, f"add_{meaning}_token_id")(tokenizer.id(piece))
     writer.add_add_bos_token(True)
     writer.add_add_space_prefix(False)
+    if tokenizer.turn_pieces:
+        writer.add_eot_token_id(tokenizer.id(END_OF_TURN))
+        writer.add_chat_template(CHAT_TEMPLATE)

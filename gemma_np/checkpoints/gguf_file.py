@@ -29,6 +29,7 @@ TENSOR_TYPES = {
     12: "Q4_K", 13: "Q5_K", 14: "Q6_K", 15: "Q8_K", 16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS", 19: "IQ1_S",
     20: "IQ4_NL", 21: "IQ3_S", 22: "IQ2_S", 23: "IQ4_XS", 24: "I8", 25: "I16", 26: "I32", 27: "I64", 28: "F64",
     29: "IQ1_M", 30: "BF16", 34: "TQ1_0", 35: "TQ2_0", 39: "MXFP4",
+    40: "NVFP4", 41: "Q1_0", 42: "Q2_0",
 }  # fmt: skip
 """The names of ggml's types by their numbers."""
 
@@ -147,7 +148,8 @@ def _parse_tensor(cursor: _Cursor) -> GGUFTensor:
     name = cursor.text()
     shape = tuple(cursor.number("Q") for _ in range(cursor.number("I")))[::-1]
     number, offset = cursor.number("I"), cursor.number("Q")
-    type = TENSOR_TYPES.get(number, f"type {number}")
+    unknown = "newer than this reader" if number > max(TENSOR_TYPES) else "no longer in use"
+    type = TENSOR_TYPES.get(number, f"type {number} ({unknown})")
     size, channels = FLOAT_TYPES.get(type, 0), 1
     if type in BLOCK_FORMATS:
         size, channels = BLOCK_FORMATS[type].bytes, BLOCK_FORMATS[type].channels

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from gemma_np.errors import GemmaError
 
-_FILES = ["config.json", "tokenizer.model", "*.safetensors", "model.safetensors.index.json"]
+_FILES = ["*.safetensors", "tokenizer.model", "*.json", "*.jinja", "*.md", "LICENSE*"]
 
 
 def download(repo: str) -> Path:

@@ -1,21 +1,21 @@
 """Write checkpoint folders: config.json, tokenizer.model, and the weights a shard at a time."""
 
-import json
 import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from ml_dtypes import bfloat16
 
-from gemma_np.checkpoints.atomic_write import atomic_write
+from gemma_np.checkpoints.atomic_write import atomic_write, write_json
+from gemma_np.checkpoints.companion_files import write_companion_files
 from gemma_np.checkpoints.compressed_tensors import Scheme
 from gemma_np.checkpoints.config_json import config_to_json
 from gemma_np.checkpoints.huggingface import INDEX
 from gemma_np.checkpoints.quantized_tensors import describe, quantization_config, to_tensors
 from gemma_np.checkpoints.safetensors_file import file_header, write_tensors
 from gemma_np.config import GemmaConfig
+from gemma_np.text.tokenizer import Tokenizer
 from gemma_np.weights.formats import Weight, check_finite
 
 SHARD_BYTES = 5 * 10**8
@@ -25,17 +25,22 @@ def save_folder(
     folder: Path,
     config: GemmaConfig,
     weights: Iterable[tuple[str, Weight]],
-    tokenizer_model: bytes | None,
+    tokenizer: Tokenizer | None,
     shard_bytes: float = SHARD_BYTES,
+    *,
+    source: Path | None = None,
 ) -> None:
     """Write a new checkpoint folder that `load_folder` and the framework read; quantized weights as compressed-tensors.
 
-    The weights may be computed one by one: no more than one shard is in memory. Raises GemmaError when the folder is
-    not empty, when a weight is not finite, and when the folder cannot be written; then nothing is left of it.
+    The weights may be computed one by one: no more than one shard is in memory. source: the folder that they come from,
+    of which other files are kept (see `write_companion_files`).
+
+    Raises GemmaError when the folder is not empty, when a weight is not finite, and when the folder cannot be written;
+    then nothing is left of it.
     """
     atomic_write(
         folder,
-        lambda partial: write_checkpoint(partial, config, weights, tokenizer_model, shard_bytes),
+        lambda partial: write_checkpoint(partial, config, weights, tokenizer, shard_bytes, source=source),
         as_folder=True,
     )
 
@@ -44,8 +49,10 @@ def write_checkpoint(
     folder: Path,
     config: GemmaConfig,
     weights: Iterable[tuple[str, Weight]],
-    tokenizer_model: bytes | None,
+    tokenizer: Tokenizer | None,
     shard_bytes: float = math.inf,
+    *,
+    source: Path | None = None,
 ) -> None:
     """Write the files of a checkpoint into an existing folder, each file whole or not at all.
 
@@ -77,9 +84,10 @@ def write_checkpoint(
     if quantization := quantization_config(matrices):
         # transformers converts the scales to this dtype; in float32 they stay what they are.
         values |= {"torch_dtype": "float32", "quantization_config": quantization}
-    _write_json(folder / "config.json", values)
-    if tokenizer_model is not None:
-        atomic_write(folder / "tokenizer.model", lambda path: path.write_bytes(tokenizer_model))
+    write_json(folder / "config.json", values)
+    if tokenizer is not None:
+        atomic_write(folder / "tokenizer.model", lambda path: path.write_bytes(tokenizer.model))
+    write_companion_files(folder, tokenizer, source)
 
 
 def save_sparse_folder(folder: Path, config: GemmaConfig, shard_bytes: float = 10 * SHARD_BYTES) -> None:
@@ -106,7 +114,7 @@ def _write_sparse_checkpoint(folder: Path, config: GemmaConfig, shard_bytes: flo
             file.write(header)
             file.truncate(len(header) + 2 * sum(math.prod(shape) for _, shape in shard.values()))
     _write_index(folder, [list(shard) for shard in shards], total)
-    _write_json(folder / "config.json", config_to_json(config) | {"torch_dtype": "bfloat16"})
+    write_json(folder / "config.json", config_to_json(config) | {"torch_dtype": "bfloat16"})
 
 
 def _unnumbered(number: int) -> str:
@@ -137,8 +145,4 @@ def _write_index(folder: Path, shards: list[list[str]], total: int) -> None:
     """Write the index of a checkpoint with more than one shard: the file of each tensor."""
     if len(shards) > 1:
         weight_map = {name: _shard_name(number, len(shards)) for number, names in enumerate(shards) for name in names}
-        _write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
-
-
-def _write_json(path: Path, values: dict[str, Any]) -> None:
-    atomic_write(path, lambda partial: partial.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8"))
+        write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})

@@ -122,7 +122,8 @@ def quantize(options: argparse.Namespace) -> None:
     method = options.method or DEFAULT_METHOD
     ids = read_calibration(options, model) if method in quantize_model.CALIBRATED else None
     weights = quantize_model.quantize_model(model, scheme, method, ids, embedding)
-    save_folder(out, model.config, _progress(weights, model.config, "quantizing"), model.tokenizer_model)
+    progress = _progress(weights, model.config, "quantizing")
+    save_folder(out, model.config, progress, model.tokenizer, source=model.source)
 
 
 def prune(options: argparse.Namespace) -> None:

@@ -36,7 +36,7 @@ def export_gguf(model: Gemma, mixture: str, path: Path, ids: np.ndarray | None =
         raise GemmaError(f"{path}: expected a name that ends in .gguf")
     check_file_to_write(path)
     formats = weight_formats(model.config, mixture, has_importance=ids is not None)
-    tokenizer_model = model.require_tokenizer().model
+    tokenizer = model.require_tokenizer()
     powers = {} if ids is None else channel_importance(model, ids)
 
     def arrays() -> Iterator[tuple[str, np.ndarray]]:
@@ -51,7 +51,7 @@ def export_gguf(model: Gemma, mixture: str, path: Path, ids: np.ndarray | None =
                 except GemmaError as error:
                     raise GemmaError(f"{name}: {str(error).removeprefix('weight: ')}") from None
 
-    write_gguf(path, model.config, formats, arrays(), tokenizer_model)
+    write_gguf(path, model.config, mixture, formats, arrays(), tokenizer)
 
 
 def encode(weight: Weight, format: str, importance: np.ndarray | None = None) -> np.ndarray:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from gemma_np.checkpoints.atomic_write import atomic_write
+from gemma_np.checkpoints.atomic_write import write_json
 from gemma_np.checkpoints.checksum import CHECKSUM, folder_checksum
 from gemma_np.checkpoints.saving import save_folder
 from gemma_np.compression.benchmark import Measurement, measure
@@ -100,7 +100,7 @@ def _compress(
         found = folder_checksum(folder)
         if step not in checksums:
             checksums[step] = found
-            _write_json(out / "checksums.json", checksums)
+            write_json(out / "checksums.json", checksums)
         if checksums[step] != found:
             raise GemmaError(f"{folder}: damaged (wrong checksum); to make it again, remove it and resume")
         return load(folder)
@@ -126,7 +126,9 @@ def _compress(
         yield after("healed", model)
     if config.quantize:
         weights = quantize_model(model.dequantized(), config.quantize, config.method, ids, config.embedding)
-        model = saved("quantized", lambda folder: save_folder(folder, model.config, weights, original.tokenizer_model))
+        model = saved(
+            "quantized", lambda folder: save_folder(folder, model.config, weights, model.tokenizer, source=model.source)
+        )
         yield after("quantized", model)
 
 
@@ -143,7 +145,7 @@ class _Report:
         if step not in self.rows:
             row = asdict(make())
             self.rows[step] = row | {"checksum": _row_checksum(row)}
-            _write_json(self.path, self.rows)
+            write_json(self.path, self.rows)
         row = {name: self.rows[step][name] for name in _FIELDS}
         if self.rows[step]["checksum"] != _row_checksum(row):
             raise GemmaError(f"{self.path}: {step}: damaged (wrong checksum), expected the row that was measured")
@@ -163,14 +165,10 @@ def _check_same(path: Path, settings: dict[str, object]) -> None:
         for step in ("pruned", "healed", "quantized"):
             if os.path.lexists(path.with_name(step)):
                 raise GemmaError(f"{path.with_name(step)}: exists, expected a new folder or that of a compression")
-    _write_json(path, settings)
+    write_json(path, settings)
 
 
 def _read_checksums(path: Path) -> dict[str, int]:
     """Return the checksum of each checkpoint that has been completed, by the name of its step."""
     checksums = read_json(path, _CHECKSUMS, "the checksums of the checkpoints") if path.exists() else {}
     return {step: checksums[step] for step in ("pruned", "quantized") if step in checksums}
-
-
-def _write_json(path: Path, values: Mapping[str, Any]) -> None:
-    atomic_write(path, lambda partial: partial.write_text(json.dumps(values, indent=2) + "\n"))

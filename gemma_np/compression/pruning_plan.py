@@ -1,6 +1,6 @@
 """A pruning plan, written as `layers=20,intermediate-size=6912,kv-heads=2` or `wanda=2:4`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -91,5 +91,5 @@ def prune(model: Gemma, plan: PruningPlan, ids: np.ndarray | None) -> Gemma:
     for method, sparsity in (("magnitude", plan.magnitude), ("wanda", plan.wanda)):
         if sparsity is not None:
             keep = two_of_four if isinstance(sparsity, str) else keep_fraction(sparsity)
-            model = Gemma(model.config, dict(prune_weights(model, keep, method, ids)), model.tokenizer)
+            model = replace(model, weights=dict(prune_weights(model, keep, method, ids)))
     return model

@@ -7,12 +7,16 @@ and table 4 (the control pieces).
 import codecs
 import re
 from collections.abc import Iterable, Iterator
+from functools import cached_property
 from pathlib import Path
 
 from gemma_np.errors import GemmaError, quoted
 from gemma_np.input_files import read_bytes
 
 BOS, EOS, START_OF_TURN, END_OF_TURN = "<bos>", "<eos>", "<start_of_turn>", "<end_of_turn>"
+
+SPECIAL_TOKENS = {"bos": BOS, "eos": EOS, "unk": "<unk>", "pad": "<pad>", "mask": "<mask>"}
+"""The pieces with a special meaning, by the names that GGUF and transformers give to their meanings."""
 
 CONTROL_PIECE = re.compile(
     r"<(?:bos|eos|pad|unk|mask|start_of_turn|end_of_turn|start_of_image|end_of_image|image_soft_token|unused\d+)>"
@@ -65,6 +69,24 @@ class Tokenizer:
     def ends(self) -> set[int]:
         """Return the ids that end a generation: `<eos>`, and `<end_of_turn>` when the vocabulary has it."""
         return {self.id(piece) for piece in (EOS, END_OF_TURN) if piece in self}
+
+    @property
+    def special(self) -> dict[str, str]:
+        """Return those of `SPECIAL_TOKENS` that the vocabulary has."""
+        return {meaning: piece for meaning, piece in SPECIAL_TOKENS.items() if piece in self}
+
+    @property
+    def turn_pieces(self) -> list[str]:
+        """Return the pieces around the turns of a conversation; none when the vocabulary does not have both."""
+        pieces = [START_OF_TURN, END_OF_TURN]
+        return pieces if all(piece in self for piece in pieces) else []
+
+    @cached_property
+    def user_defined(self) -> set[str]:
+        """Return the user-defined pieces of more than one character: those that stay whole when nothing is merged."""
+        text = "\0".join(self.piece(id) for id in range(len(self)))
+        unmerged = self._processor.SampleEncodeAsIds(text, nbest_size=-1, alpha=1.0)  # leaves out all merges
+        return {self.piece(id) for id in set(unmerged) if len(self.piece(id)) > 1 and not self._processor.IsByte(id)}
 
     def encode(self, text: str, *, bos: bool = True) -> list[int]:
         """Encode a text; control pieces such as `<start_of_turn>` become control tokens.

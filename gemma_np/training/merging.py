@@ -4,6 +4,7 @@ Source: Gemma 2 report, section 4 (model merging); Ramé et al., arXiv 2406.1676
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import ml_dtypes
 import numpy as np
@@ -36,7 +37,7 @@ def merge(models: Sequence[Gemma], dtype: str = "float32") -> Gemma:
         check_finite(name, weight)
         if np.abs(weight).max() > largest:
             raise GemmaError(f"{name}: {np.abs(weight).max():g} in it, expected at most {largest:g} for {dtype}")
-    return Gemma(first.config, {name: weight.astype(target) for name, weight in merged.items()}, first.tokenizer)
+    return replace(first, weights={name: weight.astype(target) for name, weight in merged.items()})
 
 
 def average(models: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:

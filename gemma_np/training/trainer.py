@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -144,10 +145,10 @@ def run_task(
     ranks.barrier()  # rank 0 may write only after all ranks have read
 
     def trained() -> Gemma:
-        return Gemma(model.config, task.view_weights(state.weights), model.tokenizer)
+        return replace(model, weights=task.view_weights(state.weights))
 
     if state.step == training_config.steps and ranks.rank == 0:  # nothing is left to do but to mend the checkpoint
-        write_checkpoint(folder, model.config, trained().weights.items(), model.tokenizer_model)
+        write_checkpoint(folder, model.config, trained().weights.items(), model.tokenizer, source=model.source)
     first, started = state.step, time.perf_counter()
     tokens_per_step = training_config.grad_accum_steps * training_config.batch_size * training_config.seq_len
     with RunLog(folder, training_config.steps, state.step, silent=ranks.rank > 0) as log:

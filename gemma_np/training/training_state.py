@@ -107,7 +107,7 @@ def save_state(
     values["checksums"] = {name: checksum(value) for name, value in tensors.items()}
     metadata = {name: json.dumps(value) for name, value in values.items()}
     metadata["checksum"] = json.dumps(_metadata_checksum(metadata))
-    write_checkpoint(folder, model.config, model.weights.items(), model.tokenizer_model)
+    write_checkpoint(folder, model.config, model.weights.items(), model.tokenizer, source=model.source)
     _keep_previous(folder)
     write_tensors(folder / STATE_FILE, tensors, metadata)
 

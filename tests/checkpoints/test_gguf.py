@@ -1,5 +1,7 @@
 """GGUF files, written here with the `gguf` library: weights, config, vocabulary, and damage."""
 
+import re
+import struct
 from contextlib import contextmanager
 
 import gguf
@@ -285,6 +287,26 @@ def test_integers_are_no_weights(tmp_path):
     with monkeypatch_tensor("output_norm.weight", np.ones(32, np.int8), None):
         path = write(tmp_path / "model.gguf", model_of("gemma2"))
     with pytest.raises(GemmaError, match=r'output_norm\.weight": I8, expected one of F32, .*Q6_K'):
+        load_gguf(path, "auto")
+
+
+@pytest.mark.parametrize(
+    ("number", "says"),
+    [
+        (4, "type 4 (no longer in use)"),
+        (39, "MXFP4"),
+        (41, "Q1_0"),
+        (42, "Q2_0"),
+        (43, "type 43 (newer than this reader)"),
+        (2**32 - 1, "type 4294967295 (newer than this reader)"),
+    ],
+)
+def test_a_type_that_is_not_read_is_named(number, says, tmp_path):
+    path = write(tmp_path / "model.gguf", model_of("gemma2"))
+    content = path.read_bytes()
+    place = content.index(b"output_norm.weight") + len("output_norm.weight") + 4 + 8  # after one size
+    path.write_bytes(content[:place] + struct.pack("<I", number) + content[place + 4 :])
+    with pytest.raises(GemmaError, match=rf'output_norm\.weight": {re.escape(says)}, expected one of F32, .*Q6_K'):
         load_gguf(path, "auto")
 
 

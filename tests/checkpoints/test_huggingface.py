@@ -23,7 +23,7 @@ NAME = "model.layers.3.self_attn.k_proj.weight"
 
 @pytest.fixture
 def folder(tmp_path):
-    save_folder(tmp_path / "model", CONFIG, WEIGHTS.items(), tiny.vocabulary())
+    save_folder(tmp_path / "model", CONFIG, WEIGHTS.items(), tiny.tokenizer())
     return tmp_path / "model"
 
 
@@ -38,7 +38,7 @@ def map_layers(folder, change):
 @pytest.mark.parametrize("shard_bytes", [10**9, 5000])
 def test_there_and_back(model_type, shard_bytes, tmp_path):
     model = tiny.gemma(model_type)
-    save_folder(tmp_path / "model", model.config, model.weights.items(), tiny.vocabulary(), shard_bytes)
+    save_folder(tmp_path / "model", model.config, model.weights.items(), tiny.tokenizer(), shard_bytes)
     assert (tmp_path / "model" / "model.safetensors.index.json").exists() == (shard_bytes == 5000)
     config, weights, vocabulary = load_folder(tmp_path / "model", "float32")
     assert config == model.config
@@ -338,7 +338,7 @@ def test_the_framework_loads_what_was_saved(model_type, shard_bytes, tmp_path):
     from transformers import AutoModelForCausalLM
 
     model = tiny.gemma(model_type)
-    save_folder(tmp_path / "model", model.config, model.weights.items(), tiny.vocabulary(), shard_bytes)
+    save_folder(tmp_path / "model", model.config, model.weights.items(), tiny.tokenizer(), shard_bytes)
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "model", attn_implementation="eager")
     ids = [2, 5, 300, 17, 21, 22, 23]
     with torch.no_grad():

@@ -41,7 +41,7 @@ def quantized(scheme):
 @pytest.mark.parametrize("label", SCHEMES)
 def test_every_kind_comes_back_as_it_was(label, shard_bytes, tmp_path):
     weights = quantized(SCHEMES[label])
-    save_folder(tmp_path / "model", MODEL.config, weights.items(), tiny.vocabulary(), shard_bytes)
+    save_folder(tmp_path / "model", MODEL.config, weights.items(), tiny.tokenizer(), shard_bytes)
     config, found, _ = load_folder(tmp_path / "model", dtype="stored")
     assert config == MODEL.config
     assert list(found) == list(weights)
@@ -70,7 +70,7 @@ def test_blocks_of_gguf_come_back_as_they_were(tmp_path):
         else w
         for name, w in model.weights.items()
     }
-    save_folder(tmp_path / "model", model.config, weights.items(), tiny.vocabulary(), 20000)
+    save_folder(tmp_path / "model", model.config, weights.items(), tiny.tokenizer(), 20000)
     found = gemma_np.load(tmp_path / "model").weights
     assert {type(found[name]) for name in weights} >= {Blocks}
     for name, weight in weights.items():
@@ -135,7 +135,7 @@ def test_what_other_readers_of_the_format_want(tmp_path):
 
 def test_16_bits_stay_in_their_file_only_if_asked(tmp_path):
     halves = {name: weight.astype(ml_dtypes.bfloat16) for name, weight in MODEL.weights.items()}
-    save_folder(tmp_path / "model", MODEL.config, halves.items(), tiny.vocabulary())
+    save_folder(tmp_path / "model", MODEL.config, halves.items(), tiny.tokenizer())
     wide, stored = (gemma_np.load(tmp_path / "model", dtype) for dtype in ("float32", "stored"))
     assert type(stored.weights[NAME]) is BFloat16
     assert stored.weights["model.norm.weight"].dtype == np.float32
@@ -274,7 +274,7 @@ def test_one_scale_for_a_whole_matrix():
 def test_a_copy_of_the_embedding_as_output_head(equal, tmp_path):
     embedding = MODEL.weights["model.embed_tokens.weight"]
     weights = {**MODEL.weights, "lm_head.weight": embedding if equal else embedding[::-1].copy()}
-    save_folder(tmp_path / "model", MODEL.config, weights.items(), tiny.vocabulary())
+    save_folder(tmp_path / "model", MODEL.config, weights.items(), tiny.tokenizer())
     if equal:
         assert (gemma_np.load(tmp_path / "model").logits([2, 5]) == MODEL.logits([2, 5])).all()
     else:
@@ -294,7 +294,7 @@ def test_auto_keeps_16_bits_only_in_a_quantized_checkpoint(tmp_path):
     floats = {name: BFloat16(w.astype(ml_dtypes.bfloat16)) if w.ndim == 2 else w for name, w in MODEL.weights.items()}
     partly = floats | {NAME: quantize(MODEL.weights[NAME], Scheme("int8"))}
     for name, weights in {"floats": floats, "partly": partly}.items():
-        save_folder(tmp_path / name, MODEL.config, weights.items(), tiny.vocabulary())
+        save_folder(tmp_path / name, MODEL.config, weights.items(), tiny.tokenizer())
     embedding = "model.embed_tokens.weight"
     assert gemma_np.load(tmp_path / "floats").weights[embedding].dtype == np.float32
     assert isinstance(gemma_np.load(tmp_path / "partly").weights[embedding], BFloat16)

@@ -98,7 +98,7 @@ def checkpoints():
             two_layers(model_type).save(folder / model_type)
         model = two_layers("gemma2")
         half = {name: weight.astype(np.float16) for name, weight in model.weights.items()}
-        save_folder(folder / "half", model.config, half.items(), tiny.vocabulary())
+        save_folder(folder / "half", model.config, half.items(), tiny.tokenizer())
 
     return made(write)
 
@@ -108,7 +108,7 @@ def shards():
     """A checkpoint in shards with an index."""
     model = two_layers("gemma2")
     return made(
-        lambda folder: save_folder(folder / "model", model.config, model.weights.items(), tiny.vocabulary(), 20_000)
+        lambda folder: save_folder(folder / "model", model.config, model.weights.items(), tiny.tokenizer(), 20_000)
     )
 
 
@@ -126,7 +126,7 @@ def quantized():
     def write(folder):
         for name, scheme in schemes.items():
             weights = quantize_model(model, scheme)
-            save_folder(folder / name, model.config, weights, tiny.vocabulary())
+            save_folder(folder / name, model.config, weights, tiny.tokenizer())
 
     return made(write)
 

@@ -66,6 +66,17 @@ def tokenizer():
     return Tokenizer(vocabulary())
 
 
+def tokenizer_without_turns():
+    """Return a tokenizer whose vocabulary has no pieces for turns and padding."""
+    from sentencepiece import sentencepiece_model_pb2
+
+    model = sentencepiece_model_pb2.ModelProto.FromString(vocabulary())
+    for piece in model.pieces:
+        if piece.piece in ("<start_of_turn>", "<end_of_turn>", "<pad>"):
+            piece.piece = piece.piece.replace("<", "[")
+    return Tokenizer(model.SerializeToString())
+
+
 def config(model_type="gemma2"):
     """Return a config whose vocabulary is that of the tokenizer."""
     special = {
