@@ -4,8 +4,8 @@
     python -m tests.benchmarks.oracle faults --dtype bfloat16 --held-out
     python -m tests.benchmarks.oracle faults --only logits
 
-A cause is right if it explains the dump and concerns the operation in which the fault was made; it is misnamed if it
-explains the dump by another one. Some faults cannot be told apart from others by logits alone.
+A cause is right if it explains the dump and concerns the operation in which the fault was made; it is misnamed if the
+dump is explained by others alone. Some faults cannot be told apart from others by logits alone.
 """
 
 import argparse
@@ -41,7 +41,7 @@ KEPT = {
     "residual stream and logits": ("resid_post", "logits", "logits_capped"),
     "logits": ("logits", "logits_capped"),
 }
-VERDICTS = ("right", "unknown", "misnamed", "unseen")
+VERDICTS = ("right", "in part", "unknown", "misnamed", "unseen")
 LENGTHS = [8, 1, 1, 1, 1]
 PAIRS, CORRECT_RUNS = 60, 500
 
@@ -79,14 +79,15 @@ def _without_layer(name: str) -> str:
 
 
 def verdict(faults: Sequence[Fault], found: Diagnosis) -> str:
-    """Return right (each fault is found), unknown, misnamed (a cause is in no fault's place) or unseen."""
+    """Return right (each fault is found), in part (rounding hides another), unknown, misnamed (all causes are in other
+    places) or unseen."""
     if not found.wrong:
         return "unseen"
     if found.unexplained:
         return "unknown"
     places = [(_without_layer(fault.kind), _SAME_AS.get(fault.id, "")) for fault in faults]
-    right = [any(fnmatchcase(kind, place) for kind in kinds(found) for place in either) for either in places]
-    return "right" if all(right) else "misnamed"
+    is_found = [any(fnmatchcase(kind, place) for kind in kinds(found) for place in either) for either in places]
+    return "right" if all(is_found) else "in part" if any(is_found) else "misnamed"
 
 
 _IN_ATTENTION = {"q_rope", "k_rope", "scores", "scores_capped", "probs", "context"}
