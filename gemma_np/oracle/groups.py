@@ -12,7 +12,7 @@ Group = Mapping[str, Alternative | Family]
 """Name of a record -> what is planted there."""
 
 
-_BY_PASS = ("q_rope", "k_rope", ".k", ".v", "scores", "scores_capped", "probs", "context")
+_BY_PASS = ("embedding", "q_rope", "k_rope", ".k", ".v", "scores", "scores_capped", "probs", "context")
 
 Title = tuple[int, str]
 """The rank of a group, and what makes it one."""
@@ -26,7 +26,7 @@ def groups_of(
     Ranks: 0: known mistakes; 1: likely numbers, 2: others, 3: all numbers, each for every record of which the same can
     be said; 4 and 5: others and numbers for one kind of record; 6: for its local or its global layers; 7: for one
     record. If all records of the first pass are right, others than known mistakes are planted in the passes after it,
-    in the parts of attention that can tell passes apart.
+    in the embedding and in the parts of attention that can tell passes apart.
     """
     groups: dict[Title, dict[str, Alternative | Family]] = {}
     only_later = not any(excess > 1 for key, excess in before.items() if not key.startswith("pass."))

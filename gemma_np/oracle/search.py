@@ -28,7 +28,7 @@ _LEFT = {"float64": WIDENED, "float32": WIDENED, "bfloat16": 0.4, "float16": 0.4
 """The largest excess that an explanation may leave of a wrong record. In 16 bits, what passes is so large a part of the
 signal that other mistakes come below it; the right explanations leave little more than the noise, an eighth of it."""
 
-_COARSE = 12
+_COARSE = 24
 _REFINEMENTS = 36
 _PARTS = 4  # what is tried first: the first quarter of the tokens, and before that its first quarter, and so on
 _ALLOWED = 4 * WIDENED  # the largest excess that an explanation may leave in the first tokens

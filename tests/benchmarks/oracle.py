@@ -52,10 +52,15 @@ Case = tuple[tuple[str, ...], str]
 
 
 _SAME_AS = {
+    "cap-before-scale": "layers.*.self_attn.scores_capped",
+    "down-doubled": "layers.*.mlp.hidden",
     "final-norm-missing": "logits",
     "finalcap-before-head": "logits_capped",
     "gate-up-weights-exchanged": "layers.*.mlp.hidden",
+    "heads-interleaved": "layers.*.self_attn.o",
+    "last-layer-unused": "layers.*.resid_post",
     "layer-0-twice": "layers.*.resid_post",
+    "layers-exchanged": "layers.*.resid_post",
     "layers-reversed": "layers.*.resid_post",
     "norm-eps-too-large": "*norm",
     "norms-of-llama": "layers.*.resid_mid",
@@ -63,6 +68,7 @@ _SAME_AS = {
     "post-ff-norm-missing-once": "layers.*.resid_post",
     "pre-ff-norm-missing": "layers.*.mlp.*",
     "rope-not-on-k": "layers.*.self_attn.scores",
+    "softmax-base-2": "layers.*.self_attn.scores",
 }
 """Faults of which the same can be said of another record: without a norm, what follows reads the norm's input. An
 eps of all norms may show in some of them."""

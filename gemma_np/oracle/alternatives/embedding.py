@@ -55,7 +55,8 @@ def _rows(op: Operation, scale: float | None = None, ids: list[int] | None = Non
 
 def _names_of_scale(op: Operation) -> dict[str, float]:
     D = op.config.hidden_size
-    return {"1: no scale": 1.0, "hidden_size: twice the scale": D, "1 / sqrt(hidden_size)": D**-0.5}
+    names = {"1: no scale": 1.0, "hidden_size: twice the scale": D, "1 / sqrt(hidden_size)": D**-0.5}
+    return names if math.isqrt(D) ** 2 == D else names | {"the root, rounded down": math.isqrt(D)}
 
 
 def _says_scale(op: Operation, value: float) -> str:

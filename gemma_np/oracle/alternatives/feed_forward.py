@@ -65,6 +65,7 @@ def other_activations(operation: Operation) -> Iterator[Alternative | Family]:
         likely=lambda op: [1.0, 2 / math.pi, math.sqrt(math.pi / 2), math.sqrt(2 * math.pi)],
     )
     yield Alternative("gelu(gate) is not multiplied by up", lambda op: gelu(op["mlp.gate"]))
+    yield Alternative("gelu(gate) is multiplied by up + 1", lambda op: gelu(op["mlp.gate"]) * (op["mlp.up"] + 1))
     yield Alternative("gelu(gate) is added to up", lambda op: gelu(op["mlp.gate"]) + op["mlp.up"])
     yield Alternative("GELU is applied to the product", lambda op: gelu(op["mlp.gate"] * op["mlp.up"]))
     yield Alternative("GELU is applied to both factors", lambda op: gelu(op["mlp.gate"]) * gelu(op["mlp.up"]))

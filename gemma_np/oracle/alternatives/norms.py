@@ -176,6 +176,26 @@ def _cast_early(op: Operation, dtype: type, factor: float | tuple[str, float]) -
     return _times(op, rounded(normalized, dtype), factor)
 
 
+@alternatives(*NORMS)
+def mean_square_in_16_bits(operation: Operation) -> Iterator[Alternative]:
+    """Yield the norm whose mean square is computed in 16 bits."""
+    for name, dtype in HALVES.items():
+        yield Alternative(f"the mean square is computed in {name}", partial(_coarse_mean_square, dtype=dtype))
+
+
+def _coarse_mean_square(op: Operation, dtype: type) -> np.ndarray:
+    square = rounded(np.mean(rounded(rounded(op.input, dtype) ** 2, dtype), axis=-1, keepdims=True), dtype)
+    return op.input / np.sqrt(square + op.config.rms_norm_eps) * (1 + op.weight(op.norm_weight_name))
+
+
+@alternatives("norm")
+def of_an_earlier_layer(operation: Operation) -> Iterator[Alternative]:
+    """Yield the final norm of the residual stream before the last layer."""
+    last = operation.config.num_hidden_layers - 1
+    before = f"layers.{last - 1}.resid_post" if last else "embedding"
+    yield Alternative("it reads the residual stream before the last layer", lambda op: _norm(op, op.records[before]))
+
+
 @alternatives("layers.*.post_attention_layernorm", "layers.*.post_feedforward_layernorm")
 def of_the_sum(operation: Operation) -> Iterator[Alternative]:
     """Yield the norm of the sum with the residual stream."""

@@ -1,5 +1,6 @@
 """Wrong masks and softmaxes."""
 
+import math
 from collections.abc import Iterator
 from functools import partial
 
@@ -7,7 +8,7 @@ import numpy as np
 
 from gemma_np.model.attention_mask import attention_mask, masked_softmax
 from gemma_np.model.soft_cap import soft_cap
-from gemma_np.oracle.alternatives.alternative import HALVES, Alternative, Family, alternatives, rounded
+from gemma_np.oracle.alternatives.alternative import HALVES, Alternative, Family, alternatives, near, rounded
 from gemma_np.oracle.operation import Operation
 
 KNOWN = {
@@ -166,9 +167,13 @@ def other_softmaxes(operation: Operation) -> Iterator[Alternative | Family]:
     for name, dtype in HALVES.items():
         yield Alternative(f"the softmax reads scores rounded to {name}", partial(_rounded_scores, dtype=dtype))
     yield Family(
-        lambda op, value: f"the softmax reads scores times {value:.6g}",
+        lambda op, value: (
+            f"the softmax reads scores times {value:.6g}"
+            + (", as with a base of 2" if near(value, math.log(2)) else "")
+        ),
         lambda op, value: masked_softmax(value * final_scores(op), own_mask(op)),
         np.logspace(-2, 2, 33).tolist(),
+        likely=lambda op: [math.log(2), 1 / math.log(2)],
     )
 
 

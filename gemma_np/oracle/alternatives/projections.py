@@ -13,6 +13,7 @@ PROJECTIONS = tuple(
     f"layers.*.{part}"
     for part in ("self_attn.q", "self_attn.k", "self_attn.v", "self_attn.o", "mlp.gate", "mlp.up", "mlp.down")
 )
+_ROTATED = ("self_attn.q", "self_attn.k")
 _INPUTS = ("input_layernorm", "resid_mid", "pre_feedforward_layernorm", "self_attn.o", "post_attention_layernorm")
 
 
@@ -91,9 +92,11 @@ def other_orders(operation: Operation) -> Iterator[Alternative]:
             within = heads[:, _even_first(h)]
             orders["the even channels of each head before the odd ones"] = within.ravel()
             orders["the halves of each head interleaved"] = np.argsort(within.ravel())
+            orders["the halves of each head exchanged"] = np.roll(heads, h // 2, axis=-1).ravel()
         for how, order in orders.items():
             if (order != np.arange(size)).any():
-                yield Alternative(f"the {what} are in another order: {how}", partial(_in_order, order=order, axis=axis))
+                says, compute = f"the {what} are in another order: {how}", partial(_in_order, order=order, axis=axis)
+                yield Alternative(says, compute, together=(f"q and k: {how}",) if operation.part in _ROTATED else ())
 
 
 def _halves(size: int) -> np.ndarray:
@@ -106,6 +109,19 @@ def _even_first(size: int) -> np.ndarray:
 
 def _in_order(op: Operation, order: np.ndarray, axis: int) -> np.ndarray:
     return _project(op, np.take(_own(op), order, axis=axis))
+
+
+@alternatives("layers.*.mlp.gate", "layers.*.mlp.up")
+def rows_by_turns(operation: Operation) -> Iterator[Alternative]:
+    """Yield every other row of the matrices of gate and up, one below the other."""
+    first = int(operation.part == "mlp.up")
+    says = f"a joint matrix of gate and up is split by turns: it has every other row, from row {first}"
+    yield Alternative(says, partial(_every_other_row, first=first), together=("gate and up by turns",))
+
+
+def _every_other_row(op: Operation, first: int) -> np.ndarray:
+    joint = np.concatenate([op.weight("mlp.gate_proj"), op.weight("mlp.up_proj")])
+    return _project(op, joint[first::2])
 
 
 @alternatives(*PROJECTIONS)

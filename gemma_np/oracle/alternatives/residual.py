@@ -11,6 +11,9 @@ from gemma_np.oracle.alternatives.norms import NORMS_OF_LLAMA
 from gemma_np.oracle.operation import Operation
 from gemma_np.scope import Scope
 
+SIDE_BY_SIDE = "side by side"
+"""Attention and the feed-forward read the same residual stream."""
+
 SUMS = ("layers.*.resid_mid", "layers.*.resid_post")
 
 
@@ -27,7 +30,10 @@ def other_sums(operation: Operation) -> Iterator[Alternative]:
     what = "attention" if operation.part == "resid_mid" else "the feed-forward"
     known = "postnorm-misplaced" if operation.part == "resid_mid" and operation.config.has_post_norms else ""
     yield Alternative(f"it is the output of {what} alone, without the residual stream", partial(_sum, a=0, b=1), known)
-    yield Alternative(f"the output of {what} is not added", partial(_sum, a=1, b=0))
+    is_first = operation.part == "resid_mid"
+    yield Alternative(
+        f"the output of {what} is not added", partial(_sum, a=1, b=0), together=(SIDE_BY_SIDE,) if is_first else ()
+    )
     for a, b in ((1, 2), (2, 1), (1, -1), (0.5, 0.5), (0.5**0.5, 0.5**0.5), (0.5**0.5, 1), (1, 0.5)):
         yield Alternative(
             f"it is {a:.4g} times the residual stream plus {b:.4g} times the output", partial(_sum, a=a, b=b)
@@ -42,7 +48,10 @@ def other_sums(operation: Operation) -> Iterator[Alternative]:
     others = ["input_layernorm"] if operation.part == "resid_mid" else ["pre_feedforward_layernorm", "self_attn.o"]
     for part in others:
         yield Alternative(f"the residual stream is {part}", partial(_onto, part=part))
-    if operation.part == "resid_post":
+    if not is_first:
+        attended = "post_attention_layernorm" if operation.config.has_post_norms else "self_attn.o"
+        says = "the output of attention is added here, so that the feed-forward does not see it"
+        yield Alternative(says, lambda op: sum(terms(op), op[attended]), together=(SIDE_BY_SIDE,))
         yield Alternative(
             "the feed-forward is added to the input of the layer, without attention",
             lambda op: op.stream + terms(op)[1],
