@@ -167,14 +167,16 @@ def other_softmaxes(operation: Operation) -> Iterator[Alternative | Family]:
     for name, dtype in HALVES.items():
         yield Alternative(f"the softmax reads scores rounded to {name}", partial(_rounded_scores, dtype=dtype))
     yield Family(
-        lambda op, value: (
-            f"the softmax reads scores times {value:.6g}"
-            + (", as with a base of 2" if near(value, math.log(2)) else "")
-        ),
+        _says_factor,
         lambda op, value: masked_softmax(value * final_scores(op), own_mask(op)),
         np.logspace(-2, 2, 33).tolist(),
         likely=lambda op: [math.log(2), 1 / math.log(2)],
     )
+
+
+def _says_factor(op: Operation, value: float) -> str:
+    base = ", as with a base of 2" if near(value, math.log(2)) else ""
+    return f"the softmax reads scores times {value:.6g}{base}"
 
 
 def _capped_after_mask(op: Operation) -> np.ndarray:
