@@ -54,7 +54,21 @@ def atomic_write(path: Path, write: Callable[[Path], object], *, as_folder: bool
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
     """Write values to a JSON file. Raises GemmaError when it cannot be written."""
-    atomic_write(path, lambda partial: partial.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8"))
+    write_content(path, (json.dumps(values, indent=2) + "\n").encode())
+
+
+def write_content(path: Path, content: bytes) -> None:
+    """Write a file that a run writes again and again, unless it has this content: waiting for the disk takes longer
+    than a training step of a small model. Raises GemmaError when it cannot be written."""
+    if not _has(path, content):
+        atomic_write(path, lambda partial: partial.write_bytes(content))
+
+
+def _has(path: Path, content: bytes) -> bool:
+    try:
+        return path.read_bytes() == content
+    except OSError:
+        return False
 
 
 def _call(write: Callable[[Path], object], partial: Path, path: Path) -> None:

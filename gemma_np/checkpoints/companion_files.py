@@ -7,7 +7,7 @@ special, and how a conversation is formatted; `generation_config.json` tells the
 from pathlib import Path
 from typing import Any
 
-from gemma_np.checkpoints.atomic_write import atomic_write, write_json
+from gemma_np.checkpoints.atomic_write import write_content, write_json
 from gemma_np.input_files import read_bytes
 from gemma_np.text.chat_template import CHAT_TEMPLATE
 from gemma_np.text.tokenizer import Tokenizer
@@ -31,7 +31,7 @@ def write_companion_files(folder: Path, tokenizer: Tokenizer | None, source: Pat
     """
     kept = [path for path in sorted(source.iterdir()) if _is_kept(path)] if source and source.is_dir() else []
     for path in kept:
-        _copy(path, folder / path.name)
+        write_content(folder / path.name, read_bytes(path, "a file of a checkpoint"))
     names = {path.name for path in kept}
     for name, values in _FILES.items():
         if tokenizer is not None and name not in names:
@@ -45,11 +45,6 @@ def _is_kept(path: Path) -> bool:
         and not path.name.endswith(_WEIGHTS)
         and path.name not in _OF_WEIGHTS
     )
-
-
-def _copy(path: Path, target: Path) -> None:
-    content = read_bytes(path, "a file of a checkpoint")
-    atomic_write(target, lambda partial: partial.write_bytes(content))
 
 
 def tokenizer_config(tokenizer: Tokenizer) -> dict[str, Any]:

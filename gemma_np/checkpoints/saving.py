@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from ml_dtypes import bfloat16
 
-from gemma_np.checkpoints.atomic_write import atomic_write, write_json
+from gemma_np.checkpoints.atomic_write import atomic_write, write_content, write_json
 from gemma_np.checkpoints.companion_files import write_companion_files
 from gemma_np.checkpoints.compressed_tensors import Scheme
 from gemma_np.checkpoints.config_json import config_to_json
@@ -86,7 +86,7 @@ def write_checkpoint(
         values |= {"torch_dtype": "float32", "quantization_config": quantization}
     write_json(folder / "config.json", values)
     if tokenizer is not None:
-        atomic_write(folder / "tokenizer.model", lambda path: path.write_bytes(tokenizer.model))
+        write_content(folder / "tokenizer.model", tokenizer.model)
     write_companion_files(folder, tokenizer, source)
 
 

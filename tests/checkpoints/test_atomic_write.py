@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from gemma_np import GemmaError
-from gemma_np.checkpoints.atomic_write import atomic_write
+from gemma_np.checkpoints.atomic_write import atomic_write, write_content
 
 
 def write_two(path):
@@ -144,3 +144,14 @@ def test_an_error_names_the_target_and_not_the_unfinished_file(tmp_path):
 
     with pytest.raises(GemmaError, match=r"/x: wrong$"):
         atomic_write(tmp_path / "x", fail)
+
+
+def test_a_file_with_this_content_is_left_alone(tmp_path):
+    path = tmp_path / "config.json"
+    write_content(path, b"one")
+    before = path.stat().st_ino
+    write_content(path, b"one")
+    assert path.stat().st_ino == before
+    write_content(path, b"other")
+    assert path.read_bytes() == b"other"
+    assert list(tmp_path.iterdir()) == [path]
