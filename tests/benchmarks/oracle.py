@@ -68,6 +68,7 @@ _SAME_AS = {
     "post-ff-norm-missing-once": "layers.*.resid_post",
     "pre-ff-norm-missing": "layers.*.mlp.*",
     "rope-not-on-k": "layers.*.self_attn.scores",
+    "skip-attention-scaled": "layers.*.resid_post",
     "softmax-base-2": "layers.*.self_attn.scores",
 }
 """Faults of which the same can be said of another record: without a norm, what follows reads the norm's input. An
