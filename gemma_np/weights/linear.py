@@ -46,11 +46,15 @@ def float_product(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
     with one vector. With AVX-512 it copies nothing for a small product, so two to eight vectors are multiplied by a few
     rows of the weight at a time: two then cost little more than one. `tests/benchmarks/linear.py` measures it.
     """
-    if not 2 <= len(x) <= 8 or not _AVX512 or not weight.flags.c_contiguous:
-        return x @ weight.T
-    high = max(1, min(_SMALL_PRODUCT // x.size, _SMALL_RESULT // len(x)))
-    if high >= len(weight):
-        return x @ weight.T
+    if 2 <= len(x) <= 8 and _AVX512 and weight.flags.c_contiguous:
+        high = max(1, min(_SMALL_PRODUCT // x.size, _SMALL_RESULT // len(x)))
+        if high < len(weight):
+            return _product_by_tiles(x, weight, high)
+    return x @ weight.T
+
+
+def _product_by_tiles(x: np.ndarray, weight: np.ndarray, high: int) -> np.ndarray:
+    """Compute x @ weight.T with up to `high` rows of the weight at a time."""
     y = np.empty((len(x), len(weight)), np.result_type(x, weight))
     tiles = even_parts(len(weight), -(-len(weight) // high))
     cores = (os.cpu_count() or 1) if x.size * len(weight) >= _ONE_CORE else 1

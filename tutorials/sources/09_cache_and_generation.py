@@ -33,7 +33,7 @@ from gemma_np.oracle.mistakes import CATALOGUE, inject_mistakes
 from gemma_np.text.sampling import Sampling
 from gemma_np.training.trainer import initial_weights
 from gemma_np.weights.formats import matrix_bytes
-from gemma_np.weights.linear import linear
+from gemma_np.weights.linear import float_product, linear
 
 use_style()
 model = gemma_np.load()
@@ -235,7 +235,7 @@ for sampling in ({}, {"temperature": 0.7, "seed": 3}):
 # This is the line of code in question:
 
 # %%
-lines(linear, "rows @")
+lines(float_product, "return x @")
 
 
 # %%

@@ -29,7 +29,7 @@ from gemma_np.model.transformer import lm_head, lm_head_backward, transformer, t
 from gemma_np.training.losses import cross_entropy
 from gemma_np.training.task import Batch, next_token
 from gemma_np.training.trainer import loss_and_gradients
-from gemma_np.weights.linear import linear, linear_backward
+from gemma_np.weights.linear import float_product, linear, linear_backward
 
 use_style()
 model = gemma_np.load(dtype="float64")  # float64, so rounding errors do not hide our mistakes
@@ -155,7 +155,7 @@ assert both[steps > 1e-6].min() < one.min() and both.min() < coarse.min() / 1000
 # of the $T$ tokens, so its gradient is a sum over them, which the product $dy^\top x$ computes.
 
 # %%
-lines(linear, "rows @")
+lines(float_product, "return x @")
 
 # %%
 lines(linear_backward, "return")

@@ -27,7 +27,7 @@ from gemma_np.oracle.comparison import compare
 from gemma_np.oracle.diagnosis import describe_diagnosis, diagnose
 from gemma_np.oracle.dump import align_dump, read_dump
 from gemma_np.oracle.isolation import isolated_run
-from gemma_np.oracle.noise import noise_thresholds, passing_errors
+from gemma_np.oracle.noise import passing_errors
 from gemma_np.oracle.trace import Reference, write_trace
 
 use_style()
@@ -239,7 +239,6 @@ assert all(row.status == "OK" for row in rows[:first])
 # of the dump, several times, up or down at random, and takes a multiple of the largest error of each record:
 
 # %%
-lines(noise_thresholds, "all_rounded = ", "rounded = ", "found = ")
 lines(passing_errors, "generators = ", "runs = ", "for run in", "for key, error", "noise[key] = max", "return")
 
 # %% [markdown]
