@@ -3,6 +3,8 @@
 Source: Gemma 2 report, section 2 (pre-norm and post-norm with RMSNorm). Gemma 1 has no post-norms.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from gemma_np.config import GemmaConfig
@@ -18,7 +20,7 @@ def block(
     weights: Scope,
     config: GemmaConfig,
     layer: int,
-    cache: LayerCache | None = None,
+    cache: LayerCache | Sequence[LayerCache] | None = None,
     tape: Tape = no_tape,
 ) -> np.ndarray:
     """Compute one layer: return the residual stream after it.
