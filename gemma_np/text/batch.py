@@ -17,14 +17,15 @@ from gemma_np.model.kv_cache import KVCache
 from gemma_np.model.transformer import lm_head, transformer
 from gemma_np.text.generation import check_logits, prefill, total_length
 from gemma_np.weights.formats import Weights
-from gemma_np.weights.linear import FEW
+from gemma_np.weights.linear import FEW_VECTORS
 
 
 @dataclass
 class Text:
     """A text that is being generated.
 
-    x: the model's output at its last token, [D]; extend: logits [V] -> the next token, or None when the text is complete.
+    x: the model's output at its last token, [D]; extend: logits [V] -> the next token to read, or None when the text is
+    complete.
     """
 
     x: np.ndarray
@@ -33,22 +34,23 @@ class Text:
 
 
 def extend_all(texts: Iterable[Text], weights: Weights, config: GemmaConfig) -> None:
-    """Extend each text until it is complete, up to `FEW` of them side by side.
+    """Extend each text until it is complete, up to `FEW_VECTORS` of them side by side.
 
     Raises GemmaError when logits are not finite.
     """
     waiting, batch = iter(texts), list[Text]()
-    while batch := [*batch, *islice(waiting, FEW - len(batch))]:
+    while batch := [*batch, *islice(waiting, FEW_VECTORS - len(batch))]:
+        logits = lm_head(np.stack([text.x for text in batch]), weights, config)  # [B, V]
         tokens = []
-        for text, logits in zip(batch, lm_head(np.stack([text.x for text in batch]), weights, config), strict=True):
-            check_logits(logits, text.cache)
-            tokens.append(text.extend(logits))
+        for text, row in zip(batch, logits, strict=True):
+            check_logits(row, text.cache)
+            tokens.append(text.extend(row))
         batch = [text for text, token in zip(batch, tokens, strict=True) if token is not None]
         ids = [[token] for token in tokens if token is not None]
         if batch:
             x = transformer(ids, weights, config, BatchCache([text.cache for text in batch]))  # [B, 1, D]
-            for text, [text.x] in zip(batch, x, strict=True):
-                pass
+            for text, of_text in zip(batch, x, strict=True):
+                text.x = of_text[-1]
 
 
 def generate_batch(
@@ -63,8 +65,8 @@ def generate_batch(
 ) -> list[list[int]]:
     """Generate after each prompt what `generate_ids` generates after it alone; return the new ids of each.
 
-    choose: one function for each prompt. In float64 the logits are those of the prompt alone to the bit; in float32 they
-    differ by rounding, so that two tokens that are almost equally likely may change places.
+    choose: one function for each prompt. In float64 the logits are to the bit those of the prompt alone; in float32
+    they differ by rounding, so a text may take another course where two tokens are almost equally likely.
 
     Raises GemmaError as `generate_ids` does.
     """

@@ -50,7 +50,7 @@ def float_product(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
     result of each is the same to the bit whatever the others are. BLAS rounds a product of several vectors in an order
     that depends on their number.
     """
-    if not 2 <= len(x) <= FEW:
+    if not 2 <= len(x) <= FEW_VECTORS:
         return x @ weight.T
     if x.dtype == np.float64:
         return np.stack([row @ weight.T for row in x])
@@ -98,8 +98,8 @@ def round_to_int8(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.rint(x / np.where(scales, scales, 1)).astype(np.int8), scales
 
 
-FEW = 8
-"""The most vectors for which `float_product` does not let BLAS copy the weight into another order."""
+FEW_VECTORS = 8
+"""The most vectors that `float_product` multiplies in its own way: faster, or in float64 one by one."""
 
 _AVX512 = not {"X86_V4", "AVX512F"}.isdisjoint(np.show_config(mode="dicts")["SIMD Extensions"]["found"])
 _SMALL_PRODUCT = 10**6  # multiplications, and numbers of the result, for which OpenBLAS copies nothing
