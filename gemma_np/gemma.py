@@ -157,9 +157,11 @@ class Gemma:
 
     def _prompt_ids(self, prompt: str | Sequence[int]) -> list[int]:
         tokenizer = self.require_tokenizer()
-        if prompt == "":
+        if not isinstance(prompt, str):
+            return list(prompt)
+        if not prompt:
             raise GemmaError("prompt: empty, expected some text")
-        return tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+        return tokenizer.encode(prompt)
 
     def stream_ids(
         self,

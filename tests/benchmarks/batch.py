@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 2, 4, 8])
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
-    model = gemma_np.load(assemble()).dequantized()
+    model = gemma_np.load(assemble(), "float32")
     framework = framework_model(model.config, model.weights)
     generator = np.random.default_rng(0)
     for size in options.batch:
