@@ -42,7 +42,7 @@ def attention(
     if isinstance(cache, Sequence):
         context = np.stack([attend(*text, config, layer) for text in zip(q, k, v, cache, strict=True)])
     else:
-        context = attend(q, k, v, cache, config, layer, tape)  # [..., T, H*h]
+        context = attend(q, k, v, cache, config, layer, tape=tape)  # [..., T, H*h]
     return tape("o", linear(context, weights["o_proj.weight"]))
 
 
@@ -53,6 +53,7 @@ def attend(
     cache: LayerCache | None,
     config: GemmaConfig,
     layer: int,
+    *,
     tape: Tape = no_tape,
 ) -> np.ndarray:
     """Compute attention between the projections: rotate, score, cap, mask, softmax, weighted sum.
