@@ -50,11 +50,10 @@ def float_product(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
     result of each is the same to the bit whatever the others are. BLAS rounds a product of several vectors in an order
     that depends on their number.
     """
-    if not 2 <= len(x) <= FEW_VECTORS:
-        return x @ weight.T
-    if x.dtype == np.float64:
+    few = 2 <= len(x) <= FEW_VECTORS
+    if few and x.dtype == np.float64:
         return np.stack([row @ weight.T for row in x])
-    if not _AVX512 or not weight.flags.c_contiguous:
+    if not few or not _AVX512 or not weight.flags.c_contiguous:
         return x @ weight.T
     high = max(1, min(_SMALL_PRODUCT // x.size, _SMALL_RESULT // len(x)))
     if high >= len(weight):

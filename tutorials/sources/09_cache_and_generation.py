@@ -235,7 +235,7 @@ for sampling in ({}, {"temperature": 0.7, "seed": 3}):
 # This is the line of code in question:
 
 # %%
-lines(linear, "rows @")
+lines(linear, "y = float_product")
 
 
 # %%

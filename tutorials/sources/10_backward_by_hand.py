@@ -155,7 +155,7 @@ assert both[steps > 1e-6].min() < one.min() and both.min() < coarse.min() / 1000
 # of the $T$ tokens, so its gradient is a sum over them, which the product $dy^\top x$ computes.
 
 # %%
-lines(linear, "rows @")
+lines(linear, "y = float_product")
 
 # %%
 lines(linear_backward, "return")
