@@ -1,4 +1,9 @@
-"""The caches of several texts side by side, for a batch of texts of different lengths."""
+"""The caches of several texts side by side, for a batch of texts of different lengths.
+
+The products with weights take the whole batch at once; attention takes each text alone, with its own cache.
+
+Source: Yu et al., Orca, OSDI 2022 (selective batching).
+"""
 
 from collections.abc import Sequence
 

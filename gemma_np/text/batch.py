@@ -3,6 +3,8 @@
 A pass takes about as long for a few texts as for one, since most of its time goes into reading the weights. Each text
 has its own cache, so that the texts may have any lengths. A text that is complete leaves the batch, and the next one
 takes its place.
+
+Source: Yu et al., Orca, OSDI 2022 (iteration-level scheduling).
 """
 
 from collections.abc import Callable, Collection, Iterable, Sequence
