@@ -5,7 +5,6 @@ report, section 2.1 (QK-norm, which replaces the cap).
 """
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
 
@@ -24,7 +23,7 @@ def attention(
     weights: Scope,
     config: GemmaConfig,
     layer: int,
-    cache: LayerCache | Sequence[LayerCache] | None = None,
+    cache: LayerCache | tuple[LayerCache, ...] | None = None,
     tape: Tape = no_tape,
 ) -> np.ndarray:
     """Compute attention: every token gathers information from the tokens it can see.
@@ -39,7 +38,7 @@ def attention(
     if config.has_qk_norm:
         q = tape("q_norm", rms_norm(q, weights["q_norm.weight"], config.rms_norm_eps))
         k = tape("k_norm", rms_norm(k, weights["k_norm.weight"], config.rms_norm_eps))
-    if isinstance(cache, Sequence):
+    if isinstance(cache, tuple):
         context = np.stack([attend(*text, config, layer) for text in zip(q, k, v, cache, strict=True)])
     else:
         context = attend(q, k, v, cache, config, layer, tape=tape)  # [..., T, H*h]

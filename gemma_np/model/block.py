@@ -3,8 +3,6 @@
 Source: Gemma 2 report, section 2 (pre-norm and post-norm with RMSNorm). Gemma 1 has no post-norms.
 """
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from gemma_np.config import GemmaConfig
@@ -20,7 +18,7 @@ def block(
     weights: Scope,
     config: GemmaConfig,
     layer: int,
-    cache: LayerCache | Sequence[LayerCache] | None = None,
+    cache: LayerCache | tuple[LayerCache, ...] | None = None,
     tape: Tape = no_tape,
 ) -> np.ndarray:
     """Compute one layer: return the residual stream after it.
