@@ -3,8 +3,9 @@
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -20,6 +21,7 @@ from gemma_np.errors import GemmaError
 from gemma_np.evaluation.perplexity import TextLoss, sliding_losses
 from gemma_np.model.transformer import lm_head, transformer
 from gemma_np.scope import Record
+from gemma_np.text.batch import generate_batch
 from gemma_np.text.chat import chat_ids
 from gemma_np.text.generation import generate_ids
 from gemma_np.text.sampling import Sampling
@@ -129,21 +131,37 @@ class Gemma:
         lm_head(x, self.weights, self.config, record)
         return record
 
-    def generate(self, prompt: str | Sequence[int], max_new_tokens: int = 128, **options: Any) -> str:
-        """Generate text after a prompt, which is a text or token ids.
+    @overload
+    def generate(self, prompt: str | Sequence[int], max_new_tokens: int = 128, **options: Any) -> str: ...
 
-        The options are those of `stream_ids`. Raises GemmaError for an empty prompt, and when there is no tokenizer.
+    @overload
+    def generate(self, prompt: list[str] | list[list[int]], max_new_tokens: int = 128, **options: Any) -> list[str]: ...
+
+    def generate(self, prompt: Any, max_new_tokens: int = 128, **options: Any) -> str | list[str]:
+        """Generate text after a prompt, which is a text or token ids, or after each prompt of a list.
+
+        The options are those of `stream_ids`, or of `generate_batch_ids` for a list, which is read side by side. Raises
+        GemmaError for an empty prompt, and when there is no tokenizer.
         """
-        return "".join(self.stream(prompt, max_new_tokens, **options))
+        if isinstance(prompt, str) or not any(isinstance(part, Sequence | np.ndarray) for part in prompt):
+            return "".join(self.stream(prompt, max_new_tokens, **options))
+        prompts = [self._prompt_ids(each) for each in prompt]
+        return [
+            self.require_tokenizer().decode(ids) for ids in self.generate_batch_ids(prompts, max_new_tokens, **options)
+        ]
 
     def stream(self, prompt: str | Sequence[int], max_new_tokens: int = 128, **options: Any) -> Iterator[str]:
         """Yield the text of `generate` piece by piece. Raises GemmaError, when called, as `generate` does."""
+        ids = self.stream_ids(self._prompt_ids(prompt), max_new_tokens, **options)
+        return self.require_tokenizer().decode_stream(ids)
+
+    def _prompt_ids(self, prompt: str | Sequence[int]) -> list[int]:
         tokenizer = self.require_tokenizer()
-        if isinstance(prompt, str):
-            if not prompt:
-                raise GemmaError("prompt: empty, expected some text")
-            prompt = tokenizer.encode(prompt)
-        return tokenizer.decode_stream(self.stream_ids(prompt, max_new_tokens, **options))
+        if not isinstance(prompt, str):
+            return list(prompt)
+        if not prompt:
+            raise GemmaError("prompt: empty, expected some text")
+        return tokenizer.encode(prompt)
 
     def stream_ids(
         self,
@@ -193,6 +211,36 @@ class Gemma:
             stop=stop,
             int8_cache=int8_cache,
             acceptance=acceptance,
+        )
+
+    def generate_batch_ids(
+        self,
+        prompts: Sequence[Sequence[int]],
+        max_new_tokens: int = 128,
+        *,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int | None = None,
+        int8_cache: bool = False,
+    ) -> list[list[int]]:
+        """Generate token ids after those of each prompt, as `stream_ids` does after it alone with the same options.
+
+        The prompts may have any lengths. In float64 the ids are those of each prompt alone; in float32 the
+        logits differ from them by rounding (see `generate_batch`).
+
+        Raises GemmaError as `stream_ids` does.
+        """
+        sampling = Sampling(temperature, top_k, top_p)
+        generators = [np.random.default_rng(seed) for _ in prompts]
+        return generate_batch(
+            prompts,
+            self.weights,
+            self.config,
+            [partial(sampling.choose, generator=generator) for generator in generators],
+            max_new_tokens,
+            stop=self.tokenizer.ends if self.tokenizer else (),
+            int8_cache=int8_cache,
         )
 
     def chat(

@@ -75,6 +75,8 @@ def public(file: str, source: str) -> Iterator[Public]:
         for child in node.body:
             if not isinstance(child, ast.ClassDef | ast.FunctionDef) or child.name.startswith("_"):
                 continue
+            if "overload" in map(ast.unparse, child.decorator_list):  # the types alone; the function itself follows
+                continue
             own = ast.get_docstring(child) or ""
             if isinstance(child, ast.ClassDef):
                 words = [own, *(ast.get_docstring(each) or "" for each in constructors(child))]

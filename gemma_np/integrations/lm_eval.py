@@ -9,7 +9,8 @@ harness's own `hf` model.
 """
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,8 +23,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from gemma_np.errors import GemmaError
 from gemma_np.evaluation.likelihood import Ids, Pair, likelihoods, read_sharing
 from gemma_np.gemma import load
-from gemma_np.model.kv_cache import KVCache
-from gemma_np.model.transformer import lm_head, transformer
+from gemma_np.text.batch import Text, extend_all
 from gemma_np.text.sampling import Sampling
 from gemma_np.text.tokenizer import BOS, CONTROL_PIECE, END_OF_TURN, EOS, START_OF_TURN
 
@@ -54,7 +54,7 @@ class GemmaHarness(TemplateLM):  # type: ignore[misc]
         self.tokenizer = self.model.require_tokenizer()
         self.max_length = max_length or self.model.config.max_position_embeddings
         self.max_gen_toks = max_gen_toks
-        self.generator = np.random.default_rng(seed)
+        self.seed = seed
 
     @property
     def eot_token_id(self) -> int:
@@ -150,31 +150,43 @@ class GemmaHarness(TemplateLM):  # type: ignore[misc]
         longest = max((len(ids) for ids in contexts), default=0) + max((n["max_gen_toks"] for n in limits), default=1)
         longest = min(longest, self.model.config.max_position_embeddings)
         reading = read_sharing(contexts, longest, self.model.weights, self.model.config)
+
+        def finish(number: int, text: str) -> None:
+            written[number] = text
+            self.cache_hook.add_partial("generate_until", requests[number].args, text)
+            progress.update()
+
+        texts = (
+            Text(x, cache.repeated(), self._extend(limits[number], number, partial(finish, number)))
+            for context, (x, cache) in zip(contexts, reading, strict=True)
+            for number in by_context[context]
+        )
         with tqdm(total=len(requests), desc="writing", unit=" texts", disable=disable_tqdm) as progress:
-            for context, (x, cache) in zip(contexts, reading, strict=True):
-                for number in by_context[context]:
-                    written[number] = self._write(x, cache.repeated(), limits[number])
-                    self.cache_hook.add_partial("generate_until", requests[number].args, written[number])
-                    progress.update()
+            extend_all(texts, self.model.weights, self.model.config)
         return written
 
-    def _write(self, x: np.ndarray, cache: KVCache, limit: Mapping[str, Any]) -> str:
-        """Generate text after a context, from its last output x [D] and its cache."""
+    def _extend(
+        self, limit: Mapping[str, Any], number: int, finish: Callable[[str], None]
+    ) -> Callable[[np.ndarray], int | None]:
+        """Return what extends a text until its limit, and then calls `finish` with what was written."""
         stops = handle_stop_sequences(limit.get("until"), eos=EOS)
         sampling = Sampling(limit.get("temperature", 0.0), limit.get("top_k"), limit.get("top_p"))
-        weights, config, text = self.model.weights, self.model.config, ""
-        ends, ids = self.tokenizer.ends, list[int]()
-        while len(ids) < limit["max_gen_toks"]:
-            token = sampling.choose(lm_head(x, weights, config), self.generator)
-            if token in ends:
-                break
-            ids.append(token)
+        generator = np.random.default_rng([self.seed, number])  # the text does not depend on those beside it
+        ids = list[int]()
+
+        def extend(logits: np.ndarray) -> int | None:
+            token = sampling.choose(logits, generator)
+            ended = token in self.tokenizer.ends
+            if not ended:
+                ids.append(token)
             text = self.tokenizer.decode(ids)
-            ends_at = [text.index(stop) for stop in stops if stop in text]
-            if ends_at:
-                return text[: min(ends_at)]
-            x = transformer([token], weights, config, cache)[-1]
-        return text
+            stops_at = [text.index(stop) for stop in stops if stop in text]
+            if ended or stops_at or len(ids) == limit["max_gen_toks"]:
+                finish(text[: min(stops_at, default=None)])
+                return None
+            return token
+
+        return extend
 
 
 def _as_text(content: str) -> str:

@@ -23,24 +23,45 @@ def attention(
     weights: Scope,
     config: GemmaConfig,
     layer: int,
-    cache: LayerCache | None = None,
+    cache: LayerCache | tuple[LayerCache, ...] | None = None,
     tape: Tape = no_tape,
 ) -> np.ndarray:
     """Compute attention: every token gathers information from the tokens it can see.
 
     x [..., T, D] -> [..., T, D]; weights are those of the layer's `self_attn`. With a cache, the T tokens follow
-    those in it and are added to it; without one, they start at position 0.
+    those in it and are added to it; without one, they start at position 0. The texts of a batch may have different
+    lengths before these T tokens, if each has its own cache.
     """
-    start = cache.length if cache else 0
-    positions = range(start, start + x.shape[-2])
-    cos, sin = rope_cos_sin(positions, config.head_dim, *config.rope(layer), x.dtype)
-
     q = tape("q", split_heads(linear(x, weights["q_proj.weight"]), config.head_dim))  # [..., H, T, h]
     k = tape("k", split_heads(linear(x, weights["k_proj.weight"]), config.head_dim))  # [..., K, T, h]
     v = tape("v", split_heads(linear(x, weights["v_proj.weight"]), config.head_dim))  # [..., K, T, h]
     if config.has_qk_norm:
         q = tape("q_norm", rms_norm(q, weights["q_norm.weight"], config.rms_norm_eps))
         k = tape("k_norm", rms_norm(k, weights["k_norm.weight"], config.rms_norm_eps))
+    if isinstance(cache, tuple):
+        context = np.stack([attend(*text, config, layer) for text in zip(q, k, v, cache, strict=True)])
+    else:
+        context = attend(q, k, v, cache, config, layer, tape=tape)  # [..., T, H*h]
+    return tape("o", linear(context, weights["o_proj.weight"]))
+
+
+def attend(
+    q: np.ndarray,
+    k: np.ndarray,
+    v: np.ndarray,
+    cache: LayerCache | None,
+    config: GemmaConfig,
+    layer: int,
+    *,
+    tape: Tape = no_tape,
+) -> np.ndarray:
+    """Compute attention between the projections: rotate, score, cap, mask, softmax, weighted sum.
+
+    q [..., H, T, h], k and v [..., K, T, h] -> context [..., T, H*h]
+    """
+    start = cache.length if cache else 0
+    positions = range(start, start + q.shape[-2])
+    cos, sin = rope_cos_sin(positions, config.head_dim, *config.rope(layer), q.dtype)
     q = tape("q_rope", rope(q, cos, sin))
     k = tape("k_rope", rope(k, cos, sin))
     keys, values, key_positions = cache.append(k, v) if cache else (k, v, np.asarray(positions))  # [..., K, S, h]
@@ -51,8 +72,7 @@ def attention(
         scores = tape("scores_capped", soft_cap(scores, config.attn_logit_softcapping))
     mask = attention_mask(positions, key_positions, config.window(layer))  # [T, S]
     probs = tape("probs", masked_softmax(scores, mask))  # [..., H, T, S]
-    context = tape("context", merge_heads(grouped_matmul(probs, values)))  # [..., T, H*h]
-    return tape("o", linear(context, weights["o_proj.weight"]))
+    return tape("context", merge_heads(grouped_matmul(probs, values)))
 
 
 def attention_backward(

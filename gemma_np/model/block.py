@@ -18,7 +18,7 @@ def block(
     weights: Scope,
     config: GemmaConfig,
     layer: int,
-    cache: LayerCache | None = None,
+    cache: LayerCache | tuple[LayerCache, ...] | None = None,
     tape: Tape = no_tape,
 ) -> np.ndarray:
     """Compute one layer: return the residual stream after it.

@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike
 
 from gemma_np.config import GemmaConfig
 from gemma_np.errors import GemmaError
+from gemma_np.model.batch_cache import BatchCache
 from gemma_np.model.block import block, block_backward
 from gemma_np.model.embedding import embed, embed_backward, unembed
 from gemma_np.model.kv_cache import KVCache
@@ -24,7 +25,7 @@ def transformer(
     ids: ArrayLike,
     weights: Weights,
     config: GemmaConfig,
-    cache: KVCache | None = None,
+    cache: KVCache | BatchCache | None = None,
     tape: Tape = no_tape,
 ) -> np.ndarray:
     """Run the model up to the final norm.
@@ -102,7 +103,7 @@ def lm_head_backward(
     return dx
 
 
-def validate_token_ids(ids: ArrayLike, config: GemmaConfig, cache: KVCache | None = None) -> np.ndarray:
+def validate_token_ids(ids: ArrayLike, config: GemmaConfig, cache: KVCache | BatchCache | None = None) -> np.ndarray:
     """Return the ids as an array [..., T]. Raises GemmaError as `transformer` describes."""
     try:
         ids = np.asarray(ids)

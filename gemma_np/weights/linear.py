@@ -45,8 +45,15 @@ def float_product(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
     For more than one vector, OpenBLAS first copies the weight into another order, which takes as long as three products
     with one vector. With AVX-512 it copies nothing for a small product, so two to eight vectors are multiplied by a few
     rows of the weight at a time: two then cost little more than one. `tests/benchmarks/linear.py` measures it.
+
+    In float64, which is there to measure errors, up to eight vectors are multiplied one by one instead, so that the
+    result of each is the same to the bit whatever the others are. BLAS rounds a product of several vectors in an order
+    that depends on their number.
     """
-    if 2 <= len(x) <= 8 and _AVX512 and weight.flags.c_contiguous:
+    few = 2 <= len(x) <= FEW_VECTORS
+    if few and x.dtype == np.float64:
+        return np.stack([row @ weight.T for row in x])
+    if few and _AVX512 and weight.flags.c_contiguous:
         high = max(1, min(_SMALL_PRODUCT // x.size, _SMALL_RESULT // len(x)))
         if high < len(weight):
             return _product_by_tiles(x, weight, high)
@@ -93,6 +100,9 @@ def round_to_int8(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     scales = np.abs(x).max(axis=-1, keepdims=True) / 127
     return np.rint(x / np.where(scales, scales, 1)).astype(np.int8), scales
 
+
+FEW_VECTORS = 8
+"""The most vectors that `float_product` multiplies in its own way: faster, or in float64 one by one."""
 
 _AVX512 = not {"X86_V4", "AVX512F"}.isdisjoint(np.show_config(mode="dicts")["SIMD Extensions"]["found"])
 _SMALL_PRODUCT = 10**6  # multiplications, and numbers of the result, for which OpenBLAS copies nothing

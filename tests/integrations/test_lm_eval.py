@@ -143,6 +143,22 @@ def test_sampling_depends_on_the_seed_alone(tiny_folder):
     assert texts[0] == texts[1] != texts[2]
 
 
+def test_a_sampled_text_does_not_depend_on_those_beside_it(tiny_folder):
+    """More requests than a batch has room for, with contexts and limits of different lengths."""
+    instances = [
+        request
+        for number in range(1, 12)
+        for request in requests(
+            (tiny.TEXT[: 7 * number], {"until": ["e"], "max_gen_toks": number, "do_sample": True, "temperature": 2.0})
+        )
+    ]
+    model = ours(tiny_folder, dtype="float64")
+    texts = model.generate_until(instances, disable_tqdm=True)
+    assert len(set(texts)) > 5
+    for count in (1, 5):
+        assert model.generate_until(instances[:count], disable_tqdm=True) == texts[:count]
+
+
 def test_the_chat_template_is_that_of_chat(tiny_folder):
     from gemma_np.text.chat import chat_ids
 

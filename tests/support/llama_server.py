@@ -9,7 +9,7 @@ import gguf
 
 
 @contextmanager
-def llama_server(path):
+def llama_server(path, threads=1):
     """Run the server in this process, and give its address."""
     import xllamacpp
 
@@ -18,7 +18,7 @@ def llama_server(path):
     options.port = 0  # any that is free
     options.n_ctx = 512
     options.n_parallel = 1
-    options.cpuparams.n_threads = 1
+    options.cpuparams.n_threads = threads
     options.warmup = False
     options.verbosity = 0
     server = xllamacpp.Server(options)

@@ -22,7 +22,7 @@ from support.plots import matrix, pieces, use_style
 import gemma_np
 from gemma_np.config import GLOBAL, RELEASED
 from gemma_np.gemma import Gemma
-from gemma_np.model.attention import attention
+from gemma_np.model.attention import attend
 from gemma_np.model.rope import rope, rope_cos_sin
 from gemma_np.oracle.mistakes import inject_mistakes
 from gemma_np.oracle.mistakes.rope import rope_interleaved
@@ -119,7 +119,7 @@ lines(rope, "def", "half = ", "first, second", "return")
 # Attention rotates queries and keys, but not values:
 
 # %%
-lines(attention, "positions = range", "cos, sin =", "rope(q", "rope(k")
+lines(attend, "positions = range", "cos, sin =", "rope(q", "rope(k")
 
 # %% [markdown]
 # Here is a real query of the model, rotated to positions 0 to 20; three of its 16 pairs are shown.

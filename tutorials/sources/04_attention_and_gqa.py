@@ -24,7 +24,7 @@ from support.plots import matrix, pieces, use_style
 import gemma_np
 from gemma_np.config import GLOBAL, LOCAL, RELEASED
 from gemma_np.memory import cache_bytes
-from gemma_np.model.attention import attention, grouped_matmul, split_heads
+from gemma_np.model.attention import attend, attention, grouped_matmul, split_heads
 from gemma_np.model.attention_mask import masked_softmax
 from gemma_np.oracle.mistakes import inject_mistakes
 from gemma_np.oracle.mistakes.attention import gqa_tile
@@ -83,7 +83,10 @@ assert alone > 2 * together
 # values, weighted by these probabilities.
 
 # %%
-lines(attention, 'tape("q"', 'tape("k"', 'tape("v"', "q_scaled =", 'tape("scores"', 'tape("probs"', 'tape("context"')
+lines(attention, 'tape("q"', 'tape("k"', 'tape("v"')
+
+# %%
+lines(attend, "q_scaled =", 'tape("scores"', 'tape("probs"', 'tape("context"')
 
 # %% [markdown]
 # Between these lines are the rotation of q and k ([tutorial 3](03_positions_and_rope.ipynb)), the cap ([tutorial

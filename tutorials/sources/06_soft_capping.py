@@ -18,7 +18,7 @@ from support.plots import pieces, use_style
 
 import gemma_np
 from gemma_np.config import RELEASED
-from gemma_np.model.attention import attention
+from gemma_np.model.attention import attend
 from gemma_np.model.attention_mask import attention_mask, masked_softmax, masked_softmax_backward
 from gemma_np.model.rms_norm import rms_norm
 from gemma_np.model.soft_cap import soft_cap, soft_cap_backward
@@ -160,7 +160,7 @@ assert slopes[0] > 0.95 and 0.01 < slopes[2] < 0.1 and slopes[3] < 1e-7
 # Gemma 2 caps the scores of every attention layer, with 50, before the mask:
 
 # %%
-lines(attention, 'tape("scores"', "attn_logit_softcapping:", "soft_cap(scores", "masked_softmax(scores")
+lines(attend, 'tape("scores"', "attn_logit_softcapping:", "soft_cap(scores", "masked_softmax(scores")
 
 # %% [markdown]
 # and the logits, with 30, as its very last step:

@@ -24,7 +24,7 @@ import gemma_np
 from gemma_np import RELEASED
 from gemma_np.config import GLOBAL, gemma2_config
 from gemma_np.memory import cache_bytes, weight_bytes
-from gemma_np.model.attention import attention
+from gemma_np.model.attention import attend
 from gemma_np.model.attention_mask import attention_mask
 from gemma_np.model.kv_cache import KVCache, LayerCache
 from gemma_np.model.log_probs import negative_log_likelihood
@@ -79,7 +79,7 @@ assert again > 30 * once
 # As in tutorial 4, $s$ is `query_pre_attn_scalar`. In the code:
 
 # %%
-lines(attention, "start =", "positions =", "cos, sin =", "keys, values, key_positions", "mask =")
+lines(attend, "start =", "positions =", "cos, sin =", "keys, values, key_positions", "mask =")
 
 # %% [markdown]
 # The mask depends on the positions of queries and keys, not on their indices in an array. So one line works for a whole

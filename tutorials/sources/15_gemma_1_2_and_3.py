@@ -22,7 +22,7 @@ from support.plots import use_style
 import gemma_np
 from gemma_np.config import GLOBAL, LOCAL, RELEASED, GemmaConfig, layer_pattern
 from gemma_np.memory import cache_bytes
-from gemma_np.model.attention import attention
+from gemma_np.model.attention import attend, attention
 from gemma_np.model.attention_mask import attention_mask
 from gemma_np.model.block import block, pre_feedforward_name
 from gemma_np.model.records import RECORDS, record_shapes
@@ -281,10 +281,13 @@ assert size["Gemma 2"] > 1.8 * size["Gemma 3"] and size["Gemma 1"] < size["Gemma
 # $$\text{Gemma 2: } 50 \tanh\!\Big(\frac{q \cdot k}{50 \sqrt{s}}\Big) \qquad
 # \text{Gemma 3: } \frac{\mathrm{norm}(q) \cdot \mathrm{norm}(k)}{\sqrt{s}} \qquad s = \texttt{query\_pre\_attn\_scalar}$$
 #
-# All of it is one function; config fields select the differences:
+# All of it is the same code; config fields select the differences:
 
 # %%
-lines(attention, "config.rope", "has_qk_norm", "rms_norm(", "softcapping", "config.window")
+lines(attention, "has_qk_norm", "rms_norm(")
+
+# %%
+lines(attend, "config.rope", "softcapping", "config.window")
 
 # %% [markdown]
 # The same holds for the norms of a layer. Gemma 1 has a trap here: its checkpoint has a weight named

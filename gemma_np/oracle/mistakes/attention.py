@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from gemma_np.config import GemmaConfig
-from gemma_np.model.attention import attention
+from gemma_np.model.attention import attend, attention
 from gemma_np.model.attention_mask import masked_softmax
 from gemma_np.model.soft_cap import soft_cap
 from gemma_np.oracle.mistakes.mistake import mistake
@@ -29,7 +29,7 @@ def qk_norm_missing(x: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray
 
 @mistake(
     fix="divide scores by sqrt(query_pre_attn_scalar)",
-    right=attention,
+    right=attend,
     replaces="config.GemmaConfig.query_pre_attn_scalar",
     shows="*.scores",
 )
@@ -43,7 +43,7 @@ def qscale_hidden_over_heads(config: GemmaConfig) -> float:
 
 @mistake(
     fix="divide scores by sqrt(query_pre_attn_scalar), which is sqrt(144) in the 27B",
-    right=attention,
+    right=attend,
     replaces="config.GemmaConfig.query_pre_attn_scalar",
     shows="*.scores",
 )
@@ -57,7 +57,7 @@ def qscale_head_dim(config: GemmaConfig) -> float:
 
 @mistake(
     fix="apply 50 * tanh(scores / 50) before the mask",
-    right=attention,
+    right=attend,
     replaces="model.attention.soft_cap",
     shows=("*.scores_capped", "*.probs"),
     models=("gemma2",),
@@ -72,7 +72,7 @@ def attncap_missing(x: np.ndarray, cap: float) -> np.ndarray:
 
 @mistake(
     fix="cap first, then mask",
-    right=attention,
+    right=attend,
     replaces="model.attention.masked_softmax",
     shows="*.probs",
     models=("gemma2",),
@@ -109,7 +109,7 @@ def cap_formula(x: np.ndarray, cap: float) -> np.ndarray:
 
 @mistake(
     fix="repeat key-value heads: query head i reads key-value head i // G",
-    right=attention,
+    right=attend,
     replaces="model.attention.grouped_matmul",
     shows=("*.scores", "*.context"),
 )
