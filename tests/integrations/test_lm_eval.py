@@ -159,6 +159,12 @@ def test_a_sampled_text_does_not_depend_on_those_beside_it(tiny_folder):
         assert model.generate_until(instances[:count], disable_tqdm=True) == texts[:count]
 
 
+def test_texts_sampled_after_the_same_context_differ(tiny_folder):
+    context = ("The ships", {"until": [], "max_gen_toks": 9, "do_sample": True, "temperature": 2.0})
+    texts = ours(tiny_folder).generate_until(requests(context, context), disable_tqdm=True)
+    assert texts[0] != texts[1]
+
+
 def test_the_chat_template_is_that_of_chat(tiny_folder):
     from gemma_np.text.chat import chat_ids
 
