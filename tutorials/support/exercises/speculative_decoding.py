@@ -71,6 +71,9 @@ REJECTION = Exercise(
         "the residual is p without the rejected token; it is max(p - q, 0), normalized": _without_the_token,
         "the residual has negative numbers; where the draft proposes a token too often, nothing is missing: "
         "max(p - q, 0)": _replaced(lambda p, q: p - q),
+        "p - q sums to zero, so it cannot be normalized; take max(p - q, 0) first": _replaced(
+            lambda p, q: (p - q) / (p - q).sum()
+        ),
         "the residual is |p - q|, which adds to what came too often; take max(p - q, 0)": _replaced(
             lambda p, q: np.abs(p - q) / np.abs(p - q).sum()
         ),
