@@ -3,7 +3,7 @@
 #
 # After this you can let a cheap draft propose tokens and verify several of them in one pass, without changing the
 # distribution of the text at all; and you can estimate from three measurements whether that makes your model faster.
-# About 15 minutes; the notebook itself takes up to a minute to run. The Gemma 2 report does not treat this; the method
+# About 20 minutes; the notebook itself takes up to a minute to run. The Gemma 2 report does not treat this; the method
 # is from Leviathan et al., [Fast Inference from Transformers via Speculative
 # Decoding](https://arxiv.org/abs/2211.17192), sections 2 and 3.
 #
@@ -104,12 +104,12 @@ plt.show()
 # `float_product` cuts the weight into parts that are small enough for that:
 
 # %%
-lines(float_product, "if not 2 <=", "high =", "tiles =", "np.matmul(")
+lines(float_product, "if not 2 <=", "return x @", "high =", "if high", "tiles =", "np.matmul(")
 
 # %% [markdown]
-# On a machine without AVX-512 both ways are the same, and the two lines of the figure coincide. In either case, `n`
-# vectors at once are cheaper than `n` one after another. But where do we get several vectors from? The next token
-# depends on the one before it.
+# (On a machine without AVX-512 both ways are the same, and the two lines of the figure coincide.) Wherever a line is
+# below the dotted one, several vectors at once are cheaper than one after another. But where do we get them from? The
+# next token depends on the one before it.
 #
 # ## Guess, then verify
 #
@@ -319,8 +319,8 @@ print(repr(tokenizer.decode(greedy)[:70]), "...")
 # a ring, however, in which each new key replaces one that has left the window. When the new one is taken back, the old
 # one is in sight again, but it is gone. So a ring that is to be rewound has a few **spare** slots beside those of its
 # window. In this picture, the window is 5, and the keys are their own positions. A pass reads the tokens at 12 to 15,
-# that is the last token of the text and three proposals. One proposal is accepted, so token 14 is a new one, and its
-# window are the positions 10 to 14.
+# that is the last token of the text and three proposals. One proposal is accepted, so the token at 14 is a new one, and its
+# window is the positions 10 to 14.
 
 
 # %%
@@ -360,8 +360,8 @@ assert {10, 11, 12, 13, 14} <= set(ring(3)[-1][0])
 assert 10 not in ring(0)[-1][0]
 
 # %% [markdown]
-# Without spare slots, 15 has replaced 10, which token 14 needs. A proposal for each spare slot is safe, and the cache
-# refuses to go further back:
+# Without spare slots, 15 has replaced 10, which the token at 14 needs. One spare slot for each proposal is enough; the
+# cache refuses to go further back:
 
 # %%
 full = KVCache(config, 200)  # no spare slots
@@ -512,14 +512,14 @@ for name in names:
     print(f"{name:15}" + "".join(f"  {n}: {speed[name, n]:.2f}" for n in LENGTHS))
 
 # %% [markdown]
-# These numbers depend on the machine and on what else it does, more than any others here; but the picture was the same
-# whenever we tried. A draft makes the model faster where the diamond lies beyond the end of the bar. Lookup does on the
-# list; shakespeare-1m comes close at best; with the others, the model is slower than without a draft. The method is
-# right, but on a model this small in NumPy, neither of its conditions holds:
+# These numbers depend on the machine and on what else it does, more than any others here, but whenever we tried, the
+# picture was the same. A draft makes the model faster where the diamond lies beyond the end of the bar. Lookup does on
+# the list; on the verse it finds little to copy. None of the three models does; shakespeare-1m comes close at best. The
+# method is right, but for a model this small in NumPy, neither of its conditions holds:
 #
-# - **Verifying is not free.** shakespeare-4m has 16 MB of weights, of which much stays in the caches of the processor, so
-#   it is hardly limited by memory, and more tokens take more time. For more than eight, OpenBLAS copies the weights
-#   again: v(9) has the step that we saw in the first figure.
+# - **Verifying is not free.** shakespeare-4m has 16 MB of weights, which fit into the caches of many processors, so it is
+#   hardly limited by memory, and more tokens take more time. For more than eight, OpenBLAS copies the weights again:
+#   v(9) has the step that we saw in the first figure.
 # - **The drafts are not cheap.** shakespeare-1m has a quarter of the weights, but a step takes more than a quarter of the
 #   time: each operation of NumPy has a fixed cost. int4 is right nine times in ten, and takes *longer* than the model
 #   itself, because NumPy dequantizes before it multiplies. Half of the layers take about half of the time, but are right
@@ -575,15 +575,15 @@ assert best_speed(0.8, 0.1, lambda n: 1) > 2
 
 # %% [markdown]
 # So a 2B that is right in 8 of 10 proposals would make the 27B more than twice as fast, if nothing but memory counts.
-# Leviathan et al. report two to three times for a T5 of 11 billion parameters. To sum up, it pays
+# Leviathan et al. report two to three times for T5-XXL, a model of 11 billion parameters. To sum up, it pays
 #
 # - where decoding is limited by memory: a large model that serves one text. A server that decodes many texts at once
 #   already uses each reading many times;
 # - with a draft that is cheap and mostly right: $a$ well above $c + v(2) - 1$;
 # - with few proposals if $a$ is low, more if it is high. The package's default is 2 for a model and 8 for lookup.
 #
-# And it never changes what the model writes, only when. In a shell, `gemma-np generate --draft` does it, and prints
-# how many tokens were accepted ([options](../docs/commands.md#speculative-decoding)).
+# And it never changes the distribution of the text, only the time that it takes. In a shell, `gemma-np generate
+# --draft` does it, and prints how many tokens were accepted ([options](../docs/commands.md#speculative-decoding)).
 #
 # ## Exercises
 #
