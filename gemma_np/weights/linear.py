@@ -56,12 +56,12 @@ def float_product(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
     if few and _AVX512 and weight.flags.c_contiguous:
         high = max(1, min(_SMALL_PRODUCT // x.size, _SMALL_RESULT // len(x)))
         if high < len(weight):
-            return _product_by_tiles(x, weight, high)
+            return product_by_tiles(x, weight, high)
     return x @ weight.T
 
 
-def _product_by_tiles(x: np.ndarray, weight: np.ndarray, high: int) -> np.ndarray:
-    """Compute x @ weight.T with up to `high` rows of the weight at a time."""
+def product_by_tiles(x: np.ndarray, weight: np.ndarray, high: int) -> np.ndarray:
+    """Compute x @ weight.T, up to `high` rows of the weight at a time: x [N, in], weight [out, in] -> [N, out]."""
     y = np.empty((len(x), len(weight)), np.result_type(x, weight))
     tiles = even_parts(len(weight), -(-len(weight) // high))
     cores = (os.cpu_count() or 1) if x.size * len(weight) >= _ONE_CORE else 1

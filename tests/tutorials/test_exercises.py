@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from support import check
 from support.exercise import NOT_WRITTEN, Exercise, known
-from support.exercises import attention, cache_and_generation, rms_norm
+from support.exercises import attention, cache_and_generation, rms_norm, speculative_decoding
 
 from gemma_np.model.transformer import lm_head, transformer
 from tests.support.by_path import module_at
@@ -246,3 +246,47 @@ def test_a_hint_of_the_catalogue():
     assert known("norm-no-plus1") == "the norm multiplies by w instead of 1 + w; multiply by 1 + w"
     with pytest.raises(ValueError, match="not enough values"):
         known("no-such-mistake")
+
+
+SPECULATION = module_at(ROOT / "tutorials/solutions/17_speculative_decoding.py")
+P, Q = np.array([0.5, 0.3, 0.2]), np.array([0.2, 0.7, 0.1])
+
+
+def what_comes_out(step):
+    """The distribution of a token that q proposes and the step accepts or replaces."""
+    total = np.zeros(3)
+    for token, q in enumerate(Q):
+        accept, replacement = step(token, P, Q)
+        total[token] += q * min(1, accept)
+        total += q * (1 - min(1, accept)) * replacement
+    return total
+
+
+def test_the_rejection_step_keeps_the_distribution_and_its_planted_mistakes_do_not():
+    np.testing.assert_allclose(what_comes_out(speculative_decoding.REJECTION.reference), P)
+    np.testing.assert_allclose(what_comes_out(SPECULATION.rejection_step), P)
+    for hint, mistaken in speculative_decoding.REJECTION.mistakes.items():
+        changed = np.abs(what_comes_out(mistaken) - P).max()
+        assert (changed < 1e-9) == hint.startswith("p / q exceeds 1"), hint  # which is no probability, but harmless
+
+
+def chi_square_of_pairs(verify_chain):
+    """Of the first two tokens, proposed in one pass; a second one that it does not yield is drawn from p."""
+    generator, draws, pairs = np.random.default_rng(0), 5000, np.zeros((3, 3))
+    for _ in range(draws):
+        ids = generator.choice(3, 2, p=Q).tolist()
+        count, probs = verify_chain(ids, np.array([P, P[::-1], P]), np.array([Q, Q]), generator.random(2))
+        text = [*ids[:count], generator.choice(3, p=probs), generator.choice(3, p=P[::-1])]
+        pairs[text[0], text[1]] += 1
+    expected = draws * np.outer(P, P[::-1])
+    return np.sum((pairs - expected) ** 2 / expected)
+
+
+def test_verified_chains_have_the_distribution_of_the_model():
+    limit = 26.1  # of eight degrees of freedom, exceeded by chance once in a thousand times
+    assert chi_square_of_pairs(SPECULATION.verify_chain) < limit
+    chain = speculative_decoding.CHAIN
+    assert chi_square_of_pairs(chain.reference) < limit
+    wrong = [mistaken for hint, mistaken in chain.mistakes.items() if "is drawn from p" in hint or "p alone" in hint]
+    assert len(wrong) == 2
+    assert min(map(chi_square_of_pairs, wrong)) > limit

@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 1. Tokens and the embedding
 #
-# Welcome to the first of sixteen short tutorials. After them you can write Google's Gemma 2 yourself. You need Python
+# Welcome to the first of seventeen short tutorials. After them you can write Google's Gemma 2 yourself. You need Python
 # and some linear algebra, but no knowledge of language models.
 #
 # To run this notebook, in the root of a clone of the repository: `pip install -e ".[tutorials]"`, then `jupyter lab

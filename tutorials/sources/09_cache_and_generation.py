@@ -306,7 +306,8 @@ plt.show()
 
 # %% [markdown]
 # Decode lies on the slope, and the longer the prompt, the closer prefill comes to the flat roof. Points in between can
-# be well below both lines: matrix-product routines are rarely at their best for a handful of vectors. Now read the
+# be well below both lines: matrix-product routines are rarely at their best for a handful of vectors. ([Tutorial
+# 17](17_speculative_decoding.ipynb) makes use of these points: it gets several tokens from one reading.) Now read the
 # slope the other way. A decoded token needs every weight once (including the embedding, which is the head), and every
 # key and value in the cache. So:
 #

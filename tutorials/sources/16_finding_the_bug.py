@@ -477,4 +477,4 @@ check(which_mistake, exercises.WHICH_MISTAKE)
 #   catalogue.
 # - [gemma_np/model](../gemma_np/model), top to bottom: you know every line by now.
 #
-# This was the last tutorial. Back to the first: [1. Tokens and the embedding](01_tokens_and_embedding.ipynb).
+# Next: [17. Speculative decoding](17_speculative_decoding.ipynb).
