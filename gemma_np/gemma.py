@@ -3,8 +3,12 @@
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+from inspect import Parameter, signature
+from itertools import chain
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -19,11 +23,13 @@ from gemma_np.config import RELEASED, GemmaConfig
 from gemma_np.errors import GemmaError
 from gemma_np.evaluation.perplexity import TextLoss, sliding_losses
 from gemma_np.model.transformer import lm_head, transformer
-from gemma_np.scope import Record
+from gemma_np.scope import Record, Tape, no_tape
 from gemma_np.text.chat import chat_ids
-from gemma_np.text.generation import generate_ids
+from gemma_np.text.generation import OnToken, generate_ids
+from gemma_np.text.logprobs import Completion, TokenLogprob, token_logprob
 from gemma_np.text.sampling import Sampling
 from gemma_np.text.speculation import Acceptance, speculative_ids
+from gemma_np.text.stop_strings import before_stop, stop_strings
 from gemma_np.text.tokenizer import Tokenizer
 from gemma_np.weights.formats import Weights, dequantize
 
@@ -112,38 +118,95 @@ class Gemma:
     tokenizer: Tokenizer | None
     source: Path | None = None  # the folder that it was loaded from
 
-    def logits(self, ids: ArrayLike) -> np.ndarray:
-        """Return the logits of the next token at each position.
+    def __repr__(self) -> str:
+        """Return one line; the weights would be a megabyte of numbers."""
+        count = sum(self.config.parameter_count().values())
+        where = f", from {self.source}" if self.source else ""
+        return f"<Gemma: {self.config.model_type}, {count:,} parameters, {self.config.num_hidden_layers} layers{where}>"
+
+    def logits(self, ids: ArrayLike, tape: Tape = no_tape) -> np.ndarray:
+        """Return the logits of the next token at each position; a tape sees, and may replace, every intermediate.
 
         ids [..., T] -> [..., T, V]
         """
-        return lm_head(transformer(ids, self.weights, self.config), self.weights, self.config)
+        return lm_head(transformer(ids, self.weights, self.config, tape=tape), self.weights, self.config, tape)
 
-    def trace(self, ids: ArrayLike) -> dict[str, np.ndarray]:
-        """Return every intermediate of ids [..., T] by name, in the order of execution.
+    def trace(self, ids: ArrayLike, only: str = "*", tape: Tape = no_tape) -> dict[str, np.ndarray]:
+        """Return the intermediates of ids [..., T] by name, in the order of execution, as a tape leaves them.
 
-        `gemma_np.model.records` has the table of names and shapes.
+        only: a pattern of names, such as "layers.*.self_attn.probs"; others are not kept. `gemma_np.model.records` has
+        the table of names and shapes.
+
+        Raises GemmaError when no name matches the pattern.
         """
         record = Record()
-        x = transformer(ids, self.weights, self.config, tape=record)
-        lm_head(x, self.weights, self.config, record)
+
+        def keep(name: str, value: np.ndarray) -> np.ndarray:
+            value = tape(name, value)
+            return record(name, value) if fnmatchcase(name, only) else value
+
+        self.logits(ids, keep)
+        if not record:
+            raise GemmaError(f"only: {only!r} matches no record, expected a pattern of names as in gemma-np records")
         return record
 
-    def generate(self, prompt: str | Sequence[int], max_new_tokens: int = 128, **options: Any) -> str:
+    @overload
+    def generate(
+        self, prompt: str | Sequence[int], max_new_tokens: int = 128, *, logprobs: None = None, **options: Any
+    ) -> str: ...
+
+    @overload
+    def generate(
+        self, prompt: str | Sequence[int], max_new_tokens: int = 128, *, logprobs: int, **options: Any
+    ) -> Completion: ...
+
+    def generate(
+        self, prompt: str | Sequence[int], max_new_tokens: int = 128, *, logprobs: int | None = None, **options: Any
+    ) -> str | Completion:
         """Generate text after a prompt, which is a text or token ids.
 
-        The options are those of `stream_ids`. Raises GemmaError for an empty prompt, and when there is no tokenizer.
-        """
-        return "".join(self.stream(prompt, max_new_tokens, **options))
+        The options are those of `stream` and `stream_ids`. With `logprobs` the result is a `Completion`: the text, the
+        log-probability of each of its tokens, and the `logprobs` most likely tokens in its place.
 
-    def stream(self, prompt: str | Sequence[int], max_new_tokens: int = 128, **options: Any) -> Iterator[str]:
-        """Yield the text of `generate` piece by piece. Raises GemmaError, when called, as `generate` does."""
+        Raises GemmaError for an empty prompt, and when there is no tokenizer.
+        """
+        _check_options("generate", options)
+        if logprobs is None:
+            return "".join(self.stream(prompt, max_new_tokens, **options))
+        tokenizer, tokens = self.require_tokenizer(), list[TokenLogprob]()
+
+        def on_token(id: int, logits: np.ndarray) -> None:
+            tokens.append(token_logprob(id, logits, logprobs, tokenizer))
+
+        return Completion("".join(self.stream(prompt, max_new_tokens, on_token=on_token, **options)), tokens)
+
+    def stream(
+        self,
+        prompt: str | Sequence[int],
+        max_new_tokens: int = 128,
+        *,
+        stop: str | Sequence[str] = (),
+        echo: bool = False,
+        **options: Any,
+    ) -> Iterator[str]:
+        """Yield the text of `generate` piece by piece; the options are those of `stream_ids`.
+
+        stop: end before the first of these texts, also where it begins or ends within a token. echo: the prompt comes
+        first.
+
+        Raises GemmaError, when called, as `generate` does, and for a stop text that is empty.
+        """
+        _check_options("stream", options)
         tokenizer = self.require_tokenizer()
         if isinstance(prompt, str):
             if not prompt:
                 raise GemmaError("prompt: empty, expected some text")
-            prompt = tokenizer.encode(prompt)
-        return tokenizer.decode_stream(self.stream_ids(prompt, max_new_tokens, **options))
+            text, prompt = prompt, tokenizer.encode(prompt)
+        else:
+            text = tokenizer.decode(prompt) if echo else ""
+        pieces = tokenizer.decode_stream(self.stream_ids(prompt, max_new_tokens, **options))
+        pieces = before_stop(pieces, stop_strings(stop))
+        return chain([text], pieces) if echo else pieces
 
     def stream_ids(
         self,
@@ -153,34 +216,51 @@ class Gemma:
         temperature: float = 0.0,
         top_k: int | None = None,
         top_p: float | None = None,
+        min_p: float | None = None,
+        repetition_penalty: float = 1.0,
         seed: int | None = None,
+        ignore_eos: bool = False,
         int8_cache: bool = False,
+        on_token: OnToken | None = None,
+        tape: Tape = no_tape,
         draft: "Draft | None" = None,
         draft_tokens: int | None = None,
         acceptance: Acceptance | None = None,
     ) -> Iterator[int]:
         """Generate token ids after those of the prompt; this needs no tokenizer.
 
-        `Sampling` explains temperature, top_k and top_p; the same seed gives the same tokens. int8_cache: keep keys and
-        values in 8 bits.
+        `Sampling` explains temperature, top_k, top_p, min_p and repetition_penalty; the same seed gives the same
+        tokens. ignore_eos: go on after `<eos>` and `<end_of_turn>`. `generate_ids` explains int8_cache, on_token, tape.
 
         draft: decode speculatively, from the same distribution: a `Draft` proposes `draft_tokens` tokens at once (see
         `speculation.py`); acceptance: counts those that are accepted.
 
-        Raises GemmaError, when called, as `generate_ids` does, and for a draft of another vocabulary.
+        Raises GemmaError, when called, as `generate_ids` does, for a draft of another vocabulary, and for a tape beside
+        a draft.
         """
-        prompt, stop = list(prompt), self.tokenizer.ends if self.tokenizer else ()
-        sampling, generator = Sampling(temperature, top_k, top_p), np.random.default_rng(seed)
+        prompt, stop = list(prompt), self.tokenizer.ends if self.tokenizer and not ignore_eos else ()
+        sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
+        generator = np.random.default_rng(seed)
         if draft is None:
+            text = list(prompt)
+
+            def choose(logits: np.ndarray) -> int:
+                text.append(sampling.choose(logits, generator, text))
+                return text[-1]
+
             return generate_ids(
                 prompt,
                 self.weights,
                 self.config,
-                lambda logits: sampling.choose(logits, generator),
+                choose,
                 max_new_tokens,
                 stop=stop,
                 int8_cache=int8_cache,
+                on_token=on_token,
+                tape=tape,
             )
+        if tape is not no_tape:
+            raise GemmaError("tape: given beside a draft, expected one of the two")
         return speculative_ids(
             prompt,
             self.weights,
@@ -192,6 +272,7 @@ class Gemma:
             draft_tokens=draft_tokens,
             stop=stop,
             int8_cache=int8_cache,
+            on_token=on_token,
             acceptance=acceptance,
         )
 
@@ -203,9 +284,10 @@ class Gemma:
     ) -> str:
         """Generate the model's answer to a conversation: [{"role": "user", "content": "Hello"}, ...].
 
-        `chat_ids` describes the messages, `stream_ids` the options. By default the answer has at most 512
+        `chat_ids` describes the messages, `stream` and `stream_ids` the options. By default the answer has at most 512
         tokens, or as many as the context has room for.
         """
+        _check_options("chat", options)
         return "".join(self.stream_chat(messages, max_new_tokens, **options))
 
     def stream_chat(
@@ -215,6 +297,7 @@ class Gemma:
         **options: Any,
     ) -> Iterator[str]:
         """Yield the answer of `chat` piece by piece."""
+        _check_options("stream_chat", options)
         ids = chat_ids(messages, self.require_tokenizer())
         if max_new_tokens is None:
             max_new_tokens = max(1, min(512, self.config.max_position_embeddings - len(ids)))
@@ -284,3 +367,13 @@ class Gemma:
 Draft = Gemma | Literal["lookup"] | Callable[[Gemma], Gemma]
 """What proposes tokens to a model: a smaller one of the same vocabulary; a function that makes it from the model, such
 as `half_draft`; or "lookup", which copies what followed the last tokens when they occurred before."""
+
+
+def _check_options(caller: str, options: Mapping[str, Any]) -> None:
+    """Raise TypeError, in the name of the function that was called, for an option that generation does not have."""
+    parameters = [*signature(Gemma.stream).parameters.values(), *signature(Gemma.stream_ids).parameters.values()]
+    known = [parameter.name for parameter in parameters if parameter.kind is Parameter.KEYWORD_ONLY]
+    for name in options:
+        if name not in known:
+            near = "".join(f"; did you mean {other!r}?" for other in get_close_matches(name, known, 1))
+            raise TypeError(f"Gemma.{caller}() got an unexpected keyword argument {name!r}{near}")
