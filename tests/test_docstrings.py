@@ -54,6 +54,8 @@ PLUMBING = {  # modules in these packages that compute nothing that stands in a 
     "compression/quantize_model",
     "evaluation/plots",
     "text/generation",
+    "text/logprobs",
+    "text/stop_strings",
 }
 
 
@@ -74,6 +76,8 @@ def public(file: str, source: str) -> Iterator[Public]:
     def inside(node, prefix, outer) -> Iterator[Public]:
         for child in node.body:
             if not isinstance(child, ast.ClassDef | ast.FunctionDef) or child.name.startswith("_"):
+                continue
+            if "overload" in map(ast.unparse, child.decorator_list):  # a signature; the function itself follows
                 continue
             own = ast.get_docstring(child) or ""
             if isinstance(child, ast.ClassDef):
