@@ -20,6 +20,7 @@ import gemma_np
 from gemma_np import RELEASED, GemmaError
 from gemma_np.cli import main
 from gemma_np.cli.conversation import HELP
+from gemma_np.cli.terminal import size_of
 from gemma_np.compression.export_gguf import export_gguf
 from gemma_np.text.chat import as_turns
 from gemma_np.training.conversations import read_conversations
@@ -236,6 +237,38 @@ def test_models_lists_all(capsys):
     assert main(["models"]) == 0
     out = capsys.readouterr().out
     assert all(name in out for name in RELEASED)
+
+
+def test_info_as_json_has_what_info_prints(checkpoint, capsys, tmp_path):
+    export_gguf(tiny.gemma(), "f32", tmp_path / "model.gguf")
+    for name, options in (("gemma-2-2b", ["--training"]), (str(tmp_path / "model.gguf"), [])):
+        assert main(["info", "--model", name, *options, "--json"]) == 0
+        values = json.loads(capsys.readouterr().out)
+        assert main(["info", "--model", name, *options]) == 0
+        printed = capsys.readouterr().out
+        assert f"{sum(values['parameters'].values()):,}" in printed
+        assert f"{values['config']['hidden_size']}" in printed
+        for label, sizes in values["generation_bytes"].items():
+            line = next(line for line in printed.splitlines() if line.startswith(f"  {label}"))
+            assert line.split(label)[-1].split() == " ".join(map(size_of, sizes.values())).split()
+        for part, size in values.get("training_bytes", {}).items():
+            assert re.search(rf"{re.escape(part)} +{size / 1e6:,.1f} MB", printed)
+        for type, found in values.get("formats", {}).items():
+            assert re.search(rf"{type} +{found['tensors']} +{re.escape(size_of(found['bytes']))}", printed)
+        assert ("training_bytes" in values, "formats" in values) == (bool(options), not options)
+
+
+def test_models_as_json(capsys):
+    assert main(["models", "--json"]) == 0
+    values = json.loads(capsys.readouterr().out)
+    assert main(["models"]) == 0
+    printed = capsys.readouterr().out
+    assert [row["name"] for row in values["released"]] == list(RELEASED)
+    for row in values["bundled"]:
+        assert re.search(rf"{row['name']} +{row['parameters'] / 1e6:.1f} M  {row['description']}\n", printed)
+    for row in values["released"]:
+        size = f"{row['parameters'] / 1e9:.2f} B +{row['layers']} +{row['context']:,} "
+        assert re.search(rf"{row['name']} +{row['hub_id']} +{size}", printed)
 
 
 @pytest.mark.parametrize("command", ["generate", "chat", "perplexity", "inspect", "info", "models"])
