@@ -9,6 +9,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from gemma_np.checkpoints.gguf_file import GGUFTensor, read_gguf
 from gemma_np.checkpoints.gguf_mixture import mixture_bytes
@@ -72,11 +73,11 @@ def info(options: argparse.Namespace) -> None:
 
 def models(options: argparse.Namespace) -> None:
     """List the bundled and the released models."""
-    bundled = [
+    bundled: list[dict[str, Any]] = [
         {"name": name, "parameters": sum(resolve_config(name).parameter_count().values()), "description": description}
         for name, description in BUNDLED_MODELS.items()
     ]
-    released = [
+    released: list[dict[str, Any]] = [
         {
             "name": name,
             "hub_id": f"google/{name}{'-pt' if name.startswith('gemma-3') and name != 'gemma-3-270m' else ''}",
