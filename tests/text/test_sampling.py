@@ -68,6 +68,36 @@ def test_the_repetition_penalty_is_that_of_transformers(V, penalty, text, seed, 
     assert (logits == before).all()
 
 
+@pytest.mark.framework
+@given(
+    sizes,
+    temperatures,
+    st.integers(1, 40),
+    st.sampled_from([0.5, 0.9, 1.0]),
+    st.sampled_from([0.0, 0.05, 0.4]),
+    st.sampled_from([0.7, 1.0, 1.4]),
+    seeds,
+)
+def test_all_together_are_the_sampling_of_transformers(V, temperature, k, p, share, penalty, seed):
+    import torch
+    from transformers import GenerationConfig
+    from transformers.generation import logits_process as theirs
+
+    logits, text = normal(seed, V), [0, V // 2, 0]
+    scores = torch.tensor(logits)[None]
+    for process in (
+        theirs.RepetitionPenaltyLogitsProcessor(penalty),
+        theirs.TemperatureLogitsWarper(temperature),
+        theirs.TopKLogitsWarper(k),
+        theirs.TopPLogitsWarper(p),
+        theirs.MinPLogitsWarper(share),
+    ):
+        scores = process(torch.tensor([text]), scores)
+    found = Sampling(temperature, k, p, share, penalty).probs(logits, text)
+    np.testing.assert_allclose(found, torch.softmax(scores, -1)[0].numpy(), rtol=1e-9, atol=1e-12)
+    assert {"temperature", "top_k", "top_p", "min_p", "repetition_penalty"} <= set(vars(GenerationConfig()))
+
+
 @given(sizes, seeds, st.sampled_from([{"top_k": 1}, {"top_p": 1e-9}, {"min_p": 1.0}, {"temperature": 1e-6}]))
 def test_at_their_limits_all_are_greedy(V, seed, narrow):
     logits = normal(seed, V)
