@@ -3,7 +3,10 @@
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+from inspect import Parameter, signature
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -20,12 +23,14 @@ from gemma_np.config import RELEASED, GemmaConfig
 from gemma_np.errors import GemmaError
 from gemma_np.evaluation.perplexity import TextLoss, sliding_losses
 from gemma_np.model.transformer import lm_head, transformer
-from gemma_np.scope import Record
+from gemma_np.scope import Record, Tape, no_tape
 from gemma_np.text.batch import generate_batch
 from gemma_np.text.chat import chat_ids
-from gemma_np.text.generation import generate_ids
+from gemma_np.text.generation import OnToken, generate_ids
+from gemma_np.text.logprobs import Completion, TokenLogprob, token_logprob
 from gemma_np.text.sampling import Sampling
 from gemma_np.text.speculation import Acceptance, speculative_ids
+from gemma_np.text.stop_strings import before_stop, stop_strings
 from gemma_np.text.tokenizer import Tokenizer
 from gemma_np.weights.formats import Weights, dequantize
 
@@ -114,46 +119,129 @@ class Gemma:
     tokenizer: Tokenizer | None
     source: Path | None = None  # the folder that it was loaded from
 
-    def logits(self, ids: ArrayLike) -> np.ndarray:
-        """Return the logits of the next token at each position.
+    def __repr__(self) -> str:
+        """Return one line; the weights would be a megabyte of numbers."""
+        count = sum(self.config.parameter_count().values())
+        where = f", from {self.source}" if self.source else ""
+        return f"<Gemma: {self.config.model_type}, {count:,} parameters, {self.config.num_hidden_layers} layers{where}>"
+
+    def logits(self, ids: ArrayLike, tape: Tape = no_tape) -> np.ndarray:
+        """Return the logits of the next token at each position; a tape sees, and may replace, every intermediate.
 
         ids [..., T] -> [..., T, V]
         """
-        return lm_head(transformer(ids, self.weights, self.config), self.weights, self.config)
+        return lm_head(transformer(ids, self.weights, self.config, tape=tape), self.weights, self.config, tape)
 
-    def trace(self, ids: ArrayLike) -> dict[str, np.ndarray]:
-        """Return every intermediate of ids [..., T] by name, in the order of execution.
+    def trace(self, ids: ArrayLike, only: str = "*", tape: Tape = no_tape) -> dict[str, np.ndarray]:
+        """Return the intermediates of ids [..., T] by name, in the order of execution, as a tape leaves them.
 
-        `gemma_np.model.records` has the table of names and shapes.
+        only: a pattern of names, such as "layers.*.self_attn.probs"; others are not kept. `gemma_np.model.records` has
+        the table of names and shapes.
+
+        Raises GemmaError when no name matches the pattern.
         """
         record = Record()
-        x = transformer(ids, self.weights, self.config, tape=record)
-        lm_head(x, self.weights, self.config, record)
+
+        def keep(name: str, value: np.ndarray) -> np.ndarray:
+            value = tape(name, value)
+            return record(name, value) if fnmatchcase(name, only) else value
+
+        self.logits(ids, keep)
+        if not record:
+            raise GemmaError(f"only: {only!r} matches no record, expected a pattern of names as in gemma-np records")
         return record
 
     @overload
-    def generate(self, prompt: str | Sequence[int], max_new_tokens: int = 128, **options: Any) -> str: ...
+    def generate(
+        self, prompt: str | Sequence[int], max_new_tokens: int = 128, *, logprobs: None = None, **options: Any
+    ) -> str: ...
 
     @overload
-    def generate(self, prompt: list[str] | list[list[int]], max_new_tokens: int = 128, **options: Any) -> list[str]: ...
+    def generate(
+        self, prompt: str | Sequence[int], max_new_tokens: int = 128, *, logprobs: int, **options: Any
+    ) -> Completion: ...
 
-    def generate(self, prompt: Any, max_new_tokens: int = 128, **options: Any) -> str | list[str]:
-        """Generate text after a prompt, which is a text or token ids, or after each prompt of a list.
+    @overload
+    def generate(
+        self, prompt: list[str] | list[list[int]], max_new_tokens: int = 128, *, logprobs: None = None, **options: Any
+    ) -> list[str]: ...
 
-        The options are those of `stream_ids`, or of `generate_batch_ids` for a list, which is read side by side. Raises
-        GemmaError for an empty prompt, and when there is no tokenizer.
+    @overload
+    def generate(
+        self, prompt: list[str] | list[list[int]], max_new_tokens: int = 128, *, logprobs: int, **options: Any
+    ) -> list[Completion]: ...
+
+    def generate(
+        self, prompt: Any, max_new_tokens: int = 128, *, logprobs: int | None = None, **options: Any
+    ) -> str | Completion | list[str] | list[Completion]:
+        """Generate text after a prompt, which is a text or token ids, or after each prompt of a list, side by side.
+
+        The options are those of `stream` and `stream_ids`; for a list, of `stream` and `generate_batch_ids`. With
+        `logprobs` the result is a `Completion`: the text, the log-probability of each of its tokens, and the `logprobs`
+        most likely tokens in its place.
+
+        Raises GemmaError for an empty prompt, and when there is no tokenizer.
         """
-        if isinstance(prompt, str) or not any(isinstance(part, Sequence | np.ndarray) for part in prompt):
+        if not isinstance(prompt, str) and any(isinstance(part, Sequence | np.ndarray) for part in prompt):
+            _check_options("generate", options, Gemma.stream, Gemma.generate_batch_ids)
+            return self._generate_batch(prompt, max_new_tokens, logprobs, **options)
+        _check_options("generate", options)
+        if logprobs is None:
             return "".join(self.stream(prompt, max_new_tokens, **options))
-        prompts = [self._prompt_ids(each) for each in prompt]
-        return [
-            self.require_tokenizer().decode(ids) for ids in self.generate_batch_ids(prompts, max_new_tokens, **options)
-        ]
+        tokenizer, tokens = self.require_tokenizer(), list[TokenLogprob]()
 
-    def stream(self, prompt: str | Sequence[int], max_new_tokens: int = 128, **options: Any) -> Iterator[str]:
-        """Yield the text of `generate` piece by piece. Raises GemmaError, when called, as `generate` does."""
+        def on_token(id: int, logits: np.ndarray) -> None:
+            tokens.append(token_logprob(id, logits, logprobs, tokenizer))
+
+        return Completion("".join(self.stream(prompt, max_new_tokens, on_token=on_token, **options)), tokens)
+
+    def _generate_batch(
+        self,
+        prompts: Sequence[str | Sequence[int]],
+        max_new_tokens: int,
+        logprobs: int | None,
+        *,
+        stop: str | Sequence[str] = (),
+        echo: bool = False,
+        **options: Any,
+    ) -> list[str] | list[Completion]:
+        """Generate what `generate` does after each prompt."""
+        tokenizer, stop, tokens = self.require_tokenizer(), stop_strings(stop), [list[TokenLogprob]() for _ in prompts]
+
+        def on_token(number: int, id: int, logits: np.ndarray) -> None:
+            if logprobs is not None:
+                tokens[number].append(token_logprob(id, logits, logprobs, tokenizer))
+
+        def complete(ids: Sequence[int]) -> bool:
+            return bool(stop) and any(string in tokenizer.decode(ids) for string in stop)
+
+        prompt_ids = [self._prompt_ids(prompt) for prompt in prompts]
+        written = self.generate_batch_ids(prompt_ids, max_new_tokens, on_token=on_token, complete=complete, **options)
+        texts = ["".join(before_stop([tokenizer.decode(ids)], stop)) for ids in written]
+        if echo:
+            texts = [self._prompt_text(prompt) + text for prompt, text in zip(prompts, texts, strict=True)]
+        return texts if logprobs is None else list(map(Completion, texts, tokens))
+
+    def stream(
+        self,
+        prompt: str | Sequence[int],
+        max_new_tokens: int = 128,
+        *,
+        stop: str | Sequence[str] = (),
+        echo: bool = False,
+        **options: Any,
+    ) -> Iterator[str]:
+        """Yield the text of `generate` piece by piece; the options are those of `stream_ids`.
+
+        stop: end before the first of these texts, also where it begins or ends within a token. echo: the prompt comes
+        first.
+
+        Raises GemmaError, when called, as `generate` does, and for a stop text that is empty.
+        """
+        _check_options("stream", options)
         ids = self.stream_ids(self._prompt_ids(prompt), max_new_tokens, **options)
-        return self.require_tokenizer().decode_stream(ids)
+        pieces = before_stop(self.require_tokenizer().decode_stream(ids), stop_strings(stop))
+        return chain([self._prompt_text(prompt)], pieces) if echo else pieces
 
     def _prompt_ids(self, prompt: str | Sequence[int]) -> list[int]:
         tokenizer = self.require_tokenizer()
@@ -163,6 +251,9 @@ class Gemma:
             raise GemmaError("prompt: empty, expected some text")
         return tokenizer.encode(prompt)
 
+    def _prompt_text(self, prompt: str | Sequence[int]) -> str:
+        return prompt if isinstance(prompt, str) else self.require_tokenizer().decode(prompt)
+
     def stream_ids(
         self,
         prompt: Sequence[int],
@@ -171,34 +262,44 @@ class Gemma:
         temperature: float = 0.0,
         top_k: int | None = None,
         top_p: float | None = None,
+        min_p: float | None = None,
+        repetition_penalty: float = 1.0,
         seed: int | None = None,
+        ignore_eos: bool = False,
         int8_cache: bool = False,
+        on_token: OnToken | None = None,
+        tape: Tape = no_tape,
         draft: "Draft | None" = None,
         draft_tokens: int | None = None,
         acceptance: Acceptance | None = None,
     ) -> Iterator[int]:
         """Generate token ids after those of the prompt; this needs no tokenizer.
 
-        `Sampling` explains temperature, top_k and top_p; the same seed gives the same tokens. int8_cache: keep keys and
-        values in 8 bits.
+        `Sampling` explains temperature, top_k, top_p, min_p and repetition_penalty; the same seed gives the same
+        tokens. ignore_eos: go on after `<eos>` and `<end_of_turn>`. `generate_ids` explains int8_cache, on_token, tape.
 
         draft: decode speculatively, from the same distribution: a `Draft` proposes `draft_tokens` tokens at once (see
         `speculation.py`); acceptance: counts those that are accepted.
 
-        Raises GemmaError, when called, as `generate_ids` does, and for a draft of another vocabulary.
+        Raises GemmaError, when called, as `generate_ids` does, for a draft of another vocabulary, and for a tape beside
+        a draft.
         """
-        prompt, stop = list(prompt), self.tokenizer.ends if self.tokenizer else ()
-        sampling, generator = Sampling(temperature, top_k, top_p), np.random.default_rng(seed)
+        prompt, stop = list(prompt), self.tokenizer.ends if self.tokenizer and not ignore_eos else ()
+        sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
         if draft is None:
             return generate_ids(
                 prompt,
                 self.weights,
                 self.config,
-                lambda logits: sampling.choose(logits, generator),
+                sampling.chooser(prompt, seed),
                 max_new_tokens,
                 stop=stop,
                 int8_cache=int8_cache,
+                on_token=on_token,
+                tape=tape,
             )
+        if tape is not no_tape:
+            raise GemmaError("tape: given beside a draft, expected one of the two")
         return speculative_ids(
             prompt,
             self.weights,
@@ -206,10 +307,11 @@ class Gemma:
             self.resolve_draft(draft),
             max_new_tokens,
             sampling=sampling,
-            generator=generator,
+            generator=np.random.default_rng(seed),
             draft_tokens=draft_tokens,
             stop=stop,
             int8_cache=int8_cache,
+            on_token=on_token,
             acceptance=acceptance,
         )
 
@@ -221,26 +323,32 @@ class Gemma:
         temperature: float = 0.0,
         top_k: int | None = None,
         top_p: float | None = None,
+        min_p: float | None = None,
+        repetition_penalty: float = 1.0,
         seed: int | None = None,
+        ignore_eos: bool = False,
         int8_cache: bool = False,
+        on_token: Callable[[int, int, np.ndarray], None] | None = None,
+        complete: Callable[[Sequence[int]], bool] | None = None,
     ) -> list[list[int]]:
         """Generate token ids after those of each prompt, as `stream_ids` does after it alone with the same options.
 
-        The prompts may have any lengths. In float64 the ids are those of each prompt alone; in float32 the
-        logits differ from them by rounding (see `generate_batch`).
+        The prompts may have any lengths. In float64 the ids are those of each prompt alone; in float32 the logits
+        differ from them by rounding. `generate_batch` explains on_token and complete.
 
         Raises GemmaError as `stream_ids` does.
         """
-        sampling = Sampling(temperature, top_k, top_p)
-        generators = [np.random.default_rng(seed) for _ in prompts]
+        sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
         return generate_batch(
             prompts,
             self.weights,
             self.config,
-            [partial(sampling.choose, generator=generator) for generator in generators],
+            [sampling.chooser(prompt, seed) for prompt in prompts],
             max_new_tokens,
-            stop=self.tokenizer.ends if self.tokenizer else (),
+            stop=self.tokenizer.ends if self.tokenizer and not ignore_eos else (),
             int8_cache=int8_cache,
+            on_token=on_token,
+            complete=complete,
         )
 
     def chat(
@@ -251,9 +359,10 @@ class Gemma:
     ) -> str:
         """Generate the model's answer to a conversation: [{"role": "user", "content": "Hello"}, ...].
 
-        `chat_ids` describes the messages, `stream_ids` the options. By default the answer has at most 512
+        `chat_ids` describes the messages, `stream` and `stream_ids` the options. By default the answer has at most 512
         tokens, or as many as the context has room for.
         """
+        _check_options("chat", options)
         return "".join(self.stream_chat(messages, max_new_tokens, **options))
 
     def stream_chat(
@@ -263,6 +372,7 @@ class Gemma:
         **options: Any,
     ) -> Iterator[str]:
         """Yield the answer of `chat` piece by piece."""
+        _check_options("stream_chat", options)
         ids = chat_ids(messages, self.require_tokenizer())
         if max_new_tokens is None:
             max_new_tokens = max(1, min(512, self.config.max_position_embeddings - len(ids)))
@@ -332,3 +442,17 @@ class Gemma:
 Draft = Gemma | Literal["lookup"] | Callable[[Gemma], Gemma]
 """What proposes tokens to a model: a smaller one of the same vocabulary; a function that makes it from the model, such
 as `half_draft`; or "lookup", which copies what followed the last tokens when they occurred before."""
+
+
+def _check_options(caller: str, options: Mapping[str, Any], *takers: Callable[..., Any]) -> None:
+    """Raise TypeError, in the name of the function that was called, for an option that none of these functions has.
+
+    takers: by default those that take the options of one text.
+    """
+    takers = takers or (Gemma.stream, Gemma.stream_ids)
+    parameters = [parameter for taker in takers for parameter in signature(taker).parameters.values()]
+    known = [parameter.name for parameter in parameters if parameter.kind is Parameter.KEYWORD_ONLY]
+    for name in options:
+        if name not in known:
+            near = "".join(f"; did you mean {other!r}?" for other in get_close_matches(name, known, 1))
+            raise TypeError(f"Gemma.{caller}() got an unexpected keyword argument {name!r}{near}")

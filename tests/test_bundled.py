@@ -101,7 +101,7 @@ def test_generate_uses_the_bundled_model_by_default(capsys):
 
 def test_chat_replies_by_default(capsys, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.StringIO("Who is there?\nWhere is the king?\n"))
-    assert main(["chat", "--seed", "1", "--temperature", "0.7"]) == 0
+    assert main(["chat", "--seed", "1"]) == 0
     captured = capsys.readouterr()
     replies = captured.out.strip().splitlines()
     assert len(replies) >= 2

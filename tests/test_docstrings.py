@@ -54,6 +54,8 @@ PLUMBING = {  # modules in these packages that compute nothing that stands in a 
     "compression/quantize_model",
     "evaluation/plots",
     "text/generation",
+    "text/logprobs",
+    "text/stop_strings",
 }
 
 

@@ -86,7 +86,86 @@ def test_perplexity_of_a_text_longer_than_the_context():
     assert np.log(model.perplexity(whole)) == pytest.approx(np.mean(parts), rel=1e-6)
 
 
+def test_the_repr_is_one_short_line(folder):
+    assert repr(tiny.gemma()) == "<Gemma: gemma2, 8,316 parameters, 4 layers>"
+    assert repr(gemma_np.load(folder)) == f"<Gemma: gemma2, 8,316 parameters, 4 layers, from {folder}>"
+
+
+def test_echo_puts_the_prompt_first():
+    model = tiny.gemma()
+    text = model.generate("The sea", 6)
+    assert model.generate("The sea", 6, echo=True) == "The sea" + text
+    assert model.generate(model.tokenizer.encode("The sea"), 6, echo=True) == "The sea" + text
+    assert next(model.stream("The sea", 6, echo=True)) == "The sea"
+
+
+def test_the_end_of_a_text_can_be_ignored(monkeypatch):
+    model = tiny.gemma()
+    script = [
+        *model.tokenizer.encode_verbatim("the sea"),
+        *model.tokenizer.ends,
+        *model.tokenizer.encode_verbatim(" a"),
+    ]
+    for ignore, expected in ((False, "the sea"), (True, "the sea a")):
+        tokens = iter(script)
+        monkeypatch.setattr("gemma_np.text.sampling.Sampling.choose", lambda *_, tokens=tokens: next(tokens))
+        assert model.generate("x", len(script), ignore_eos=ignore) == expected
+
+
+# The tape
+
+
+def test_a_trace_keeps_only_what_matches():
+    model, ids = tiny.gemma(), [2, 5, 7]
+    every = model.trace(ids)
+    probs = model.trace(ids, only="layers.*.self_attn.probs")
+    assert list(probs) == [f"layers.{layer}.self_attn.probs" for layer in range(4)]
+    assert all((value == every[name]).all() for name, value in probs.items())
+    with pytest.raises(GemmaError, match=r"only: 'layer\.0' matches no record"):
+        model.trace(ids, only="layer.0")
+
+
+def test_a_tape_replaces_what_the_model_continues_with():
+    """With the residual stream of another text at one layer, all after it is that of the other text."""
+    model, ids, other = tiny.gemma(), [2, 5, 7], [2, 8, 9]
+    clean = model.trace(other)
+
+    def patch(name, value):
+        return clean[name] if name == "layers.2.resid_post" else value
+
+    assert (model.logits(ids, patch) == model.logits(other)).all()
+    patched = model.trace(ids, tape=patch)
+    assert (patched["layers.3.mlp.hidden"] == clean["layers.3.mlp.hidden"]).all()
+    assert (patched["layers.1.mlp.hidden"] == model.trace(ids)["layers.1.mlp.hidden"]).all()
+
+
+def test_a_tape_steers_every_token_of_a_generation():
+    model = tiny.gemma()
+
+    def steer(name, value):
+        names.append(name)
+        return np.roll(value, 1, axis=-1) if name == "logits_capped" else value
+
+    names = []
+    ids = list(model.stream_ids([2, 5, 7], 6, tape=steer, ignore_eos=True))
+    expected = [2, 5, 7]
+    for _ in range(6):
+        expected.append((int(model.logits(expected)[-1].argmax()) + 1) % model.config.vocab_size)
+    assert ids == expected[3:]
+    assert names == 6 * list(model.trace([2]))
+
+
 # Bad input
+
+
+@pytest.mark.parametrize("call", ["generate", "stream", "chat", "stream_chat"])
+def test_a_misspelt_option_names_the_function_that_was_called(call):
+    given = [{"role": "user", "content": "The sea"}] if "chat" in call else "The sea"
+    expected = rf"Gemma\.{call}\(\) got an unexpected keyword argument 'temprature'; did you mean 'temperature'"
+    with pytest.raises(TypeError, match=expected):
+        getattr(tiny.gemma(), call)(given, temprature=1.0)
+    with pytest.raises(TypeError, match=rf"Gemma\.{call}\(\) got an unexpected keyword argument 'x'$"):
+        getattr(tiny.gemma(), call)(given, x=1)
 
 
 @pytest.mark.parametrize("name", ["no-such-folder", "./no/such/folder", "no-such-file.gguf"])

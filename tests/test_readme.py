@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from gemma_np.model.records import RECORDS
+
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
@@ -41,6 +43,30 @@ def test_the_examples_of_the_pages_run(tmp_path, monkeypatch, capsys):
     names["ids"] = np.array(model.tokenizer.encode("To be, or not to be, that is the question. " * 60))
     run(ROOT / "docs" / "training.md", names)
     assert len(names["run"].log) == 3
+
+
+def test_the_page_about_looking_inside_says_what_its_examples_show(capsys):
+    names = run(ROOT / "docs" / "interpretability.md", {})
+    steered = capsys.readouterr().out
+    effect, score, without = names["effect"], names["his_or_her"], names["without_head"]
+    model, king, queen = names["model"], names["king"], names["queen"]
+    assert (score(model.logits(king)), score(model.logits(queen))) == pytest.approx((2.4, -0.9), abs=0.05)
+    np.testing.assert_allclose(effect[:3, 4], [2.3, 2.0, 1.9], atol=0.06)
+    np.testing.assert_allclose(effect[:3, :4], -0.9, atol=0.05)
+    np.testing.assert_allclose(effect[3], [-0.87] * 5 + [2.43], atol=0.05)
+    apart = [score(without(king, 3, head)) - score(without(queen, 3, head)) for head in range(4)]
+    assert apart[2] < 0.8
+    assert min(apart[:2] + apart[3:]) > 3
+    assert 0.35 < names["probs"]["layers.3.self_attn.probs"][2, -1, 4] < 0.45
+    assert " his kingdoms" in steered
+    assert " her husband" in steered
+
+
+def test_the_table_of_transformerlens_has_our_names():
+    page = (ROOT / "docs" / "interpretability.md").read_text(encoding="utf-8")
+    first = re.findall(r"^\| `(\S+)`", page, re.MULTILINE)
+    assert len(first) > 10
+    assert {name.replace("N", "*") for name in first} <= {row.name for row in RECORDS}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -14,9 +14,11 @@ from gemma_np.cli.terminal import discard_output, exit_on_signals, prepare_strea
 from gemma_np.errors import GemmaError
 
 COMMANDS = {
-    "model": {
+    "generation": {
         "generate": "Continue a prompt.",
         "chat": "Chat with an instruction-tuned model: each line of standard input is a turn.",
+    },
+    "model": {
         "perplexity": "Measure the perplexity of a model on a text.",
         "inspect": "Show what a model does with a text, on one HTML page: attention, logit lens, next tokens.",
     },

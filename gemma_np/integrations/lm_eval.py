@@ -24,6 +24,7 @@ from gemma_np.errors import GemmaError
 from gemma_np.evaluation.likelihood import Ids, Pair, likelihoods, read_sharing
 from gemma_np.gemma import load
 from gemma_np.text.batch import Text, extend_all
+from gemma_np.text.chat import as_turns
 from gemma_np.text.sampling import Sampling
 from gemma_np.text.tokenizer import BOS, CONTROL_PIECE, END_OF_TURN, EOS, START_OF_TURN
 
@@ -81,10 +82,8 @@ class GemmaHarness(TemplateLM):  # type: ignore[misc]
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """Format a conversation for the instruction-tuned models; `tok_encode` gives it the ids of `chat_ids`."""
-        roles = {"assistant": "model"}
         turns = (
-            f"{START_OF_TURN}{roles.get(turn['role'], turn['role'])}\n{_SPLIT}{_as_text(turn['content'])}"
-            for turn in chat_history
+            f"{START_OF_TURN}{turn['role']}\n{_SPLIT}{_as_text(turn['content'])}" for turn in as_turns(chat_history)
         )
         text = BOS + f"{END_OF_TURN}\n".join(turns)
         return f"{text}{END_OF_TURN}\n{START_OF_TURN}model\n" if add_generation_prompt else text

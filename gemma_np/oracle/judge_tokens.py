@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from gemma_np.errors import GemmaError
 from gemma_np.json_input import TEXT, list_of, object_of, optional, read_json_lines, whole_number
-from gemma_np.text.chat import chat_ids, turn_ids
+from gemma_np.text.chat import as_turns, chat_ids, turn_ids
 from gemma_np.text.tokenizer import Tokenizer
 
 _MESSAGES = list_of(object_of({"role": TEXT, "content": TEXT}))
@@ -48,7 +48,9 @@ def _difference_of_line(line: Mapping[str, Any], tokenizer: Tokenizer) -> str:
     if text is not None and messages is None:
         return difference_of_text(line["ids"], text, tokenizer)
     if messages is not None and text is None:
-        return _difference(line["ids"], chat_ids(messages, tokenizer), _other_turns(messages, tokenizer), tokenizer)
+        return _difference(
+            line["ids"], chat_ids(messages, tokenizer), _other_turns(as_turns(messages), tokenizer), tokenizer
+        )
     raise GemmaError("expected either text or messages")
 
 

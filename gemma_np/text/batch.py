@@ -64,27 +64,34 @@ def generate_batch(
     *,
     stop: Collection[int] = (),
     int8_cache: bool = False,
+    on_token: Callable[[int, int, np.ndarray], None] | None = None,
+    complete: Callable[[Sequence[int]], bool] | None = None,
 ) -> list[list[int]]:
     """Generate after each prompt what `generate_ids` generates after it alone; return the new ids of each.
 
     choose: one function for each prompt. In float64 the logits are to the bit those of the prompt alone; in float32
     they differ by rounding, so a text may take another course where two tokens are almost equally likely.
 
+    on_token: is called with the number of the prompt, each new id, and the logits [V] that it was chosen from.
+    complete: whether a text ends after these new ids.
+
     Raises GemmaError as `generate_ids` does.
     """
     lengths = [total_length(prompt, max_new_tokens, config) for prompt in prompts]
     new = [list[int]() for _ in prompts]
 
-    def read(prompt: Sequence[int], length: int, choose: Callable[[np.ndarray], int], ids: list[int]) -> Text:
+    def read(number: int) -> Text:
         def extend(logits: np.ndarray) -> int | None:
-            token = choose(logits)
+            token, ids = choose[number](logits), new[number]
             if token in stop:
                 return None
+            if on_token:
+                on_token(number, token, logits)
             ids.append(token)
-            return token if len(ids) < max_new_tokens else None
+            return None if len(ids) == max_new_tokens or (complete and complete(ids)) else token
 
-        cache = KVCache(config, length, dtype=weights["model.norm.weight"].dtype, int8=int8_cache)
-        return Text(prefill(prompt, weights, config, cache), cache, extend)
+        cache = KVCache(config, lengths[number], dtype=weights["model.norm.weight"].dtype, int8=int8_cache)
+        return Text(prefill(prompts[number], weights, config, cache), cache, extend)
 
-    extend_all(map(read, prompts, lengths, choose, new), weights, config)
+    extend_all(map(read, range(len(prompts))), weights, config)
     return new

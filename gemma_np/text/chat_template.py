@@ -1,8 +1,7 @@
 """Gemma's chat format as a Jinja template, for programs that format conversations themselves.
 
-It writes what `chat_ids` encodes, and takes more: the role assistant for model, and a system message, for which the
-format has no role; as in Gemma 3's template, it stands at the beginning of the user's first turn. What a template
-cannot do is to encode control pieces in a content as text: who encodes the result reads them as control tokens.
+It writes what `chat_ids` encodes. What a template cannot do is to encode control pieces in a content as text: who
+encodes the result reads them as control tokens.
 
 Source: Gemma 2 report, tables 4 and 5.
 """

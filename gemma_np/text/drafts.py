@@ -69,7 +69,8 @@ class ModelDrafter:
         unread = text[cache.length :]
         can_read = max(unread) < model.config.vocab_size
         for _ in range(min(count, cache.max_length - len(text) + 1) if can_read else 0):
-            probs = self.sampling.probs(next_logits(unread, model.weights, model.config, cache))
+            logits = next_logits(unread, model.weights, model.config, cache)
+            probs = self.sampling.probs(logits, [*text, *proposals.ids])
             token = draw(probs, self.generator)
             proposals.ids.append(token)
             proposals.probs.append(probs)

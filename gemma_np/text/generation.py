@@ -9,7 +9,11 @@ from gemma_np.errors import GemmaError
 from gemma_np.memory import PREFILL_CHUNK
 from gemma_np.model.kv_cache import KVCache
 from gemma_np.model.transformer import lm_head, transformer, validate_token_ids
+from gemma_np.scope import Tape, no_tape
 from gemma_np.weights.formats import Weights
+
+OnToken = Callable[[int, np.ndarray], None]
+"""Is called with a new token and the logits [V] that it was chosen from."""
 
 
 def generate_ids(
@@ -21,10 +25,14 @@ def generate_ids(
     *,
     stop: Collection[int] = (),
     int8_cache: bool = False,
+    on_token: OnToken | None = None,
+    tape: Tape = no_tape,
 ) -> Iterator[int]:
     """Generate up to `max_new_tokens` ids after the prompt; stop before the first id in `stop`.
 
-    choose: logits [V] -> id. int8_cache: keep keys and values in 8 bits.
+    choose: logits [V] -> id. int8_cache: keep keys and values in 8 bits. on_token: is called with each new id and the
+    logits [V] that it was chosen from. tape: sees, and may replace, the intermediates of every pass: those over the
+    prompt, then one for each new token.
 
     Raises GemmaError when the prompt is not a list of token ids, when `max_new_tokens` is less than 1, and when prompt
     and new tokens together exceed the model's context length; during generation, when the logits are not finite.
@@ -35,9 +43,12 @@ def generate_ids(
     def generate() -> Iterator[int]:
         unread = prompt
         for _ in range(max_new_tokens):
-            token = choose(next_logits(unread, weights, config, cache))
+            logits = next_logits(unread, weights, config, cache, tape)
+            token = choose(logits)
             if token in stop:
                 return
+            if on_token:
+                on_token(token, logits)
             yield token
             unread = [token]
 
@@ -58,12 +69,14 @@ def total_length(prompt: Sequence[int], max_new_tokens: int, config: GemmaConfig
     return length
 
 
-def next_logits(ids: Sequence[int], weights: Weights, config: GemmaConfig, cache: KVCache) -> np.ndarray:
+def next_logits(
+    ids: Sequence[int], weights: Weights, config: GemmaConfig, cache: KVCache, tape: Tape = no_tape
+) -> np.ndarray:
     """Read ids into the cache, and return the logits of the token after them: [V].
 
     Raises GemmaError when they are not finite.
     """
-    logits = lm_head(prefill(ids, weights, config, cache), weights, config)
+    logits = lm_head(prefill(ids, weights, config, cache, tape), weights, config, tape)
     check_logits(logits, cache)
     return logits
 
@@ -74,15 +87,17 @@ def check_logits(logits: np.ndarray, cache: KVCache) -> None:
         raise GemmaError(f"logits: {logits.max()} after {cache.length} tokens, expected finite numbers")
 
 
-def prefill(ids: Sequence[int], weights: Weights, config: GemmaConfig, cache: KVCache) -> np.ndarray:
+def prefill(
+    ids: Sequence[int], weights: Weights, config: GemmaConfig, cache: KVCache, tape: Tape = no_tape
+) -> np.ndarray:
     """Read ids into the cache, one chunk at a time, and return the model's output at the last of them: [D]."""
     if len(ids) <= PREFILL_CHUNK:
-        return transformer(ids, weights, config, cache)[-1]
+        return transformer(ids, weights, config, cache, tape)[-1]
 
     from tqdm import tqdm
 
     with tqdm(total=len(ids), desc="reading", unit=" tokens", delay=2, leave=False, disable=None) as progress:
         for start in range(0, len(ids), PREFILL_CHUNK):
-            x = transformer(ids[start : start + PREFILL_CHUNK], weights, config, cache)
+            x = transformer(ids[start : start + PREFILL_CHUNK], weights, config, cache, tape)
             progress.update(x.shape[0])
     return x[-1]

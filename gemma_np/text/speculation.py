@@ -21,7 +21,7 @@ from gemma_np.errors import GemmaError
 from gemma_np.model.kv_cache import KVCache
 from gemma_np.model.transformer import lm_head, transformer
 from gemma_np.text.drafts import Draft, Drafter, LookupDrafter, ModelDrafter, Proposals
-from gemma_np.text.generation import check_logits, next_logits, total_length
+from gemma_np.text.generation import OnToken, check_logits, next_logits, total_length
 from gemma_np.text.sampling import Sampling, draw
 from gemma_np.weights.formats import Weights
 
@@ -53,6 +53,7 @@ def speculative_ids(
     draft_tokens: int | None = None,
     stop: Collection[int] = (),
     int8_cache: bool = False,
+    on_token: OnToken | None = None,
     acceptance: Acceptance | None = None,
 ) -> Iterator[int]:
     """Generate as `generate_ids` does, from the same distribution, but several tokens in each pass of the model.
@@ -76,11 +77,14 @@ def speculative_ids(
 
     def generate() -> Iterator[int]:
         text = list(prompt)
-        tokens = [sampling.choose(next_logits(prompt, weights, config, cache), generator)]
+        logits = next_logits(prompt, weights, config, cache)[None]
+        tokens = [sampling.choose(logits[0], generator, text)]
         while True:
-            for token in tokens:
+            for token, row in zip(tokens, logits, strict=False):  # no row is left over but those after a rejected token
                 if token in stop:
                     return
+                if on_token:
+                    on_token(token, row)
                 text.append(token)
                 yield token
             if len(text) == length:
@@ -89,25 +93,31 @@ def speculative_ids(
             proposals = drafter.propose(text, min(draft_tokens, length - len(text) - 1))
             logits = lm_head(transformer([text[-1], *proposals.ids], weights, config, cache), weights, config)
             check_logits(logits, cache)
-            tokens = verify(proposals, logits, sampling, generator)
+            tokens = verify(proposals, logits, sampling, generator, text)
             counts.proposed += len(proposals.ids)
             counts.accepted += len(tokens) - 1
 
     return generate()
 
 
-def verify(proposals: Proposals, logits: np.ndarray, sampling: Sampling, generator: np.random.Generator) -> list[int]:
+def verify(
+    proposals: Proposals,
+    logits: np.ndarray,
+    sampling: Sampling,
+    generator: np.random.Generator,
+    text: Sequence[int] = (),
+) -> list[int]:
     """Return the proposals up to the first that is rejected, and one more token: in place of that one, or after all.
 
-    logits [n + 1, V]: the model's own at each of n proposals and after the last
+    logits [n + 1, V]: the model's own at each of n proposals and after the last; text: the ids before the proposals
     """
     tokens = list[int]()
     for token, q, row in zip(*proposals, logits, strict=False):
-        p = sampling.probs(row)
+        p = sampling.probs(row, [*text, *tokens])
         if generator.random() >= acceptance_probability(p[token], q[token]):
             return [*tokens, draw(residual(p, q), generator)]
         tokens.append(token)
-    return [*tokens, sampling.choose(logits[-1], generator)]
+    return [*tokens, sampling.choose(logits[-1], generator, [*text, *tokens])]
 
 
 def acceptance_probability(p: float, q: float) -> float:

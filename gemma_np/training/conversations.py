@@ -1,7 +1,7 @@
 """Conversations for fine-tuning, with a loss on the model's turns only.
 
 A file has one JSON object per line: {"messages": [{"role": "user", "content": "..."}, {"role": "model", ...}, ...]};
-the role "assistant" means "model".
+as in `chat_ids`, "assistant" is taken for "model", and the first message may be one of "system".
 
 Source: Gemma 2 report, section 4 (supervised fine-tuning) and tables 4 and 5 (the turns).
 """
@@ -16,7 +16,7 @@ import numpy as np
 
 from gemma_np.errors import GemmaError
 from gemma_np.json_input import TEXT, list_of, object_of, read_json_lines
-from gemma_np.text.chat import check_messages, turn_ids
+from gemma_np.text.chat import as_turns, check_messages, turn_ids
 from gemma_np.text.tokenizer import Tokenizer
 from gemma_np.training.data import Split, open_split, prepare, train_val_split
 from gemma_np.training.mpi import Ranks
@@ -30,15 +30,11 @@ def read_conversations(file: Path) -> list[list[dict[str, str]]]:
     """Read the conversations of a file. Raises GemmaError, with the line number, for an invalid one."""
     conversations = []
     for line, values in read_json_lines(file, _CONVERSATION, "a file with one conversation per line, as JSON"):
-        messages = [
-            {**message, "role": "model" if message["role"] == "assistant" else message["role"]}
-            for message in values["messages"]
-        ]
         try:
-            check_messages(messages, last="model")
+            check_messages(values["messages"], last="model")
         except GemmaError as error:
             raise GemmaError(f"{line}: {error}") from None
-        conversations.append(messages)
+        conversations.append(as_turns(values["messages"]))
     return conversations
 
 
@@ -48,9 +44,9 @@ def conversation_ids(messages: list[dict[str, str]], tokenizer: Tokenizer) -> tu
     What counts is the content of the model's turns and the `<end_of_turn>` after it.
     """
     ids, mask = [tokenizer.bos], [False]
-    for message in messages:
-        opening, content, closing = turn_ids(message, tokenizer)
-        is_model = message["role"] == "model"
+    for turn in as_turns(messages):
+        opening, content, closing = turn_ids(turn, tokenizer)
+        is_model = turn["role"] == "model"
         ids += [*opening, *content, *closing]
         mask += [False] * len(opening) + [is_model] * (len(content) + 1) + [False] * (len(closing) - 1)
     return ids, mask

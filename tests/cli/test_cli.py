@@ -1,5 +1,7 @@
 """The command line: what it prints and where, and that bad input gives one line."""
 
+import io
+import json
 import math
 import os
 import re
@@ -17,7 +19,11 @@ import pytest
 import gemma_np
 from gemma_np import RELEASED, GemmaError
 from gemma_np.cli import main
+from gemma_np.cli.conversation import HELP
+from gemma_np.cli.terminal import size_of
 from gemma_np.compression.export_gguf import export_gguf
+from gemma_np.text.chat import as_turns
+from gemma_np.training.conversations import read_conversations
 from tests.support import tiny
 
 
@@ -42,10 +48,29 @@ def test_generate_prints_the_text_and_nothing_else(checkpoint, capsys):
 
 
 def test_generate_passes_every_option_on(checkpoint, capsys):
-    options = ["--max-new-tokens", "9", "--temperature", "3", "--top-k", "20", "--top-p", "0.9", "--seed", "5"]
+    options = ["--max-new-tokens", "40", "--temperature", "3", "--top-k", "200", "--top-p", "0.9", "--min-p", "0.01"]
+    options += ["--repetition-penalty", "1.5", "--seed", "5", "--ignore-eos", "--stop", "ai", "--stop", "or", "--echo"]
     assert main(["generate", "--model", checkpoint, *options, "The"]) == 0
-    expected = tiny.gemma().generate("The", max_new_tokens=9, temperature=3, top_k=20, top_p=0.9, seed=5)
+    sampling = {"temperature": 3, "top_k": 200, "top_p": 0.9, "min_p": 0.01, "repetition_penalty": 1.5, "seed": 5}
+    expected = tiny.gemma().generate("The", 40, **sampling, ignore_eos=True, stop=["ai", "or"], echo=True)
     assert capsys.readouterr().out == expected + "\n"
+    assert 5 < len(expected) < len(tiny.gemma().generate("The", 40, **sampling, ignore_eos=True, echo=True))
+
+
+def test_generate_prints_log_probabilities(checkpoint, capsys):
+    assert main(["generate", "--model", checkpoint, "--max-new-tokens", "5", "--logprobs", "2", "The"]) == 0
+    text, tokens = tiny.gemma().generate("The", 5, logprobs=2)
+    out = capsys.readouterr().out.removeprefix(f"{text}\n")
+    values = [[token.logprob, *(other.logprob for other in token.top_logprobs)] for token in tokens]
+    assert [re.findall(r"-?\d+\.\d{4}", line) for line in out.splitlines()] == [
+        [f"{value:.4f}" for value in row] for row in values
+    ]
+
+
+@pytest.mark.parametrize("option", [["--stop", "x"], ["--echo"], ["--logprobs", "3"]])
+def test_options_of_texts_need_a_text(checkpoint, capsys, option):
+    assert main(["generate", "--model", checkpoint, "--ids", "2,5", *option]) == 2
+    assert f"{option[0]}: given without PROMPT" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("draft", ["half", "lookup", "CHECKPOINT"])
@@ -60,7 +85,7 @@ def test_generate_with_a_draft_prints_the_same_text_and_the_acceptance(checkpoin
 
 
 def test_chat_with_a_draft(checkpoint):
-    arguments = ["chat", "--model", checkpoint, "--max-new-tokens", "9"]
+    arguments = ["chat", "--model", checkpoint, "--max-new-tokens", "9", "--temperature", "0"]
     plain = run(*arguments, input="The lamp\nThe sea\n")
     drafted = run(*arguments, "--draft", checkpoint, input="The lamp\nThe sea\n")
     assert drafted.stdout == plain.stdout
@@ -85,12 +110,71 @@ def test_a_draft_that_cannot_be_used_is_one_line(checkpoint, capsys, arguments, 
 
 
 def test_chat_in_a_pipe_remembers_the_turns(checkpoint):
-    process = run("chat", "--model", checkpoint, "--max-new-tokens", "5", input="The lamp\n\nThe sea\n")
+    arguments = ["chat", "--model", checkpoint, "--max-new-tokens", "5", "--temperature", "0"]
+    process = run(*arguments, input="The lamp\n\nThe sea\n")
     model, first = tiny.gemma(), [{"role": "user", "content": "The lamp"}]
     answer = model.chat(first, max_new_tokens=5)
     second = [*first, {"role": "model", "content": answer}, {"role": "user", "content": "The sea"}]
     assert process.returncode == 0
     assert process.stdout == f"{answer}\n{model.chat(second, max_new_tokens=5)}\n"
+
+
+def chat(monkeypatch, checkpoint, lines, *options):
+    monkeypatch.setattr("sys.stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
+    return main(["chat", "--model", checkpoint, "--max-new-tokens", "5", *options])
+
+
+def test_chat_samples_by_default_at_the_temperature_of_a_chat(checkpoint, capsys, monkeypatch):
+    assert chat(monkeypatch, checkpoint, ["The lamp"], "--seed", "4") == 0
+    asked = [{"role": "user", "content": "The lamp"}]
+    expected = tiny.gemma().chat(asked, 5, temperature=0.7, seed=4)
+    assert capsys.readouterr().out == expected + "\n"
+    assert expected != tiny.gemma().chat(asked, 5)
+
+
+def test_the_commands_of_chat(checkpoint, capsys, monkeypatch, tmp_path):
+    file = tmp_path / "talk.jsonl"
+    lines = ["The lamp", "/reset", "The sea", "/system Be calm.", f"/save {file}", f"/save {file}", "/rest", "And?"]
+    assert chat(monkeypatch, checkpoint, lines, "--system", "Be brief.", "--temperature", "0") == 0
+    out, err = capsys.readouterr()
+
+    model, brief = tiny.gemma(), {"role": "system", "content": "Be brief."}
+    first = model.chat([brief, {"role": "user", "content": "The lamp"}], 5)
+    sea = {"role": "user", "content": "The sea"}
+    second = model.chat([brief, sea], 5)
+    said = [{"role": "system", "content": "Be calm."}, sea, {"role": "model", "content": second}]
+    third = model.chat([*said, {"role": "user", "content": "And?"}], 5)
+    assert out == f"{first}\n{second}\n{third}\n"
+    assert json.loads(file.read_text(encoding="utf-8")) == {"messages": said}
+    assert read_conversations(file) == [as_turns(said)]
+    assert f"{file}: exists, expected a new file" in err
+    assert f'"/rest": expected {HELP}' in err
+
+
+def test_ctrl_c_stops_an_answer_and_not_the_chat(checkpoint, capsys, monkeypatch):
+    """In a terminal; the next answer follows what was said of the first."""
+    asked, script = [], [["a ", "b ", KeyboardInterrupt], [KeyboardInterrupt], ["c"]]
+
+    def answer(_, messages, **__):
+        asked.append([message["content"] for message in messages])
+        for piece in script[len(asked) - 1]:
+            if piece is KeyboardInterrupt:
+                raise KeyboardInterrupt
+            yield piece
+
+    lines = iter(["one", KeyboardInterrupt, "two", "three", EOFError])
+
+    def read(_):
+        if isinstance(line := next(lines), str):
+            return line
+        raise line
+
+    monkeypatch.setattr(gemma_np.Gemma, "stream_chat", answer)
+    monkeypatch.setattr("builtins.input", read)
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
+    assert main(["chat", "--model", checkpoint]) == 0
+    assert capsys.readouterr().out == "a b \n\n\nc\n"
+    assert asked == [["one"], ["one", "a b ", "two"], ["one", "a b ", "three"]]
 
 
 def test_perplexity_of_a_file_and_of_standard_input(checkpoint, tmp_path, capsys):
@@ -153,6 +237,38 @@ def test_models_lists_all(capsys):
     assert main(["models"]) == 0
     out = capsys.readouterr().out
     assert all(name in out for name in RELEASED)
+
+
+def test_info_as_json_has_what_info_prints(checkpoint, capsys, tmp_path):
+    export_gguf(tiny.gemma(), "f32", tmp_path / "model.gguf")
+    for name, options in (("gemma-2-2b", ["--training"]), (str(tmp_path / "model.gguf"), [])):
+        assert main(["info", "--model", name, *options, "--json"]) == 0
+        values = json.loads(capsys.readouterr().out)
+        assert main(["info", "--model", name, *options]) == 0
+        printed = capsys.readouterr().out
+        assert f"{sum(values['parameters'].values()):,}" in printed
+        assert f"{values['config']['hidden_size']}" in printed
+        for label, sizes in values["generation_bytes"].items():
+            line = next(line for line in printed.splitlines() if line.startswith(f"  {label}"))
+            assert line.split(label)[-1].split() == " ".join(map(size_of, sizes.values())).split()
+        for part, size in values.get("training_bytes", {}).items():
+            assert re.search(rf"{re.escape(part)} +{size / 1e6:,.1f} MB", printed)
+        for type, found in values.get("formats", {}).items():
+            assert re.search(rf"{type} +{found['tensors']} +{re.escape(size_of(found['bytes']))}", printed)
+        assert ("training_bytes" in values, "formats" in values) == (bool(options), not options)
+
+
+def test_models_as_json(capsys):
+    assert main(["models", "--json"]) == 0
+    values = json.loads(capsys.readouterr().out)
+    assert main(["models"]) == 0
+    printed = capsys.readouterr().out
+    assert [row["name"] for row in values["released"]] == list(RELEASED)
+    for row in values["bundled"]:
+        assert re.search(rf"{row['name']} +{row['parameters'] / 1e6:.1f} M  {row['description']}\n", printed)
+    for row in values["released"]:
+        size = f"{row['parameters'] / 1e9:.2f} B +{row['layers']} +{row['context']:,} "
+        assert re.search(rf"{row['name']} +{row['hub_id']} +{size}", printed)
 
 
 @pytest.mark.parametrize("command", ["generate", "chat", "perplexity", "inspect", "info", "models"])

@@ -171,7 +171,8 @@ def test_the_chat_template_is_that_of_chat(tiny_folder):
     turns = [("user", "The sea"), ("model", "is calm"), ("user", "and deep")]
     model = ours(tiny_folder)
     history = [{"role": role.replace("model", "assistant"), "content": text} for role, text in turns]
-    messages = [{"role": role, "content": text} for role, text in turns]
+    history.insert(0, {"role": "system", "content": "Be brief."})
+    messages = [history[0], *({"role": role, "content": text} for role, text in turns)]
     assert model.tok_encode(model.apply_chat_template(history)) == chat_ids(messages, model.tokenizer)
 
 

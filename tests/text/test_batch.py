@@ -1,6 +1,7 @@
 """Several prompts at once, against each prompt alone."""
 
 import dataclasses
+import re
 import weakref
 
 import numpy as np
@@ -81,7 +82,14 @@ def test_in_float32_a_pass_over_several_texts_differs_from_one_over_each_by_roun
     assert [cache.length for cache in caches] == [T + 2 for T in lengths]
 
 
-@pytest.mark.parametrize("options", [{"temperature": 0.0}, {"temperature": 1.5, "seed": 3, "top_k": 50, "top_p": 0.9}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"temperature": 0.0},
+        {"temperature": 1.5, "seed": 3, "top_k": 50, "top_p": 0.9},
+        {"temperature": 1.5, "seed": 3, "min_p": 0.01, "repetition_penalty": 1.5, "ignore_eos": True},
+    ],
+)
 def test_a_list_of_prompts_gives_the_list_of_their_texts(options):
     model = tiny.gemma()
     model.weights = {name: weight.astype(np.float64) for name, weight in model.weights.items()}
@@ -96,6 +104,24 @@ def test_a_list_of_prompts_gives_the_list_of_their_texts(options):
     assert without.generate_batch_ids(ids, 12, **options) == [
         list(without.stream_ids(row, 12, **options)) for row in ids
     ]
+
+
+@pytest.mark.parametrize("options", [{"stop": ["e", "sh"]}, {"stop": "a", "echo": True}, {"echo": True}])
+def test_a_list_of_prompts_takes_the_options_of_texts(options):
+    model = tiny.gemma()
+    model.weights = {name: weight.astype(np.float64) for name, weight in model.weights.items()}
+    prompts, options = ["The ships", "a", "She lit the"], options | {"temperature": 1.5, "seed": 2}
+    expected = [model.generate(prompt, 12, **options) for prompt in prompts]
+    assert model.generate(prompts, 12, **options) == expected
+    alone = [model.generate(prompt, 12, logprobs=2, **options) for prompt in prompts]
+    together = model.generate(prompts, 12, logprobs=2, **options)
+    assert together == alone
+    assert any(len(completion.logprobs) < 12 for completion in together) == ("stop" in options)
+
+
+def test_an_option_that_a_list_of_prompts_does_not_take():
+    with pytest.raises(TypeError, match=re.escape("Gemma.generate() got an unexpected keyword argument 'draft'")):
+        tiny.gemma().generate(["The ships", "a"], 12, draft="lookup")
 
 
 def test_a_complete_text_leaves_the_batch_and_the_next_takes_its_place(monkeypatch):

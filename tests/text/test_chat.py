@@ -10,6 +10,7 @@ from gemma_np.text.tokenizer import END_OF_TURN, START_OF_TURN
 from tests.support import tiny
 
 TOKENIZER = tiny.tokenizer()
+SYSTEM = {"role": "system", "content": " Be brief. \n"}
 
 
 def user(text):
@@ -39,6 +40,19 @@ def test_white_space_around_a_turn_is_stripped():
     assert chat_ids([user(" the sea\n")], TOKENIZER) == chat_ids([user("the sea")], TOKENIZER)
 
 
+def test_a_system_message_begins_the_first_turn_of_the_user():
+    first = user("Be brief.\n\nthe sea")
+    assert chat_ids([SYSTEM, user(" the sea")], TOKENIZER) == chat_ids([first], TOKENIZER)
+    others = [model("calm"), user("and now?")]
+    assert chat_ids([SYSTEM, user("the sea"), *others], TOKENIZER) == chat_ids([first, *others], TOKENIZER)
+
+
+def test_assistant_is_taken_for_model():
+    messages = [user("the sea"), model("calm"), user("and now?")]
+    others = [messages[0], {"role": "assistant", "content": "calm"}, messages[2]]
+    assert chat_ids(others, TOKENIZER) == chat_ids(messages, TOKENIZER)
+
+
 @given(st.lists(st.sampled_from([START_OF_TURN, END_OF_TURN, "<bos>", "<eos>", "model\n", "x"])).map("".join))
 def test_nothing_a_user_writes_ends_the_turn(text):
     ids = chat_ids([user(text)], TOKENIZER)
@@ -53,8 +67,12 @@ def test_nothing_a_user_writes_ends_the_turn(text):
     ("messages", "message"),
     [
         ([], "messages: none"),
-        ([{"role": "system", "content": "Be brief."}, user("x")], "message 0: role 'system'.*no other"),
-        ([user("x"), {"role": "assistant", "content": "y"}, user("z")], "message 1: role 'assistant'"),
+        ([{"role": "tool", "content": "x"}], "message 0: role 'tool', expected 'system', 'user' or 'model'"),
+        ([user("x"), SYSTEM, model("y"), user("z")], "message 1: role 'system', expected 'model'"),
+        ([user("x"), {"role": "assistant", "content": "y"}], "the last is the assistant's, expected the user's"),
+        ([SYSTEM, {"role": "assistant", "content": "y"}], "message 1: role 'assistant', expected 'user'"),
+        ([SYSTEM, SYSTEM, user("x")], "message 1: role 'system', expected 'user'"),
+        ([SYSTEM], "the last is the system's, expected the user's"),
         ([model("x")], "message 0: role 'model', expected 'user'"),
         ([user("x"), user("y")], "message 1: role 'user', expected 'model'"),
         ([user("x"), model("y")], "the last is the model's"),

@@ -47,7 +47,58 @@ def test_top_p_keeps_the_fewest_that_reach_p(V, temperature, p, seed):
     assert probs.sum() == pytest.approx(1)
 
 
-@given(sizes, seeds, st.sampled_from([{"top_k": 1}, {"top_p": 1e-9}, {"temperature": 1e-6}]))
+@given(sizes, temperatures, st.none() | st.integers(1, 40), st.none() | st.floats(0.3, 1), st.floats(0, 1), seeds)
+def test_min_p_keeps_those_with_its_share_of_the_largest(V, temperature, k, p, share, seed):
+    logits = normal(seed, V)
+    every, all_probs = Sampling(temperature, k, p).distribution(logits)
+    ids, probs = Sampling(temperature, k, p, min_p=share).distribution(logits)
+    kept = all_probs >= share * all_probs.max()
+    assert list(ids) == list(every[kept])
+    np.testing.assert_allclose(probs, all_probs[kept] / all_probs[kept].sum(), rtol=1e-12)
+
+
+@given(sizes, st.floats(0.2, 5), st.lists(st.integers(0, 5)), seeds, st.sampled_from([0.0, 0.7]))
+def test_the_repetition_penalty_is_that_of_transformers(V, penalty, text, seed, temperature):
+    text = [id % V for id in text]
+    logits = normal(seed, V)
+    expected = [x if id not in text else x / penalty if x > 0 else x * penalty for id, x in enumerate(logits.tolist())]
+    before = logits.copy()
+    found = Sampling(temperature, repetition_penalty=penalty).probs(logits, text)
+    np.testing.assert_allclose(found, Sampling(temperature).probs(np.array(expected)), rtol=1e-12)
+    assert (logits == before).all()
+
+
+@pytest.mark.framework
+@given(
+    sizes,
+    temperatures,
+    st.integers(1, 40),
+    st.sampled_from([0.5, 0.9, 1.0]),
+    st.sampled_from([0.0, 0.05, 0.4]),
+    st.sampled_from([0.7, 1.0, 1.4]),
+    seeds,
+)
+def test_all_together_are_the_sampling_of_transformers(V, temperature, k, p, share, penalty, seed):
+    import torch
+    from transformers import GenerationConfig
+    from transformers.generation import logits_process as theirs
+
+    logits, text = normal(seed, V), [0, V // 2, 0]
+    scores = torch.tensor(logits)[None]
+    for process in (
+        theirs.RepetitionPenaltyLogitsProcessor(penalty),
+        theirs.TemperatureLogitsWarper(temperature),
+        theirs.TopKLogitsWarper(k),
+        theirs.TopPLogitsWarper(p),
+        theirs.MinPLogitsWarper(share),
+    ):
+        scores = process(torch.tensor([text]), scores)
+    found = Sampling(temperature, k, p, share, penalty).probs(logits, text)
+    np.testing.assert_allclose(found, torch.softmax(scores, -1)[0].numpy(), rtol=1e-9, atol=1e-12)
+    assert {"temperature", "top_k", "top_p", "min_p", "repetition_penalty"} <= set(vars(GenerationConfig()))
+
+
+@given(sizes, seeds, st.sampled_from([{"top_k": 1}, {"top_p": 1e-9}, {"min_p": 1.0}, {"temperature": 1e-6}]))
 def test_at_their_limits_all_are_greedy(V, seed, narrow):
     logits = normal(seed, V)
     options = {"temperature": 1.0} | narrow
@@ -98,6 +149,10 @@ def test_the_generator_is_all_the_chance_there_is():
         ({"top_k": 0}, "top_k: 0, expected 1 or more"),
         ({"top_p": 0.0}, "top_p: 0.0, expected more than 0"),
         ({"top_p": 1.1}, "top_p: 1.1"),
+        ({"min_p": -0.1}, "min_p: -0.1, expected 0 to 1"),
+        ({"min_p": float("nan")}, "min_p: nan"),
+        ({"repetition_penalty": 0}, "repetition_penalty: 0, expected more than 0"),
+        ({"repetition_penalty": float("inf")}, "repetition_penalty: inf"),
     ],
 )
 def test_what_makes_no_sense(options, message):

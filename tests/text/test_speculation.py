@@ -23,6 +23,7 @@ samplings = st.builds(
     st.sampled_from([0.0, 0.05, 0.7, 1.0, 3.0]),
     st.none() | st.integers(1, 30),
     st.none() | st.sampled_from([0.05, 0.5, 0.95, 1.0]),
+    st.none() | st.sampled_from([0.0, 0.1, 0.6]),
 )
 sizes = st.integers(1, 40) | st.sampled_from([2048, 5001])
 
@@ -106,14 +107,21 @@ def test_chains_of_proposals_keep_the_distribution_of_texts(V, own, drafts, seed
 
 
 @given(
-    configs(), st.integers(1, 9), st.integers(1, 7), st.sampled_from([0.0, 0.03, 0.3, "lookup"]), st.booleans(), seeds
+    configs(),
+    st.integers(1, 9),
+    st.integers(1, 7),
+    st.sampled_from([0.0, 0.03, 0.3, "lookup"]),
+    st.booleans(),
+    st.sampled_from([1.0, 1.2, 3.0]),
+    seeds,
 )
-def test_greedy_tokens_are_those_of_plain_decoding(config, T, draft_tokens, noise, int8_cache, seed):
+def test_greedy_tokens_are_those_of_plain_decoding(config, T, draft_tokens, noise, int8_cache, penalty, seed):
     """Windows are 2 to 4, so that rings wrap and are rewound many times, up to a full cache."""
     model = Gemma(config, random_weights(config, seed, np.float64), None)
     draft = noise if noise == "lookup" else with_noise(model, noise, seed + 1)
     ids, acceptance = random_ids(config, seed, T).tolist(), Acceptance()
     options = {"max_new_tokens": config.max_position_embeddings - T, "int8_cache": int8_cache}
+    options["repetition_penalty"] = penalty
     found = list(model.stream_ids(ids, **options, draft=draft, draft_tokens=draft_tokens, acceptance=acceptance))
     assert found == list(model.stream_ids(ids, **options))
     assert 0 <= acceptance.accepted <= acceptance.proposed
@@ -176,7 +184,13 @@ def chi_square(counts, expected):
 
 @pytest.mark.parametrize(
     ("kind", "sampling"),
-    [("model", Sampling(1.0)), ("model", Sampling(1.5, top_k=4, top_p=0.9)), ("lookup", Sampling(1.3))],
+    [
+        ("model", Sampling(1.0)),
+        ("model", Sampling(1.5, top_k=4, top_p=0.9)),
+        ("model", Sampling(1.2, min_p=0.1, repetition_penalty=1.5)),
+        ("lookup", Sampling(1.3)),
+        ("lookup", Sampling(1.3, repetition_penalty=0.7)),
+    ],
     ids=str,
 )
 def test_sampled_texts_have_the_models_distribution(kind, sampling):
@@ -192,7 +206,8 @@ def test_sampled_texts_have_the_models_distribution(kind, sampling):
     )
     expected = np.zeros((V, V, V))
     for a, b in product(range(V), repeat=2):
-        first, second, third = (sampling.probs(row) for row in model.logits([*prompt, a, b])[2:])
+        text = [*prompt, a, b]
+        first, second, third = (sampling.probs(model.logits(text)[n - 1], text[:n]) for n in (3, 4, 5))
         expected[a, b] = texts * first[a] * second[b] * third
     found = np.array([counts[text] for text in product(range(V), repeat=3)])
     assert np.count_nonzero(expected > 5) > 8
@@ -207,6 +222,17 @@ def test_the_same_seed_gives_the_same_tokens():
     assert tokens[0] == tokens[1] != tokens[2]
 
 
+@pytest.mark.parametrize("kind", ["model", "lookup"])
+def test_each_token_is_reported_with_the_logits_that_it_was_chosen_from(kind):
+    model, seen = tiny.gemma(), []
+    draft = with_noise(model, 0.3) if kind == "model" else kind
+    options = {"temperature": 1.0, "seed": 3, "draft": draft}
+    ids = list(model.stream_ids([2, 5, 7], 20, **options, on_token=lambda *pair: seen.append(pair)))
+    assert [id for id, _ in seen] == ids
+    expected = model.logits([2, 5, 7, *ids])[2:-1]
+    assert_close(np.array([logits for _, logits in seen]), expected, "model")
+
+
 # Errors
 
 
@@ -214,6 +240,7 @@ def test_the_same_seed_gives_the_same_tokens():
     ("prompt", "options", "message"),
     [
         ([2], {"draft_tokens": 0}, "draft_tokens: 0, expected 1 or more"),
+        ([2], {"tape": lambda _, value: value}, "tape: given beside a draft"),
         ([2], {"max_new_tokens": 0}, "max_new_tokens: 0, expected 1 or more"),
         ([], {}, "token ids: shape .0,., expected at least one id"),
         ([2] * 60, {"max_new_tokens": 5}, "prompt of 60 tokens and 5 new ones: 65, expected at most 64"),

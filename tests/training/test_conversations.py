@@ -104,6 +104,12 @@ def test_the_role_assistant_means_model(tmp_path):
     assert read_conversations(write(tmp_path / "a.jsonl", [talk])) == [TALK]
 
 
+def test_a_system_message_is_learned_from_as_it_is_read_in_chat():
+    tokenizer, talk = tiny.tokenizer(), [{"role": "system", "content": "Be brief."}, *TALK[:2]]
+    ids, mask = conversation_ids(talk, tokenizer)
+    assert ids[: mask.index(True)] == chat_ids(talk[:2], tokenizer)
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
@@ -112,7 +118,7 @@ def test_the_role_assistant_means_model(tmp_path):
         ('{"messages": 3}', "line 2: messages: 3, expected a list"),
         ('{"messages": []}', "line 2: messages: none"),
         (json.dumps({"messages": TALK[:3]}), "line 2: messages: the last is the user's, expected the model's"),
-        (json.dumps({"messages": [{"role": "system", "content": "x"}]}), "line 2: message 0: role 'system'"),
+        (json.dumps({"messages": [TALK[0], {"role": "system", "content": "x"}]}), "line 2: message 1: role 'system'"),
     ],
 )
 def test_invalid_lines_are_refused(tmp_path, line, message):
