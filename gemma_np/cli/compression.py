@@ -35,6 +35,7 @@ from gemma_np.compression.quantize_model import DEFAULT_METHOD
 from gemma_np.config import RELEASED, GemmaConfig
 from gemma_np.errors import GemmaError
 from gemma_np.gemma import load
+from gemma_np.progress import progress_bar
 from gemma_np.training.data import tokenize_texts
 from gemma_np.training.run_lock import run_lock
 from gemma_np.training.training_state import TrainingConfig
@@ -193,7 +194,5 @@ def _healing(options: argparse.Namespace) -> TrainingConfig:
 
 def _progress(weights: Iterable[tuple[str, Weight]], config: GemmaConfig, what: str) -> Iterable[tuple[str, Weight]]:
     """Return the weights with a progress bar."""
-    from tqdm import tqdm
-
     total = sum(1 for _ in config.weight_shapes())
-    return tqdm(weights, total=total, desc=what, unit=" weights", delay=1, leave=False)
+    return progress_bar(weights, total=total, desc=what, unit="weights")

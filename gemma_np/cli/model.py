@@ -22,6 +22,7 @@ from gemma_np.input_files import read_text
 from gemma_np.inspection.inspect_text import inspect_text
 from gemma_np.inspection.page import page
 from gemma_np.memory import peak_memory
+from gemma_np.progress import progress_bar
 from gemma_np.text.speculation import LOOKUP_TOKENS, MODEL_TOKENS, Acceptance
 
 GENERATION = ("max_new_tokens", "temperature", "top_k", "top_p", "seed", "int8_cache", "draft_tokens")
@@ -123,11 +124,9 @@ def perplexity(options: argparse.Namespace) -> None:
 
 def inspect(options: argparse.Namespace) -> None:
     """Show what a model does with a text, on one HTML page: attention, logit lens, next tokens."""
-    from tqdm import tqdm
-
     model = load(options.model, options.dtype)
     inspection = inspect_text(
-        model, options.passage, lambda layers: tqdm(layers, "logit lens", unit=" layers", delay=1, leave=False)
+        model, options.passage, lambda layers: progress_bar(layers, desc="logit lens", unit="layers")
     )
     html = page(inspection, model.config, Path(options.model).name)
     path = Path(options.output)

@@ -14,6 +14,7 @@ from gemma_np.errors import GemmaError
 from gemma_np.model.kv_cache import KVCache
 from gemma_np.model.log_probs import negative_log_likelihood
 from gemma_np.model.transformer import lm_head, transformer
+from gemma_np.progress import progress_bar
 from gemma_np.text.generation import prefill
 from gemma_np.weights.formats import Weights
 
@@ -42,8 +43,6 @@ def likelihoods(pairs: Sequence[Pair], weights: Weights, config: GemmaConfig) ->
     A prefix that contexts share is read once, and the continuations of one context are read as a batch.
     Raises GemmaError for an empty context or continuation, and when both together exceed the model's context length.
     """
-    from tqdm import tqdm
-
     for pair in pairs:
         if not pair.context or not pair.continuation:
             raise GemmaError("empty context or continuation, expected at least one token of each")
@@ -59,7 +58,7 @@ def likelihoods(pairs: Sequence[Pair], weights: Weights, config: GemmaConfig) ->
     longest = max((len(pair.context) + len(pair.continuation) for pair in pairs), default=1)
     room = min(longest, config.max_position_embeddings)
     results: dict[Pair, Likelihood] = {}
-    with tqdm(total=len(contexts), desc="scoring", unit=" texts", delay=2, leave=False) as progress:
+    with progress_bar(total=len(contexts), desc="scoring", unit="texts") as progress:
         for context, (x, cache) in zip(contexts, read_sharing(contexts, room, weights, config), strict=True):
             continuations = by_context[context]
             for continuation, score in zip(

@@ -18,6 +18,7 @@ from gemma_np.errors import GemmaError
 from gemma_np.model.kv_cache import KVCache
 from gemma_np.model.log_probs import negative_log_likelihood
 from gemma_np.model.transformer import lm_head, transformer
+from gemma_np.progress import progress_bar
 from gemma_np.weights.formats import Weights
 
 _CHUNK = 256  # tokens; their logits take 262 MB at V = 256,000
@@ -86,12 +87,10 @@ def token_losses(ids: ArrayLike, weights: Weights, config: GemmaConfig) -> np.nd
 
     ids [T], T at most the model's context length -> float64 [T - 1], nats. Perplexity is exp of their mean.
     """
-    from tqdm import tqdm
-
     ids = np.asarray(ids)
     cache = KVCache(config, len(ids), dtype=weights["model.norm.weight"].dtype)
     parts = []
-    with tqdm(total=len(ids) - 1, desc="perplexity", unit=" tokens", delay=2, leave=False) as progress:
+    with progress_bar(total=len(ids) - 1, desc="perplexity", unit="tokens") as progress:
         for start in range(0, len(ids) - 1, _CHUNK):
             stop = min(start + _CHUNK, len(ids) - 1)
             logits = lm_head(transformer(ids[start:stop], weights, config, cache), weights, config)

@@ -24,6 +24,7 @@ from gemma_np.evaluation.likelihood import Ids, Pair, likelihoods, read_sharing
 from gemma_np.gemma import load
 from gemma_np.model.kv_cache import KVCache
 from gemma_np.model.transformer import lm_head, transformer
+from gemma_np.progress import progress_bar
 from gemma_np.text.sampling import Sampling
 from gemma_np.text.tokenizer import BOS, CONTROL_PIECE, END_OF_TURN, EOS, START_OF_TURN
 
@@ -131,8 +132,6 @@ class GemmaHarness(TemplateLM):  # type: ignore[misc]
 
         Raises GemmaError when the context length has no room for the new tokens.
         """
-        from tqdm import tqdm
-
         limits = [normalize_gen_kwargs(request.args[1], self.max_gen_toks) for request in requests]
         by_context: dict[Ids, list[int]] = {}
         for number, limit in enumerate(limits):
@@ -150,7 +149,7 @@ class GemmaHarness(TemplateLM):  # type: ignore[misc]
         longest = max((len(ids) for ids in contexts), default=0) + max((n["max_gen_toks"] for n in limits), default=1)
         longest = min(longest, self.model.config.max_position_embeddings)
         reading = read_sharing(contexts, longest, self.model.weights, self.model.config)
-        with tqdm(total=len(requests), desc="writing", unit=" texts", disable=disable_tqdm) as progress:
+        with progress_bar(total=len(requests), desc="writing", unit="texts", hide=disable_tqdm) as progress:
             for context, (x, cache) in zip(contexts, reading, strict=True):
                 for number in by_context[context]:
                     written[number] = self._write(x, cache.repeated(), limits[number])

@@ -13,6 +13,7 @@ from gemma_np.errors import GemmaError
 from gemma_np.input_files import read_text
 from gemma_np.json_input import NUMBER, object_of, parse_json, whole_number
 from gemma_np.plotting import new_figure, save_figure
+from gemma_np.progress import progress_bar
 
 _ENTRY = object_of({"step": whole_number(1), "loss": NUMBER, "learning_rate": NUMBER}, others=NUMBER)
 
@@ -23,10 +24,7 @@ class RunLog:
     def __init__(self, folder: Path, steps: int, step: int, *, silent: bool = False) -> None:
         """Open the log of a folder and drop the lines after `step`, which a killed run may have written after its last
         checkpoint."""
-        from tqdm import tqdm
-
-        hide = True if silent else None  # None: hide the bar when the output is not a terminal
-        self.progress = tqdm(total=steps, initial=step, desc="training", unit=" steps", disable=hide)
+        self.progress = progress_bar(total=steps, initial=step, desc="training", unit="steps", hide=silent)
         self.file: TextIO | None = None
         if silent:
             return
@@ -41,8 +39,8 @@ class RunLog:
         if self.file:
             with _naming(self.file):
                 self.file.write(json.dumps(entry) + "\n")
+        self.progress.set_postfix_str(f"loss {entry['loss']:.3f}", refresh=False)
         self.progress.update()
-        self.progress.set_postfix({"loss": f"{entry['loss']:.4g}", "tokens/s": f"{entry['tokens_per_second']:.4g}"})
 
     def flush(self) -> None:
         """Flush the lines to the file before the checkpoint of their last step is written."""
