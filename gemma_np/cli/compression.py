@@ -23,7 +23,7 @@ from gemma_np.cli.arguments import (
     refuse_without,
 )
 from gemma_np.cli.options import add_number
-from gemma_np.cli.outputs import add_new_folder, add_output_file
+from gemma_np.cli.outputs import add_new_folder, add_output_file, report_written
 from gemma_np.cli.training import add_training_config
 from gemma_np.compression import export_gguf as export
 from gemma_np.compression import pipeline, pruning_plan, quantize_model
@@ -125,6 +125,7 @@ def quantize(options: argparse.Namespace) -> None:
     weights = quantize_model.quantize_model(model, scheme, method, ids, embedding)
     progress = _progress(weights, model.config, "quantizing")
     save_folder(out, model.config, progress, model.tokenizer, source=model.source)
+    report_written(out)
 
 
 def prune(options: argparse.Namespace) -> None:
@@ -134,6 +135,7 @@ def prune(options: argparse.Namespace) -> None:
     model = load(options.model)
     ids = read_calibration(options, model) if plan.needs_calibration else None
     pruning_plan.prune(model, plan, ids).save(out)
+    report_written(out)
 
 
 def compress(options: argparse.Namespace) -> None:
@@ -173,6 +175,7 @@ def export_gguf(options: argparse.Namespace) -> None:
     model = load(options.model, "stored")
     ids = read_calibration(options, model) if options.calibration_text else None
     export.export_gguf(model, options.format, Path(options.output), ids)
+    report_written(options.output)
 
 
 def init_checkpoint(options: argparse.Namespace) -> None:
@@ -185,6 +188,7 @@ def init_checkpoint(options: argparse.Namespace) -> None:
         save_sparse_folder(out, config)
     else:
         save_folder(out, config, _progress(random_weights(config, options.format), config, "writing"), None)
+    report_written(out)
 
 
 def _healing(options: argparse.Namespace) -> TrainingConfig:

@@ -14,7 +14,7 @@ from gemma_np.checkpoints.atomic_write import atomic_write
 from gemma_np.cli.arguments import DRAFT_HELP, Command, add_dtype, add_model, read_ids, refuse_without
 from gemma_np.cli.options import add_number
 from gemma_np.cli.outputs import add_output_file
-from gemma_np.cli.terminal import printable, size_of
+from gemma_np.cli.terminal import print_status, printable, size_of
 from gemma_np.compression.drafts import read_draft
 from gemma_np.errors import GemmaError
 from gemma_np.gemma import DEFAULT_CHAT, Gemma, load
@@ -96,9 +96,9 @@ def chat(options: argparse.Namespace) -> None:
     messages: list[dict[str, str]] = []
     interactive = sys.stdin.isatty()
     if options.model == DEFAULT_CHAT:
-        print(f"{DEFAULT_CHAT} has read plays only; otherwise try --model google/gemma-2-2b-it", file=sys.stderr)
+        print_status(f"{DEFAULT_CHAT} has read plays only; otherwise try --model google/gemma-2-2b-it")
     if interactive:
-        print("Each line is one turn; Ctrl-D ends the chat.", file=sys.stderr)
+        print_status("Each line is one turn; Ctrl-D ends the chat.")
     while True:
         try:
             line = input("> " if interactive else "")
@@ -131,7 +131,7 @@ def inspect(options: argparse.Namespace) -> None:
     html = page(inspection, model.config, Path(options.model).name)
     path = Path(options.output)
     atomic_write(path, lambda partial: partial.write_text(html, encoding="utf-8"))
-    print(f"{path}: {len(inspection.ids)} tokens; open it in a browser", file=sys.stderr)
+    print_status(f"{path}: {len(inspection.ids)} tokens; open it in a browser")
 
 
 def _print_stream(pieces: Iterable[str], acceptance: Acceptance) -> str:
@@ -147,7 +147,7 @@ def _print_stream(pieces: Iterable[str], acceptance: Acceptance) -> str:
         speed = (tokens - 1) / (now - first)
         peak = f", peak memory {size_of(peak_memory())}" if peak_memory() else ""
         drafted = f", {acceptance}" if acceptance.proposed else ""
-        print(f"first token after {first - started:.2f} s, then {speed:.1f} tokens/s{drafted}{peak}", file=sys.stderr)
+        print_status(f"first token after {first - started:.2f} s, then {speed:.1f} tokens/s{drafted}{peak}")
     return "".join(text)
 
 

@@ -12,6 +12,8 @@ from io import TextIOWrapper
 from types import FrameType
 from typing import NoReturn
 
+from gemma_np.progress import is_quiet
+
 _LONGEST_MESSAGE = 200
 _LONG_WORD = re.compile(r"\S{10,}(\S{50})")  # a path, mostly
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
@@ -76,6 +78,12 @@ def print_message(message: object) -> None:
     print(line, file=sys.stderr)
 
 
+def print_status(message: str) -> None:
+    """Print a line about the work, which is no result, to standard error; not with --quiet, and on rank 0 alone."""
+    if not is_quiet():
+        print(message, file=sys.stderr)
+
+
 def report_bug(error: Exception) -> None:
     """Write the traceback of a bug to a file, and print one line that says what to do with it."""
     with tempfile.NamedTemporaryFile("w", prefix="gemma-np-", suffix=".txt", delete=False, errors="replace") as file:
@@ -85,4 +93,6 @@ def report_bug(error: Exception) -> None:
 
 def size_of(count: int) -> str:
     """Return a number of bytes in words, such as 1.25 GB."""
-    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+    if count >= 1e9:
+        return f"{count / 1e9:.2f} GB"
+    return f"{count / 1e6:.1f} MB" if count >= 1e6 else f"{count / 1e3:.1f} kB"

@@ -16,10 +16,10 @@ import numpy as np
 
 from gemma_np.errors import GemmaError
 from gemma_np.json_input import TEXT, list_of, object_of, read_json_lines
+from gemma_np.mpi import Ranks
 from gemma_np.text.chat import check_messages, turn_ids
 from gemma_np.text.tokenizer import Tokenizer
 from gemma_np.training.data import Split, open_split, prepare, train_val_split
-from gemma_np.training.mpi import Ranks
 from gemma_np.training.task import Batch
 from gemma_np.training.training_state import State
 

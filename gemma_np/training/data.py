@@ -13,9 +13,9 @@ from gemma_np.checkpoints.checksum import CHECKSUM, checksum
 from gemma_np.errors import GemmaError, quoted, shortened
 from gemma_np.input_files import read_bytes, read_text, require_file
 from gemma_np.json_input import object_of, read_json
+from gemma_np.mpi import Ranks
 from gemma_np.progress import progress_bar
 from gemma_np.text.tokenizer import Tokenizer
-from gemma_np.training.mpi import Ranks
 from gemma_np.training.task import Batch
 from gemma_np.training.training_state import State
 

@@ -91,6 +91,14 @@ def check_folder(folder: Path, *, resume: bool) -> None:
         raise GemmaError(f"{folder}: holds a checkpoint already, expected another folder")
 
 
+def how_to_go_on(folder: Path) -> str:
+    """Return what to tell somebody who has interrupted the run in a folder."""
+    if not (folder / STATE_FILE).exists():
+        return f"{folder}: stopped before the first checkpoint; repeat the command to start again"
+    step = read_metadata(folder / STATE_FILE)["step"]
+    return f"{folder}: stopped; add --resume to go on after step {step}, that of the last checkpoint"
+
+
 def save_state(
     folder: Path, state: State, model: Gemma, training_config: TrainingConfig, identity: Mapping[str, Any]
 ) -> None:

@@ -145,7 +145,7 @@ def test_info_of_a_gguf_file_lists_its_formats(tmp_path, capsys):
     matrices = [shape for _, shape in config.weight_shapes() if len(shape) == 2]
     size = sum(math.prod(shape) for shape in matrices) * 34 // 32
     assert rows[0] == ["Q8_0", str(len(matrices)), f"{size / 1e6:.1f}", "MB", "8.50"]
-    assert rows[1] == ["F32", str(len(norms)), f"{sum(map(math.prod, norms)) * 4 / 1e6:.1f}", "MB", "32.00"]
+    assert rows[1] == ["F32", str(len(norms)), f"{sum(map(math.prod, norms)) * 4 / 1e3:.1f}", "kB", "32.00"]
     assert rows[2][:2] == ["all", str(len(matrices) + len(norms))]
 
 

@@ -1,7 +1,7 @@
-"""Data-parallel training with MPI: each rank computes the gradients of its share of a batch; they are then summed.
+"""Share work between the processes (ranks) that `mpiexec` starts, on one machine or on several.
 
-`mpiexec -n 4 gemma-np train ...` starts a run on one machine or on several. All ranks hold the same weights and draw
-the same batches, so only gradients and losses are exchanged. Rank 0 writes the files of the run.
+Training is data-parallel: all ranks hold the same weights and draw the same batches, each computes the gradients of its
+share, and these are summed. In evaluation, each rank reads its share of the texts. Rank 0 alone writes and prints.
 """
 
 import os
@@ -9,12 +9,13 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
 
 from gemma_np.errors import GemmaError
+from gemma_np.progress import quiet
 
 _SIZE_VARIABLES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MPI_LOCALNRANKS")  # MPICH and Intel, Open MPI, Hydra
 
@@ -44,8 +45,9 @@ class Ranks:
 def mpi_ranks() -> Iterator[Ranks]:
     """Yield the ranks that `mpiexec` started, or a single process.
 
-    Each rank gets its share of the cores: two ranks with one BLAS thread each are faster than one rank with two. A rank
-    that fails prints the reason and aborts the others, which would otherwise wait for it forever.
+    Each rank gets its share of the cores: two ranks with one BLAS thread each are faster than one rank with two. Rank 0
+    alone shows progress. A rank that fails or is interrupted prints the reason and aborts the others, which would
+    otherwise wait for it forever.
 
     Raises GemmaError when mpi4py is missing.
     """
@@ -56,15 +58,23 @@ def mpi_ranks() -> Iterator[Ranks]:
         from mpi4py import MPI
         from threadpoolctl import threadpool_limits
     except ImportError as error:
-        raise GemmaError(f"{error}; to train on several ranks, pip install 'gemma-np[mpi]'") from None
+        raise GemmaError(f"{error}; to run on several ranks, pip install 'gemma-np[mpi]'") from None
     ranks = Ranks(MPI.COMM_WORLD)
     neighbours = MPI.COMM_WORLD.Split_type(MPI.COMM_TYPE_SHARED).size
+    cores = max(1, (os.cpu_count() or 1) // neighbours)
     try:
-        with threadpool_limits(max(1, (os.cpu_count() or 1) // neighbours)):
+        with threadpool_limits(cores), quiet() if ranks.rank else nullcontext():
             yield ranks
     except BaseException as error:
-        time.sleep(3 if ranks.rank else 0)  # an error on all ranks is printed by rank 0 alone
-        what = str(error) if isinstance(error, GemmaError) else traceback.format_exc()
-        print(f"gemma-np: rank {ranks.rank} of {ranks.size}: {what}", file=sys.stderr, flush=True)
+        time.sleep(3 if ranks.rank else 0)  # what happens to all ranks is printed by rank 0 alone
+        print(f"gemma-np: rank {ranks.rank} of {ranks.size}: {_reason(error)}", file=sys.stderr, flush=True)
         time.sleep(1)  # mpiexec forwards the line only while the rank is alive
-        MPI.COMM_WORLD.Abort(2)
+        status = 130 if isinstance(error, KeyboardInterrupt) else 2
+        MPI.COMM_WORLD.Abort(status)
+        sys.exit(status)  # Abort may return before the process is ended
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, Exception) and not isinstance(error, GemmaError):
+        return traceback.format_exc()
+    return str(error) or "stopped"  # by Ctrl-C or a signal

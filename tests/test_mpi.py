@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -15,8 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
+from gemma_np.mpi import Ranks, mpi_ranks
 from gemma_np.training.losses import TopK
-from gemma_np.training.mpi import Ranks, mpi_ranks
 from gemma_np.training.task import Batch
 from tests.support import tiny
 
@@ -121,3 +122,36 @@ def test_an_error_of_all_ranks_is_printed_once(tmp_path):
     assert done.returncode != 0
     assert done.stderr.count("batch_size: 2 texts for 3 ranks, expected at least one for each") == 1
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.mpi
+def test_ctrl_c_says_how_to_go_on(tmp_path):
+    process = subprocess.Popen(command(tmp_path, 2, "run", 100_000), stderr=subprocess.PIPE, stdout=subprocess.PIPE)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "run" / "training.safetensors").exists():
+        assert time.monotonic() < deadline, "no checkpoint after a minute"
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert err.count(b"run: stopped; add --resume to go on after step ") == 1
+    assert b"Traceback" not in err
+
+
+@pytest.mark.mpi
+def test_a_command_that_does_not_share_its_work_refuses_several_ranks(tmp_path):
+    run = [sys.executable, "-m", "gemma_np", "generate", "--max-new-tokens", "3", "To be"]
+    done = subprocess.run([*command(tmp_path, 2, "run", 1)[:3], *run], capture_output=True, timeout=120, text=True)
+    assert done.returncode != 0
+    assert done.stdout == ""
+    message = "generate: 2 ranks, expected one process (without mpiexec): it does not share its work"
+    assert done.stderr.count(message) == 1
+    assert "bug" not in done.stderr
+
+
+@pytest.mark.mpi
+def test_rank_0_alone_says_what_was_written(tmp_path):
+    done = subprocess.run(command(tmp_path, 2, "run", 2), capture_output=True, timeout=120, text=True)
+    assert done.returncode == 0
+    assert done.stderr.count("run: ") == 1
+    assert re.search(r"run: [\d.]+ kB; after 2 steps, the loss is \d\.\d{3}, \d\.\d{3} in validation\n", done.stderr)
