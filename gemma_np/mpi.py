@@ -8,6 +8,7 @@ import os
 import sys
 import time
 import traceback
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -46,8 +47,8 @@ def mpi_ranks() -> Iterator[Ranks]:
     """Yield the ranks that `mpiexec` started, or a single process.
 
     Each rank gets its share of the cores: two ranks with one BLAS thread each are faster than one rank with two. Rank 0
-    alone shows progress. A rank that fails or is interrupted prints the reason and aborts the others, which would
-    otherwise wait for it forever.
+    alone shows progress and warnings. A rank that fails or is interrupted prints the reason and aborts the others,
+    which would otherwise wait for it forever.
 
     Raises GemmaError when mpi4py is missing.
     """
@@ -63,7 +64,7 @@ def mpi_ranks() -> Iterator[Ranks]:
     neighbours = MPI.COMM_WORLD.Split_type(MPI.COMM_TYPE_SHARED).size
     cores = max(1, (os.cpu_count() or 1) // neighbours)
     try:
-        with threadpool_limits(cores), quiet() if ranks.rank else nullcontext():
+        with threadpool_limits(cores), _silence() if ranks.rank else nullcontext():
             yield ranks
     except BaseException as error:
         time.sleep(3 if ranks.rank else 0)  # what happens to all ranks is printed by rank 0 alone
@@ -72,6 +73,12 @@ def mpi_ranks() -> Iterator[Ranks]:
         status = 130 if isinstance(error, KeyboardInterrupt) else 2
         MPI.COMM_WORLD.Abort(status)
         sys.exit(status)  # Abort may return before the process is ended
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    with quiet(), warnings.catch_warnings(action="ignore"):
+        yield
 
 
 def _reason(error: BaseException) -> str:

@@ -11,7 +11,7 @@ from ml_dtypes import bfloat16
 from numpy.typing import DTypeLike
 
 from gemma_np.config import GemmaConfig
-from gemma_np.errors import GemmaError
+from gemma_np.errors import GemmaError, GemmaWarning
 from gemma_np.memory import check_memory
 from gemma_np.progress import progress_bar
 from gemma_np.weights.formats import BFloat16, Float16, Stored, Weight
@@ -87,7 +87,7 @@ def load_weights(stored: Mapping[str, StoredTensor], config: GemmaConfig, dtype:
                 continue
             weights[name], finite = load_tensor(stored[name], float_dtype, progress.update)
             if not finite:
-                warnings.warn(f"{name}: has NaN or infinity, expected finite numbers", stacklevel=2)
+                warnings.warn(f"{name}: has NaN or infinity, expected finite numbers", GemmaWarning, stacklevel=2)
     return {name: weights[name] for name, _ in config.weight_shapes()}
 
 

@@ -2,7 +2,6 @@
 
 import argparse
 import sys
-import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from importlib import import_module
@@ -11,7 +10,14 @@ from typing import Any, NoReturn
 import numpy as np
 
 from gemma_np.cli.outputs import check_outputs
-from gemma_np.cli.terminal import discard_output, exit_on_signals, prepare_streams, print_message, report_bug
+from gemma_np.cli.terminal import (
+    discard_output,
+    exit_on_signals,
+    own_warnings_only,
+    prepare_streams,
+    print_message,
+    report_bug,
+)
 from gemma_np.errors import GemmaError
 from gemma_np.mpi import mpi_ranks
 from gemma_np.progress import quiet
@@ -101,19 +107,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     # Loading already warns about NaN in the weights, with the name of the tensor.
-    with warnings.catch_warnings(), np.errstate(all="ignore"):
-        warnings.showwarning = _print_warning
-        with mpi_ranks() as options.ranks, quiet() if options.quiet else nullcontext():
-            if options.ranks.size > 1 and not options.shares_work:
-                found = f"{options.ranks.size} ranks, expected one process (without mpiexec)"
-                raise GemmaError(f"{options.command}: {found}: it does not share its work")
+    with own_warnings_only(), np.errstate(all="ignore"), mpi_ranks() as ranks:
+        options.ranks = ranks
+        if ranks.size > 1 and not options.shares_work:
+            found = f"{ranks.size} ranks, expected one process (without mpiexec)"
+            raise GemmaError(f"{options.command}: {found}: it does not share its work")
+        with quiet() if options.quiet else nullcontext():
             check_outputs(options)
             status: int | None = options.run(options)
     return status or 0
-
-
-def _print_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    print_message(f"gemma-np: warning: {message}")
 
 
 def _checked(arguments: Sequence[str]) -> Sequence[str]:

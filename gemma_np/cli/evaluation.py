@@ -5,6 +5,8 @@ Each raises GemmaError for bad input, as one line that `gemma-np` prints.
 
 import argparse
 import json
+import logging
+import os
 import sys
 from pathlib import Path
 
@@ -81,6 +83,10 @@ def evaluate(options: argparse.Namespace) -> None:
 
 def lm_eval(options: argparse.Namespace) -> None:
     """Run lm-evaluation-harness; its arguments follow, with --model gemma_np."""
+    logging.disable(logging.NOTSET)  # the harness says in its log what it does
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it imports transformers, which has warnings of its own
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_DISABLE", "1")  # for its bars; ours become lines
     try:
         from lm_eval.__main__ import cli_evaluate
 

@@ -1,17 +1,20 @@
 """The terminal: standard streams that always work, text that cannot control it, one line for each message."""
 
+import logging
 import os
 import re
 import signal
 import sys
 import tempfile
 import traceback
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import TextIOWrapper
 from types import FrameType
 from typing import NoReturn
 
+from gemma_np.errors import GemmaWarning
 from gemma_np.progress import is_quiet
 
 _LONGEST_MESSAGE = 200
@@ -76,6 +79,20 @@ def print_message(message: object) -> None:
     if len(line) > _LONGEST_MESSAGE:
         line = f"{line[:120]} ... {line[-(_LONGEST_MESSAGE - 125) :]}"
     print(line, file=sys.stderr)
+
+
+@contextmanager
+def own_warnings_only() -> Iterator[None]:
+    """Print a warning of this package as one line, and hide those of other libraries, which the user cannot act on."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("default", GemmaWarning)
+        warnings.showwarning = lambda message, *_, **__: print_message(f"gemma-np: warning: {message}")
+        logging.disable(logging.WARNING)
+        try:
+            yield
+        finally:
+            logging.disable(logging.NOTSET)
 
 
 def print_status(message: str) -> None:

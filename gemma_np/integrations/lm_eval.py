@@ -19,7 +19,7 @@ from lm_eval.api.registry import register_model
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-from gemma_np.errors import GemmaError
+from gemma_np.errors import GemmaError, GemmaWarning
 from gemma_np.evaluation.likelihood import Ids, Pair, likelihoods, read_sharing
 from gemma_np.gemma import load
 from gemma_np.model.kv_cache import KVCache
@@ -93,6 +93,10 @@ class GemmaHarness(TemplateLM):  # type: ignore[misc]
     def chat_template(self, chat_template: bool | str = False) -> str:
         """Return the name of the chat template, for the harness's records."""
         return "gemma" if chat_template else ""
+
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """Score continuations, without the harness's bar for their tokenization, which is quick."""
+        return super().loglikelihood(requests, disable_tqdm=True)
 
     def _loglikelihood_tokens(
         self, requests: Sequence[tuple[Any, list[int], list[int]]], **ignored: Any
@@ -183,4 +187,4 @@ def _as_text(content: str) -> str:
 
 
 def _warn(message: str) -> None:
-    warnings.warn(message, stacklevel=2)
+    warnings.warn(message, GemmaWarning, stacklevel=2)

@@ -18,6 +18,7 @@ import gemma_np
 from gemma_np import RELEASED, GemmaError
 from gemma_np.cli import main
 from gemma_np.compression.export_gguf import export_gguf
+from gemma_np.errors import GemmaWarning
 from tests.support import tiny
 
 
@@ -211,7 +212,7 @@ def test_main_leaves_the_warnings_of_its_caller_as_they_were(checkpoint, capsys,
     before, filters = warnings.showwarning, list(warnings.filters)
 
     def warn(options):
-        warnings.warn("look here", stacklevel=2)
+        warnings.warn("look here", GemmaWarning, stacklevel=2)
         raise GemmaError("and it failed")
 
     monkeypatch.setattr("gemma_np.cli.info.models", warn)
