@@ -12,7 +12,7 @@ from pathlib import Path
 
 from gemma_np.cli.arguments import Command, add_model
 from gemma_np.cli.options import add_number
-from gemma_np.cli.outputs import add_force
+from gemma_np.cli.outputs import add_force, report_written
 from gemma_np.errors import GemmaError
 from gemma_np.evaluation.bootstrap import Difference
 from gemma_np.evaluation.multiple_choice import (
@@ -79,6 +79,8 @@ def evaluate(options: argparse.Namespace) -> None:
     elif options.plot:
         error, bins = expected_calibration_error(answers[0])
         plot_calibration(bins, error, Path(options.plot))
+    if options.plot:
+        report_written(options.plot)
 
 
 def lm_eval(options: argparse.Namespace) -> None:
@@ -111,5 +113,4 @@ def _print_table(names: list[str], answers: list[Answers], differences: dict[str
             cells.append(f"{value:.3f} \u00b1 {error:.3f}" if error is not None else f"{value:.3f}")
         print(f"{measure:{_WIDTH}}" + "".join(f"{cell:>20}" for cell in cells))
     for measure, d in differences.items():
-        verdict = "significant" if d.is_significant else "not significant"
-        print(f"\n{measure}: {d.mean:+.4f} (95 %: {d.low:+.4f} to {d.high:+.4f}), p = {d.p:.3f}: {verdict}")
+        print(f"\n{measure}: {d.mean:+.4f} (95 %: {d.low:+.4f} to {d.high:+.4f}), {d.verdict}")

@@ -9,7 +9,7 @@ import sys
 
 from gemma_np.cli.arguments import Command, add_model, read_ids, refuse_without
 from gemma_np.cli.options import add_number
-from gemma_np.cli.outputs import add_force, add_output_file
+from gemma_np.cli.outputs import add_force, add_output_file, report_written
 from gemma_np.cli.terminal import print_status
 from gemma_np.errors import GemmaError, quoted
 from gemma_np.gemma import Gemma, load, resolve_config
@@ -210,6 +210,7 @@ def compare(options: argparse.Namespace) -> int:
         rows = compare_files(options.reference, options.dump, isolate=options.isolate, **files)
     if options.plot:
         plot_comparison(rows, options.plot)
+        report_written(options.plot)
     print(json.dumps([row._asdict() for row in rows]) if options.json else "\n".join(describe_comparison(rows)))
     return int(any(row.differs for row in rows))
 

@@ -95,7 +95,7 @@ class GemmaHarness(TemplateLM):  # type: ignore[misc]
         return "gemma" if chat_template else ""
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        """Score continuations, without the harness's bar for their tokenization, which is quick."""
+        """Score continuations in nats, without the harness's bar for their tokenization, which is quick."""
         return super().loglikelihood(requests, disable_tqdm=True)
 
     def _loglikelihood_tokens(

@@ -99,6 +99,12 @@ def how_to_go_on(folder: Path) -> str:
     return f"{folder}: stopped; add --resume to go on after step {step}, that of the last checkpoint"
 
 
+def read_identity(folder: Path) -> dict[str, Any]:
+    """Return the identity of the task that a run is trained on; it is empty when the run has not saved anything yet."""
+    path = folder / STATE_FILE
+    return parse_json(read_metadata(path).get("identity", "{}"), object_of({}), path) if path.exists() else {}
+
+
 def save_state(
     folder: Path, state: State, model: Gemma, training_config: TrainingConfig, identity: Mapping[str, Any]
 ) -> None:
