@@ -9,7 +9,7 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -35,6 +35,14 @@ class Ranks:
             from mpi4py import MPI
 
             self.communicator.Allreduce(MPI.IN_PLACE, array)
+
+    def all_gather(self, value: Any) -> list[Any]:
+        """Return the values of all ranks, in the order of ranks, on every rank."""
+        return self.communicator.allgather(value) if self.communicator else [value]
+
+    def share(self, items: Sequence[Any]) -> Sequence[Any]:
+        """Return this rank's part of the items; together, the parts of all ranks are the items in their order."""
+        return items[len(items) * self.rank // self.size : len(items) * (self.rank + 1) // self.size]
 
     def barrier(self) -> None:
         """Wait until every rank has reached this point."""

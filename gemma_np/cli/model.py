@@ -22,6 +22,7 @@ from gemma_np.input_files import read_text
 from gemma_np.inspection.inspect_text import inspect_text
 from gemma_np.inspection.page import page
 from gemma_np.memory import peak_memory
+from gemma_np.mpi import Ranks
 from gemma_np.progress import progress_bar
 from gemma_np.text.speculation import LOOKUP_TOKENS, MODEL_TOKENS, Acceptance
 
@@ -58,6 +59,8 @@ def add_commands(command: Command) -> None:
         perplexity,
         "gemma-np perplexity --model ./gemma-2-2b book.txt",
         "gemma-np perplexity --model ./gemma-2-2b --context 4096 --stride 512 book.txt",
+        "mpiexec -n 4 gemma-np perplexity --model ./gemma-2-2b book.txt",
+        shares_work=True,
     )
     add_model(sub)
     add_dtype(sub)
@@ -114,8 +117,14 @@ def chat(options: argparse.Namespace) -> None:
 
 def perplexity(options: argparse.Namespace) -> None:
     """Measure the perplexity of a model on a text."""
-    text = sys.stdin.read() if options.file == "-" else read_text(Path(options.file))
-    loss = load(options.model, options.dtype).text_loss(text, options.context, options.stride)
+    ranks: Ranks = options.ranks
+    if options.file == "-":  # mpiexec gives the standard input to rank 0
+        text = ranks.all_gather("" if ranks.rank else sys.stdin.read())[0]
+    else:
+        text = read_text(Path(options.file))
+    loss = load(options.model, options.dtype).text_loss(text, options.context, options.stride, ranks)
+    if ranks.rank:
+        return
     print(f"perplexity      {loss.perplexity:.4f}")
     print(f"bits per token  {loss.bits_per_token:.4f}")
     print(f"bits per byte   {loss.bits_per_byte:.4f}")

@@ -24,6 +24,7 @@ from gemma_np.evaluation.likelihood import Ids, Pair, likelihoods, read_sharing
 from gemma_np.gemma import load
 from gemma_np.model.kv_cache import KVCache
 from gemma_np.model.transformer import lm_head, transformer
+from gemma_np.mpi import Ranks
 from gemma_np.progress import progress_bar
 from gemma_np.text.sampling import Sampling
 from gemma_np.text.tokenizer import BOS, CONTROL_PIECE, END_OF_TURN, EOS, START_OF_TURN
@@ -40,6 +41,9 @@ class GemmaHarness(TemplateLM):  # type: ignore[misc]
     Raises GemmaError for a model without a tokenizer.
     """
 
+    ranks = Ranks()
+    """The processes that share the work. Each of them runs the whole harness on all requests."""
+
     def __init__(
         self,
         pretrained: str,
@@ -55,7 +59,7 @@ class GemmaHarness(TemplateLM):  # type: ignore[misc]
         self.tokenizer = self.model.require_tokenizer()
         self.max_length = max_length or self.model.config.max_position_embeddings
         self.max_gen_toks = max_gen_toks
-        self.generator = np.random.default_rng(seed)
+        self.seed = seed
 
     @property
     def eot_token_id(self) -> int:
@@ -102,7 +106,7 @@ class GemmaHarness(TemplateLM):  # type: ignore[misc]
         self, requests: Sequence[tuple[Any, list[int], list[int]]], **ignored: Any
     ) -> list[tuple[float, bool]]:
         pairs = [self._fitting(context, continuation) for _, context, continuation in requests]
-        results = likelihoods(pairs, self.model.weights, self.model.config)
+        results = likelihoods(pairs, self.model.weights, self.model.config, self.ranks)
         for (strings, _, _), likelihood in zip(requests, results, strict=True):
             if strings is not None:
                 self.cache_hook.add_partial("loglikelihood", strings, tuple(likelihood))
@@ -148,27 +152,30 @@ class GemmaHarness(TemplateLM):  # type: ignore[misc]
             if len(ids) > room:
                 _warn(f"a context of {len(ids)} tokens: only the last {room} are read")
             by_context.setdefault(tuple(ids[-room:]), []).append(number)
-        contexts = sorted(by_context)
-        written = [""] * len(requests)
-        longest = max((len(ids) for ids in contexts), default=0) + max((n["max_gen_toks"] for n in limits), default=1)
+        contexts = self.ranks.share(sorted(by_context))
+        written: dict[int, str] = {}
+        longest = max((len(ids) for ids in by_context), default=0) + max((n["max_gen_toks"] for n in limits), default=1)
         longest = min(longest, self.model.config.max_position_embeddings)
         reading = read_sharing(contexts, longest, self.model.weights, self.model.config)
-        with progress_bar(total=len(requests), desc="writing", unit="texts", hide=disable_tqdm) as progress:
+        total = sum(len(by_context[context]) for context in contexts)
+        with progress_bar(total=total, desc="writing", unit="texts", hide=disable_tqdm) as progress:
             for context, (x, cache) in zip(contexts, reading, strict=True):
                 for number in by_context[context]:
-                    written[number] = self._write(x, cache.repeated(), limits[number])
+                    generator = np.random.default_rng((self.seed, number))
+                    written[number] = self._write(x, cache.repeated(), limits[number], generator)
                     self.cache_hook.add_partial("generate_until", requests[number].args, written[number])
                     progress.update()
-        return written
+        everything = {number: text for part in self.ranks.all_gather(written) for number, text in part.items()}
+        return [everything[number] for number in range(len(requests))]
 
-    def _write(self, x: np.ndarray, cache: KVCache, limit: Mapping[str, Any]) -> str:
+    def _write(self, x: np.ndarray, cache: KVCache, limit: Mapping[str, Any], generator: np.random.Generator) -> str:
         """Generate text after a context, from its last output x [D] and its cache."""
         stops = handle_stop_sequences(limit.get("until"), eos=EOS)
         sampling = Sampling(limit.get("temperature", 0.0), limit.get("top_k"), limit.get("top_p"))
         weights, config, text = self.model.weights, self.model.config, ""
         ends, ids = self.tokenizer.ends, list[int]()
         while len(ids) < limit["max_gen_toks"]:
-            token = sampling.choose(lm_head(x, weights, config), self.generator)
+            token = sampling.choose(lm_head(x, weights, config), generator)
             if token in ends:
                 break
             ids.append(token)

@@ -273,4 +273,5 @@ class _Run:
             trained = run_task(self.model, task, self.config, self.folder, resume=self.resume, ranks=self.ranks)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(how_to_go_on(self.folder)) from None
+        self.ranks.barrier()  # rank 0 has written the log
         return TrainingRun(trained, read_log(self.folder))
