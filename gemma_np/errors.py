@@ -1,4 +1,4 @@
-"""The one exception of this package, and how its messages quote values."""
+"""The one exception of this package, its one warning, and how messages quote values."""
 
 import json
 import re
@@ -6,6 +6,10 @@ from typing import Any
 
 _LONGEST_VALUE = 60
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+
+
+class GemmaWarning(UserWarning):
+    """Something that the user should know, and that does not stop the work."""
 
 
 class GemmaError(ValueError):

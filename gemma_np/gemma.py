@@ -23,6 +23,7 @@ from gemma_np.config import RELEASED, GemmaConfig
 from gemma_np.errors import GemmaError
 from gemma_np.evaluation.perplexity import TextLoss, sliding_losses
 from gemma_np.model.transformer import lm_head, transformer
+from gemma_np.mpi import Ranks
 from gemma_np.scope import Record, Tape, no_tape
 from gemma_np.text.batch import generate_batch
 from gemma_np.text.chat import chat_ids
@@ -382,17 +383,22 @@ class Gemma:
         """Return exp of the mean negative log-likelihood per token of a text; see `text_loss`."""
         return self.text_loss(text).perplexity
 
-    def text_loss(self, text: str, context: int | None = None, stride: int | None = None) -> TextLoss:
+    def text_loss(
+        self, text: str, context: int | None = None, stride: int | None = None, ranks: Ranks | None = None
+    ) -> TextLoss:
         """Measure the loss on a text, as perplexity, bits per token and bits per byte.
 
-        A text longer than `context` tokens is read through windows that move by `stride` (see `sliding_losses`).
+        A text longer than `context` tokens is read through windows that move by `stride` (see `sliding_losses`); ranks
+        share them.
         Raises GemmaError for an empty text, and when the loss is not finite.
         """
         tokenizer = self.require_tokenizer()
         ids = tokenizer.encode(text, bos=False)
         if not ids:
             raise GemmaError("text: empty, expected at least one token")
-        losses = sliding_losses(ids, tokenizer.bos, self.weights, self.config, context=context, stride=stride)
+        losses = sliding_losses(
+            ids, tokenizer.bos, self.weights, self.config, context=context, stride=stride, ranks=ranks
+        )
         nats = float(losses.sum())
         if not np.isfinite(nats):
             raise GemmaError(f"perplexity: {nats}, expected a finite number (are the weights damaged?)")

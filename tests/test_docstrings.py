@@ -40,7 +40,6 @@ PLUMBING = {  # modules in these packages that compute nothing that stands in a 
     "model/records",
     "training/data",
     "training/initial_model",
-    "training/mpi",
     "training/__init__",
     "training/run_lock",
     "training/run_log",

@@ -22,6 +22,7 @@ OVERRIDES = {  # methods that lm-evaluation-harness calls, with the parameters t
     "GemmaHarness.tok_encode",
     "GemmaHarness.apply_chat_template",
     "GemmaHarness.chat_template",
+    "GemmaHarness.loglikelihood",
     "GemmaHarness.loglikelihood_rolling",
     "GemmaHarness.generate_until",
 }

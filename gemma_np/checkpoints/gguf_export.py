@@ -14,6 +14,7 @@ from gemma_np.checkpoints.gguf import MODEL_TYPES, config_from_metadata, gguf_na
 from gemma_np.checkpoints.gguf_file import FLOAT_TYPES, read_gguf
 from gemma_np.config import GemmaConfig
 from gemma_np.errors import GemmaError
+from gemma_np.progress import progress_bar
 from gemma_np.text.chat_template import CHAT_TEMPLATE
 from gemma_np.text.tokenizer import END_OF_TURN, Tokenizer
 from gemma_np.weights.formats import matrix_bytes
@@ -53,8 +54,6 @@ def _write(
         from gguf import GGMLQuantizationType, GGUFWriter, LlamaFileType
     except ImportError:
         raise GemmaError('export-gguf: needs the gguf library, which pip install "gemma-np[gguf]" brings') from None
-    from tqdm import tqdm
-
     writer = GGUFWriter(path, next(arch for arch, name in MODEL_TYPES.items() if name == config.model_type))
     writer.add_name(title)
     writer.add_file_type(LlamaFileType["ALL_F32" if mixture == "f32" else f"MOSTLY_{mixture.upper()}"])
@@ -71,7 +70,7 @@ def _write(
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
-    for _, array in tqdm(arrays, total=len(shapes), desc="writing", unit=" weights", delay=2, leave=False):
+    for _, array in progress_bar(arrays, total=len(shapes), desc="writing", unit="weights"):
         _write_tensor(writer, np.ascontiguousarray(array))
     writer.close()
     reread = config_from_metadata(read_gguf(path).metadata)

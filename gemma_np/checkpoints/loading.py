@@ -11,8 +11,9 @@ from ml_dtypes import bfloat16
 from numpy.typing import DTypeLike
 
 from gemma_np.config import GemmaConfig
-from gemma_np.errors import GemmaError
+from gemma_np.errors import GemmaError, GemmaWarning
 from gemma_np.memory import check_memory
+from gemma_np.progress import progress_bar
 from gemma_np.weights.formats import BFloat16, Float16, Stored, Weight
 
 _NAMED = 3  # tensors that an error names
@@ -60,8 +61,6 @@ def load_weights(stored: Mapping[str, StoredTensor], config: GemmaConfig, dtype:
     Raises GemmaError that names missing, extra and misshapen tensors, or when memory is too small; warns about NaN and
     infinity.
     """
-    from tqdm import tqdm
-
     float_dtype = np.dtype("float32" if dtype in ("auto", "stored") else dtype)
     keep_quantized = dtype in ("auto", "stored")
     keep_16_bits = dtype == "stored" or (dtype == "auto" and any(tensor.quantized for tensor in stored.values()))
@@ -82,13 +81,13 @@ def load_weights(stored: Mapping[str, StoredTensor], config: GemmaConfig, dtype:
     check_memory(sum(math.prod(tensor.shape) for tensor in copied) * float_dtype.itemsize, float_dtype)
 
     total = sum(math.prod(shape) for _, shape in config.weight_shapes())
-    with tqdm(total=total, desc="loading", unit=" weights", unit_scale=True, delay=2, leave=False) as progress:
+    with progress_bar(total=total, desc="loading", unit="weights", unit_scale=True) as progress:
         for name, _ in config.weight_shapes():
             if name in weights:
                 continue
             weights[name], finite = load_tensor(stored[name], float_dtype, progress.update)
             if not finite:
-                warnings.warn(f"{name}: has NaN or infinity, expected finite numbers", stacklevel=2)
+                warnings.warn(f"{name}: has NaN or infinity, expected finite numbers", GemmaWarning, stacklevel=2)
     return {name: weights[name] for name, _ in config.weight_shapes()}
 
 

@@ -2,16 +2,25 @@
 
 import argparse
 import sys
-import warnings
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from importlib import import_module
 from typing import Any, NoReturn
 
 import numpy as np
 
 from gemma_np.cli.outputs import check_outputs
-from gemma_np.cli.terminal import discard_output, exit_on_signals, prepare_streams, print_message, report_bug
+from gemma_np.cli.terminal import (
+    discard_output,
+    exit_on_signals,
+    own_warnings_only,
+    prepare_streams,
+    print_message,
+    report_bug,
+)
 from gemma_np.errors import GemmaError
+from gemma_np.mpi import mpi_ranks
+from gemma_np.progress import quiet
 
 COMMANDS = {
     "generation": {
@@ -82,9 +91,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print_message(f"gemma-np: out of memory: {error}")
         except OSError as error:
             print_message(f"gemma-np: {error.filename or 'standard output'}: {error.strerror or error}")
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as stopped:
             sys.unraisablehook = lambda _: None  # a progress bar that was interrupted at its start cannot be closed
             print(file=sys.stderr)
+            if stopped.args:  # how to go on
+                print_message(f"gemma-np: {stopped}")
             return 130
         except Exception as error:
             report_bug(error)
@@ -98,15 +109,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     # Loading already warns about NaN in the weights, with the name of the tensor.
-    with warnings.catch_warnings(), np.errstate(all="ignore"):
-        warnings.showwarning = _print_warning
-        check_outputs(options)
-        status: int | None = options.run(options)
+    with own_warnings_only(), np.errstate(all="ignore"), mpi_ranks() as ranks:
+        options.ranks = ranks
+        if ranks.size > 1 and not options.shares_work:
+            found = f"{ranks.size} ranks, expected one process (without mpiexec)"
+            raise GemmaError(f"{options.command}: {found}: it does not share its work")
+        with quiet() if options.quiet else nullcontext():
+            check_outputs(options)
+            status: int | None = options.run(options)
     return status or 0
-
-
-def _print_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    print_message(f"gemma-np: warning: {message}")
 
 
 def _checked(arguments: Sequence[str]) -> Sequence[str]:
@@ -142,15 +153,19 @@ def parser(chosen: str | None = None) -> argparse.ArgumentParser:
     top.add_argument("--version", action=_Version, nargs=0, help="show program's version number and exit")
     commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
-    def command(run: Callable[[argparse.Namespace], int | None], *examples: str) -> argparse.ArgumentParser:
+    def command(
+        run: Callable[[argparse.Namespace], int | None], *examples: str, shares_work: bool = False
+    ) -> argparse.ArgumentParser:
+        name = run.__name__.replace("_", "-")
         sub = commands.add_parser(
-            run.__name__.replace("_", "-"),
+            name,
             help=run.__doc__,
             description=run.__doc__,
             epilog="\n  ".join(["examples:", *examples]),
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        sub.set_defaults(run=run)
+        sub.set_defaults(run=run, command=name, shares_work=shares_work)
+        sub.add_argument("--quiet", action="store_true", help="show results, warnings and errors only")
         return sub
 
     for group, names in COMMANDS.items():

@@ -30,8 +30,9 @@ _LONGEST_RANGE = 2**20  # of token ids; more than any vocabulary has
 
 
 Command = Callable[..., argparse.ArgumentParser]
-"""command(run, *examples) registers `run`, a function of the parsed arguments, as a command with its name and
-docstring, and returns the parser of the command."""
+"""command(run, *examples, shares_work=False) registers `run`, a function of the parsed arguments, as a command with its
+name and docstring, and returns the parser of the command. One that does not share its work refuses several ranks; one
+that does finds them in `ranks` of its arguments."""
 
 
 def add_model(parser: argparse.ArgumentParser, default: str = DEFAULT) -> None:

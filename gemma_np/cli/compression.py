@@ -23,7 +23,7 @@ from gemma_np.cli.arguments import (
     refuse_without,
 )
 from gemma_np.cli.options import add_number
-from gemma_np.cli.outputs import add_new_folder, add_output_file
+from gemma_np.cli.outputs import add_new_folder, add_output_file, report_written
 from gemma_np.cli.training import add_training_config
 from gemma_np.compression import export_gguf as export
 from gemma_np.compression import pipeline, pruning_plan, quantize_model
@@ -35,6 +35,7 @@ from gemma_np.compression.quantize_model import DEFAULT_METHOD
 from gemma_np.config import RELEASED, GemmaConfig
 from gemma_np.errors import GemmaError
 from gemma_np.gemma import load
+from gemma_np.progress import progress_bar
 from gemma_np.training.data import tokenize_texts
 from gemma_np.training.run_lock import run_lock
 from gemma_np.training.training_state import TrainingConfig
@@ -124,6 +125,7 @@ def quantize(options: argparse.Namespace) -> None:
     weights = quantize_model.quantize_model(model, scheme, method, ids, embedding)
     progress = _progress(weights, model.config, "quantizing")
     save_folder(out, model.config, progress, model.tokenizer, source=model.source)
+    report_written(out)
 
 
 def prune(options: argparse.Namespace) -> None:
@@ -133,6 +135,7 @@ def prune(options: argparse.Namespace) -> None:
     model = load(options.model)
     ids = read_calibration(options, model) if plan.needs_calibration else None
     pruning_plan.prune(model, plan, ids).save(out)
+    report_written(out)
 
 
 def compress(options: argparse.Namespace) -> None:
@@ -172,6 +175,7 @@ def export_gguf(options: argparse.Namespace) -> None:
     model = load(options.model, "stored")
     ids = read_calibration(options, model) if options.calibration_text else None
     export.export_gguf(model, options.format, Path(options.output), ids)
+    report_written(options.output)
 
 
 def init_checkpoint(options: argparse.Namespace) -> None:
@@ -184,6 +188,7 @@ def init_checkpoint(options: argparse.Namespace) -> None:
         save_sparse_folder(out, config)
     else:
         save_folder(out, config, _progress(random_weights(config, options.format), config, "writing"), None)
+    report_written(out)
 
 
 def _healing(options: argparse.Namespace) -> TrainingConfig:
@@ -193,7 +198,5 @@ def _healing(options: argparse.Namespace) -> TrainingConfig:
 
 def _progress(weights: Iterable[tuple[str, Weight]], config: GemmaConfig, what: str) -> Iterable[tuple[str, Weight]]:
     """Return the weights with a progress bar."""
-    from tqdm import tqdm
-
     total = sum(1 for _ in config.weight_shapes())
-    return tqdm(weights, total=total, desc=what, unit=" weights", delay=1, leave=False)
+    return progress_bar(weights, total=total, desc=what, unit="weights")

@@ -13,7 +13,7 @@ from typing import Any
 from gemma_np.cli.arguments import DRAFT_HELP, Command, add_dtype, add_model, read_ids, refuse_without
 from gemma_np.cli.conversation import HELP, Conversation
 from gemma_np.cli.options import add_number
-from gemma_np.cli.terminal import print_message, printable, size_of
+from gemma_np.cli.terminal import print_message, print_status, printable, size_of
 from gemma_np.compression.drafts import read_draft
 from gemma_np.errors import GemmaError
 from gemma_np.gemma import DEFAULT_CHAT, Gemma, load
@@ -97,13 +97,13 @@ def chat(options: argparse.Namespace) -> None:
     generation = _generation(options, model)
     conversation, interactive = Conversation(options.system), sys.stdin.isatty()
     if options.model == DEFAULT_CHAT:
-        print(f"{DEFAULT_CHAT} has read plays only; otherwise try --model google/gemma-2-2b-it", file=sys.stderr)
+        print_status(f"{DEFAULT_CHAT} has read plays only; otherwise try --model google/gemma-2-2b-it")
     if interactive:
-        print(f"Each line is one turn; {HELP}; Ctrl-C stops an answer, Ctrl-D ends the chat.", file=sys.stderr)
+        print_status(f"Each line is one turn; {HELP}; Ctrl-C stops an answer, Ctrl-D ends the chat.")
     for line in _lines(interactive):
         if line.startswith("/"):
             try:
-                print_message(conversation.run(line))
+                print_status(conversation.run(line))
             except GemmaError as error:
                 print_message(error)
             continue
@@ -154,7 +154,7 @@ def _print_stream(pieces: Iterable[str], acceptance: Acceptance, *, stoppable: b
         speed = (tokens - 1) / (now - first)
         peak = f", peak memory {size_of(peak_memory())}" if peak_memory() else ""
         drafted = f", {acceptance}" if acceptance.proposed else ""
-        print(f"first token after {first - started:.2f} s, then {speed:.1f} tokens/s{drafted}{peak}", file=sys.stderr)
+        print_status(f"first token after {first - started:.2f} s, then {speed:.1f} tokens/s{drafted}{peak}")
     return "".join(text)
 
 

@@ -9,7 +9,8 @@ import sys
 
 from gemma_np.cli.arguments import Command, add_model, read_ids, refuse_without
 from gemma_np.cli.options import add_number
-from gemma_np.cli.outputs import add_force, add_output_file
+from gemma_np.cli.outputs import add_force, add_output_file, report_written
+from gemma_np.cli.terminal import print_status
 from gemma_np.errors import GemmaError, quoted
 from gemma_np.gemma import Gemma, load, resolve_config
 from gemma_np.model.records import RECORDS
@@ -153,12 +154,12 @@ def trace(options: argparse.Namespace) -> None:
     prompt = _only(options.prompt) if options.ids is None else read_ids(_only(options.ids))
     passes = plan_passes(model, prompt, chunk=options.chunk, decode=options.decode)
     count = write_trace(model, passes, options.output, pattern=options.filter, source=str(options.model))
-    print(f"{count} records of {sum(map(len, passes))} tokens in {options.output}", file=sys.stderr)
+    print_status(f"{count} records of {sum(map(len, passes))} tokens in {options.output}")
     if options.blind_spots or is_quick(model.config, passes):
         review = review_trace(model, passes, pattern=options.filter)
-        print("\n".join(describe_review(review)), file=sys.stderr)
+        print_status("\n".join(describe_review(review)))
     else:
-        print("--blind-spots says which known mistakes it cannot show, in 40 to 160 forward passes", file=sys.stderr)
+        print_status("--blind-spots says which known mistakes it cannot show, in 40 to 160 forward passes")
 
 
 def _trace_gradients(model: Gemma, options: argparse.Namespace) -> None:
@@ -172,7 +173,7 @@ def _trace_gradients(model: Gemma, options: argparse.Namespace) -> None:
     else:
         texts = [read_ids(ids) for ids in options.ids]
     count = write_gradients(model, texts, options.output, str(options.model))
-    print(f"loss and {count - 1} gradients in {options.output}", file=sys.stderr)
+    print_status(f"loss and {count - 1} gradients in {options.output}")
 
 
 def records(options: argparse.Namespace) -> None:
@@ -209,6 +210,7 @@ def compare(options: argparse.Namespace) -> int:
         rows = compare_files(options.reference, options.dump, isolate=options.isolate, **files)
     if options.plot:
         plot_comparison(rows, options.plot)
+        report_written(options.plot)
     print(json.dumps([row._asdict() for row in rows]) if options.json else "\n".join(describe_comparison(rows)))
     return int(any(row.differs for row in rows))
 
@@ -243,7 +245,7 @@ def conformance(options: argparse.Namespace) -> int:
         raise GemmaError("expected either -o DIR, or KIT -- PROGRAM {model} {ids} {out}")
     if options.output:
         size = write_kit(options.output)
-        print(f"{options.output}: {size / 1e6:.1f} MB; its README.md says how to use it", file=sys.stderr)
+        print_status(f"{options.output}: {size / 1e6:.1f} MB; its README.md says how to use it")
         return 0
     results = []
     for result in run_kit(options.kit, options.program):

@@ -1,4 +1,4 @@
-"""What a command may write: never onto its input, and over an existing file only with --force."""
+"""What a command writes: never onto its input, over an existing file only with --force; at the end, a line about it."""
 
 import argparse
 import os
@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from gemma_np.checkpoints.atomic_write import check_file_to_write
+from gemma_np.cli.terminal import print_status, size_of
 from gemma_np.errors import GemmaError
 from gemma_np.gemma import BUNDLED
 
@@ -55,6 +56,13 @@ def check_outputs(options: argparse.Namespace) -> None:
             if path.is_file() and not options.force:
                 raise GemmaError(f"{path}: exists, expected another file, or --force to replace it")
             check_file_to_write(path)
+
+
+def report_written(output: str | Path, note: str = "") -> None:
+    """Print one line on the file or folder that a command has written, with its size."""
+    path = Path(output)
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    print_status(f"{path}: {size_of(sum(file.stat().st_size for file in files))}{note}")
 
 
 def _inputs(options: argparse.Namespace) -> Iterator[Path]:

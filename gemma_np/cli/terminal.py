@@ -1,16 +1,21 @@
 """The terminal: standard streams that always work, text that cannot control it, one line for each message."""
 
+import logging
 import os
 import re
 import signal
 import sys
 import tempfile
 import traceback
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import TextIOWrapper
 from types import FrameType
 from typing import NoReturn
+
+from gemma_np.errors import GemmaWarning
+from gemma_np.progress import is_quiet
 
 _LONGEST_MESSAGE = 200
 _LONG_WORD = re.compile(r"\S{10,}(\S{50})")  # a path, mostly
@@ -76,6 +81,26 @@ def print_message(message: object) -> None:
     print(line, file=sys.stderr)
 
 
+@contextmanager
+def own_warnings_only() -> Iterator[None]:
+    """Print a warning of this package as one line, and hide those of other libraries, which the user cannot act on."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("default", GemmaWarning)
+        warnings.showwarning = lambda message, *_, **__: print_message(f"gemma-np: warning: {message}")
+        logging.disable(logging.WARNING)
+        try:
+            yield
+        finally:
+            logging.disable(logging.NOTSET)
+
+
+def print_status(message: str) -> None:
+    """Print a line about the work, which is no result, to standard error; not with --quiet, and on rank 0 alone."""
+    if not is_quiet():
+        print(message, file=sys.stderr)
+
+
 def report_bug(error: Exception) -> None:
     """Write the traceback of a bug to a file, and print one line that says what to do with it."""
     with tempfile.NamedTemporaryFile("w", prefix="gemma-np-", suffix=".txt", delete=False, errors="replace") as file:
@@ -85,4 +110,6 @@ def report_bug(error: Exception) -> None:
 
 def size_of(count: int) -> str:
     """Return a number of bytes in words, such as 1.25 GB."""
-    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+    if count >= 1e9:
+        return f"{count / 1e9:.2f} GB"
+    return f"{count / 1e6:.1f} MB" if count >= 1e6 else f"{count / 1e3:.1f} kB"

@@ -19,7 +19,7 @@ from gemma_np.cli.arguments import (
     refuse_without,
 )
 from gemma_np.cli.options import add_number
-from gemma_np.cli.outputs import add_new_folder, add_output_file
+from gemma_np.cli.outputs import add_new_folder, add_output_file, report_written
 from gemma_np.compression.drafts import read_draft
 from gemma_np.compression.qat import FakeQuantize
 from gemma_np.compression.quantization import QUANTIZE_FORMATS, Scheme
@@ -27,7 +27,7 @@ from gemma_np.errors import GemmaError
 from gemma_np.gemma import Gemma, load
 from gemma_np.input_files import read_text
 from gemma_np.text.tokenizer import Tokenizer, read_tokenizer
-from gemma_np.training import merging, mpi_ranks, runs
+from gemma_np.training import merging, runs
 from gemma_np.training.data import text_files
 from gemma_np.training.distillation import DIVERGENCES
 from gemma_np.training.initial_model import SMALL_SHAPE, new_model
@@ -76,6 +76,7 @@ def add_commands(command: Command) -> None:
         "gemma-np train texts/ --tokenizer tokenizer.model -o run --steps 2000 --resume",
         "gemma-np train chats.jsonl --model google/gemma-3-270m -o tuned --learning-rate 1e-5 --seq-len 512",
         "mpiexec -n 4 gemma-np train texts/ --tokenizer tokenizer.model -o run",
+        shares_work=True,
     )
     sub.add_argument("text", metavar="TEXT", help=f"{TEXT_HELP}; or a .jsonl file with one conversation per line")
     sub.add_argument("--tokenizer", metavar="FILE", help="train from scratch, with this tokenizer.model")
@@ -86,6 +87,7 @@ def add_commands(command: Command) -> None:
         "gemma-np distill texts/ --teacher run -o student --hidden-size 64 --intermediate-size 256",
         "gemma-np distill --targets targets -o student",
         "gemma-np distill texts/ --teacher run --model student --on-policy --divergence jensen-shannon -o better",
+        shares_work=True,
     )
     sub.add_argument("text", metavar="TEXT", nargs="?", help=f"{TEXT_HELP} (not with --targets)")
     sub.add_argument("--teacher", metavar="M", help=f"live teacher: {MODEL_HELP}")
@@ -104,6 +106,7 @@ def add_commands(command: Command) -> None:
         cache_teacher,
         "gemma-np cache-teacher texts/ --teacher run -o targets --top-k 32 --seq-len 256",
         "gemma-np cache-teacher texts/ --teacher run-1 --teacher run-2 -o targets",
+        shares_work=True,
     )
     sub.add_argument("text", metavar="TEXT", help=TEXT_HELP)
     meaning = f"the teacher: {MODEL_HELP}; repeat it to average several"
@@ -129,87 +132,89 @@ def tokenizer(options: argparse.Namespace) -> None:
     lines = (line for file in text_files(Path(options.text)) for line in read_text(file).splitlines())
     model = train_tokenizer(lines, options.vocab_size)
     atomic_write(Path(options.output), lambda path: path.write_bytes(model))
+    report_written(options.output)
 
 
 def train(options: argparse.Namespace) -> None:
     """Train a Gemma on texts, or fine-tune it on conversations."""
     if options.model is None and options.tokenizer is None:
         raise GemmaError("expected --tokenizer to train from scratch, or --model to continue from a checkpoint")
-    run = runs.fine_tune if Path(options.text).suffix == ".jsonl" else runs.train
-    with mpi_ranks() as ranks:
-        run(
-            options.model or _new_model(options, read_tokenizer(options.tokenizer)),
-            options.text,
-            options.output,
-            config=training_config(options),
-            view_weights=_fake_quantize(options),
-            resume=options.resume,
-            ranks=ranks,
-        )
+    train_on = runs.fine_tune if Path(options.text).suffix == ".jsonl" else runs.train
+    run = train_on(
+        options.model or _new_model(options, read_tokenizer(options.tokenizer)),
+        options.text,
+        options.output,
+        config=training_config(options),
+        view_weights=_fake_quantize(options),
+        resume=options.resume,
+        ranks=options.ranks,
+    )
+    _report_run(options.output, run)
 
 
 def distill(options: argparse.Namespace) -> None:
     """Train a Gemma to match a teacher's distribution: live teacher, precomputed targets, or on-policy."""
     if bool(options.targets) == bool(options.teacher):
         raise GemmaError("expected --teacher and TEXT for a live teacher, or --targets for precomputed targets")
-    with mpi_ranks() as ranks:
-        common: runs.RunOptions = {
-            "config": training_config(options),
-            "view_weights": _fake_quantize(options),
-            "resume": options.resume,
-            "ranks": ranks,
-        }
-        if options.targets:
-            live = options.text or options.on_policy or options.draft or options.temperature != 1
-            if live or options.divergence != "cross-entropy":
-                raise GemmaError(
-                    "--targets: expected no TEXT, --on-policy, --draft, --temperature or --divergence beside it"
-                )
-            student = options.model or _new_model(options, targets_tokenizer(options.targets))
-            runs.distill_from_cache(student, options.targets, options.output, **common)
-            return
-        if options.text is None:
-            raise GemmaError("TEXT: missing, expected a text file or a folder for the teacher to read")
-        if not options.on_policy:
-            refuse_without("--on-policy", options, "draft")
-        teacher = load(options.teacher)
-        runs.distill(
-            options.model or _new_model(options, teacher.require_tokenizer(), teacher.config.vocab_size),
-            options.text,
-            options.output,
-            teacher=teacher,
-            divergence=options.divergence,
-            temperature=options.temperature,
-            beta=options.beta,
-            prompt_tokens=options.prompt_tokens if options.on_policy else None,
-            draft=read_draft(options.draft) if options.draft else None,
-            **common,
-        )
+    common: runs.RunOptions = {
+        "config": training_config(options),
+        "view_weights": _fake_quantize(options),
+        "resume": options.resume,
+        "ranks": options.ranks,
+    }
+    if options.targets:
+        live = options.text or options.on_policy or options.draft or options.temperature != 1
+        if live or options.divergence != "cross-entropy":
+            raise GemmaError(
+                "--targets: expected no TEXT, --on-policy, --draft, --temperature or --divergence beside it"
+            )
+        student = options.model or _new_model(options, targets_tokenizer(options.targets))
+        return _report_run(options.output, runs.distill_from_cache(student, options.targets, options.output, **common))
+    if options.text is None:
+        raise GemmaError("TEXT: missing, expected a text file or a folder for the teacher to read")
+    if not options.on_policy:
+        refuse_without("--on-policy", options, "draft")
+    teacher = load(options.teacher)
+    run = runs.distill(
+        options.model or _new_model(options, teacher.require_tokenizer(), teacher.config.vocab_size),
+        options.text,
+        options.output,
+        teacher=teacher,
+        divergence=options.divergence,
+        temperature=options.temperature,
+        beta=options.beta,
+        prompt_tokens=options.prompt_tokens if options.on_policy else None,
+        draft=read_draft(options.draft) if options.draft else None,
+        **common,
+    )
+    _report_run(options.output, run)
 
 
 def cache_teacher(options: argparse.Namespace) -> None:
     """Precompute a teacher's top-k probabilities on texts, for any number of students."""
-    with mpi_ranks() as ranks:
-        runs.cache_teacher(
-            options.teacher,
-            options.text,
-            options.output,
-            top_k=options.top_k,
-            seq_len=options.seq_len,
-            val_fraction=options.val_fraction,
-            seed=options.seed,
-            ranks=ranks,
-        )
+    runs.cache_teacher(
+        options.teacher,
+        options.text,
+        options.output,
+        top_k=options.top_k,
+        seq_len=options.seq_len,
+        val_fraction=options.val_fraction,
+        seed=options.seed,
+        ranks=options.ranks,
+    )
+    report_written(options.output)
 
 
 def merge(options: argparse.Namespace) -> None:
     """Average the weights of several checkpoints, or convert one to another dtype."""
     merging.merge([load(name) for name in options.models], options.dtype).save(options.output)
+    report_written(options.output)
 
 
 def plot_log(options: argparse.Namespace) -> None:
     """Plot the losses of one or more runs."""
     plot_logs([Path(run) for run in options.runs], Path(options.output))
+    report_written(options.output)
 
 
 def training_config(options: argparse.Namespace) -> TrainingConfig:
@@ -242,6 +247,12 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     meaning = "simulate this quantization while training"
     aware.add_argument("--quantization-aware", metavar="FORMAT", choices=QUANTIZE_FORMATS, help=meaning)
     add_group_size(aware)
+
+
+def _report_run(output: str, run: runs.TrainingRun) -> None:
+    last = run.log[-1]
+    validation = f", {last['val_loss']:.3f} in validation" if "val_loss" in last else ""
+    report_written(output, f"; after {last['step']:.0f} steps, the loss is {last['loss']:.3f}{validation}")
 
 
 def _new_model(options: argparse.Namespace, tokenizer: Tokenizer, vocab_size: int | None = None) -> Gemma:

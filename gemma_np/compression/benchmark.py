@@ -11,6 +11,7 @@ from gemma_np.gemma import Gemma
 from gemma_np.model.kv_cache import KVCache
 from gemma_np.model.log_probs import log_softmax
 from gemma_np.model.transformer import lm_head, transformer
+from gemma_np.progress import progress_bar
 from gemma_np.text.generation import generate_ids
 from gemma_np.weights.formats import stored_bytes
 
@@ -33,10 +34,8 @@ class Measurement:
 
 def measure(step: str, model: Gemma, original: Gemma, texts: np.ndarray) -> Measurement:
     """Compare a model with the original on texts, ids [N, T]. Raises GemmaError when its loss is not finite."""
-    from tqdm import tqdm
-
     loss = divergence = 0.0
-    for text in tqdm(texts, desc=f"measuring: {step}", unit=" texts", delay=2, leave=False):
+    for text in progress_bar(texts, desc=f"measuring: {step}", unit="texts"):
         streams = [transformer(text[:-1], gemma.weights, gemma.config) for gemma in (model, original)]
         for start in range(0, len(text) - 1, _ROWS):
             rows = slice(start, start + _ROWS)

@@ -12,6 +12,7 @@ from gemma_np.gemma import Gemma
 from gemma_np.model.block import block
 from gemma_np.model.embedding import embed
 from gemma_np.model.transformer import transformer
+from gemma_np.progress import progress_bar
 from gemma_np.scope import Scope
 from gemma_np.weights.formats import Weight, dequantize
 
@@ -50,7 +51,7 @@ def channel_importance(model: Gemma, ids: np.ndarray) -> dict[str, np.ndarray]:
             sums[name] = sums.get(name, 0) + np.square(value, dtype=np.float64).reshape(-1, value.shape[-1]).sum(axis=0)
         return value
 
-    for text in ids:
+    for text in progress_bar(ids, desc="calibrating", unit="texts"):
         transformer(text, model.weights, model.config, tape=add)
     means = {name: total / ids.size for name, total in sums.items()}
     return {

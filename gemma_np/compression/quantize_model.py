@@ -10,7 +10,7 @@ from gemma_np.compression.awq import awq_scale
 from gemma_np.compression.calibration import INPUTS, InputGram, map_layers
 from gemma_np.compression.gptq import gptq
 from gemma_np.compression.quantization import Scheme, quantize
-from gemma_np.errors import GemmaError
+from gemma_np.errors import GemmaError, GemmaWarning
 from gemma_np.gemma import Gemma
 from gemma_np.weights.formats import Weight, check_finite
 
@@ -68,7 +68,7 @@ def _warn_of_second_rounding(model: Gemma) -> None:
     quantized = sorted({format for format in formats if format})
     if quantized:
         count = f"{len(formats) - formats.count(None)} of {len(formats)} matrices are quantized already"
-        warnings.warn(f"{count} ({', '.join(quantized)}) and are rounded a second time", stacklevel=3)
+        warnings.warn(f"{count} ({', '.join(quantized)}) and are rounded a second time", GemmaWarning, stacklevel=3)
 
 
 def _quantize(

@@ -19,6 +19,7 @@ from gemma_np.errors import GemmaError
 from gemma_np.gemma import Gemma
 from gemma_np.model.block import block
 from gemma_np.model.embedding import embed
+from gemma_np.progress import progress_bar
 from gemma_np.scope import Scope
 from gemma_np.weights.formats import dequantize
 
@@ -34,12 +35,10 @@ class Importance:
 
 def measure_importance(model: Gemma, ids: np.ndarray) -> Importance:
     """Measure the importance of each part of a model on ids [texts, T]."""
-    from tqdm import tqdm
-
     config, weights = model.config, Scope(model.weights) / "model"
     texts = [embed(text, weights["embed_tokens.weight"]) for text in ids]
     channels, groups, layers = [], [], []
-    for number in tqdm(range(config.num_hidden_layers), desc="importance", unit=" layers", delay=2, leave=False):
+    for number in progress_bar(range(config.num_hidden_layers), desc="importance", unit="layers"):
         layer, gram = weights / f"layers.{number}", InputGram()
         after = [block(x, layer, config, number, tape=gram) for x in texts]
         layers.append(1 - np.mean([_cosine(x, y) for x, y in zip(texts, after, strict=True)]))

@@ -25,6 +25,11 @@ class Difference(NamedTuple):
         """Return whether p is below 5 %."""
         return self.p < 0.05
 
+    @property
+    def verdict(self) -> str:
+        """Return in words what the test shows."""
+        return f"{'shown' if self.is_significant else 'not shown'} to differ (p = {self.p:.2g})"
+
 
 def paired_bootstrap(first: np.ndarray, second: np.ndarray, seed: int = 0) -> Difference:
     """Estimate the mean difference of two models' results on the same questions: first and second [N]."""

@@ -14,6 +14,8 @@ from gemma_np.errors import GemmaError
 from gemma_np.model.kv_cache import KVCache
 from gemma_np.model.log_probs import negative_log_likelihood
 from gemma_np.model.transformer import lm_head, transformer
+from gemma_np.mpi import Ranks
+from gemma_np.progress import progress_bar
 from gemma_np.text.generation import prefill
 from gemma_np.weights.formats import Weights
 
@@ -36,14 +38,15 @@ class Likelihood(NamedTuple):
     is_greedy: bool  # whether greedy decoding would generate it
 
 
-def likelihoods(pairs: Sequence[Pair], weights: Weights, config: GemmaConfig) -> list[Likelihood]:
+def likelihoods(
+    pairs: Sequence[Pair], weights: Weights, config: GemmaConfig, ranks: Ranks | None = None
+) -> list[Likelihood]:
     """Score each continuation after its context; the results are in the order of the pairs.
 
-    A prefix that contexts share is read once, and the continuations of one context are read as a batch.
+    A prefix that contexts share is read once, and the continuations of one context are read as a batch. The ranks share
+    the contexts, and every rank returns all results.
     Raises GemmaError for an empty context or continuation, and when both together exceed the model's context length.
     """
-    from tqdm import tqdm
-
     for pair in pairs:
         if not pair.context or not pair.continuation:
             raise GemmaError("empty context or continuation, expected at least one token of each")
@@ -55,11 +58,12 @@ def likelihoods(pairs: Sequence[Pair], weights: Weights, config: GemmaConfig) ->
     by_context: dict[Ids, list[Ids]] = {}
     for context, continuation in dict.fromkeys(pairs):
         by_context.setdefault(context, []).append(continuation)
-    contexts = sorted(by_context)
+    ranks = ranks or Ranks()
+    contexts = ranks.share(sorted(by_context))
     longest = max((len(pair.context) + len(pair.continuation) for pair in pairs), default=1)
     room = min(longest, config.max_position_embeddings)
     results: dict[Pair, Likelihood] = {}
-    with tqdm(total=len(contexts), desc="scoring", unit=" texts", delay=2, leave=False) as progress:
+    with progress_bar(total=len(contexts), desc="scoring", unit="texts") as progress:
         for context, (x, cache) in zip(contexts, read_sharing(contexts, room, weights, config), strict=True):
             continuations = by_context[context]
             for continuation, score in zip(
@@ -67,7 +71,8 @@ def likelihoods(pairs: Sequence[Pair], weights: Weights, config: GemmaConfig) ->
             ):
                 results[Pair(context, continuation)] = score
             progress.update()
-    return [results[pair] for pair in pairs]
+    everything = {pair: score for part in ranks.all_gather(results) for pair, score in part.items()}
+    return [everything[pair] for pair in pairs]
 
 
 def read_sharing(

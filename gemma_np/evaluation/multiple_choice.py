@@ -19,6 +19,7 @@ from gemma_np.errors import GemmaError, quoted
 from gemma_np.evaluation.bootstrap import Difference, paired_bootstrap
 from gemma_np.evaluation.likelihood import Pair, likelihoods
 from gemma_np.json_input import TEXT, list_of, object_of, read_json_lines, whole_number
+from gemma_np.mpi import Ranks
 from gemma_np.text.tokenizer import Tokenizer
 from gemma_np.weights.formats import Weights
 
@@ -105,8 +106,9 @@ def answer_questions(
     config: GemmaConfig,
     tokenizer: Tokenizer,
     examples: Sequence[Question] = (),
+    ranks: Ranks | None = None,
 ) -> Answers:
-    """Score every choice of every question after the same examples.
+    """Score every choice of every question after the same examples; the ranks share the questions.
 
     Raises GemmaError when a prompt and a choice together exceed the model's context length.
     """
@@ -115,7 +117,7 @@ def answer_questions(
         for question in questions
         for choice in question.choices
     ]
-    raw = np.array([likelihood.log_prob for likelihood in likelihoods(pairs, weights, config)])
+    raw = np.array([likelihood.log_prob for likelihood in likelihoods(pairs, weights, config, ranks)])
     tokens = np.array([len(pair.continuation) for pair in pairs])
     sizes = np.array([len(choice.encode()) for question in questions for choice in question.choices])
     scores = np.stack([raw, raw / tokens, raw / sizes])

@@ -8,6 +8,7 @@ tokens).
 """
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -18,6 +19,8 @@ from gemma_np.errors import GemmaError
 from gemma_np.model.kv_cache import KVCache
 from gemma_np.model.log_probs import negative_log_likelihood
 from gemma_np.model.transformer import lm_head, transformer
+from gemma_np.mpi import Ranks
+from gemma_np.progress import progress_bar
 from gemma_np.weights.formats import Weights
 
 _CHUNK = 256  # tokens; their logits take 262 MB at V = 256,000
@@ -54,12 +57,13 @@ def sliding_losses(
     *,
     context: int | None = None,
     stride: int | None = None,
+    ranks: Ranks | None = None,
 ) -> np.ndarray:
     """Return -log P of each token of a text, given the tokens before it in a window that begins with `<bos>`.
 
     The window has `context` tokens and moves by `stride`. The first window scores all of its tokens, each later one its
     last `stride`, which have at least context - 1 - stride tokens before them. Defaults: the model's context length and
-    windows that do not overlap.
+    windows that do not overlap. The ranks share the windows.
 
     ids [N], without `<bos>` -> float64 [N], nats. Raises GemmaError for a context or a stride out of range.
     """
@@ -71,30 +75,35 @@ def sliding_losses(
     stride = size if stride is None else stride
     if not 1 <= stride <= size:
         raise GemmaError(f"stride: {stride}, expected 1 to context - 1 = {size}")
-    losses = []
+    windows = []  # (start of what is read, start of what is scored, end of both)
     scored = 0
     while scored < len(ids):
         end = min(scored + (stride if scored else size), len(ids))
-        window = np.concatenate([[bos], ids[max(0, end - size) : end]])
-        losses.append(token_losses(window, weights, config)[scored - end :])
+        windows.append((max(0, end - size), scored, end))
         scored = end
-    return np.concatenate(losses)
+    ranks = ranks or Ranks()
+    own, losses = ranks.share(windows), np.zeros(len(ids))
+    with progress_bar(total=sum(end - first for first, _, end in own), desc="perplexity", unit="tokens") as progress:
+        for first, scored, end in own:
+            window = np.concatenate([[bos], ids[first:end]])
+            losses[scored:end] = token_losses(window, weights, config, progress.update)[scored - end :]
+    ranks.all_reduce(losses)
+    return losses
 
 
-def token_losses(ids: ArrayLike, weights: Weights, config: GemmaConfig) -> np.ndarray:
-    """Return -log P of each token but the first, given all tokens before it.
+def token_losses(
+    ids: ArrayLike, weights: Weights, config: GemmaConfig, progress: Callable[[int], object] = lambda tokens: None
+) -> np.ndarray:
+    """Return -log P of each token but the first, given all tokens before it; progress: told how many have been read.
 
     ids [T], T at most the model's context length -> float64 [T - 1], nats. Perplexity is exp of their mean.
     """
-    from tqdm import tqdm
-
     ids = np.asarray(ids)
     cache = KVCache(config, len(ids), dtype=weights["model.norm.weight"].dtype)
     parts = []
-    with tqdm(total=len(ids) - 1, desc="perplexity", unit=" tokens", delay=2, leave=False) as progress:
-        for start in range(0, len(ids) - 1, _CHUNK):
-            stop = min(start + _CHUNK, len(ids) - 1)
-            logits = lm_head(transformer(ids[start:stop], weights, config, cache), weights, config)
-            parts.append(negative_log_likelihood(logits, ids[start + 1 : stop + 1]))
-            progress.update(stop - start)
+    for start in range(0, len(ids) - 1, _CHUNK):
+        stop = min(start + _CHUNK, len(ids) - 1)
+        logits = lm_head(transformer(ids[start:stop], weights, config, cache), weights, config)
+        parts.append(negative_log_likelihood(logits, ids[start + 1 : stop + 1]))
+        progress(stop - start)
     return np.concatenate(parts)

@@ -20,9 +20,11 @@ from lm_eval.api.registry import register_model
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-from gemma_np.errors import GemmaError
+from gemma_np.errors import GemmaError, GemmaWarning
 from gemma_np.evaluation.likelihood import Ids, Pair, likelihoods, read_sharing
 from gemma_np.gemma import load
+from gemma_np.mpi import Ranks
+from gemma_np.progress import progress_bar
 from gemma_np.text.batch import Text, extend_all
 from gemma_np.text.chat import as_turns
 from gemma_np.text.sampling import Sampling
@@ -39,6 +41,9 @@ class GemmaHarness(TemplateLM):  # type: ignore[misc]
 
     Raises GemmaError for a model without a tokenizer.
     """
+
+    ranks = Ranks()
+    """The processes that share the work. Each of them runs the whole harness on all requests."""
 
     def __init__(
         self,
@@ -92,11 +97,15 @@ class GemmaHarness(TemplateLM):  # type: ignore[misc]
         """Return the name of the chat template, for the harness's records."""
         return "gemma" if chat_template else ""
 
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """Score continuations in nats, without the harness's bar for their tokenization, which is quick."""
+        return super().loglikelihood(requests, disable_tqdm=True)
+
     def _loglikelihood_tokens(
         self, requests: Sequence[tuple[Any, list[int], list[int]]], **ignored: Any
     ) -> list[tuple[float, bool]]:
         pairs = [self._fitting(context, continuation) for _, context, continuation in requests]
-        results = likelihoods(pairs, self.model.weights, self.model.config)
+        results = likelihoods(pairs, self.model.weights, self.model.config, self.ranks)
         for (strings, _, _), likelihood in zip(requests, results, strict=True):
             if strings is not None:
                 self.cache_hook.add_partial("loglikelihood", strings, tuple(likelihood))
@@ -130,8 +139,6 @@ class GemmaHarness(TemplateLM):  # type: ignore[misc]
 
         Raises GemmaError when the context length has no room for the new tokens.
         """
-        from tqdm import tqdm
-
         limits = [normalize_gen_kwargs(request.args[1], self.max_gen_toks) for request in requests]
         by_context: dict[Ids, list[int]] = {}
         for number, limit in enumerate(limits):
@@ -144,9 +151,9 @@ class GemmaHarness(TemplateLM):  # type: ignore[misc]
             if len(ids) > room:
                 _warn(f"a context of {len(ids)} tokens: only the last {room} are read")
             by_context.setdefault(tuple(ids[-room:]), []).append(number)
-        contexts = sorted(by_context)
-        written = [""] * len(requests)
-        longest = max((len(ids) for ids in contexts), default=0) + max((n["max_gen_toks"] for n in limits), default=1)
+        contexts = self.ranks.share(sorted(by_context))
+        written: dict[int, str] = {}
+        longest = max((len(ids) for ids in by_context), default=0) + max((n["max_gen_toks"] for n in limits), default=1)
         longest = min(longest, self.model.config.max_position_embeddings)
         reading = read_sharing(contexts, longest, self.model.weights, self.model.config)
 
@@ -160,9 +167,11 @@ class GemmaHarness(TemplateLM):  # type: ignore[misc]
             for context, (x, cache) in zip(contexts, reading, strict=True)
             for number in by_context[context]
         )
-        with tqdm(total=len(requests), desc="writing", unit=" texts", disable=disable_tqdm) as progress:
+        total = sum(len(by_context[context]) for context in contexts)
+        with progress_bar(total=total, desc="writing", unit="texts", hide=disable_tqdm) as progress:
             extend_all(texts, self.model.weights, self.model.config)
-        return written
+        everything = {number: text for part in self.ranks.all_gather(written) for number, text in part.items()}
+        return [everything[number] for number in range(len(requests))]
 
     def _extend(
         self, limit: Mapping[str, Any], number: int, finish: Callable[[str], None]
@@ -195,4 +204,4 @@ def _as_text(content: str) -> str:
 
 
 def _warn(message: str) -> None:
-    warnings.warn(message, stacklevel=2)
+    warnings.warn(message, GemmaWarning, stacklevel=2)

@@ -21,6 +21,7 @@ from gemma_np.oracle.groups import known_plans, number_plans
 from gemma_np.oracle.isolation import isolated_run
 from gemma_np.oracle.mistakes import CATALOGUE
 from gemma_np.oracle.reading import PRECISIONS, Differences, Reading, Step
+from gemma_np.progress import progress_bar
 from gemma_np.text.tokenizer import Tokenizer
 from gemma_np.weights.formats import Blocks, Float16
 
@@ -88,15 +89,13 @@ def _sufficient_precision(reading: Reading) -> str:
 
 def _causes(reading: Reading, excess: float, suspects: Sequence[str] | None) -> tuple[str, ...]:
     """Return what explains an excess, best first: of the suspects, or of known mistakes, then of likely numbers."""
-    from tqdm import tqdm
-
     largest = min(max(1, excess / _WELL), excess / _CLEARLY)
     known, likely = _trials(reading)
     groups = [known, likely]
     if suspects is not None:
         groups = [{cause: trial for cause, trial in (known | likely).items() if cause in suspects}]
     for group in groups:
-        trials = tqdm(group.items(), desc="trying mistakes", unit=" mistakes", delay=1, leave=False)
+        trials = progress_bar(group.items(), desc="trying mistakes", unit="mistakes")
         excesses = {cause: trial().excess for cause, trial in trials}
         found = sorted((cause for cause in excesses if excesses[cause] <= largest), key=excesses.__getitem__)
         if found:

@@ -15,6 +15,7 @@ import numpy as np
 from gemma_np.errors import GemmaError
 from gemma_np.gemma import Gemma
 from gemma_np.oracle.trace import Reference
+from gemma_np.progress import progress_bar
 from gemma_np.scope import Tape, no_tape
 
 SAFETY_FACTOR = {"float64": 32.0, "float32": 32.0, "bfloat16": 8.0, "float16": 8.0}
@@ -54,8 +55,6 @@ def passing_errors(
 
     Raises GemmaError for a dtype without measured noise.
     """
-    from tqdm import tqdm
-
     if dtype not in SAFETY_FACTOR:
         raise GemmaError(f"dtype: {dtype!r}, expected one of {', '.join(SAFETY_FACTOR)}")
     generators = [None, *(np.random.default_rng(trial) for trial in range(1, _TRIALS))]
@@ -64,7 +63,7 @@ def passing_errors(
         weights = {name: np.asarray(weight, np.float32) for name, weight in model.weights.items()}
         runs.append((replace(model, weights=weights), no_tape))
     noise = dict.fromkeys(keys, EPS[dtype] / 2)
-    for run in tqdm(runs, desc=f"rounding to {dtype}", unit=" runs", delay=1, leave=False):
+    for run in progress_bar(runs, desc=f"rounding to {dtype}", unit="runs"):
         for key, error in errors(*run).items():
             noise[key] = max(noise[key], error)
     return {key: SAFETY_FACTOR[dtype] * error for key, error in noise.items()}

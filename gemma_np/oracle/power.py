@@ -9,6 +9,7 @@ from gemma_np.oracle.mistakes import CATALOGUE
 from gemma_np.oracle.noise import Records, noise_thresholds, relative_error, relative_errors
 from gemma_np.oracle.operation import Operation
 from gemma_np.oracle.trace import Reference
+from gemma_np.progress import progress_bar
 
 _NOTHING = 1e-12
 
@@ -19,15 +20,13 @@ def blind_spots(alignment: Alignment, dtype: str) -> dict[str, str]:
     dtype: that of their computation. This takes some 10 forward passes, and two for each mistake that does not show in
     the first record that it changes.
     """
-    from tqdm import tqdm
-
     reference, theirs, _ = alignment
     thresholds = noise_thresholds(reference, theirs, dtype, isolated)
     right = isolated_run(reference, {})
     plans = known_plans(reference, right)
     mistakes = [mistake.id for mistake in CATALOGUE if reference.config.model_type in mistake.models]
     found = {}
-    for known in tqdm(mistakes, desc="what could show", unit=" mistakes", delay=1, leave=False):
+    for known in progress_bar(mistakes, desc="what could show", unit="mistakes"):
         if known not in plans:  # the same in this text and config
             found[known] = _no_difference(known, reference)
         elif not _shows_at_once(reference, thresholds, plans[known], right):

@@ -17,6 +17,7 @@ from gemma_np.oracle.isolation import Plan, isolated, isolated_run
 from gemma_np.oracle.noise import Records, excesses, noise_thresholds, relative_errors
 from gemma_np.oracle.operation import Operation
 from gemma_np.oracle.trace import Reference
+from gemma_np.progress import progress_bar
 
 BUDGET = 400
 """The largest number of forward passes."""
@@ -134,11 +135,9 @@ class Search:
         """Return trials of the alternatives of operations that may have caused what is wrong, rank by rank, until one
         explains it. What cannot explain the first tokens is not tried on all of them, unless it looks ahead of them.
         """
-        from tqdm import tqdm
-
         found, last_rank = list[Trial](), 0
         groups = distinct(self.groups)
-        bar = tqdm(groups.items(), desc="trying alternatives", unit=" alternatives", delay=2, leave=False)
+        bar = progress_bar(groups.items(), desc="trying alternatives", unit="alternatives")
         for tried, (title, group) in enumerate(bar):
             rank, _ = title
             is_done = rank > last_rank and any(self.explains(trial) for trial in found)
@@ -198,8 +197,6 @@ class Search:
         """Return trials of two alternatives that leave the first tokens as they are in the dump: of those that alone
         leave the least wrong there, with all others.
         """
-        from tqdm import tqdm
-
         first = self.first or self
         titles = [title for title in distinct(first.groups) if title[0] <= _PAIRED and not first._values(title)]
         remaining = {title: first.trial(title).remaining for title in titles}
@@ -210,7 +207,7 @@ class Search:
             if self.groups[one].keys().isdisjoint(self.groups[other])
         ]
         found = []
-        bar = tqdm(together, desc="trying pairs", unit=" pairs", delay=2, leave=False)
+        bar = progress_bar(together, desc="trying pairs", unit="pairs")
         for tried, pair in enumerate(bar):
             if self.cost >= BUDGET:
                 self.skipped += len(together) - tried

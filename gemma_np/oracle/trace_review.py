@@ -66,20 +66,15 @@ def review_trace(model: Gemma, passes: Passes, *, pattern: str = "*") -> TraceRe
 
     Raises GemmaError when the pattern matches no record.
     """
-    from tqdm import tqdm
-
-    with tqdm(desc="what the trace could not show", unit=" traces", delay=1, leave=False) as bar:
-        own = _blind_spots(model, passes, pattern)
-        bar.update()
-        hidden, proposals = _pairs(own), []
-        for options, other, other_passes in _candidates(model, passes, pattern):
-            if not hidden:
-                break
-            proposal = Proposal(options, _blind_spots(other, other_passes, "*"))
-            bar.update()
-            if hidden - _pairs(proposal.blind_spots):
-                hidden &= _pairs(proposal.blind_spots)
-                proposals.append(proposal)
+    own = _blind_spots(model, passes, pattern)
+    hidden, proposals = _pairs(own), []
+    for options, other, other_passes in _candidates(model, passes, pattern):
+        if not hidden:
+            break
+        proposal = Proposal(options, _blind_spots(other, other_passes, "*"))
+        if hidden - _pairs(proposal.blind_spots):
+            hidden &= _pairs(proposal.blind_spots)
+            proposals.append(proposal)
     return TraceReview(own, proposals)
 
 

@@ -9,6 +9,7 @@ from gemma_np.errors import GemmaError
 from gemma_np.memory import PREFILL_CHUNK
 from gemma_np.model.kv_cache import KVCache
 from gemma_np.model.transformer import lm_head, transformer, validate_token_ids
+from gemma_np.progress import progress_bar
 from gemma_np.scope import Tape, no_tape
 from gemma_np.weights.formats import Weights
 
@@ -94,9 +95,7 @@ def prefill(
     if len(ids) <= PREFILL_CHUNK:
         return transformer(ids, weights, config, cache, tape)[-1]
 
-    from tqdm import tqdm
-
-    with tqdm(total=len(ids), desc="reading", unit=" tokens", delay=2, leave=False, disable=None) as progress:
+    with progress_bar(total=len(ids), desc="reading", unit="tokens") as progress:
         for start in range(0, len(ids), PREFILL_CHUNK):
             x = transformer(ids[start : start + PREFILL_CHUNK], weights, config, cache, tape)
             progress.update(x.shape[0])

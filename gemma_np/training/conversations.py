@@ -14,12 +14,12 @@ from pathlib import Path
 
 import numpy as np
 
-from gemma_np.errors import GemmaError
+from gemma_np.errors import GemmaError, GemmaWarning
 from gemma_np.json_input import TEXT, list_of, object_of, read_json_lines
+from gemma_np.mpi import Ranks
 from gemma_np.text.chat import as_turns, check_messages, turn_ids
 from gemma_np.text.tokenizer import Tokenizer
 from gemma_np.training.data import Split, open_split, prepare, train_val_split
-from gemma_np.training.mpi import Ranks
 from gemma_np.training.task import Batch
 from gemma_np.training.training_state import State
 
@@ -112,7 +112,8 @@ def conversation_rows(
     has_answer = rows[:, 1, 1:].any(axis=-1)
     if not has_answer.all():
         left_out = f"{len(rows) - has_answer.sum()} of {len(rows)} conversations"
-        warnings.warn(f"{name}: {left_out} have no answer within {seq_len} tokens and are left out", stacklevel=2)
+        message = f"{name}: {left_out} have no answer within {seq_len} tokens and are left out"
+        warnings.warn(message, GemmaWarning, stacklevel=2)
     return rows[has_answer]
 
 

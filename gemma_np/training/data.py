@@ -13,8 +13,9 @@ from gemma_np.checkpoints.checksum import CHECKSUM, checksum
 from gemma_np.errors import GemmaError, quoted, shortened
 from gemma_np.input_files import read_bytes, read_text, require_file
 from gemma_np.json_input import object_of, read_json
+from gemma_np.mpi import Ranks
+from gemma_np.progress import progress_bar
 from gemma_np.text.tokenizer import Tokenizer
-from gemma_np.training.mpi import Ranks
 from gemma_np.training.task import Batch
 from gemma_np.training.training_state import State
 
@@ -95,12 +96,10 @@ def tokenize_files(
 
     Raises GemmaError when there are too few documents to split.
     """
-    from tqdm import tqdm
-
     parts = train_val_split(len(files), "documents", val_fraction, seed)
     dtype = np.uint16 if len(tokenizer) <= 2**16 else np.uint32
     tokens = {}
-    with tqdm(total=len(files), desc="tokenizing", unit=" documents", delay=2, leave=False) as progress:
+    with progress_bar(total=len(files), desc="tokenizing", unit="documents") as progress:
         for name, chosen in parts.items():
             ids = [np.empty(0, dtype)]
             for number in chosen:

@@ -13,6 +13,8 @@ from gemma_np.errors import GemmaError
 from gemma_np.input_files import read_text
 from gemma_np.json_input import NUMBER, object_of, parse_json, whole_number
 from gemma_np.plotting import new_figure, save_figure
+from gemma_np.progress import progress_bar
+from gemma_np.training.training_state import read_identity
 
 _ENTRY = object_of({"step": whole_number(1), "loss": NUMBER, "learning_rate": NUMBER}, others=NUMBER)
 
@@ -23,10 +25,7 @@ class RunLog:
     def __init__(self, folder: Path, steps: int, step: int, *, silent: bool = False) -> None:
         """Open the log of a folder and drop the lines after `step`, which a killed run may have written after its last
         checkpoint."""
-        from tqdm import tqdm
-
-        hide = True if silent else None  # None: hide the bar when the output is not a terminal
-        self.progress = tqdm(total=steps, initial=step, desc="training", unit=" steps", disable=hide)
+        self.progress = progress_bar(total=steps, initial=step, desc="training", unit="steps", hide=silent)
         self.file: TextIO | None = None
         if silent:
             return
@@ -41,8 +40,8 @@ class RunLog:
         if self.file:
             with _naming(self.file):
                 self.file.write(json.dumps(entry) + "\n")
+        self.progress.set_postfix_str(f"loss {entry['loss']:.3f}", refresh=False)
         self.progress.update()
-        self.progress.set_postfix({"loss": f"{entry['loss']:.4g}", "tokens/s": f"{entry['tokens_per_second']:.4g}"})
 
     def flush(self) -> None:
         """Flush the lines to the file before the checkpoint of their last step is written."""
@@ -84,35 +83,60 @@ def _entries(path: Path) -> list[dict[str, float]]:
     return [parse_json(line, _ENTRY, f"{path}, line {number}") for number, line in enumerate(lines, start=1)]
 
 
+NEXT_TOKEN = "-log P of the next token"
+
+
+def training_loss(folder: Path) -> str:
+    """Return what the training loss of a run is; before its first checkpoint, the loss of next-token prediction."""
+    identity = read_identity(folder)
+    if "targets" in identity:
+        return f"cross-entropy with the teacher's top {identity['targets']['top_k']} and the rest"
+    if "divergence" not in identity:
+        return NEXT_TOKEN
+    temperature = identity.get("temperature", 1.0)
+    softened = f" at temperature {temperature:g}" if temperature != 1 else ""
+    return {
+        "cross-entropy": f"cross-entropy with the teacher{softened}",
+        "reverse-kl": "reverse KL divergence from the teacher",
+        "jensen-shannon": "Jensen-Shannon divergence from the teacher",
+    }[identity["divergence"]]
+
+
 def plot_logs(folders: Sequence[Path], output: Path) -> None:
-    """Plot the losses of runs, with their learning rates below, to a png, svg or pdf file.
+    """Plot the losses of runs in nats, each kind of loss on axes of its own, and below their learning rates.
 
     Raises GemmaError when a log or matplotlib is missing.
     """
-    logs = [(str(folder), read_log(folder)) for folder in folders]
-    figure = new_figure(8, 6)
-    loss_axes, rate_axes = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
-    for number, (name, log) in enumerate(logs):
+    logs = {folder: read_log(folder) for folder in folders}
+    kinds = {folder: training_loss(folder) for folder in logs}
+    is_validated = any("val_loss" in entry for log in logs.values() for entry in log)
+    panels = sorted({*kinds.values(), *([NEXT_TOKEN] if is_validated else [])}, key=lambda kind: kind != NEXT_TOKEN)
+    figure = new_figure(8, 2 + 3.5 * len(panels))
+    *loss_axes, rate_axes = figure.subplots(len(panels) + 1, 1, sharex=True, height_ratios=[4] * len(panels) + [1])
+    axes_of = dict(zip(panels, loss_axes, strict=True))
+    for number, (folder, log) in enumerate(logs.items()):
         colour = f"C{number}"
         steps, losses = np.array([(entry["step"], entry["loss"]) for entry in log]).T
-        loss_axes.plot(steps, losses, color=colour, alpha=0.2, linewidth=0.8)
-        loss_axes.plot(steps, running_mean(losses), color=colour, label=f"{name}: training")
+        axes, reach = axes_of[kinds[folder]], len(losses) // 100
+        axes.plot(steps, losses, color=colour, alpha=0.2, linewidth=0.8)
+        label = f"{folder}: training" + (f" (mean of {2 * reach + 1} steps)" if reach else "")
+        axes.plot(steps[reach : len(steps) - reach], centred_mean(losses, reach), color=colour, label=label)
         measured = [(entry["step"], entry["val_loss"]) for entry in log if "val_loss" in entry]
         if measured:
-            loss_axes.plot(*np.array(measured).T, "o--", color=colour, markersize=4, label=f"{name}: validation")
+            label = f"{folder}: validation"
+            axes_of[NEXT_TOKEN].plot(*np.array(measured).T, "o--", color=colour, markersize=4, label=label)
         rate_axes.plot(steps, [entry["learning_rate"] for entry in log], color=colour)
-    loss_axes.set(ylabel="loss (nats per token)", title="Training")
-    loss_axes.legend(frameon=False)
+    for kind, axes in axes_of.items():
+        axes.set_title(kind, fontsize=10, loc="left")
+        axes.set(ylabel="nats per token")
+        axes.legend(frameon=False)
     rate_axes.set(xlabel="step", ylabel="learning rate")
     rate_axes.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
-    for axes in (loss_axes, rate_axes):
+    for axes in (*loss_axes, rate_axes):
         axes.grid(alpha=0.3)
     save_figure(figure, output)
 
 
-def running_mean(values: np.ndarray) -> np.ndarray:
-    """Return the running mean over windows of N / 50 values, each ending at its value: [N] -> [N]."""
-    width = max(1, len(values) // 50)
-    sums = np.cumsum(np.concatenate([[0.0], values]))
-    first = np.maximum(np.arange(len(values)) - width + 1, 0)
-    return (sums[1:] - sums[first]) / (np.arange(len(values)) + 1 - first)
+def centred_mean(values: np.ndarray, reach: int) -> np.ndarray:
+    """Return the mean of each value and `reach` values on both sides, where these exist: [N] -> [N - 2 * reach]."""
+    return np.convolve(values, np.full(2 * reach + 1, 1 / (2 * reach + 1)), "valid")

@@ -6,9 +6,9 @@
     run = training.train(model, "texts/", "run", config=training.TrainingConfig(steps=200))
     print(run.log[-1]["loss"], run.model.generate("To be"))
 
-A run writes its output folder, which is also a checkpoint, and can be resumed. A `Gemma` object that is passed in is
-trained in place if its weights are writable. Under MPI, call these functions inside `with mpi_ranks() as ranks:` and
-pass the ranks.
+A run writes its output folder, which is also a checkpoint, and can be resumed; the message of a KeyboardInterrupt says
+how. A `Gemma` object that is passed in is trained in place if its weights are writable. Under MPI, call these functions
+inside `with mpi_ranks() as ranks:` and pass the ranks.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,6 +22,7 @@ import numpy as np
 from gemma_np.checkpoints.atomic_write import atomic_write
 from gemma_np.errors import GemmaError
 from gemma_np.gemma import Draft, Gemma, load
+from gemma_np.mpi import Ranks
 from gemma_np.training.conversations import all_conversations, random_conversations, tokenize_conversations
 from gemma_np.training.data import Split, Texts, consecutive_batches, open_tokens, random_batches, tokenize_texts
 from gemma_np.training.distillation import (
@@ -31,7 +32,6 @@ from gemma_np.training.distillation import (
     on_policy,
     weights_digest,
 )
-from gemma_np.training.mpi import Ranks
 from gemma_np.training.run_lock import run_lock
 from gemma_np.training.run_log import read_log
 from gemma_np.training.task import Batch, Task, WeightView
@@ -44,7 +44,7 @@ from gemma_np.training.teacher_targets import (
     write_targets,
 )
 from gemma_np.training.trainer import run_task
-from gemma_np.training.training_state import TrainingConfig, check_folder
+from gemma_np.training.training_state import TrainingConfig, check_folder, how_to_go_on
 
 Model = Gemma | str | Path
 """A model, or what `gemma_np.load` takes."""
@@ -269,5 +269,9 @@ class _Run:
         if self.view_weights is not None:
             identity = {**task.identity, "view_weights": repr(self.view_weights)}
             task = replace(task, view_weights=self.view_weights, identity=identity)
-        trained = run_task(self.model, task, self.config, self.folder, resume=self.resume, ranks=self.ranks)
+        try:
+            trained = run_task(self.model, task, self.config, self.folder, resume=self.resume, ranks=self.ranks)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(how_to_go_on(self.folder)) from None
+        self.ranks.barrier()  # rank 0 has written the log
         return TrainingRun(trained, read_log(self.folder))

@@ -28,11 +28,12 @@ from gemma_np.errors import GemmaError
 from gemma_np.gemma import Gemma
 from gemma_np.json_input import list_of, object_of, parse_json, read_json, whole_number
 from gemma_np.model.log_probs import log_softmax
+from gemma_np.mpi import Ranks
+from gemma_np.progress import progress_bar
 from gemma_np.text.tokenizer import Tokenizer, read_tokenizer
 from gemma_np.training.data import check_tokens
 from gemma_np.training.distillation import check_same_vocabulary, weights_digest
 from gemma_np.training.losses import TopK, soft_cross_entropy_top_k
-from gemma_np.training.mpi import Ranks
 from gemma_np.training.task import Batch
 from gemma_np.training.training_state import State
 
@@ -95,8 +96,6 @@ def write_targets(
     Existing files are kept; the ranks share the missing ones. Raises GemmaError for what `check_targets` checks, when
     the folder was started with other settings, and when an existing file is damaged.
     """
-    from tqdm import tqdm
-
     ranks = ranks or Ranks()
     check_targets(teachers, seq_len, k)
     check_tokens(tokens, seq_len)
@@ -119,8 +118,8 @@ def write_targets(
         elif number % ranks.size == ranks.rank:
             _open_targets(path, settings, min(_TEXTS, texts - number * _TEXTS), vocab_size)
     ranks.barrier()  # all ranks list the missing files before any of them is written
-    hide = True if ranks.rank else None  # None: hide the bar when the output is not a terminal
-    for number, path in tqdm(missing[ranks.rank :: ranks.size], desc="caching teacher", unit=" files", disable=hide):
+    own = missing[ranks.rank :: ranks.size]
+    for number, path in progress_bar(own, desc="caching teacher", unit="files"):
         starts = range(number * _TEXTS * seq_len, min((number + 1) * _TEXTS, texts) * seq_len, seq_len)
         ids = np.stack([tokens[start : start + seq_len + 1] for start in starts])
         parts = [

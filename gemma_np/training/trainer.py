@@ -15,9 +15,9 @@ from gemma_np.errors import GemmaError
 from gemma_np.gemma import Gemma
 from gemma_np.model.log_probs import negative_log_likelihood
 from gemma_np.model.transformer import lm_head, lm_head_backward, transformer, transformer_backward
+from gemma_np.mpi import Ranks
 from gemma_np.scope import Record
 from gemma_np.training.losses import masked_mean
-from gemma_np.training.mpi import Ranks
 from gemma_np.training.optimizer import AdamW, clip_by_global_norm, cosine_schedule
 from gemma_np.training.run_log import RunLog
 from gemma_np.training.task import Batch, Loss, Task

@@ -91,6 +91,20 @@ def check_folder(folder: Path, *, resume: bool) -> None:
         raise GemmaError(f"{folder}: holds a checkpoint already, expected another folder")
 
 
+def how_to_go_on(folder: Path) -> str:
+    """Return what to tell somebody who has interrupted the run in a folder."""
+    if not (folder / STATE_FILE).exists():
+        return f"{folder}: stopped before the first checkpoint; repeat the command to start again"
+    step = read_metadata(folder / STATE_FILE)["step"]
+    return f"{folder}: stopped; add --resume to go on after step {step}, that of the last checkpoint"
+
+
+def read_identity(folder: Path) -> dict[str, Any]:
+    """Return the identity of the task that a run is trained on; it is empty when the run has not saved anything yet."""
+    path = folder / STATE_FILE
+    return parse_json(read_metadata(path).get("identity", "{}"), object_of({}), path) if path.exists() else {}
+
+
 def save_state(
     folder: Path, state: State, model: Gemma, training_config: TrainingConfig, identity: Mapping[str, Any]
 ) -> None:

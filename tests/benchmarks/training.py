@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gemma_np.training.mpi import mpi_ranks
+from gemma_np.mpi import mpi_ranks
 from gemma_np.training.optimizer import AdamW
 from gemma_np.training.task import Batch, Task
 from gemma_np.training.trainer import initial_weights, train_step

@@ -12,6 +12,7 @@ from gemma_np import GemmaError, memory
 from gemma_np.checkpoints import loading, saving
 from gemma_np.checkpoints.huggingface import load_folder
 from gemma_np.checkpoints.saving import save_folder
+from gemma_np.errors import GemmaWarning
 from tests.support import tiny
 from tests.support.strategies import MODEL_TYPES
 from tests.support.tolerances import assert_close
@@ -283,7 +284,7 @@ def test_no_weights_at_all(folder):
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_numbers_that_are_none_are_warned_of_by_name(bad, dtype, folder):
     map_layers(folder, lambda weights: weights[NAME].__setitem__((7, 11), bad))
-    with pytest.warns(UserWarning, match=f"{NAME}: has NaN or infinity"):
+    with pytest.warns(GemmaWarning, match=f"{NAME}: has NaN or infinity"):
         load_folder(folder, dtype)
 
 

@@ -22,6 +22,7 @@ from gemma_np.cli import main
 from gemma_np.cli.conversation import HELP
 from gemma_np.cli.terminal import size_of
 from gemma_np.compression.export_gguf import export_gguf
+from gemma_np.errors import GemmaWarning
 from gemma_np.text.chat import as_turns
 from gemma_np.training.conversations import read_conversations
 from tests.support import tiny
@@ -229,7 +230,7 @@ def test_info_of_a_gguf_file_lists_its_formats(tmp_path, capsys):
     matrices = [shape for _, shape in config.weight_shapes() if len(shape) == 2]
     size = sum(math.prod(shape) for shape in matrices) * 34 // 32
     assert rows[0] == ["Q8_0", str(len(matrices)), f"{size / 1e6:.1f}", "MB", "8.50"]
-    assert rows[1] == ["F32", str(len(norms)), f"{sum(map(math.prod, norms)) * 4 / 1e6:.1f}", "MB", "32.00"]
+    assert rows[1] == ["F32", str(len(norms)), f"{sum(map(math.prod, norms)) * 4 / 1e3:.1f}", "kB", "32.00"]
     assert rows[2][:2] == ["all", str(len(matrices) + len(norms))]
 
 
@@ -327,7 +328,7 @@ def test_main_leaves_the_warnings_of_its_caller_as_they_were(checkpoint, capsys,
     before, filters = warnings.showwarning, list(warnings.filters)
 
     def warn(options):
-        warnings.warn("look here", stacklevel=2)
+        warnings.warn("look here", GemmaWarning, stacklevel=2)
         raise GemmaError("and it failed")
 
     monkeypatch.setattr("gemma_np.cli.info.models", warn)

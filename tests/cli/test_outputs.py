@@ -92,3 +92,40 @@ def test_force_replaces_a_file(files, capsys, monkeypatch):
 def test_a_very_long_text_is_no_path(tmp_path):
     assert main(["inspect", "--model", "shakespeare-1m", "word " * 10, "-o", str(tmp_path / "page.html")]) == 0
     assert main(["inspect", "x" * 5000, "-o", str(tmp_path / "other.html")]) == 2
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["quantize", "--format", "int8"],
+        ["prune", "layers=3"],
+        ["merge"],
+        ["export-gguf"],
+    ],
+    ids=lambda command: command[0],
+)
+def test_a_command_ends_with_a_line_on_what_it_wrote(tmp_path, capsys, command):
+    pytest.importorskip("gguf")
+    tiny.gemma().save(tmp_path / "model")
+    out = tmp_path / ("out.gguf" if command[0] == "export-gguf" else "out")
+    model = [str(tmp_path / "model")] if command[0] == "merge" else ["--model", str(tmp_path / "model")]
+    (tmp_path / "text.txt").write_text(tiny.TEXT)
+    if command[0] == "prune":
+        model += ["--calibration-text", str(tmp_path / "text.txt"), "--calibration-samples", "2"]
+        model += ["--calibration-length", "16"]
+    capsys.readouterr()
+    assert main([command[0], *model, *command[1:], "-o", str(out)]) == 0
+    written = sum(file.stat().st_size for file in ([out] if out.is_file() else out.iterdir()))
+    assert capsys.readouterr().err.splitlines()[-1] == f"{out}: {written / 1e3:.1f} kB"
+
+
+def test_quiet_commands_print_results_only(tmp_path, capsys):
+    assert main(["generate", "--max-new-tokens", "3", "To be"]) == 0
+    text, speed = capsys.readouterr()
+    assert "tokens/s" in speed
+    assert main(["generate", "--quiet", "--max-new-tokens", "3", "To be"]) == 0
+    assert capsys.readouterr() == (text, "")
+    assert main(["merge", "--quiet", "shakespeare-1m", "-o", str(tmp_path / "merged")]) == 0
+    assert capsys.readouterr() == ("", "")
+    assert main(["merge", "--quiet", "none", "-o", str(tmp_path / "other")]) == 2
+    assert "none: no such folder or file" in capsys.readouterr().err

@@ -1,17 +1,20 @@
 """Standard streams that are closed or take only ASCII, text that would control a terminal, signals, and bugs."""
 
+import logging
 import os
 import re
 import signal
 import subprocess
 import sys
 import time
+import warnings
 
 import pytest
 
 from gemma_np import Gemma, GemmaError, cli
 from gemma_np.cli import main
 from gemma_np.cli.terminal import print_message, printable, report_bug
+from gemma_np.errors import GemmaWarning
 
 GENERATE = [sys.executable, "-m", "gemma_np", "generate", "--max-new-tokens", "3"]
 
@@ -182,3 +185,17 @@ def test_handlers_of_signals_are_put_back():
     before = signal.getsignal(signal.SIGTERM)
     assert main(["models"]) == 0
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_warnings_of_other_libraries_do_not_reach_the_user(monkeypatch, capsys):
+    def warn(*_):
+        logging.getLogger("other").warning("a log line")
+        warnings.warn("theirs", FutureWarning, stacklevel=2)
+        warnings.warn("theirs", UserWarning, stacklevel=2)
+        warnings.warn("ours", GemmaWarning, stacklevel=2)
+        raise GemmaError("the end")
+
+    monkeypatch.setattr("gemma_np.cli.info.resolve_config", warn)
+    assert main(["info", "--quiet"]) == 2
+    assert capsys.readouterr().err == "gemma-np: warning: ours\ngemma-np: the end\n"
+    assert logging.getLogger("other").isEnabledFor(logging.WARNING)

@@ -6,7 +6,7 @@ import gemma_np
 from gemma_np.compression.qat import FakeQuantize
 from gemma_np.compression.quantization import Scheme, quantize
 from gemma_np.compression.quantize_model import quantize_model
-from gemma_np.training.mpi import Ranks
+from gemma_np.mpi import Ranks
 from gemma_np.training.optimizer import AdamW
 from gemma_np.training.task import Batch, Task, next_token
 from gemma_np.training.trainer import loss_and_gradients, run_task, train_step

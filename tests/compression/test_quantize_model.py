@@ -13,6 +13,7 @@ from gemma_np.compression.calibration import INPUTS, InputGram, calibration_ids
 from gemma_np.compression.gptq import gptq
 from gemma_np.compression.quantization import Scheme, quantize
 from gemma_np.compression.quantize_model import CALIBRATED, QUANTIZATION_METHODS, quantize_model
+from gemma_np.errors import GemmaWarning
 from gemma_np.model.attention import merge_heads
 from gemma_np.scope import Scope
 from gemma_np.weights.formats import Int4, Int8, dequantize
@@ -155,7 +156,7 @@ def test_what_is_quantized_in_part_is_dequantized_first(kind, method):
     small, ids = Gemma(model.config, partly, model.tokenizer), random_ids(model.config, 0, 2, 9)
     matrices = sum(weight.ndim == 2 for weight in model.weights.values())
     message = rf"2 of {matrices} matrices are quantized already \({kind}\) and are rounded a second time"
-    with pytest.warns(UserWarning, match=message):
+    with pytest.warns(GemmaWarning, match=message):
         found = dict(quantize_model(small, scheme, method, ids))
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # no warning about a model in floats

@@ -14,8 +14,8 @@ from gemma_np.checkpoints.saving import save_folder
 from gemma_np.compression.export_gguf import export_gguf
 from gemma_np.compression.quantization import Scheme
 from gemma_np.compression.quantize_model import quantize_model
+from gemma_np.mpi import Ranks
 from gemma_np.oracle.trace import write_trace
-from gemma_np.training.mpi import Ranks
 from tests.support import tiny
 from tests.support.strategies import random_weights
 

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gemma_np import GemmaError
+from gemma_np.errors import GemmaWarning
 from tests.support import tiny
 from tests.support.tolerances import assert_close
 
@@ -128,7 +129,7 @@ def test_generated_texts_match_the_hf_model(until, tiny_folder):
 
 
 def test_truncating_a_context_warns(tiny_folder):
-    with pytest.warns(UserWarning, match="a context of .* tokens: only the last 20 are read"):
+    with pytest.warns(GemmaWarning, match="a context of .* tokens: only the last 20 are read"):
         ours(tiny_folder, max_length=20)._loglikelihood_tokens([(None, list(range(5, 30)), [7])])
 
 

@@ -9,6 +9,7 @@ import gemma_np
 import gemma_np.training.conversations
 from gemma_np import GemmaError
 from gemma_np.cli import main
+from gemma_np.errors import GemmaWarning
 from gemma_np.text.chat import chat_ids
 from gemma_np.training.conversations import (
     all_conversations,
@@ -82,7 +83,7 @@ def test_conversations_without_an_answer_are_left_out(tmp_path):
     long = [{"role": "user", "content": "And then? " * 20}, TALK[1]]
     length = conversation_ids(TALK, tiny.tokenizer())[1].index(True) + 3
     file = write(tmp_path / "a.jsonl", [TALK, long, TALK])
-    with pytest.warns(UserWarning, match=f"1 of 3 conversations have no answer within {length} tokens"):
+    with pytest.warns(GemmaWarning, match=f"1 of 3 conversations have no answer within {length} tokens"):
         rows = tokenize_conversations(file, tiny.tokenizer(), tmp_path, length, val_fraction=0).train
     assert len(rows) == 2
     file = write(tmp_path / "b.jsonl", [long])

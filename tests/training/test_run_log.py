@@ -5,10 +5,11 @@ import os
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from gemma_np import GemmaError
 from gemma_np.cli import main
-from gemma_np.training.run_log import RunLog, read_log, running_mean
+from gemma_np.training.run_log import NEXT_TOKEN, RunLog, centred_mean, plot_logs, read_log, training_loss
 
 ENTRIES = [
     {"step": step, "loss": 5 - step / 10, "learning_rate": 1e-3, "grad_norm": 1.0, "tokens_per_second": 9.0}
@@ -61,11 +62,54 @@ def test_a_missing_or_damaged_log_is_refused(tmp_path, text, message, capsys):
     assert capsys.readouterr().err.count("\n") == 1
 
 
-def test_the_running_mean_covers_a_fiftieth_of_the_steps():
-    values = np.arange(150.0)
-    expected = [values[max(0, i - 2) : i + 1].mean() for i in range(150)]
-    np.testing.assert_allclose(running_mean(values), expected)
-    assert running_mean(values[:1]) == [0]
+def test_the_centred_mean_is_not_late():
+    values = np.arange(150.0) ** 2
+    expected = [values[i - 1 : i + 2].mean() for i in range(1, 149)]
+    np.testing.assert_allclose(centred_mean(values, 1), expected)
+    np.testing.assert_allclose(centred_mean(values, 0), values)
+    line = np.arange(9.0)
+    np.testing.assert_allclose(centred_mean(line, 2), line[2:-2])
+
+
+def save_identity(folder, identity):
+    """Write what a run that distils leaves behind."""
+    save_file({"weights/x": np.zeros(1)}, folder / "training.safetensors", {"identity": json.dumps(identity)})
+
+
+@pytest.mark.parametrize(
+    ("identity", "loss"),
+    [
+        (None, NEXT_TOKEN),
+        ({}, NEXT_TOKEN),
+        ({"view_weights": "FakeQuantize"}, NEXT_TOKEN),
+        ({"targets": {"top_k": 32}}, "cross-entropy with the teacher's top 32 and the rest"),
+        ({"divergence": "cross-entropy", "temperature": 1.0}, "cross-entropy with the teacher"),
+        ({"divergence": "cross-entropy", "temperature": 2.5}, "cross-entropy with the teacher at temperature 2.5"),
+        ({"divergence": "reverse-kl", "temperature": 1.0}, "reverse KL divergence from the teacher"),
+        ({"divergence": "jensen-shannon"}, "Jensen-Shannon divergence from the teacher"),
+    ],
+)
+def test_the_training_loss_is_named(tmp_path, identity, loss):
+    if identity is not None:
+        save_identity(tmp_path, identity)
+    assert training_loss(tmp_path) == loss
+
+
+@pytest.mark.plot
+def test_losses_of_different_kinds_have_axes_of_their_own(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr("gemma_np.training.run_log.save_figure", lambda figure, _: figures.append(figure))
+    for name in ("student", "twin"):
+        path = write(tmp_path / name) / "log.jsonl"
+        path.write_text(path.read_text() + json.dumps({**ENTRIES[-1], "step": 21, "val_loss": 3.5}) + "\n")
+    save_identity(tmp_path / "student", {"targets": {"top_k": 8}})
+    plot_logs([tmp_path / "student", tmp_path / "twin"], tmp_path / "log.png")
+    next_token, distilled, _ = figures[0].axes
+    assert next_token.get_title("left") == NEXT_TOKEN
+    assert "top 8" in distilled.get_title("left")
+    labels = [[text.get_text() for text in axes.get_legend().get_texts()] for axes in (next_token, distilled)]
+    student, twin = tmp_path / "student", tmp_path / "twin"
+    assert labels == [[f"{student}: validation", f"{twin}: training", f"{twin}: validation"], [f"{student}: training"]]
 
 
 @pytest.mark.plot

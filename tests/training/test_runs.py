@@ -13,9 +13,10 @@ from gemma_np.cli import main
 from gemma_np.compression.pruning import keep_fraction, prune_weights
 from gemma_np.compression.quantization import Scheme
 from gemma_np.compression.quantize_model import quantize_model
+from gemma_np.training import trainer
 from gemma_np.training.distillation import weights_digest
 from gemma_np.training.task import Batch, Task, next_token
-from gemma_np.training.trainer import loss_and_gradients, run_task
+from gemma_np.training.trainer import loss_and_gradients, run_task, train_step
 from tests.support import tiny
 
 SHAPE = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 4}
@@ -310,3 +311,28 @@ def test_quantized_weights_are_not_trained(tmp_path):
     assert not (tmp_path / "run").exists()
     model.save(tmp_path / "quantized")
     assert training.train(tmp_path / "quantized", TOKENS, tmp_path / "from-path", config=replace(CONFIG, steps=1)).log
+
+
+@pytest.mark.parametrize(
+    ("saved", "message"),
+    [
+        (False, "student: stopped before the first checkpoint; repeat the command to start again"),
+        (True, "student: stopped; add --resume to go on after step 4, that of the last checkpoint"),
+    ],
+)
+def test_ctrl_c_says_how_to_go_on(folder, capsys, monkeypatch, saved, message):
+    steps = []
+
+    def step(*arguments):
+        if len(steps) == (5 if saved else 3):
+            raise KeyboardInterrupt
+        steps.append(train_step(*arguments))
+        return steps[-1]
+
+    monkeypatch.setattr(trainer, "train_step", step)
+    run = ["train", str(folder / "texts"), "--tokenizer", str(folder / "tokenizer.model"), *OPTIONS]
+    assert main([*run, "-o", str(folder / "student")]) == 130
+    assert message in capsys.readouterr().err
+    monkeypatch.undo()
+    assert main([*run, "-o", str(folder / "student"), *["--resume"] * saved]) == 0
+    assert len(training.runs.read_log(folder / "student")) == 6

@@ -17,6 +17,7 @@ from safetensors.numpy import load_file, save_file
 import gemma_np
 from gemma_np import GemmaError
 from gemma_np.cli import main
+from gemma_np.mpi import Ranks
 from gemma_np.training import trainer, training_state
 from gemma_np.training.data import (
     consecutive_batches,
@@ -26,7 +27,6 @@ from gemma_np.training.data import (
     tokenize_files,
     tokenize_texts,
 )
-from gemma_np.training.mpi import Ranks
 from gemma_np.training.task import Batch, Task, next_token
 from gemma_np.training.tokenizer_training import train_tokenizer
 from gemma_np.training.trainer import initial_weights, loss_and_gradients, run_task, validation_loss

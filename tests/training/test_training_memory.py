@@ -8,7 +8,7 @@ import pytest
 from gemma_np.cli import main
 from gemma_np.config import gemma2_config
 from gemma_np.memory import training_bytes
-from gemma_np.training.mpi import Ranks
+from gemma_np.mpi import Ranks
 from gemma_np.training.optimizer import AdamW
 from gemma_np.training.task import Batch, Task
 from gemma_np.training.trainer import initial_weights, train_step

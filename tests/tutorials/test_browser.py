@@ -200,7 +200,7 @@ def test_each_output_is_one_text(site):
     found = 0
     for path in (site.folder / "files/tutorials").glob("*.ipynb"):
         for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
-            texts = [output["data"].get("text/markdown", "") for output in cell.get("outputs", []) if "data" in output]
+            texts = [output["data"].get("text/html", "") for output in cell.get("outputs", []) if "data" in output]
             assert all(isinstance(text, str) for text in texts)
             found += sum(map(bool, texts))
     assert found > 0

@@ -3,6 +3,7 @@ import shutil
 
 import pytest
 from support import lines, source
+from support.source import Lines
 
 from gemma_np.model.rms_norm import rms_norm
 from gemma_np.scope import Scope
@@ -14,7 +15,12 @@ def test_a_line_is_shown_with_its_place():
     source = inspect.getsource(inspect.getmodule(rms_norm)).splitlines()
     assert source[shown.first - 1].strip() == shown.code
     assert shown.path == "gemma_np/model/rms_norm.py"
-    assert f"(../{shown.path}#L{shown.first})" in shown._repr_markdown_()
+    assert f'href="../{shown.path}#L{shown.first}"' in shown._repr_html_()
+
+
+def test_code_is_shown_in_a_fixed_width_font_and_as_it_is():
+    shown = Lines("gemma_np/model/x.py", 1, "x: a < b  # 'c'")
+    assert """<pre style="font-family: ui-monospace, monospace">x: a &lt; b  # 'c'</pre>""" in shown._repr_html_()
 
 
 def test_a_whole_function_is_shown_without_its_docstring():

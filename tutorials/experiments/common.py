@@ -14,9 +14,9 @@ from corpus import open_corpus
 
 import gemma_np
 from gemma_np import Gemma
+from gemma_np.mpi import Ranks
 from gemma_np.training import TrainingConfig, mpi_ranks, new_model
 from gemma_np.training.data import consecutive_batches, random_batches
-from gemma_np.training.mpi import Ranks
 from gemma_np.training.task import Task
 from gemma_np.training.trainer import run_task, validation_loss
 

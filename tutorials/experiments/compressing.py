@@ -15,7 +15,7 @@ import gemma_np
 from gemma_np import Gemma
 from gemma_np.compression.benchmark import measure
 from gemma_np.compression.calibration import calibration_ids
-from gemma_np.training.mpi import Ranks
+from gemma_np.mpi import Ranks
 
 HERE = Path(__file__).parent
 REAL = "gemma-3-270m"

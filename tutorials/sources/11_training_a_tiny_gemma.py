@@ -27,10 +27,10 @@ import gemma_np
 from gemma_np.config import RELEASED, gemma2_config
 from gemma_np.gemma import Gemma
 from gemma_np.memory import training_bytes
+from gemma_np.mpi import Ranks
 from gemma_np.training.data import random_batches
 from gemma_np.training.distillation import sample_continuations
 from gemma_np.training.losses import cross_entropy, masked_mean
-from gemma_np.training.mpi import Ranks
 from gemma_np.training.optimizer import AdamW, clip_by_global_norm, cosine_schedule
 from gemma_np.training.task import Batch, Task, next_token
 from gemma_np.training.trainer import initial_weights, loss_and_gradients, train_step, validation_loss

@@ -27,10 +27,10 @@ import gemma_np
 from gemma_np.config import gemma2_config
 from gemma_np.gemma import Gemma
 from gemma_np.model.log_probs import log_softmax
+from gemma_np.mpi import Ranks
 from gemma_np.training.conversations import conversation_ids
 from gemma_np.training.distillation import from_teacher, on_policy, sample_continuations
 from gemma_np.training.losses import TopK, forward_kl, soft_cross_entropy, soft_cross_entropy_top_k
-from gemma_np.training.mpi import Ranks
 from gemma_np.training.optimizer import AdamW
 from gemma_np.training.task import Batch, Task, next_token
 from gemma_np.training.teacher_targets import from_targets, mean_probs, top_k

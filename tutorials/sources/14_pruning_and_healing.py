@@ -33,10 +33,10 @@ from gemma_np.compression.structured_pruning import (
 )
 from gemma_np.memory import cache_bytes
 from gemma_np.model.feed_forward import feed_forward
+from gemma_np.mpi import Ranks
 from gemma_np.training.data import random_batches
 from gemma_np.training.distillation import from_teacher, sample_continuations
 from gemma_np.training.losses import cross_entropy, forward_kl
-from gemma_np.training.mpi import Ranks
 from gemma_np.training.optimizer import AdamW
 from gemma_np.training.task import Task
 from gemma_np.training.trainer import initial_weights, train_step

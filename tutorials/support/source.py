@@ -1,6 +1,7 @@
 """Show lines of the package in a tutorial, read from the source so that they are never out of date."""
 
 import ast
+import html
 import inspect
 import textwrap
 from collections.abc import Callable
@@ -19,8 +20,10 @@ class Lines(NamedTuple):
     first: int  # counted from 1
     code: str
 
-    def _repr_markdown_(self) -> str:
-        return f"[{self.path}, line {self.first}](../{self.path}#L{self.first})\n\n```python\n{self.code}\n```"
+    def _repr_html_(self) -> str:
+        # The style is for nbconvert, which gives code in outputs the font of the text.
+        link = f'<a href="../{self.path}#L{self.first}">{self.path}, line {self.first}</a>'
+        return f'{link}\n<pre style="font-family: ui-monospace, monospace">{html.escape(self.code, quote=False)}</pre>'
 
     def __repr__(self) -> str:
         return f"{self.path}, line {self.first}\n\n{self.code}"
