@@ -104,7 +104,7 @@ plt.show()
 # `float_product` cuts the weight into parts that are small enough for that:
 
 # %%
-lines(float_product, "if few and _AVX512", "high =", "if high", "return")
+lines(float_product, "if few and _AVX512", "high =", "if high", "return product", "return x @")
 
 # %%
 lines(product_by_tiles, "tiles =", "np.matmul(")
