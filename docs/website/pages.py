@@ -62,7 +62,10 @@ def on_files(files: Files, config: MkDocsConfig) -> None:
             files.append(File.generated(config, name, abs_src_path=str(path)))
             continue
         text, figures = notebook(path) if path.suffix == ".ipynb" else (markdown(path, name), {})
-        files.append(PageFile.generated(config, name, content=text, inclusion=InclusionLevel.INCLUDED))
+        file = PageFile.generated(config, name, content=text, inclusion=InclusionLevel.INCLUDED)
+        if path.is_dir():
+            file.name, file.dest_uri = "index", f"{name}/index.html"
+        files.append(file)
         for figure, content in figures.items():
             files.append(File.generated(config, f"{relpath(path.parent, ROOT)}/{figure}", content=content))
 
@@ -129,7 +132,9 @@ def table_of_files(folder: Path) -> str:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Link to the page of a package instead of its `__init__.py`."""
+    """Link to the page of a package instead of its `__init__.py`; show no list of the pages of a section of one."""
+    if page.parent is None:
+        page.meta["hide"] = ["navigation"]
     return re.sub(r"(\]\([^)\s]*)/__init__\.py\)", r"\1)", markdown)
 
 
@@ -144,5 +149,6 @@ def formula(match: re.Match[str]) -> str:
     """Return a formula of LaTeX in MathML."""
     element, latex = match.groups()
     display = "block" if element == "div" else "inline"
-    mathml = convert(unescape(latex), display=display).replace(r"\_", "_")
+    latex = unescape(latex).replace("{aligned}", "{align*}")  # the same in the middle of a page
+    mathml = convert(latex, display=display).replace(r"\_", "_")
     return f'<{element} class="formula">{mathml}</{element}>'
