@@ -1,4 +1,4 @@
-"""The documentation as a site: no dead links, a way back from everywhere, readable on each screen, and its search finds."""
+"""The documentation as a site: no dead links, a way back from every page, readable on every screen."""
 
 import re
 from html.parser import HTMLParser
@@ -89,7 +89,7 @@ def test_no_link_is_dead(pages):
 
 def test_a_dead_link_is_found():
     pages = {"": '<a href="a/#x">', "a/": '<p id="x"><a href=".."><a href="../b/"><a href="#y"><img src="c.svg">'}
-    assert dead_links(pages, set()) == ["a/: b/#", "a/: a/#y", "a/: a/c.svg"]
+    assert dead_links(pages, set()) == ["a/: b/#", "a/: a/#y", "a/: a/c.svg#"]
     assert dead_links(pages, {"a/c.svg"}) == ["a/: b/#", "a/: a/#y"]
 
 
@@ -111,19 +111,18 @@ def test_every_document_is_in_the_navigation():
 def test_formulas_are_mathml(pages):
     formulas = "".join(re.findall("<math.*?</math>", "".join(pages.values()), re.DOTALL))
     assert formulas.count("<math") > 300
-    assert re.findall(r".{40}(?:\\|<mi>&|<merror).{20}", formulas) == []
-    assert [address for address, html in pages.items() if "arithmatex" in html] == []
+    assert re.findall(r".{0,60}(?:\\|<mi>(?:&|\$)<|<merror).{0,60}", formulas) == []
+    notebooks = {address: html for address, html in pages.items() if re.match(r"tutorials/\d", address)}
+    assert [address for address, html in notebooks.items() if "arithmatex" in html or "$$" in html] == []
 
 
 def test_a_tutorial_links_to_the_line_of_the_source(pages):
-    line = (ROOT / "gemma_np/model/rms_norm.py").read_text(encoding="utf-8").splitlines().index("def rms_norm(") + 1
-    [target] = {
-        target
-        for target in read_links("tutorials/02_rms_norm/", pages["tutorials/02_rms_norm/"]).targets
-        if target.startswith("http://site/gemma_np/model/rms_norm/#L")
-    }
-    assert target.endswith(f"#L{line}")
-    assert re.search(rf'id="L{line}".*?rms_norm', pages["gemma_np/model/rms_norm/"])
+    lines = (ROOT / "gemma_np/model/rms_norm.py").read_text(encoding="utf-8").splitlines()
+    [number] = [number for number, line in enumerate(lines, 1) if line.startswith("def rms_norm(")]
+    links = read_links("tutorials/02_rms_norm/", pages["tutorials/02_rms_norm/"]).targets
+    assert f"http://site/gemma_np/model/rms_norm/#L{number}" in links
+    [shown] = re.findall(rf'id="L{number}".*', pages["gemma_np/model/rms_norm/"])
+    assert re.sub("<.*?>", "", shown.partition(">")[2]) == lines[number - 1].replace(">", "&gt;")
 
 
 @pytest.fixture(scope="module")
@@ -217,11 +216,18 @@ def test_the_search_finds(opened, width, words, address):
     page.wait_for_url(f"**/{address}**")
 
 
+LEADS_HOME = """home => [...document.links].some(link => {
+    const {left, top, right, bottom, width} = link.getBoundingClientRect();
+    return link.href == home && width && left >= 0 && top >= 0 && right <= innerWidth && bottom <= innerHeight;
+})"""
+"""Whether a link to the first page is in view."""
+
+
 @pytest.mark.browser
-@pytest.mark.parametrize("address", ["docs/judge/", "tests/support/tolerances/", "gemma_np/model/attention/"])
-def test_the_menu_of_a_small_screen_leads_home(opened, address):
+def test_a_page_leads_home_on_a_small_screen(opened, browser):
     page = opened(400)
-    page.goto(address)
-    page.locator("label[for=__drawer].md-header__button").click()
-    page.locator(".md-nav--primary .md-nav__title a.md-logo, .md-nav--primary a.md-logo").first.click()
-    page.wait_for_url(page.context.browser.address)
+    for address in PAGES[1:]:
+        page.goto(address)
+        if not page.evaluate(LEADS_HOME, browser.address):
+            page.locator("label[for=__drawer].md-header__button").click()
+            page.wait_for_function(LEADS_HOME, arg=browser.address, timeout=5_000)

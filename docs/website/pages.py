@@ -7,8 +7,8 @@ reference, and its source; that of another Python file its source; that of a fol
 import ast
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from html import unescape
+from pathlib import Path
 from posixpath import relpath
 
 from latex2mathml.converter import convert
@@ -140,9 +140,11 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Name the lines of a source as code hosts do, `#L25`, and write formulas as MathML, which needs no script."""
-    html = re.sub(r"__codelineno-\d+-(\d+)", r"L\1", html)
-    page.present_anchor_ids |= set(re.findall(r'id="(L\d+)"', html))
-    return re.sub(r'<(div|span) class="arithmatex">\\[\[(](.*?)\\[\])]</\1>', formula, html, flags=re.DOTALL)
+    html, heading, source = html.partition('id="source"')
+    source = re.sub(r"__codelineno-\d+-(\d+)", r"L\1", source)
+    page.present_anchor_ids |= set(re.findall(r'id="(L\d+)"', source))
+    html = re.sub(r'<(div|span) class="arithmatex">\\[\[(](.*?)\\[\])]</\1>', formula, html, flags=re.DOTALL)
+    return html + heading + source
 
 
 def formula(match: re.Match[str]) -> str:
