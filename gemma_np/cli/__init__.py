@@ -101,8 +101,8 @@ def _complete() -> None:
     """Answer the shell, which asks for completions of the line that it has in the environment."""
     import argcomplete
 
-    line = argcomplete.split_line(os.environ["COMP_LINE"], int(os.environ["COMP_POINT"]))[3]
-    argcomplete.autocomplete(parser(line[1] if len(line) > 1 else ""))
+    words = os.environ["COMP_LINE"].split()
+    argcomplete.autocomplete(parser(words[1] if len(words) > 1 else ""))
 
 
 def _run(options: argparse.Namespace) -> int:
