@@ -69,8 +69,8 @@ def load(name_or_path: str | Path = DEFAULT, dtype: str = "auto") -> "Gemma":
 
     Raises GemmaError for an unknown dtype, and when the checkpoint is missing, damaged or does not match its config.
 
-    >>> gemma_np.load().generate("To be", max_new_tokens=20)
-    >>> gemma_np.load("google/gemma-2-2b").generate("The capital of France is", max_new_tokens=8)
+        >>> gemma_np.load().generate("To be", max_new_tokens=20)
+        >>> gemma_np.load("google/gemma-2-2b").generate("The capital of France is", max_new_tokens=8)
     """
     if dtype not in DTYPES:
         raise GemmaError(f"dtype: {dtype!r}, expected one of {', '.join(DTYPES)}")

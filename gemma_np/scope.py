@@ -11,11 +11,13 @@ that the model continues with. `gemma_np.model.records` has the names and shapes
 
 
 class Scope(MutableMapping[str, Any]):
-    """A view of named arrays through a name prefix; nothing is copied.
+    """A view of named arrays through a name prefix.
 
-    >>> weights = Scope({"model.norm.weight": w})
-    >>> (weights / "model")["norm.weight"] is w
-    True
+    Nothing is copied:
+
+        >>> weights = Scope({"model.norm.weight": w})
+        >>> (weights / "model")["norm.weight"] is w
+        True
     """
 
     def __init__(self, arrays: Mapping[str, Any], prefix: str = "") -> None:

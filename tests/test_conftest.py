@@ -42,6 +42,6 @@ def test_requiring_something_unknown_is_an_error(suite):
     result = suite("--require", "frame", needs=("json",))
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines(
-        "*--require: frame, expected some of mpi, plot, framework, evaluation, jax, notebooks, browser, docs, llama, "
-        "engine, real*"
+        "*--require: frame, expected some of mpi, plot, framework, evaluation, jax, notebooks, browser, docs, package, "
+        "llama, engine, real*"
     )

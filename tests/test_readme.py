@@ -32,6 +32,7 @@ def test_the_example_of_the_readme_decodes():
 
 def test_the_examples_of_the_pages_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    run(ROOT / "docs" / "generate.md", {})
     names = run(ROOT / "docs" / "python.md", {})
     assert "logits_capped" in capsys.readouterr().out
     np.testing.assert_allclose(names["rms_norm"](np.array([3.0, 4.0]), np.zeros(2), 1e-6), [0.8485, 1.1314], atol=1e-4)

@@ -1,6 +1,7 @@
 """The command line `gemma-np`. Each file of this package has the commands of one group."""
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -75,11 +76,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     0: success; 1: a dump differs; 2: bad input, with one line on standard error; 70: a bug, with the file that has its
     traceback; 130: Ctrl-C; 143: SIGTERM.
     """
+    if "_ARGCOMPLETE" in os.environ:
+        _complete()
     prepare_streams()
     with exit_on_signals():
         try:
-            checked = _checked(sys.argv[1:] if arguments is None else arguments)
-            status = _run(parser(checked[0] if checked else "").parse_args(checked))
+            checked = _checked(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+            status = _run(parser(checked[0]).parse_args(checked))
             sys.stdout.flush()
             return status
         except BrokenPipeError:  # the output is no longer read, as in `gemma-np generate ... | head`
@@ -105,6 +108,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except OSError:
             discard_output()
         return 2
+
+
+def _complete() -> None:
+    """Answer the shell, which asks for completions of the line that it has in the environment."""
+    import argcomplete
+
+    words = os.environ["COMP_LINE"].split()
+    argcomplete.autocomplete(parser(words[1] if len(words) > 1 else ""))
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -149,7 +160,11 @@ def parser(chosen: str | None = None) -> argparse.ArgumentParser:
 
     It imports no other group, which would take longer than many a command.
     """
-    top = _Parser("gemma-np", description="Google's Gemma 2 in pure NumPy.")
+    top = _Parser(
+        "gemma-np",
+        description="Google's Gemma 2 in pure NumPy.",
+        epilog='example: gemma-np generate "To be, or not to be"',
+    )
     top.add_argument("--version", action=_Version, nargs=0, help="show program's version number and exit")
     commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
 

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -338,6 +339,16 @@ def test_main_leaves_the_warnings_of_its_caller_as_they_were(checkpoint, capsys,
     assert main(["generate", "--model", checkpoint, "--max-new-tokens", "1", "a"]) == 0
     assert warnings.showwarning is before
     assert warnings.filters == filters
+
+
+def test_alone_it_prints_the_help_and_an_example(capsys):
+    for arguments in ([], ["--help"]):
+        with pytest.raises(SystemExit, match="0"):
+            main(arguments)
+    help_of_none, help_asked_for = capsys.readouterr().out.split("usage: ")[1:]
+    assert help_of_none == help_asked_for
+    example = re.search(r"^example: gemma-np (\w+) (.+)$", help_of_none, re.MULTILINE)
+    assert main([example[1], *shlex.split(example[2]), "--max-new-tokens", "1"]) == 0
 
 
 def test_version(capsys):

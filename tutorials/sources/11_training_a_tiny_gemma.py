@@ -179,6 +179,7 @@ assert sizes[largest] > 10 * sizes[smallest]
 # total weight of what was averaged so far ($t$ counts steps from 1):
 #
 # $$m \leftarrow m + (1 - \beta_1)(g - m), \qquad v \leftarrow v + (1 - \beta_2)(g^2 - v)$$
+#
 # $$w \leftarrow w \, (1 - \eta \lambda) - \eta \,
 # \frac{m / (1 - \beta_1^t)}{\sqrt{v / (1 - \beta_2^t)} + \varepsilon}$$
 #
