@@ -86,7 +86,14 @@ def notebook(path: Path) -> tuple[str, dict[str, bytes]]:
     """Return a notebook in Markdown, and its figures by name."""
     text, resources = MarkdownExporter().from_filename(str(path))
     text = re.sub(r"!\[png\]\((.*?)\)", rf"![Figure]({path.stem}/\1)", text)
+    text = re.sub(r'<a href="(.*?)">(.*?)</a>\s*<pre .*?>(.*?)</pre>', lines_of_source, text, flags=re.DOTALL)
     return text, {f"{path.stem}/{name}": content for name, content in resources["outputs"].items()}
+
+
+def lines_of_source(match: re.Match[str]) -> str:
+    """Return what `support.lines` shows in HTML as Markdown: MkDocs checks its link and colours its code."""
+    link, title, code = match.groups()
+    return f"[{title}]({link})\n\n```python\n{unescape(code)}\n```"
 
 
 def markdown(path: Path, name: str) -> str:

@@ -586,7 +586,7 @@ assert best_speed(0.8, 0.1, lambda n: 1) > 2
 # - with few proposals if $a$ is low, more if it is high. The package's default is 2 for a model and 8 for lookup.
 #
 # And it never changes the distribution of the text, only the time that it takes. In a shell, `gemma-np generate
-# --draft` does it, and prints how many tokens were accepted ([options](../docs/commands.md#speculative-decoding)).
+# --draft` does it, and prints how many tokens were accepted ([options](../docs/generate.md#speculative-decoding)).
 #
 # ## Exercises
 #
