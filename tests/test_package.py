@@ -80,7 +80,7 @@ def test_the_types_are_seen(python, tmp_path):
         "import gemma_np\n"
         "from gemma_np.model.rms_norm import rms_norm\n"
         "reveal_type(gemma_np.load().generate('To be'))\n"
-        "gemma_np.load().generate(1)\n"
+        "gemma_np.load(1)\n"
         "rms_norm()\n"
     )
     mypy = [sys.executable, "-m", "mypy", "--python-executable", python, "--cache-dir", tmp_path / "cache", "user.py"]
