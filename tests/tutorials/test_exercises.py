@@ -248,7 +248,7 @@ def test_a_hint_of_the_catalogue():
         known("no-such-mistake")
 
 
-SPECULATION = module_at(ROOT / "tutorials/solutions/17_speculative_decoding.py")
+SPECULATION = module_at(ROOT / "tutorials/solutions/20_speculative_decoding.py")
 P, Q = np.array([0.5, 0.3, 0.2]), np.array([0.2, 0.7, 0.1])
 
 
