@@ -1,9 +1,5 @@
 """Solutions of tutorial 1."""
 
-import math
-
-import numpy as np
-
 
 def merge(text: str, ids: dict[str, int]) -> list[int]:
     pieces = list(text)
@@ -17,9 +13,11 @@ def merge(text: str, ids: dict[str, int]) -> list[int]:
         pieces[n : n + 2] = [pieces[n] + pieces[n + 1]]
 
 
-def look_up(ids: np.ndarray, E: np.ndarray) -> np.ndarray:
-    return E[ids] * math.sqrt(E.shape[1])
-
-
-def score_all(x: np.ndarray, E: np.ndarray) -> np.ndarray:
-    return x @ E.T
+def to_text(pieces: list[str]) -> str:
+    found = b""
+    for piece in pieces:
+        if piece.startswith("<0x"):
+            found += bytes([int(piece[3:5], 16)])
+        elif piece not in ("<bos>", "<eos>"):
+            found += piece.replace("▁", " ").encode()
+    return found.decode()

@@ -1,40 +1,37 @@
 # %% [markdown]
-# # 1. Tokens and the embedding
+# # 1. Tokens
 #
-# Welcome to the first of seventeen short tutorials. After them you can write Google's Gemma 2 yourself. You need Python
-# and some linear algebra, but no knowledge of language models.
+# Welcome to the first of twenty short tutorials. After them you can write Google's Gemma 2 yourself. You need Python and
+# some linear algebra, but no knowledge of language models.
 #
 # To run this notebook, in the root of a clone of the repository: `pip install -e ".[tutorials]"`, then `jupyter lab
 # --ServerApp.root_dir=. tutorials/01_tokens.ipynb`. Run the cells from top to bottom with Shift-Enter.
 #
-# After this you can turn a text into the vectors that Gemma reads, and turn a vector back into a score for every token;
-# and you can explain why the vectors are multiplied by $\sqrt D$. About 15 minutes. In the [Gemma 2
-# report](https://arxiv.org/abs/2408.00118): the paragraph "Tokenizer", and tables 1 and 2.
+# After this you can turn a text into the ids that Gemma reads, and ids back into a text; and you can say why one word
+# is a single token and another is three. About 15 minutes. In the [Gemma 2 report](https://arxiv.org/abs/2408.00118):
+# the paragraph "Tokenizer".
 #
 # Terms and letters: [glossary](glossary.md).
 
 # %%
-import math
-from dataclasses import replace
+from collections import Counter
+from itertools import pairwise
 
 import matplotlib.pyplot as plt
 import numpy as np
 from support import check, lines
-from support.exercises import tokens_and_embedding as exercises
-from support.plots import matrix, pieces, use_style
+from support.exercises import tokens as exercises
+from support.plots import pieces, use_style
 
 import gemma_np
 from gemma_np.config import RELEASED
-from gemma_np.model.embedding import embed, unembed
-from gemma_np.model.transformer import lm_head
-from gemma_np.oracle.mistakes import CATALOGUE, inject_mistakes
 from gemma_np.text.tokenizer import Tokenizer
 
 use_style()
 model = gemma_np.load()
 tokenizer = model.tokenizer
-V, D = model.weights["model.embed_tokens.weight"].shape
-print(f"a Gemma 2 of {sum(model.config.parameter_count().values()):,} parameters: V = {V} tokens, D = {D} channels")
+parameters = sum(model.config.parameter_count().values())
+print(f"a Gemma 2 of {parameters:,} parameters, which reads and writes {len(tokenizer):,} different tokens")
 
 # %% [markdown]
 # The model comes with the package. It has every part of Gemma 2, is more than two thousand times smaller than the
@@ -42,10 +39,8 @@ print(f"a Gemma 2 of {sum(model.config.parameter_count().values()):,} parameters
 
 # %%
 released = sum(RELEASED["gemma-2-2b"].parameter_count().values())
-print(
-    f"Gemma 2 2B: {released:,} parameters, {released / sum(model.config.parameter_count().values()):,.0f} times as many"
-)
-assert 2000 < released / sum(model.config.parameter_count().values()) < 3000
+print(f"Gemma 2 2B: {released:,} parameters, {released / parameters:,.0f} times as many")
+assert 2000 < released / parameters < 3000
 
 # %% [markdown]
 # ## A text becomes numbers
@@ -102,14 +97,40 @@ assert len(tokenizer.encode("1599", bos=False)) == 4
 #
 # The vocabulary was trained by *byte-pair encoding*: start from single characters; then, again and again, make a new
 # piece of the two neighbours that occur together most often. The new pieces get their ids in that order, the most
-# frequent pair first. To split a text, repeat the same merges:
+# frequent pair first.
+#
+# Here it is for a text of five words, which has six different characters. They get the ids 0 to 5. (The sentencepiece
+# library gives them the last ids instead; that changes nothing, since they are never made by merging.)
+
+# %%
+words = [list(word) for word in ("low", "low", "lower", "newer", "new")]
+vocabulary = sorted({character for word in words for character in word})
+print({piece: id for id, piece in enumerate(vocabulary)})
+
+for _ in range(5):
+    pairs = Counter(pair for word in words for pair in pairwise(word))
+    (a, b), count = pairs.most_common(1)[0]
+    vocabulary.append(a + b)
+    for word in words:
+        while (a, b) in pairwise(word):
+            place = list(pairwise(word)).index((a, b))
+            word[place : place + 2] = [a + b]
+    print(f"{len(vocabulary) - 1:2}: {a} + {b} ({count} times) ", *(" ".join(word) for word in words), sep="   ")
+assert vocabulary[6:] == ["lo", "low", "er", "ne", "new"]
+
+# %% [markdown]
+# To split a new text, repeat the same merges:
 #
 # 1. split the text into single characters;
 # 2. of all neighbours that form a piece together, merge the two whose piece has the lowest id (the leftmost if it
 #    occurs twice);
 # 3. repeat until no two neighbours form a piece.
 #
-# So the longest piece does not always win. The piece ▁noble exists, but "nobler" is split differently:
+# With the vocabulary above, "lower" goes from `l o w e r` to `lo w e r` (6 is the lowest id), `low e r` (7) and `low
+# er` (8): two tokens, with the ids 7 and 8. "now" stays `n o w`, three tokens: no two neighbours in it are a piece.
+#
+# So the longest piece does not always win. In the vocabulary of the bundled model, the piece ▁noble exists, but
+# "nobler" is split differently:
 
 # %%
 print(*pieces(tokenizer.encode(" nobler", bos=False), tokenizer))
@@ -121,215 +142,49 @@ assert tokenizer.id("er") < tokenizer.id("le")
 # "er" has a lower id than "le", so the e is merged with the r before the l can have it, and then nothing can become
 # ▁noble any more.
 #
-# ## A number becomes a vector
-#
-# An id has no meaning as a number; 520 is not "more" than 483. So each piece gets a vector of D numbers, which are
-# trained. These vectors are the rows of one matrix, the *embedding* $E$ [V, D]. The token with id $t$ becomes
-#
-# $$x = \sqrt D \; E_t \qquad x\ [D],\quad \text{for a text of } T \text{ tokens}\ [T, D]$$
+# The first pieces are short, and later ones are built from them:
 
 # %%
-lines(embed, "def", "return")
-
-# %%
-E = model.weights["model.embed_tokens.weight"]  # [V, D]
-x = embed(np.array(ids), E)  # [T, D]
-print(f"ids [{len(ids)}] -> {list(x.shape)}")
-assert x.shape == (len(ids), D)
-assert np.array_equal(x, model.trace(ids)["embedding"])
-
-# %% [markdown]
-# `embedding_rows` returns `E[ids]`, also for a matrix that is stored in fewer bits. `model.trace(ids)` runs the model
-# and returns every intermediate array by name; here we compare the one named "embedding". Below, and in the other
-# tutorials, its result is called `record`, so `record["embedding"]` is that array.
-#
-# Do the rows mean anything? The cosine of two rows is 1 when they point in the same direction, and 0 when they are
-# perpendicular:
-
-# %%
-directions = E / np.linalg.norm(E, axis=1, keepdims=True)  # [V, D]
-
-
-def neighbours(piece, number=5):
-    cosines = directions @ directions[tokenizer.id(piece)]  # [V]
-    return pieces(np.argsort(-cosines)[1 : number + 1], tokenizer)
-
-
-for piece in ("▁king", "▁night", "▁two", "▁hath", ","):
-    print(f"{piece:8}", *neighbours(piece))
-assert "▁queen" in neighbours("▁king") and "▁day" in neighbours("▁night") and "▁three" in neighbours("▁two")
-
-# %%
-groups = (
-    ("▁king", "▁queen", "▁prince"),
-    ("▁night", "▁day", "▁hour"),
-    ("▁two", "▁three", "▁some"),
-    ("▁hath", "▁has", "▁doth"),
-)
-chosen = [piece for group in groups for piece in group]
-rows = directions[[tokenizer.id(piece) for piece in chosen]]
-cosines = rows @ rows.T  # [12, 12]
-
-figure, axes = plt.subplots(figsize=(6, 4.6))
-matrix(axes, cosines, chosen, chosen, label="cosine", limit=1)
-axes.set(title="Cosine between the rows of twelve pieces", xlabel="piece", ylabel="piece")
-plt.show()
-
-blocks = cosines.reshape(4, 3, 4, 3)
-within = np.mean([blocks[n, :, n, :][np.triu_indices(3, 1)].mean() for n in range(4)])
-between = np.mean([blocks[n, :, m, :].mean() for n in range(4) for m in range(n)])
-print(f"mean cosine within a group {within:.2f}, between groups {between:.2f}")
-assert within > 0.5 > 0.35 > between
-
-# %% [markdown]
-# Nothing told the model that "night" and "day" are related. They occur in similar places, so what helps to predict one
-# helps to predict the other, and training moved their rows closer to each other.
-#
-# ## And back: the same matrix is the head
-#
-# At the end of the model, a vector has to become a score for every piece of the vocabulary: how likely it is to come
-# next. Gemma takes the dot product with each row of the same matrix; this is called a *tied* head. The scores are
-# called *logits*:
-#
-# $$\mathrm{logits} = x E^\top \qquad x\ [T, D],\ E\ [V, D] \to [T, V]$$
-
-# %%
-lines(unembed, "def", "return")
-
-# %% [markdown]
-# `linear(x, E)` is $x E^\top$, without $\sqrt D$. Here is the line in the model, and what the model expects after "To
-# be, or not to":
-
-# %%
-lines(lm_head, "unembed")
-
-# %%
-record = model.trace(tokenizer.encode("To be, or not to"))
-logits = unembed(record["norm"], E)  # [T, V]
-best = np.argsort(-logits[-1])[:5]
-print("most likely next tokens:", *pieces(best, tokenizer))
-np.testing.assert_allclose(logits, record["logits"], rtol=1e-5, atol=1e-5)
-assert tokenizer.piece(int(best[0])) == "▁be"
-
-# %% [markdown]
-# ## Why the square root
-#
-# One matrix has two uses, and they need different sizes. As the head it is multiplied by vectors that have been
-# normalized to a root mean square of 1, apart from learned factors ([tutorial 4](04_rms_norm.ipynb)). If the channels
-# of a vector of that size are independent, its dot product with a row is a sum of D terms, with a standard deviation of
-# $\sqrt D$ times the root mean square of the row. For logits of order 1, the row must be of order $1 / \sqrt D$. Is it?
-
-# %%
-rms = np.sqrt(np.mean(E**2, axis=1))  # [V]
-somewhere = np.random.default_rng(0).standard_normal((1000, D))  # vectors in random directions
-print(f"rows of E: median root mean square {np.median(rms):.3f}; 1 / sqrt(D) = {1 / math.sqrt(D):.3f}")
-print(f"logits of random vectors: standard deviation {unembed(somewhere, E).std():.2f}")
-factors = 1 + model.weights["model.norm.weight"]  # [D], of the norm before the head
-print(f"learned factors: {factors.min():.1f} to {factors.max():.1f}")
-assert 0.45 < np.median(rms) * math.sqrt(D) < 0.65
-assert np.median(rms) * math.sqrt(D) < unembed(somewhere, E).std() < 1
-assert factors.min() > 2 and factors.max() < 5
-np.testing.assert_allclose(unembed(somewhere, E).std(), math.sqrt(D) * np.sqrt(np.mean(E**2)), rtol=0.05)
-
-# %% [markdown]
-# It is of that order: about half as large, and the learned factors of the last norm, from 2 to 5, make up for it. (The
-# standard deviation is somewhat more than $\sqrt D$ times the median row: it is $\sqrt D$ times the root mean square of
-# all rows together, and the mean square counts the large rows more.)
-#
-# As the input of the first layer, such rows would be too small. Each layer *adds* its result to the vector, and what it
-# adds is of order 1, because a norm follows each of its two halves, attention and feed-forward, and scales their
-# outputs to about that size (tutorials [4](04_rms_norm.ipynb) and [9](09_geglu_and_the_block.ipynb)). A row of size
-# 0.04 would be drowned out in the first layer: the model would hardly know which token it is reading. Multiplied by
-# $\sqrt D$, the row is about as large as what is added.
-
-# %%
-record = model.trace(ids)
-added = {
-    "row of E": record["embedding"] / math.sqrt(D),
-    "times sqrt(D)": record["embedding"],
-    "attention adds": record["layers.0.post_attention_layernorm"],
-    "feed-forward adds": record["layers.0.post_feedforward_layernorm"],
-}
-sizes = {name: np.sqrt(np.mean(value**2, axis=-1)) for name, value in added.items()}  # [T] each
+first = tokenizer.id("<0xFF>") + 1  # before it are the control pieces, runs of spaces, and bytes
+merged = [id for id in range(first, len(tokenizer)) if len(tokenizer.piece(id)) > 1]  # the single characters are last
+lengths = np.array([len(tokenizer.piece(id)) for id in merged])
+means = lengths[: len(lengths) // 100 * 100].reshape(-1, 100).mean(axis=1)  # of each hundred pieces
 
 figure, axes = plt.subplots()
-for place, size in enumerate(sizes.values()):
-    offsets = np.linspace(-0.2, 0.2, len(size))
-    axes.scatter(place + offsets, size, color=f"C{place}", s=22)
-axes.set(xticks=range(4), xticklabels=sizes, xlim=(-0.5, 3.5), ylabel="root mean square (log scale)")
-axes.set(yscale="log", ylim=(0.02, 2), yticks=(0.1, 1), yticklabels=("0.1", "1"))
-axes.set_title("The embedding beside what layer 0 adds to it (one dot per token)")
+axes.plot(merged, lengths, ".", alpha=0.3, label="a piece")
+axes.plot(np.arange(len(means)) * 100 + first + 50, means, "o-", color="C5", label="mean of a hundred pieces")
+axes.set(xlabel="id of the piece", ylabel="characters", title="The later a piece was made, the longer it is")
+axes.legend()
 plt.show()
 
-for name, size in sizes.items():
-    print(f"{name:18} {size.mean():.3f}")
-assert sizes["attention adds"].mean() > 5 * sizes["row of E"].mean()
-assert 0.5 < sizes["attention adds"].mean() / sizes["times sqrt(D)"].mean() < 2
+longest = [tokenizer.piece(id) for id, length in zip(merged, lengths, strict=True) if length == lengths.max()]
+print("the first:", *pieces(merged[:8], tokenizer), "  the longest:", *longest)
+assert means[0] < 3 < 4 < means[-1] and "ANTIPHOLUS" in longest
 
 # %% [markdown]
-# Both possible mistakes, no scale and the scale applied twice, have been made in reimplementations of Gemma, and
-# neither raises an error. This package has a catalogue of such mistakes. `inject_mistakes` makes the model commit one
-# of them inside its `with` block; the list has the number of tokens of each pass.
+# ANTIPHOLUS is there because a play writes this name before everything that either of its two bearers says. A
+# vocabulary shows what it was trained on. Gemma's is so large because it was made for many languages.
 #
-# *Perplexity* is exp of the mean negative log-likelihood per token; lower is better. A model that guesses uniformly
-# among all V = 2,048 pieces has a perplexity of 2,048. A higher one is worse than guessing: the model is confident in
-# the wrong tokens.
+# ## And back
+#
+# To turn ids into text, write their pieces one after the other, with a space for each ▁. Two things need care:
+# control pieces stand for no text, and a character that is stored as bytes can only be decoded when all its bytes are
+# there. Each byte alone is not a character:
 
 # %%
-print(f"right: perplexity {model.perplexity(text):,.0f}")
-for mistake in CATALOGUE:
-    if mistake.id in ("embed-scale-absent", "embed-scale-twice"):
-        with inject_mistakes([mistake], model.config, [len(ids)]):
-            wrong = model.perplexity(text)
-        print(f"{mistake.instead}: perplexity {wrong:,.0f}")
-        assert wrong > 5 * model.perplexity(text)
-        assert (wrong > V) == (mistake.id == "embed-scale-twice") and V == 2048
+ids = tokenizer.encode("a café")
+print(list(zip(ids, pieces(ids, tokenizer), strict=True)))
+for number in range(1, len(ids) + 1):
+    print(number, "tokens:", repr(tokenizer.decode(ids[:number])))
+assert tokenizer.decode(ids) == "a café"
+assert bytes([0xC3, 0xA9]).decode() == "é"
 
 # %% [markdown]
-# Without the scale the model is much worse; with the scale applied twice it is worse than guessing.
-#
-# ## How large the embedding is
-#
-# Gemma's vocabulary is large because it was made for many languages, and it is the same for all sizes of the model. In
-# a small model it is a large part of all parameters. From the configs of the released models (the norms are too few to
-# see):
-
-# %%
-names = ("gemma-2-2b", "gemma-2-9b", "gemma-2-27b")
-counts = {name: RELEASED[name].parameter_count() for name in names}
-
-figure, axes = plt.subplots(figsize=(7, 2.6))
-left = np.zeros(len(names))
-for colour, part in enumerate(("embedding", "attention", "feed-forward")):
-    shares = np.array([100 * counts[name][part] / sum(counts[name].values()) for name in names])
-    axes.barh(names, shares, left=left, color=f"C{colour}", label=part)
-    left += shares
-axes.invert_yaxis()
-axes.set(xlabel="share of the parameters (%)", title="Where the parameters of Gemma 2 are", xlim=(0, 100))
-axes.legend(ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.3))
-plt.show()
-
-for name in names:
-    embedding, total = counts[name]["embedding"], sum(counts[name].values())
-    assert counts[name]["norms"] < 0.001 * total
-    print(
-        f"{name:12} embedding {embedding:>13,}, the rest {total - embedding:>14,}; {100 * embedding / total:.0f} % embedding"
-    )
-
-# %% [markdown]
-# Table 2 of the report counts 128 more rows, which pad the matrix; with them, we get its exact numbers:
-
-# %%
-padded = replace(RELEASED["gemma-2-2b"], vocab_size=256_128).parameter_count()
-print(f"{padded['embedding']:,} + {sum(padded.values()) - padded['embedding']:,}")
-assert padded["embedding"] == 590_118_912
-assert sum(padded.values()) - padded["embedding"] == 2_024_517_888
-assert 0.2 < padded["embedding"] / sum(padded.values()) < 0.25
-
-# %% [markdown]
-# More than a fifth of the 2B is its embedding. If the head were not tied, the matrix would be there twice.
+# A program that prints text token by token has to wait for the second byte (`Tokenizer.decode_stream` does).
 #
 # ## Exercises
+#
+# Replace `...` with your code and run the cell: it tells you what is wrong, if anything.
 #
 # Replace `...` with your code and run the cell: it tells you what is wrong, if anything.
 #
@@ -349,48 +204,32 @@ def merge(text, ids):
 check(merge, exercises.MERGE)
 
 # %% [markdown]
-# **2.** Turn ids into the vectors that the first layer reads.
+# **2.** The way back: from pieces to text. You get the pieces of a text, such as `["<bos>", "▁caf", "<0xC3>",
+# "<0xA9>"]`. The control pieces that occur are `<bos>` and `<eos>`.
 
 
 # %%
-def look_up(ids, E):
-    """ids [..., T], E [V, D] -> [..., T, D]
+def to_text(pieces):
+    """list of pieces -> the text, a string
 
-    Hint: an array of ids is an index of E. The result has E's dtype.
+    Hint: collect bytes, not characters: piece.encode() is a piece as bytes, bytes([0xC3]) is a byte by itself,
+    int("C3", 16) is 0xC3; at the end, b"...".decode() is the text.
     """
     ...
 
 
-check(look_up, exercises.EMBED)
-
-# %% [markdown]
-# **3.** Turn vectors into a score for every piece.
-
-
-# %%
-def score_all(x, E):
-    """x [..., T, D], E [V, D] -> logits [..., T, V]
-
-    Hint: entry [t, v] is the dot product of x[t] and E[v].
-    """
-    ...
-
-
-check(score_all, exercises.LOGITS)
+check(to_text, exercises.TEXT)
 
 # %% [markdown]
 # The solutions are in [solutions/01_tokens.py](solutions/01_tokens.py).
 #
 # ## Further reading
 #
-# - [gemma_np/model/embedding.py](../gemma_np/model/embedding.py), 40 lines with the backward pass.
 # - [gemma_np/text/tokenizer.py](../gemma_np/text/tokenizer.py) a wrapper of the sentencepiece library, and
 #   [gemma_np/training/tokenizer_training.py](../gemma_np/training/tokenizer_training.py), which trains such a
 #   vocabulary.
 # - Sennrich, Haddow and Birch, [Neural Machine Translation of Rare Words with Subword
 #   Units](https://arxiv.org/abs/1508.07909), for byte-pair encoding; Kudo and Richardson,
 #   [SentencePiece](https://arxiv.org/abs/1808.06226).
-# - Press and Wolf, [Using the Output Embedding to Improve Language Models](https://arxiv.org/abs/1608.05859), for the
-#   tied head.
 #
-# Next: [4. RMSNorm, and why 1 + w](04_rms_norm.ipynb).
+# Next: [2. A real checkpoint](02_a_real_checkpoint.ipynb).

@@ -1,15 +1,14 @@
-"""The exercises on tokens and the embedding."""
+"""The exercises on tokens."""
 
-import math
+import re
 from functools import cache
 from itertools import pairwise
 
 import numpy as np
 
 from gemma_np.gemma import BUNDLED
-from gemma_np.model.embedding import embed, unembed
 from gemma_np.text.tokenizer import Tokenizer
-from support.exercise import Cases, Exercise, known
+from support.exercise import Cases, Exercise
 
 WORDS = ("▁absence", "▁answers", "▁asked", "▁becomes", "▁lighthouse", "▁look", "▁outrageous", "▁serves", "▁which")
 
@@ -86,55 +85,52 @@ MERGE = Exercise(
 )
 
 
-def _embed_cases(generator: np.random.Generator) -> Cases:
-    E = generator.standard_normal((9, 6))
-    return {
-        "one token": (np.array([3]), E),
-        "several tokens, one of them twice": (np.array([3, 0, 8, 3]), E),
-        "a batch of texts": (generator.integers(9, size=(2, 4)), E),
-        "float32": (np.array([3, 0, 8]), E.astype(np.float32)),
+def _text_cases(generator: np.random.Generator) -> Cases:
+    texts = {
+        "one word": "the",
+        "several words": "to be or not",
+        "a text with <bos>": "<bos>To be, or not",
+        "spaces at the beginning, and two in a row": "  two  spaces",
+        "characters that are stored as bytes": "naïve café",
+        "a number, and <bos> and <eos>": f"<bos>In {generator.integers(1000, 2000)}<eos>",
     }
+    tokenizer = _tokenizer()
+    return {case: ([tokenizer.piece(id) for id in tokenizer.encode(text, bos=False)],) for case, text in texts.items()}
 
 
-EMBED = Exercise(
-    reference=embed,
-    cases=_embed_cases,
+def _text(pieces: list[str]) -> str:
+    return _tokenizer().decode(_tokenizer().id(piece) for piece in pieces)
+
+
+def _characters(pieces: list[str]) -> str:
+    """Read each byte as if it were a character."""
+    joined = re.sub("<0x(..)>", lambda byte: chr(int(byte[1], 16)), "".join(pieces))
+    return re.sub("<bos>|<eos>", "", joined).replace("▁", " ")
+
+
+def _bytes_dropped(pieces: list[str]) -> str:
+    return _text([piece for piece in pieces if not piece.startswith("<0x")])
+
+
+TEXT = Exercise(
+    reference=_text,
+    cases=_text_cases,
     mistakes={
-        known("embed-scale-absent"): lambda ids, E: E[ids],
-        known("embed-scale-twice"): lambda ids, E: embed(ids, E) * math.sqrt(E.shape[1]),
-        "the rows are multiplied by sqrt(V), the number of tokens; take sqrt(D), E.shape[1]": lambda ids, E: (
-            E[ids] * math.sqrt(E.shape[0])
+        "▁ stands for a space; replace it": lambda pieces: _text(pieces).replace(" ", "▁"),
+        "there is a space between any two pieces; join them without one, the spaces are in the pieces": (
+            lambda pieces: " ".join(pieces)
         ),
-        "the rows are divided by sqrt(D); multiply them": lambda ids, E: E[ids] / math.sqrt(E.shape[1]),
-        "np.sqrt(D) is a float64 and makes the result float64 as well; math.sqrt(D) keeps the dtype": (
-            lambda ids, E: E[ids] * np.sqrt(E.shape[1])
+        "<bos> and <eos> stand for no text; leave them out": lambda pieces: "".join(
+            piece if piece in ("<bos>", "<eos>") else _text([piece]) for piece in pieces
         ),
-    },
-)
-
-
-def _logits_cases(generator: np.random.Generator) -> Cases:
-    draw = generator.standard_normal
-    return {
-        "one token": (draw((1, 6)), draw((9, 6))),
-        "several tokens": (draw((4, 6)), draw((9, 6))),
-        "a batch of texts": (draw((2, 4, 6)), draw((9, 6))),
-    }
-
-
-LOGITS = Exercise(
-    reference=unembed,
-    cases=_logits_cases,
-    mistakes={
-        known("head-transposed"): lambda x, E: x @ E.reshape(E.shape[::-1]),
-        "the logits are multiplied by sqrt(D) like the embedding; the head has no scale": lambda x, E: (
-            unembed(x, E) * math.sqrt(E.shape[1])
-        ),
-        "the logits are divided by sqrt(D) like the scores of attention; the head has no scale": lambda x, E: (
-            unembed(x, E) / math.sqrt(E.shape[1])
-        ),
-        "the rows of E are normalized to length 1; use them as they are": lambda x, E: unembed(
-            x, E / np.linalg.norm(E, axis=1, keepdims=True)
+        "the spaces at the beginning are missing; keep all of them": lambda pieces: _text(pieces).lstrip(),
+        "each byte became a character of its own; collect all bytes, then decode them together": _characters,
+        "<0xC3> is a byte, not six characters; int('C3', 16) is its number": lambda pieces: re.sub(
+            "<bos>|<eos>", "", "".join(pieces)
+        ).replace("▁", " "),
+        "the bytes are missing; bytes([0xC3, 0xA9]).decode() is a character": _bytes_dropped,
+        "each byte was decoded by itself, which gives no character; collect all bytes, then decode them together": (
+            lambda pieces: "".join(_text([piece]) for piece in pieces)
         ),
     },
 )
