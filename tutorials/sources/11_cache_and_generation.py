@@ -63,7 +63,7 @@ assert again > 30 * once
 
 # %%
 q, k = np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]), np.array([[2.0, 0.0], [0.0, 2.0], [1.0, 0.0]])  # [T, h] each
-v = np.array([[10.0, 0.0], [0.0, 10.0], [5.0, 5.0]])  # [T, h]
+v = np.array([[10.0, 0.0], [0.0, 10.0], [2.0, 4.0]])  # [T, h]
 
 scores = q @ k.T  # [T, S], and a token sees itself and those before it
 probs = masked_softmax(scores, np.tri(3, dtype=bool))
@@ -82,7 +82,7 @@ print(
 )
 
 # %% [markdown]
-# The row of the third token is the same, from one row of scores instead of three.
+# The third token gets the same vector, from one row of scores instead of three.
 #
 # ## The formula
 #

@@ -69,7 +69,7 @@ for T in (1, 10, 100):
 
 # %% [markdown]
 # One vector costs 8 µs, because the memory takes that long, although its arithmetic needs only 2. Ten vectors together
-# take 20 µs, not 80. A hundred take ten times as long as ten: from there on, arithmetic is the limit.
+# take 20 µs, not 80. From five vectors on, arithmetic is the limit, and a hundred take ten times as long as ten.
 #
 # This is the line of code in question:
 
