@@ -5,7 +5,7 @@
 # added to the stored weight. About 10 minutes. In the [Gemma 2 report](https://arxiv.org/abs/2408.00118): section 2,
 # "Post-norm and pre-norm with RMSNorm"; the norm itself is from [Zhang and Sennrich](https://arxiv.org/abs/1910.07467).
 #
-# Before this: [1. Tokens and the embedding](01_tokens.ipynb).
+# Before this: [3. The embedding and the head](03_embedding_and_head.ipynb).
 # Terms and letters: [glossary](glossary.md).
 
 # %%
@@ -35,7 +35,7 @@ print(f"T = {len(ids)} tokens, D = {model.config.hidden_size} channels, {model.c
 # Each token has one vector of D channels that passes through the whole model: it starts as the token's embedding, and
 # each layer reads it and adds its result. These vectors, [T, D] for a text, are called the *residual stream*. Nothing
 # scales them down again. Here is their size after each layer of the bundled model, as a root mean square over the D
-# channels. (`record` is the result of `model.trace(ids)`, as in tutorial 1; `resid_post` is the stream after a layer.)
+# channels. (`record` is the result of `model.trace(ids)`, as in tutorial 3; `resid_post` is the stream after a layer.)
 
 # %%
 layers = range(model.config.num_hidden_layers)
@@ -66,7 +66,18 @@ assert 7 < growth < 8
 # \qquad
 # \mathrm{norm}(x)_i = \frac{x_i}{\mathrm{rms}(x)} \, (1 + w_i)$$
 #
-# These are the lines of code. `...` stands for any number of axes before the last, so one function works for a vector,
+# By hand, for the vector (3, 4) and the weight (0, 1), with $\varepsilon = 0$:
+
+# %%
+small, w = np.array([3.0, 4.0]), np.array([0.0, 1.0])
+mean_square = (3 * 3 + 4 * 4) / 2
+print(f"mean square (9 + 16) / 2 = {mean_square}, its root {math.sqrt(mean_square):.4f}")
+print("divided by the root:", small / math.sqrt(mean_square))
+print("times 1 + w, which is (1, 2):", small / math.sqrt(mean_square) * (1 + w))
+np.testing.assert_allclose(rms_norm(small, w, eps=0), small / math.sqrt(mean_square) * (1 + w))
+
+# %% [markdown]
+# Now the mean square is 1, before the weight scales the channels. These are the lines of code. `...` stands for any number of axes before the last, so one function works for a vector,
 # a text or a batch of texts, and each token has its own mean:
 
 # %%
@@ -135,7 +146,7 @@ assert names[small.argmax()] == "layer 0, post_attention" and small.max() > 0.6 
 # Leaving out the 1 is one of the most common mistakes in reimplementations of Gemma; adding it twice is another,
 # because GGUF files already store $1 + w$. How much does the first one hurt? It is in the package's catalogue of
 # mistakes. (The catalogue belongs to the *oracle*, the part of the package that finds what is wrong with a port;
-# [tutorial 19](19_finding_the_bug.ipynb).) As in tutorial 1, `inject_mistakes([mistake], config, [length])` makes the
+# [tutorial 19](19_finding_the_bug.ipynb).) As in tutorial 3, `inject_mistakes([mistake], config, [length])` makes the
 # model commit it inside the `with` block; the length is the number of tokens that are read at once.
 
 # %%

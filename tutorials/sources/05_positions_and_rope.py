@@ -93,6 +93,25 @@ assert blind.perplexity(text) > 1.3 * model.perplexity(text)
 # and the angle *between* them stays the same. The dot product of two vectors depends on their lengths and the angle
 # between them. So the score depends on the distance between the tokens, not on their positions.
 #
+# Here is one pair of channels, rotated by 90 degrees per position. A rotation by 90 degrees takes $(a, b)$ to $(-b, a)$:
+
+# %%
+q, k = np.array([1.0, 2.0]), np.array([3.0, 1.0])  # h = 2: one pair
+angles = np.array([0, 90, 180, 270]) * math.pi / 180  # of positions 0 to 3
+cos, sin = np.cos(angles)[:, None], np.sin(angles)[:, None]  # [T, h/2]
+qs, ks = rope(np.tile(q, (4, 1)), cos, sin).round(9) + 0.0, rope(np.tile(k, (4, 1)), cos, sin).round(9) + 0.0
+for p in range(4):
+    print(f"position {p}: query {qs[p]}, key {ks[p]}")
+for p in range(1, 4):
+    print(
+        f"query at {p}, key at {p - 1}: {qs[p, 0]:g} * {ks[p - 1, 0]:g} + {qs[p, 1]:g} * {ks[p - 1, 1]:g} = {qs[p] @ ks[p - 1]:g}"
+    )
+assert np.vecdot(qs[1:], ks[:-1]).tolist() == [-5, -5, -5]
+
+# %% [markdown]
+# The vectors differ from position to position, but the score of a query and the key one position before it is always
+# the same.
+#
 # With the same angle for all pairs, positions would repeat after one full turn. So each pair of channels has its own
 # speed, from fast to slow, like the hands of a clock. For a head of $h$ channels there are $h/2$ pairs; pair $i$ at
 # position $p$ is rotated by
@@ -116,7 +135,8 @@ lines(rope_cos_sin, "frequencies =", "angles =", "cos, sin =")
 lines(rope, "def", "half = ", "first, second", "return")
 
 # %% [markdown]
-# Attention rotates queries and keys, but not values:
+# Attention rotates queries and keys, but not values. (Gemma 3 also normalizes queries and keys, *before* it rotates
+# them; [tutorial 18](18_gemma_1_2_and_3.ipynb).)
 
 # %%
 lines(attend, "positions = range", "cos, sin =", "rope(q", "rope(k")

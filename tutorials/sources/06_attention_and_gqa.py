@@ -81,6 +81,26 @@ assert alone > 2 * together
 # The score of a query and a key is their dot product: large when they point in the same direction. Softmax, $e^{x_j} /
 # \sum_i e^{x_i}$ along each row, turns the scores into probabilities that sum to 1. Each token receives the mean of the
 # values, weighted by these probabilities.
+#
+# By hand, for three tokens and h = 2. A token may look at itself and at those before it:
+
+# %%
+q = np.array([[1.0, 0.0], [0.0, 2.0], [2.0, 2.0]])  # [T, h]
+k = np.array([[2.0, 0.0], [0.0, 1.0], [1.0, 1.0]])  # [S, h]
+v = np.array([[10.0, 0.0], [0.0, 10.0], [5.0, 5.0]])  # [S, h]
+for t in range(3):
+    scores = [float(q[t] @ k[j]) / math.sqrt(2) for j in range(t + 1)]
+    exps = [math.exp(score) for score in scores]
+    probs = [e / sum(exps) for e in exps]
+    mixed = sum(p * v[j] for j, p in enumerate(probs))  # [h]
+    print(
+        f"token {t}: scores {np.round(scores, 2)}, exp {np.round(exps, 2)}, probs {np.round(probs, 2)} -> {mixed.round(2)}"
+    )
+np.testing.assert_allclose(mixed, masked_softmax(q @ k.T / math.sqrt(2), np.tri(3, dtype=bool))[2] @ v)
+
+# %% [markdown]
+# Token 0 sees only itself and receives its own value. Token 1 has a query that fits its own key better than that of
+# token 0, so it receives mostly its own value. These are the lines in the package:
 
 # %%
 lines(attention, 'tape("q"', 'tape("k"', 'tape("v"')

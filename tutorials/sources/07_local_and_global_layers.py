@@ -70,7 +70,21 @@ assert len(ids) > 3 * window
 lines(attention_mask, "distance")
 
 # %% [markdown]
-# So $W$ includes the token itself: it sees itself and $W - 1$ others. The config says which layers have a window, and
+# So $W$ includes the token itself: it sees itself and $W - 1$ others. Here is a window of 2 over four tokens; rows are
+# queries, columns are keys:
+
+# %%
+narrow, wide = attention_mask(range(4), range(4), 2), attention_mask(range(4), range(4), None)
+for query in range(4):
+    print(f"query {query}: window of 2 {narrow[query].astype(int)}   global {wide[query].astype(int)}")
+
+distances = np.arange(4)[:, None] - np.arange(4)  # how many steps back a key is
+print("distances of query 3:", distances[3], " fewer than 2 and not negative:", narrow[3].astype(int))
+assert np.array_equal(narrow, (distances >= 0) & (distances < 2))
+assert narrow.sum(axis=1).tolist() == [1, 2, 2, 2]
+
+# %% [markdown]
+# The config says which layers have a window, and
 # softmax gives masked keys a probability of exactly zero:
 
 # %%

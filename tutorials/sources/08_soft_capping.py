@@ -102,8 +102,20 @@ assert 1e-6 < weakest < 1e-4
 # \mathrm{cap}'(x) = 1 - \tanh^2\!\left(\frac{x}{c}\right) = 1 - \left(\frac{\mathrm{cap}(x)}{c}\right)^2$$
 #
 # for every number of an array of any shape. $\tanh$ is nearly $x$ itself near zero, and never leaves (-1, 1); dividing
-# before and multiplying after turns that into "nearly $x$ while $x$ is small relative to $c$" and $(-c, c)$. The code
-# uses one buffer, and computes the derivative from the output:
+# before and multiplying after turns that into "nearly $x$ while $x$ is small relative to $c$" and $(-c, c)$. For a cap
+# of 50 and three scores:
+
+# %%
+for score in (5.0, 50.0, 500.0):
+    t = np.tanh(score / 50)
+    print(
+        f"{score:5g} / 50 = {score / 50:4g}, tanh {t:.6f}, times 50 = {50 * t:7.4f}; slope 1 - tanh² = {1 - t * t:.1e}"
+    )
+assert np.allclose(soft_cap(np.array([5.0, 50.0, 500.0]), 50.0), 50 * np.tanh([0.1, 1, 10]))
+
+# %% [markdown]
+# 5 stays nearly 5, 50 becomes 38, and 500 is pressed to just below 50. The code uses one buffer, and computes the
+# derivative from the output:
 
 # %%
 lines(soft_cap, "def", "y = ", "tanh(y", "y *=")

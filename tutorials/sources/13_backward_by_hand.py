@@ -6,7 +6,7 @@
 # report](https://arxiv.org/abs/2408.00118) takes gradients for granted; here we differentiate the architecture of its
 # section 2, for the training of its section 3.
 #
-# Before this: [11. The cache, and generating text](11_cache_and_generation.ipynb).
+# Before this: [12. Speed](12_speed.ipynb).
 # Terms and letters: [glossary](glossary.md).
 
 # %%
@@ -284,6 +284,26 @@ check_gradient(dprobs, lambda probs: (dcontext * grouped_matmul(probs, values)).
 #
 # $$d\mathrm{up} = d\mathrm{hidden} \cdot \mathrm{gelu}(\mathrm{gate}) \qquad
 # d\mathrm{gate} = d\mathrm{hidden} \cdot \mathrm{up} \cdot \mathrm{gelu}'(\mathrm{gate})$$
+#
+# The derivative of gelu: with $u = \sqrt{2/\pi}\,(x + 0.044715\,x^3)$ and $t = \tanh u$, so that $\mathrm{gelu}(x) =
+# \frac{x}{2}(1 + t)$, the product rule gives one term for each factor, and the chain rule continues into $t$ and $u$:
+#
+# $$\mathrm{gelu}'(x) = \tfrac{1}{2}(1 + t) + \tfrac{x}{2}\,(1 - t^2)\,u'
+# \qquad u' = \sqrt{2/\pi}\,(1 + 3 \cdot 0.044715\,x^2)$$
+
+# %%
+for x in (-2.0, 0.0, 1.0, 3.0):
+    t = np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))
+    du = np.sqrt(2 / np.pi) * (1 + 3 * 0.044715 * x**2)
+    first, second = (1 + t) / 2, x / 2 * (1 - t**2) * du
+    print(
+        f"x = {x:4}: {first:.4f} + {second:7.4f} = {first + second:7.4f}, measured {measured(gelu, np.array([x]))[0]:7.4f}"
+    )
+    np.testing.assert_allclose(gelu_and_slope(np.array([x]))[1], first + second, atol=1e-12)
+
+# %% [markdown]
+# For negative $x$ the slope is slightly below zero, where the curve dips; for large $x$ it is 1. The package computes
+# gelu and its slope together, because both need $t$:
 
 # %%
 lines(feed_forward, "hidden =")
@@ -370,6 +390,17 @@ lines(block, "x + y")
 
 # %%
 lines(block_backward, "dz = dy", "dmid = dy +", "dz = dmid", "return dmid")
+
+# %% [markdown]
+# `norm_backward` is a small function inside it. Each of the four norms has an input $z$, which the record has
+# (`mlp.down`, `resid_mid`, `self_attn.o`, and the stream before the layer), and two results: the gradient of $z$, which
+# goes on, and that of the weight, which is kept under the weight's name.
+
+# %%
+lines(block_backward, "def norm_backward", "weight = f", "rms_norm_backward", "return dz")
+
+# %% [markdown]
+# So a half of the block is undone in three steps: its post-norm, the half itself, its pre-norm; then comes the sum.
 
 # %% [markdown]
 # In the whole model the embedding is used twice, for the lookup and as the head (the tied head of table 1). The

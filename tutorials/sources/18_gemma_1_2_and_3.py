@@ -20,6 +20,7 @@ from support.exercises import gemma_1_2_and_3 as exercises
 from support.plots import use_style
 
 import gemma_np
+from gemma_np.checkpoints.config_json import config_from_json, config_to_json
 from gemma_np.config import GLOBAL, LOCAL, RELEASED, GemmaConfig, layer_pattern
 from gemma_np.memory import cache_bytes
 from gemma_np.model.attention import attend, attention
@@ -101,6 +102,28 @@ for name, c in RELEASED.items():
 #   layers, which keeps distant positions apart ([tutorial 5](05_positions_and_rope.ipynb)); and norms of queries and
 #   keys instead of the caps.
 # - The scores are divided by $\sqrt{h}$, except in the two 27B models, which use $\sqrt{D / H}$.
+#
+# In a `config.json` ([tutorial 2](02_a_real_checkpoint.ipynb)) the two bases of Gemma 3 are two keys. `rope_theta` is
+# that of the *global* layers and `rope_local_base_freq` that of the local ones. `rope_scaling` is null, or says that
+# positions are divided ("linear"), which holds for the global layers only, although the file does not say so. Newer
+# files have one key, `rope_parameters`, with an entry for each kind of layer:
+
+# %%
+stored = {key: value for key, value in config_to_json(RELEASED["gemma-3-4b"]).items() if "rope" in key}
+print("older:", stored)
+newer = config_to_json(RELEASED["gemma-3-4b"]) | {
+    "rope_parameters": {
+        "full_attention": {"rope_type": "linear", "rope_theta": 1_000_000.0, "factor": 8.0},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 10_000.0},
+    }
+}
+newer = {key: value for key, value in newer.items() if key not in stored}
+print("newer:", {key: value for key, value in newer.items() if "rope" in key})
+assert config_from_json(newer) == RELEASED["gemma-3-4b"]
+print("(base, divisor): local", RELEASED["gemma-3-4b"].rope(0), " global", RELEASED["gemma-3-4b"].rope(5))
+
+# %% [markdown]
+# (From the 4B on, the models also see images, and all of these keys are one level deeper, under `text_config`.)
 
 # %%
 figure, axes = plt.subplots(figsize=(7, 3.6))
@@ -280,6 +303,10 @@ assert size["Gemma 2"] > 1.8 * size["Gemma 3"] and size["Gemma 1"] < size["Gemma
 #
 # $$\text{Gemma 2: } 50 \tanh\!\Big(\frac{q \cdot k}{50 \sqrt{s}}\Big) \qquad
 # \text{Gemma 3: } \frac{\mathrm{norm}(q) \cdot \mathrm{norm}(k)}{\sqrt{s}} \qquad s = \texttt{query\_pre\_attn\_scalar}$$
+#
+# The norms of $q$ and $k$ come *before* RoPE: project, split into heads, normalize, rotate. Each head of h channels is
+# normalized by itself, and all heads of a layer share one weight [h]. If you rotate first, the channels of a pair are
+# mixed before their scales, $1 + w$, are applied, and the scores are wrong at every position but 0.
 #
 # All of it is the same code; config fields select the differences:
 

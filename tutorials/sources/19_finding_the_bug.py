@@ -5,7 +5,7 @@
 # intermediates, compare them with this package, and interpret the comparison. About 15 minutes. In the [Gemma 2
 # report](https://arxiv.org/abs/2408.00118): section 2 and table 1, which are what a port has to get right.
 #
-# Before this: [18. Gemma 1, 2 and 18](18_gemma_1_2_and_3.ipynb).
+# Before this: [18. Gemma 1, 2 and 3](18_gemma_1_2_and_3.ipynb).
 # Terms and letters: [glossary](glossary.md).
 
 # %%
@@ -15,17 +15,19 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 from support import check, lines
 from support.exercises import finding_the_bug as exercises
 from support.plots import use_style
 
 import gemma_np
+from gemma_np.checkpoints.safetensors_file import read_metadata
 from gemma_np.cli import main
 from gemma_np.model.attention_mask import attention_mask
 from gemma_np.oracle.comparison import compare
 from gemma_np.oracle.diagnosis import describe_diagnosis, diagnose
 from gemma_np.oracle.dump import align_dump, read_dump
+from gemma_np.oracle.files import plan_passes
 from gemma_np.oracle.isolation import isolated_run
 from gemma_np.oracle.noise import passing_errors
 from gemma_np.oracle.trace import Reference, write_trace
@@ -332,13 +334,51 @@ assert same_text == ours
 print("and its text is the package's:", same_text.split("\n")[3])
 
 # %% [markdown]
-# All records are right, and so is the text. It is tempting to stop here.
+# All records are right, and so is the text.
+#
+# A word on scores. Those of keys that a query may not see never count: the comparison skips them, so a port may record
+# them before its mask or after, as $-\infty$, $-10^9$ or anything else. Probabilities of these keys do count: they must
+# be zero. And keys at the front that no query of the pass can see, because a ring has dropped them, may be left out.
+
+# %%
+records = load_file(mended_file)
+hidden = ~np.tri(len(short), dtype=bool)  # [T, S]
+for value in (value for name, value in records.items() if name.endswith("scores")):
+    value[:, hidden] = -np.inf
+save_file(records, folder / "minus_infinity.safetensors", metadata={"passes": json.dumps([short])})
+with_infinity = judged(folder / "minus_infinity.safetensors", [short])
+print({status: sum(row.status == status for row in with_infinity) for status in ("OK", "DIFF")})
+assert all(row.status == "OK" for row in with_infinity)
+
+# %% [markdown]
+# It is tempting to stop here.
 #
 # ## The second mistake
 #
 # But the text had 16 tokens, fewer than the window of 64, and was read in one pass. Mistakes that only matter past the
 # window, or in decoding, could not show. So take the speech, which is longer than the window, and read its last two
-# tokens one by one, as in decoding (`gemma-np trace --decode 2` writes such a reference):
+# tokens one by one, as in decoding.
+#
+# In a shell, `gemma-np trace --decode 2` writes such a reference: after the prompt it decodes two tokens, and it *chooses
+# them itself*, greedily. A port must read the very same ids, not those that it would choose, or every record after the
+# first different token differs. They are in the metadata of the file, under `passes`, one list of ids for each pass
+# ([this page](capture_another_framework.md) explains the form):
+
+# %%
+chosen = plan_passes(model, speech[:-2], decode=2)  # what --decode 2 does
+write_trace(model, chosen, folder / "decoded.safetensors", pattern="logits", source="shakespeare-1m")
+in_file = json.loads(read_metadata(folder / "decoded.safetensors")["passes"])
+print("tokens in each pass:", [len(ids) for ids in in_file], " decoded ids:", in_file[1:])
+print(
+    "decoded:",
+    [model.tokenizer.piece(ids[0]) for ids in in_file[1:]],
+    " in the speech:",
+    [model.tokenizer.piece(id) for id in speech[-2:]],
+)
+assert in_file == chosen
+
+# %% [markdown]
+# Here we choose the passes ourselves: the last two tokens are those of the speech.
 
 # %%
 passes = [speech[:-2], speech[-2:-1], speech[-1:]]

@@ -7,7 +7,7 @@
 # is from Leviathan et al., [Fast Inference from Transformers via Speculative
 # Decoding](https://arxiv.org/abs/2211.17192), sections 2 and 3.
 #
-# Before this: [11. The cache, and generating text](11_cache_and_generation.ipynb).
+# Before this: [12. Speed](12_speed.ipynb), and [11. The cache, and generating text](11_cache_and_generation.ipynb).
 # Terms and letters: [glossary](glossary.md).
 
 # %%
@@ -44,7 +44,7 @@ prompt = tokenizer.encode("To be, or not to be, that is the question:")
 # %% [markdown]
 # ## One reading for each token
 #
-# In tutorial 11, decoding was limited by memory: each token needs every weight once, and a processor could do many more
+# In tutorial 12, decoding was limited by memory: each token needs every weight once, and a processor could do many more
 # flops in the time that it takes to read one. So if we had several vectors to multiply with, not only one, a single
 # reading of the weight would do for all of them, and they should take hardly longer than one. Do they? We multiply a
 # matrix of the size of the 2B's `gate_proj` (85 MB) with 1 to 16 vectors, in two ways: `x @ W.T`, which is a call of
@@ -655,4 +655,4 @@ check(speculative_speed, exercises.SPEED)
 #   Reference](https://arxiv.org/abs/2304.04487), copy from a text; Zhang et al., [Draft &
 #   Verify](https://arxiv.org/abs/2309.08168), skip layers.
 #
-# This was the last tutorial. Back to the first: [1. Tokens and the embedding](01_tokens.ipynb).
+# This was the last tutorial. Back to the first: [1. Tokens](01_tokens.ipynb).
