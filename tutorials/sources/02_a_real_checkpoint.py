@@ -2,7 +2,7 @@
 # # 2. A real checkpoint
 #
 # After this you can open a model that you downloaded without any library: read its config key by key, find each weight
-# in its file, and decode its numbers; and you can count parameters and bytes before you load a single one. About 15
+# in its file, and decode its numbers; and you can count parameters and bytes before you load a single one. About 25
 # minutes. In the [Gemma 2 report](https://arxiv.org/abs/2408.00118): tables 1 and 2, which are what a config and the
 # shapes of the weights say in numbers.
 #

@@ -2,7 +2,7 @@
 # # 5. Positions and RoPE
 #
 # After this you can give attention the position of each token, explain why only the distance between two tokens counts,
-# and avoid the common mistakes. About 15 minutes. In the [Gemma 2 report](https://arxiv.org/abs/2408.00118): section 2,
+# and avoid the common mistakes. About 20 minutes. In the [Gemma 2 report](https://arxiv.org/abs/2408.00118): section 2,
 # "Rotary Position Embeddings (RoPE)", from [Su et al.](https://arxiv.org/abs/2104.09864).
 #
 # Before this: [4. RMSNorm, and why 1 + w](04_rms_norm.ipynb).

@@ -2,7 +2,7 @@
 # # 6. Attention, and heads that share their keys
 #
 # After this you can compute attention by hand, read an attention map, and say why Gemma 2 has fewer key-value heads
-# than query heads, and which heads belong together. About 15 minutes. In the [Gemma 2
+# than query heads, and which heads belong together. About 20 minutes. In the [Gemma 2
 # report](https://arxiv.org/abs/2408.00118): section 2, "Grouped-Query Attention", and table 8; the groups are from
 # [Ainslie et al.](https://arxiv.org/abs/2305.13245).
 #

@@ -2,7 +2,7 @@
 # # 7. Local and global layers
 #
 # After this you can write the mask of any layer from positions alone, say how far a Gemma sees and what its windows
-# save, and keep keys in a ring buffer without losing track of their positions. About 15 minutes. In the [Gemma 2
+# save, and keep keys in a ring buffer without losing track of their positions. About 20 minutes. In the [Gemma 2
 # report](https://arxiv.org/abs/2408.00118): section 2, "Local Sliding Window and Global Attention", and table 10; the
 # window is from [Longformer](https://arxiv.org/abs/2004.05150).
 #
@@ -136,8 +136,18 @@ assert 0.04 < outside[1] < 0.08 and 0.1 < outside[3] < 1 / 7
 #
 # Local layers do not make the whole model short-sighted. The neighbours that a token sees in layer 1 have already
 # gathered information from their own neighbours in layer 0. With local layers alone, each layer adds $W - 1$ positions.
-# With a global layer among them, one step reaches everything.
-#
+# With a global layer among them, one step reaches everything. Here are four tokens and a window of 2; what a token has
+# seen after a layer is all that the tokens in its window had seen before it:
+
+# %%
+reached = np.eye(4, dtype=bool)  # before the first layer, each token knows only itself
+for layer in range(3):
+    reached = narrow @ reached
+    print(f"after {layer + 1} local layers, token 3 has seen {np.flatnonzero(reached[3]).tolist()}")
+assert reached[3].all()
+print("after 1 global layer:", np.flatnonzero(wide[3]).tolist())
+
+# %% [markdown]
 # We can try both: replace one token of the text, and see whether and how much the vector of the *last* token changes
 # after each layer.
 

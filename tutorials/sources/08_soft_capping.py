@@ -2,7 +2,7 @@
 # # 8. Soft-capping
 #
 # After this you can bound scores as Gemma 2 does, and say why it bends them instead of clipping them, why the mask
-# comes after the cap, and what happens to a model without its caps. About 12 minutes. In the [Gemma 2
+# comes after the cap, and what happens to a model without its caps. About 20 minutes. In the [Gemma 2
 # report](https://arxiv.org/abs/2408.00118): section 2, "Logit soft-capping"; the idea is from [Bello et
 # al.](https://arxiv.org/abs/1611.09940).
 #
@@ -109,7 +109,7 @@ assert 1e-6 < weakest < 1e-4
 for score in (5.0, 50.0, 500.0):
     t = np.tanh(score / 50)
     print(
-        f"{score:5g} / 50 = {score / 50:4g}, tanh {t:.6f}, times 50 = {50 * t:7.4f}; slope 1 - tanh² = {1 - t * t:.1e}"
+        f"{score:5g} / 50 = {score / 50:4g}, tanh {t:.6f}, times 50 = {50 * t:10.7f}; slope 1 - tanh² = {1 - t * t:.1e}"
     )
 assert np.allclose(soft_cap(np.array([5.0, 50.0, 500.0]), 50.0), 50 * np.tanh([0.1, 1, 10]))
 

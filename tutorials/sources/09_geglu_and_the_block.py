@@ -2,7 +2,7 @@
 # # 9. GeGLU, and the block
 #
 # After this you can write the gated feed-forward layer, say what its gate does to real tokens, and combine attention,
-# feed-forward and the four norms into a whole layer. About 15 minutes. In the [Gemma 2
+# feed-forward and the four norms into a whole layer. About 20 minutes. In the [Gemma 2
 # report](https://arxiv.org/abs/2408.00118): section 2, "Post-norm and pre-norm with RMSNorm", and in table 1 the rows
 # on the non-linearity and the feed-forward size; GeGLU itself is from [Shazeer](https://arxiv.org/abs/2002.05202).
 #

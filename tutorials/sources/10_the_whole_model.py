@@ -2,7 +2,7 @@
 # # 10. The whole model
 #
 # After this you can write the whole forward pass of Gemma 2 from its parts, follow one token through it, and read or
-# change any intermediate. About 15 minutes. In the [Gemma 2 report](https://arxiv.org/abs/2408.00118): section 2, the
+# change any intermediate. About 20 minutes. In the [Gemma 2 report](https://arxiv.org/abs/2408.00118): section 2, the
 # whole of table 1, and the parameter counts of table 2.
 #
 # Before this: [9. GeGLU, and the block](09_geglu_and_the_block.ipynb).

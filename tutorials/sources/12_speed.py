@@ -3,7 +3,7 @@
 #
 # After this you can say why reading a prompt is fast and generating text is slow; estimate, from two measurements, how
 # many tokens per second your machine can generate with a Gemma 2 of any size and format; and say how much memory a
-# model and its text take. About 15 minutes. In the [Gemma 2 report](https://arxiv.org/abs/2408.00118): table 1, whose
+# model and its text take. About 20 minutes. In the [Gemma 2 report](https://arxiv.org/abs/2408.00118): table 1, whose
 # sizes are all that the estimates need.
 #
 # Before this: [11. The cache, and generating text](11_cache_and_generation.ipynb).

@@ -2,7 +2,7 @@
 # # 14. Training a tiny Gemma
 #
 # After this you can write a training loop: read a batch, compute the loss and its gradients, clip them, and take a step
-# of AdamW at the scheduled learning rate; and you can tell from four simple numbers whether the loop works. About 15
+# of AdamW at the scheduled learning rate; and you can tell from four simple numbers whether the loop works. About 25
 # minutes; the notebook itself takes up to a minute to run. In the [Gemma 2 report](https://arxiv.org/abs/2408.00118):
 # section 3, "Pre-training", where the models are trained on trillions of tokens; here we train one on about sixty
 # thousand.

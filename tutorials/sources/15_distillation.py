@@ -2,7 +2,7 @@
 # # 15. Distillation
 #
 # After this you can train a student to match a teacher's distribution instead of the one token that came next, and say
-# why this teaches more, and when it does not. About 15 minutes; the notebook itself takes up to a minute to run. In the
+# why this teaches more, and when it does not. About 30 minutes; the notebook itself takes up to a minute to run. In the
 # [Gemma 2 report](https://arxiv.org/abs/2408.00118): section 3, "Knowledge Distillation", and tables 6 and 7. The 2B
 # and the 9B were trained this way.
 #

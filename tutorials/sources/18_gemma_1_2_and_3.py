@@ -2,7 +2,7 @@
 # # 18. Gemma 1, 2 and 3
 #
 # After this you can say what changed from Gemma 1 to 2 to 3 and why, read the differences off a config, and compute a
-# model's parameters and the memory of its cache. About 15 minutes. In the [Gemma 2
+# model's parameters and the memory of its cache. About 25 minutes. In the [Gemma 2
 # report](https://arxiv.org/abs/2408.00118): section 2 and tables 1 and 2; beside it the reports of [Gemma
 # 1](https://arxiv.org/abs/2403.08295) and [Gemma 3](https://arxiv.org/abs/2503.19786), table 1 of each.
 #

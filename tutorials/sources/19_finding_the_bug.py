@@ -2,7 +2,7 @@
 # # 19. Finding the bug
 #
 # After this you can find the wrong line in a Gemma that is subtly wrong, your own or somebody else's: dump its
-# intermediates, compare them with this package, and interpret the comparison. About 15 minutes. In the [Gemma 2
+# intermediates, compare them with this package, and interpret the comparison. About 25 minutes. In the [Gemma 2
 # report](https://arxiv.org/abs/2408.00118): section 2 and table 1, which are what a port has to get right.
 #
 # Before this: [18. Gemma 1, 2 and 3](18_gemma_1_2_and_3.ipynb).

@@ -3,7 +3,7 @@
 #
 # After this you can let a cheap draft propose tokens and verify several of them in one pass, without changing the
 # distribution of the text at all; and you can estimate from three measurements whether that makes your model faster.
-# About 20 minutes; the notebook itself takes up to a minute to run. The Gemma 2 report does not treat this; the method
+# About 30 minutes; the notebook itself takes up to a minute to run. The Gemma 2 report does not treat this; the method
 # is from Leviathan et al., [Fast Inference from Transformers via Speculative
 # Decoding](https://arxiv.org/abs/2211.17192), sections 2 and 3.
 #
