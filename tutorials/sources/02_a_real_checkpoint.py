@@ -78,7 +78,7 @@ for key, value in values.items():
 # | `max_position_embeddings` | how many tokens the model can read |
 # | `rms_norm_eps` | the small number in the norm ([4](04_rms_norm.ipynb)) |
 # | `rope_theta` | the base of the rotation ([5](05_positions_and_rope.ipynb)); in Gemma 3, that of the global layers |
-# | `rope_local_base_freq` | Gemma 3 only: the base of the local layers ([18](18_gemma_1_2_and_3.ipynb)) |
+# | `rope_local_base_freq`, `rope_scaling` | Gemma 3 only: the base of the local layers, and by what the global ones divide positions, if they do ([18](18_gemma_1_2_and_3.ipynb)) |
 # | `query_pre_attn_scalar` | s: scores are divided by its root. Not always h |
 # | `sliding_window`, `layer_types` | W, the window of local layers, and which layers are local ([7](07_local_and_global_layers.ipynb)) |
 # | `attn_logit_softcapping`, `final_logit_softcapping` | the caps, 50 and 30 in Gemma 2, none in Gemma 1 and 3 ([8](08_soft_capping.ipynb)) |
@@ -87,9 +87,9 @@ for key, value in values.items():
 # | `torch_dtype` | the format in which the weights are *stored*, and nothing else |
 # | `model_type`, `architectures` | which code this is for: `gemma`, `gemma2` or `gemma3_text` |
 #
-# Google's own files have some keys more (ids of control pieces, and settings for training, which do not matter here),
-# and the older ones have some less. A `config.json` of Gemma 2 has no `layer_types`: that layers 0, 2, 4, ... are local
-# is known from `model_type` alone. This is how such a file is read here:
+# Google's own files have some more keys (ids of control pieces, and settings for training, which do not matter here).
+# The oldest ones of Gemma 2 lack `layer_types`: that layers 0, 2, 4, ... are local follows from `model_type` alone. The
+# package reads such files, too:
 
 # %%
 older = json.loads((BUNDLED["shakespeare-1m"] / "config.json").read_text())

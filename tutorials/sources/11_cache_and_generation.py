@@ -65,21 +65,14 @@ assert again > 30 * once
 q, k = np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]), np.array([[2.0, 0.0], [0.0, 2.0], [1.0, 0.0]])  # [T, h] each
 v = np.array([[10.0, 0.0], [0.0, 10.0], [2.0, 4.0]])  # [T, h]
 
-scores = q @ k.T  # [T, S], and a token sees itself and those before it
-probs = masked_softmax(scores, np.tri(3, dtype=bool))
-print("all at once: ", *(probs @ v).round(2))
+probs = masked_softmax(q @ k.T, np.tri(3, dtype=bool))  # [T, S]; a token sees itself and those before it
+print("all at once:", *(probs @ v).round(2))
 
-kept_keys, kept_values = k[:2], v[:2]  # what the cache has
-keys, values = np.vstack([kept_keys, k[2:]]), np.vstack([kept_values, v[2:]])  # [S, h] each
-probs = masked_softmax(q[2:] @ keys.T, np.ones((1, 3), dtype=bool))  # one row
-print(
-    "scores of the third:",
-    *(q[2:] @ keys.T),
-    " probabilities:",
-    *probs.round(3),
-    " result:",
-    *(probs @ values).round(2),
-)
+cached_keys, cached_values = k[:2], v[:2]
+keys, values = np.vstack([cached_keys, k[2]]), np.vstack([cached_values, v[2]])  # [S, h] each
+scores = keys @ q[2]  # [S], of the third token only
+probs = np.exp(scores) / np.exp(scores).sum()
+print("the third alone: scores", scores, " probabilities", probs.round(3), " result", (probs @ values).round(2))
 
 # %% [markdown]
 # The third token gets the same vector, from one row of scores instead of three.
