@@ -153,7 +153,7 @@ means = lengths[: len(lengths) // 100 * 100].reshape(-1, 100).mean(axis=1)  # of
 figure, axes = plt.subplots()
 axes.plot(merged, lengths, ".", alpha=0.3, label="a piece")
 axes.plot(np.arange(len(means)) * 100 + first + 50, means, "o-", color="C5", label="mean of a hundred pieces")
-axes.set(xlabel="id of the piece", ylabel="characters", title="The later a piece was made, the longer it is")
+axes.set(xlabel="id of the piece", ylabel="characters", title="Pieces that were made later are longer, on average")
 axes.legend()
 plt.show()
 
@@ -183,8 +183,6 @@ assert bytes([0xC3, 0xA9]).decode() == "é"
 # A program that prints text token by token has to wait for the second byte (`Tokenizer.decode_stream` does).
 #
 # ## Exercises
-#
-# Replace `...` with your code and run the cell: it tells you what is wrong, if anything.
 #
 # Replace `...` with your code and run the cell: it tells you what is wrong, if anything.
 #
@@ -225,7 +223,7 @@ check(to_text, exercises.TEXT)
 #
 # ## Further reading
 #
-# - [gemma_np/text/tokenizer.py](../gemma_np/text/tokenizer.py) a wrapper of the sentencepiece library, and
+# - [gemma_np/text/tokenizer.py](../gemma_np/text/tokenizer.py), a wrapper of the sentencepiece library, and
 #   [gemma_np/training/tokenizer_training.py](../gemma_np/training/tokenizer_training.py), which trains such a
 #   vocabulary.
 # - Sennrich, Haddow and Birch, [Neural Machine Translation of Rare Words with Subword
