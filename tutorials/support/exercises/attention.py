@@ -152,6 +152,11 @@ def _tiled(q: np.ndarray, k: np.ndarray) -> np.ndarray:
     return tiled
 
 
+def _repeated_along_the_first_axis(q: np.ndarray, k: np.ndarray) -> np.ndarray:
+    repeated: np.ndarray = q @ np.repeat(k, q.shape[-3] // k.shape[-3], axis=0).swapaxes(-1, -2)
+    return repeated
+
+
 def _left_in_groups(q: np.ndarray, k: np.ndarray) -> np.ndarray:
     scores = _grouped(q, k)
     kv_heads = k.shape[-3]
@@ -170,6 +175,7 @@ GROUPED_SCORES = Exercise(
         "the scores are divided by sqrt(h); do not divide them here": lambda q, k: (
             _grouped(q, k) / math.sqrt(q.shape[-1])
         ),
+        "axis 0 is repeated, which is the batch here; the heads are always at axis=-3": _repeated_along_the_first_axis,
         "the groups are still separate, [..., K, G, T, S]; reshape to [..., H, T, S]": _left_in_groups,
     },
 )

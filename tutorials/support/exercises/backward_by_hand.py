@@ -65,6 +65,9 @@ SOFTMAX = Exercise(
         "nothing is subtracted: subtract sum(dprobs * probs) from dprobs before it is multiplied by probs": (
             lambda dprobs, probs: dprobs * probs
         ),
+        "the plain mean of dprobs is subtracted; weight each by its probability: sum(dprobs * probs)": (
+            lambda dprobs, probs: probs * (dprobs - dprobs.mean(axis=-1, keepdims=True))
+        ),
         "the mean over the keys is subtracted; it is the sum of dprobs * probs": lambda dprobs, probs: (
             probs * (dprobs - np.mean(dprobs * probs, axis=-1, keepdims=True))
         ),

@@ -158,6 +158,10 @@ def _without_the_last(logits: np.ndarray, temperature: float, top_p: float) -> n
     return _kept(probs, kept if len(kept) else order[:1])
 
 
+def _neither_the_last_nor_renormalized(logits: np.ndarray, temperature: float, top_p: float) -> np.ndarray:
+    return np.where(_without_the_last(logits, temperature, top_p) > 0, _softmax(logits / temperature), 0)
+
+
 def _unsorted(logits: np.ndarray, temperature: float, top_p: float) -> np.ndarray:
     probs = _softmax(logits / temperature)
     return _kept(probs, np.flatnonzero(np.cumsum(probs) - probs < top_p))
@@ -180,6 +184,9 @@ TOP_P = Exercise(
         "the kept probabilities do not sum to 1; divide them by their sum": _not_renormalized,
         "the token that crosses top_p is dropped; keep a token while those before it "
         "add up to less than top_p": _without_the_last,
+        "the token that crosses top_p is dropped, and the kept probabilities do not sum to 1": (
+            _neither_the_last_nor_renormalized
+        ),
         "the probabilities are added up in the order of the vocabulary; sort them first, the largest first": _unsorted,
         "the result is in sorted order; put each probability back at the index of its token": (
             lambda logits, temperature, top_p: np.sort(_top_p(logits, temperature, top_p))[::-1]
