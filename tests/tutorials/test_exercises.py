@@ -3,6 +3,7 @@
 import ast
 import importlib
 import linecache
+import re
 from pathlib import Path
 
 import numpy as np
@@ -62,8 +63,8 @@ def solution_of(source, name):
 
 
 @pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.stem)
-def test_each_tutorial_has_two_or_three_exercises(source):
-    assert 2 <= len(list(exercises_of(source))) <= 3
+def test_each_tutorial_has_two_to_four_exercises(source):
+    assert 2 <= len(list(exercises_of(source))) <= 4
 
 
 @pytest.mark.parametrize(("source", "exercise", "function"), ALL)
@@ -75,12 +76,21 @@ def test_the_reference_and_the_solution_pass(source, exercise, function):
 
 
 @pytest.mark.parametrize(("source", "exercise", "function"), ALL)
-def test_the_stub_says_its_shapes_and_a_hint_and_is_not_right(source, exercise, function):
+def test_the_stub_says_its_shapes_and_is_not_right(source, exercise, function):
     stub = stub_of(source, function)
     assert "->" in stub.__doc__
-    assert "Hint:" in stub.__doc__
     assert check(stub, exercise) == (False, NOT_WRITTEN)
     assert len(exercise.mistakes) >= 3
+
+
+@pytest.mark.parametrize(("source", "exercise", "function"), ALL)
+def test_hints_open_one_by_one_before_the_stub_or_one_is_in_it(source, exercise, function):
+    before, _ = source.read_text().split(f"\ndef {function}(")
+    text = before.split("# %% [markdown]")[-1]
+    hints = re.findall(r"#\n# <details><summary>(.+?)</summary>\n#\n(?:# .+\n)+#\n# </details>\n", text)
+    assert hints == [f"Hint {n}" for n in range(1, len(hints) + 1)]
+    assert len(hints) == text.count("<details>") <= 3
+    assert ("Hint:" in stub_of(source, function).__doc__) != bool(hints)
 
 
 @pytest.mark.parametrize(("exercise", "hint"), MISTAKES)

@@ -477,14 +477,23 @@ for layer in layers:
 # Replace `...` with your code and run the cell: it tells you what is wrong, if anything.
 #
 # **1.** The backward function of the soft cap.
+#
+# <details><summary>Hint 1</summary>
+#
+# You do not need x; y contains $\tanh(x / c)$.
+#
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# The tanh is `y / cap`, and the slope is 1 minus its square.
+#
+# </details>
 
 
 # %%
 def cap_gradient(dy, y, cap):
-    """dy [...], y = cap * tanh(x / cap) [...] -> dx [...]
-
-    Hint: you do not need x; y contains tanh(x / cap).
-    """
+    """dy [...], y = cap * tanh(x / cap) [...] -> dx [...]"""
     ...
 
 
@@ -492,14 +501,23 @@ check(cap_gradient, exercises.SOFT_CAP)
 
 # %% [markdown]
 # **2.** The backward function of softmax.
+#
+# <details><summary>Hint 1</summary>
+#
+# Each query has a sum of its own; `np.sum` has the arguments `axis` and `keepdims`.
+#
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# The sum is that of `dprobs * probs` over the keys. Subtract it from `dprobs`, then multiply by `probs`.
+#
+# </details>
 
 
 # %%
 def softmax_gradient(dprobs, probs):
-    """dprobs and probs [..., T, S] -> dscores [..., T, S]
-
-    Hint: np.sum has the arguments axis and keepdims.
-    """
+    """dprobs and probs [..., T, S] -> dscores [..., T, S]"""
     ...
 
 
@@ -507,18 +525,72 @@ check(softmax_gradient, exercises.SOFTMAX)
 
 # %% [markdown]
 # **3.** The gradient of the values that a group shares.
+#
+# <details><summary>Hint 1</summary>
+#
+# Query heads 0 to G - 1 share head 0, the next G share head 1, and so on.
+#
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# First the product for each query head, `probs.swapaxes(-1, -2) @ dcontext`: [H, S, h].
+#
+# </details>
+#
+# <details><summary>Hint 3</summary>
+#
+# Then reshape H to [K, G], and sum over the axis of G.
+#
+# </details>
 
 
 # %%
 def shared_gradient(probs, dcontext, kv_heads):
-    """probs [H, T, S], dcontext [H, T, h] -> dvalues [K, S, h], K = kv_heads
-
-    Hint: query heads 0 to G - 1 share head 0; compute the product for each head, then reshape H to [K, G].
-    """
+    """probs [H, T, S], dcontext [H, T, h] -> dvalues [K, S, h], K = kv_heads"""
     ...
 
 
 check(shared_gradient, exercises.SHARED)
+
+# %% [markdown]
+# **4.** The block, assembled from the backward functions of its pieces. `back.attention(dz)` and
+# `back.feed_forward(dz)` return the gradient of their piece's input, and `back.norm(dz, z, name)` that of $z$, the
+# *input* of the norm of this name. (The gradients of the weights are put aside.) The norms are `input_layernorm`,
+# `post_attention_layernorm`, `pre_feedforward_layernorm` and `post_feedforward_layernorm`; their inputs are `x` and
+# three of the records: `resid_mid`, the stream between the halves, and `self_attn.o` and `mlp.down`, the outputs of
+# attention and feed-forward.
+#
+# <details><summary>Hint 1</summary>
+#
+# Write the forward pass on paper, eight lines: norm, attention, norm, `x + y`; norm, feed-forward, norm, `x + y`. Now
+# undo them from the last one up.
+#
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# At `x + y` both terms get the whole gradient. So it takes two ways, into the half and past it, and where they meet
+# again you add.
+#
+# </details>
+#
+# <details><summary>Hint 3</summary>
+#
+# The feed-forward half: `dz = back.norm(dy, record["mlp.down"], "post_feedforward_layernorm")`, then
+# `back.feed_forward(dz)`, then the norm whose input is `resid_mid`; add `dy`. That sum is to the half of attention what
+# `dy` was to this one.
+#
+# </details>
+
+
+# %%
+def block_gradient(dy, x, record, back):
+    """dy and x [..., T, D], record of the layer {name: array}, back: the pieces -> dx [..., T, D]"""
+    ...
+
+
+check(block_gradient, exercises.BLOCK)
 
 # %% [markdown]
 # The solutions are in [solutions/13_backward_by_hand.py](solutions/13_backward_by_hand.py).
