@@ -296,8 +296,8 @@ for j in range(5):
 jacobian = p[:, None] * (np.eye(5) - p)  # row j, column i
 for j in range(5):
     check_gradient(jacobian[j], lambda s, j=j: (np.exp(s) / np.exp(s).sum())[j], s)
-print("each column sums to", np.abs(jacobian.sum(axis=0)).round(15), "since the probabilities always sum to 1")
-np.testing.assert_allclose(jacobian.sum(axis=0), 0, atol=1e-15)
+print("each column sums to", np.abs(jacobian.sum(axis=0)).round(12), "since the probabilities always sum to 1")
+np.testing.assert_allclose(jacobian.sum(axis=0), 0, atol=1e-12)
 
 # %% [markdown]
 # And the chain rule, in which $\delta_{ij}$ picks one term of the sum:
@@ -410,7 +410,7 @@ assert abs(slope[0]) < 1e-3 and slope[4] == 0.5 and abs(slope[-1] - 1) < 1e-3  #
 assert slope.min() < 0 and slope.max() > 1
 
 # %% [markdown]
-# Far to the left the slope is 0, at zero it is one half, far to the right 1: a switch that closes gradually. In between
+# Far to the left the slope is 0, at zero it is one half, far to the right 1: a switch that turns on gradually. In between
 # it goes below 0 and above 1. `gelu_and_slope` computes both, since they share the tanh.
 #
 # ## GeGLU: each factor gets the other
