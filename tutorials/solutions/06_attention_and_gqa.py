@@ -19,3 +19,8 @@ def mix(scores: np.ndarray, values: np.ndarray) -> np.ndarray:
 def grouped_scores(q: np.ndarray, k: np.ndarray) -> np.ndarray:
     group = q.shape[-3] // k.shape[-3]
     return q @ np.repeat(k, group, axis=-3).swapaxes(-1, -2)
+
+
+def join_heads(context: np.ndarray) -> np.ndarray:
+    *batch, H, T, h = context.shape
+    return context.swapaxes(-2, -3).reshape(*batch, T, H * h)

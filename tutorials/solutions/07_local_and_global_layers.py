@@ -20,3 +20,11 @@ def slot_positions(length: int, slots: int) -> np.ndarray:
     for position in range(length):
         positions[position % slots] = position
     return positions
+
+
+def chunk_mask(start: int, T: int, window: int) -> np.ndarray:
+    ring = np.zeros(min(start, window), int)
+    for position in range(start):
+        ring[position % window] = position
+    chunk = np.arange(start, start + T)
+    return can_see(chunk, np.concatenate([ring, chunk]), window)

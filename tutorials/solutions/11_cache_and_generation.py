@@ -29,3 +29,13 @@ def nucleus(logits: np.ndarray, temperature: float, top_p: float) -> np.ndarray:
     kept = np.zeros_like(probs)
     kept[order[before < top_p]] = probs[order[before < top_p]]
     return kept / kept.sum()
+
+
+def append(ring: np.ndarray, length: int, new: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    slots = len(ring)
+    before = np.arange(max(0, length + 1 - slots), length)
+    seen = np.concatenate([ring[before % slots], new])
+    ring = ring.copy()
+    for position, key in enumerate(new, start=length):
+        ring[position % slots] = key
+    return seen, ring

@@ -21,3 +21,13 @@ def least_error_shrinks(weight: np.ndarray, shrinks: list[float]) -> np.ndarray:
         numbers = np.clip(np.rint(weight / (full * shrink)), -8, 7)
         errors.append(np.square(numbers * (full * shrink) - weight).sum(axis=-1))
     return np.array(shrinks)[np.argmin(errors, axis=0)]
+
+
+def gptq_by_hand(weight: np.ndarray, H: np.ndarray) -> np.ndarray:
+    left, numbers = weight.copy(), np.empty_like(weight)
+    for c in range(len(H)):
+        numbers[:, c] = np.rint(left[:, c])
+        inverse = np.linalg.inv(H[c:, c:])
+        error = (left[:, c] - numbers[:, c]) / inverse[0, 0]
+        left[:, c + 1 :] -= np.outer(error, inverse[0, 1:])
+    return numbers

@@ -1,6 +1,12 @@
 """Solutions of tutorial 18."""
 
+import math
+
+import numpy as np
+
 from gemma_np.config import GemmaConfig
+from gemma_np.model.rms_norm import rms_norm
+from gemma_np.model.rope import rope
 
 
 def local_layers(layers: int, local_per_global: int) -> list[bool]:
@@ -23,3 +29,17 @@ def parameters(config: GemmaConfig) -> tuple[int, int]:
     if config.has_qk_norm:
         norms += 2 * h
     return config.vocab_size * D, config.num_hidden_layers * (attention + feed_forward + norms) + D
+
+
+def normed_scores(
+    q: np.ndarray,
+    k: np.ndarray,
+    q_weight: np.ndarray,
+    k_weight: np.ndarray,
+    cos: np.ndarray,
+    sin: np.ndarray,
+    query_scalar: float,
+) -> np.ndarray:
+    q = rope(rms_norm(q, q_weight, 1e-6), cos, sin)
+    k = rope(rms_norm(k, k_weight, 1e-6), cos, sin)
+    return q @ k.swapaxes(-1, -2) / math.sqrt(query_scalar)

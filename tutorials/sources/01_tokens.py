@@ -188,14 +188,30 @@ assert bytes([0xC3, 0xA9]).decode() == "é"
 #
 # **1.** Split a text as the tokenizer does. Spaces are already ▁, every character is a piece, and `ids` has the id of
 # each piece.
+#
+# <details><summary>Hint 1</summary>
+#
+# Begin with `pieces = list(text)`. `pieces[n : n + 2] = [pieces[n] + pieces[n + 1]]` merges two neighbours.
+#
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# In a loop: collect `(id, n)` of all neighbours n, n + 1 whose text together is in `ids`. If there are none, return the
+# ids of the pieces.
+#
+# </details>
+#
+# <details><summary>Hint 3</summary>
+#
+# `min` of such pairs is the one with the lowest id, and the leftmost of equal ones.
+#
+# </details>
 
 
 # %%
 def merge(text, ids):
-    """text with ▁ for spaces, ids {piece: id} -> list of ids
-
-    Hint: begin with pieces = list(text). pieces[n : n + 2] = [pieces[n] + pieces[n + 1]] merges two neighbours.
-    """
+    """text with ▁ for spaces, ids {piece: id} -> list of ids"""
     ...
 
 
@@ -204,15 +220,29 @@ check(merge, exercises.MERGE)
 # %% [markdown]
 # **2.** The way back: from pieces to text. You get the pieces of a text, such as `["<bos>", "▁caf", "<0xC3>",
 # "<0xA9>"]`. The control pieces that occur are `<bos>` and `<eos>`.
+#
+# <details><summary>Hint 1</summary>
+#
+# Collect bytes, not characters: `piece.encode()` is a piece as bytes.
+#
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# A piece such as `<0xC3>` is a byte by itself: `int("C3", 16)` is 0xC3, and `bytes([0xC3])` one byte.
+#
+# </details>
+#
+# <details><summary>Hint 3</summary>
+#
+# At the end, `found.decode()` makes a text of all bytes.
+#
+# </details>
 
 
 # %%
 def to_text(pieces):
-    """list of pieces -> the text, a string
-
-    Hint: collect bytes, not characters: piece.encode() is a piece as bytes, bytes([0xC3]) is a byte by itself,
-    int("C3", 16) is 0xC3; at the end, b"...".decode() is the text.
-    """
+    """list of pieces -> the text, a string"""
     ...
 
 

@@ -379,14 +379,23 @@ for name in ("gemma-2-2b", "gemma-2-9b", "gemma-2-27b"):
 # Replace `...` with your code and run the cell: it tells you what is wrong, if anything.
 #
 # **1.** Decode bfloat16, without ml_dtypes.
+#
+# <details><summary>Hint 1</summary>
+#
+# Shifting a uint16 by 16 leaves nothing of it; make it wider first, with `astype(np.uint32)`.
+#
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# `view` reads the same bits as another dtype, which `astype` does not.
+#
+# </details>
 
 
 # %%
 def decode_bfloat16(stored):
-    """stored [...], whole numbers of 16 bits (np.uint16) -> the numbers [...], float32
-
-    Hint: shifting a uint16 by 16 leaves nothing of it; make it wider first. `view` reads the same bits as another dtype.
-    """
+    """stored [...], whole numbers of 16 bits (np.uint16) -> the numbers [...], float32"""
     ...
 
 
@@ -395,14 +404,29 @@ check(decode_bfloat16, exercises.BFLOAT16)
 # %% [markdown]
 # **2.** Read one tensor of a safetensors file by its offsets. You get the whole file, as bytes. Tensors are BF16 or F32.
 # Use your own `decode_bfloat16`.
+#
+# <details><summary>Hint 1</summary>
+#
+# `int.from_bytes(data[:8], "little")` is the length of the header, and `json.loads` takes the bytes after it.
+#
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# The numbers of a tensor begin at 8, plus the length of the header, plus its first offset.
+#
+# </details>
+#
+# <details><summary>Hint 3</summary>
+#
+# `np.frombuffer(..., "<u2")` for BF16, `"<f4"` for F32; then `reshape`.
+#
+# </details>
 
 
 # %%
 def read_tensor(data, name):
-    """data: the bytes of a file, name: of a tensor in it -> its numbers, float32 in its shape
-
-    Hint: int.from_bytes(..., "little"), json.loads, np.frombuffer(..., "<u2") or "<f4", reshape.
-    """
+    """data: the bytes of a file, name: of a tensor in it -> its numbers, float32 in its shape"""
     ...
 
 
@@ -410,14 +434,23 @@ check(read_tensor, exercises.TENSOR)
 
 # %% [markdown]
 # **3.** Count the parameters of a file, and the bytes that their numbers take, from its header alone.
+#
+# <details><summary>Hint 1</summary>
+#
+# `math.prod(shape)` is the number of elements.
+#
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# Leave out `__metadata__`; not every tensor has the same dtype: BF16 has 2 bytes, F32 has 4.
+#
+# </details>
 
 
 # %%
 def count_parameters(header):
-    """header: the dict that json.loads returns, which may have "__metadata__" -> (parameters, bytes)
-
-    Hint: math.prod(shape) is 1 for a shape of []. Not every tensor has the same dtype.
-    """
+    """header: the dict that json.loads returns, which may have "__metadata__" -> (parameters, bytes)"""
     ...
 
 

@@ -269,14 +269,23 @@ assert 0.2 < padded["embedding"] / sum(padded.values()) < 0.25
 # Replace `...` with your code and run the cell: it tells you what is wrong, if anything.
 #
 # **1.** Turn ids into the vectors that the first layer reads.
+#
+# <details><summary>Hint 1</summary>
+#
+# An array of ids is an index of E.
+#
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# The factor is the root of D, `E.shape[1]`. The result has E's dtype: `math.sqrt` keeps it.
+#
+# </details>
 
 
 # %%
 def look_up(ids, E):
-    """ids [..., T], E [V, D] -> [..., T, D]
-
-    Hint: an array of ids is an index of E. The result has E's dtype.
-    """
+    """ids [..., T], E [V, D] -> [..., T, D]"""
     ...
 
 
@@ -284,14 +293,23 @@ check(look_up, exercises.EMBED)
 
 # %% [markdown]
 # **2.** Turn vectors into a score for every piece.
+#
+# <details><summary>Hint 1</summary>
+#
+# Entry [t, v] is the dot product of x[t] and E[v].
+#
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# All of them are one matrix product, with the transpose of E.
+#
+# </details>
 
 
 # %%
 def score_all(x, E):
-    """x [..., T, D], E [V, D] -> logits [..., T, V]
-
-    Hint: entry [t, v] is the dot product of x[t] and E[v].
-    """
+    """x [..., T, D], E [V, D] -> logits [..., T, V]"""
     ...
 
 

@@ -2,7 +2,7 @@
 # # 4. RMSNorm, and why 1 + w
 #
 # After this you can normalize a vector as Gemma does, say what the norm keeps and what it removes, and explain why 1 is
-# added to the stored weight. About 10 minutes. In the [Gemma 2 report](https://arxiv.org/abs/2408.00118): section 2,
+# added to the stored weight. About 15 minutes. In the [Gemma 2 report](https://arxiv.org/abs/2408.00118): section 2,
 # "Post-norm and pre-norm with RMSNorm"; the norm itself is from [Zhang and Sennrich](https://arxiv.org/abs/1910.07467).
 #
 # Before this: [3. The embedding and the head](03_embedding_and_head.ipynb).
@@ -166,14 +166,30 @@ assert wrong > model.config.vocab_size / 3 and wrong > 15 * right and model.conf
 # Replace `...` with your code and run the cell: it tells you what is wrong, if anything.
 #
 # **1.** Write the norm. Try it without looking at the lines above.
+#
+# <details><summary>Hint 1</summary>
+#
+# Which numbers does a result depend on? Those of its own token, so the mean runs over the last axis.
+#
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# `np.mean` has the arguments `axis` and `keepdims`: with `keepdims=True` the mean can divide `x`.
+#
+# </details>
+#
+# <details><summary>Hint 3</summary>
+#
+# `mean_square = np.mean(x * x, axis=-1, keepdims=True)`. Divide by the root of `mean_square + eps`, multiply by `1 +
+# weight`.
+#
+# </details>
 
 
 # %%
 def normalize(x, weight, eps):
-    """x [..., D], weight [D] -> [..., D]
-
-    Hint: np.mean has the arguments axis and keepdims.
-    """
+    """x [..., D], weight [D] -> [..., D]"""
     ...
 
 
@@ -183,14 +199,23 @@ check(normalize, exercises.NORM)
 # **2.** The gradient of $x$, which [tutorial 13](13_backward_by_hand.ipynb) needs. With $n = x / \mathrm{rms}(x)$ and
 # $g = dy \cdot (1 + w)$, it is $dx = (g - n \cdot \mathrm{mean}(g \cdot n)) / \mathrm{rms}(x)$: a longer $x$ gives the
 # same result, so the second term removes the part along $x$.
+#
+# <details><summary>Hint 1</summary>
+#
+# The mean is also one number per token.
+#
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# Compute the root mean square as in exercise 1, with eps; then $n$, then $g$, then the formula, one line each.
+#
+# </details>
 
 
 # %%
 def input_gradient(dy, x, weight, eps):
-    """dy and x [..., D], weight [D] -> dx [..., D]
-
-    Hint: the mean is also one number per token.
-    """
+    """dy and x [..., D], weight [D] -> dx [..., D]"""
     ...
 
 

@@ -332,14 +332,30 @@ assert np.array(8191, ml_dtypes.bfloat16) == 8192
 #
 # **1.** The cosine and sine of all angles. `divisor` is $s$: 8 on the global layers of Gemma 3 from the 4B on,
 # otherwise 1.
+#
+# <details><summary>Hint 1</summary>
+#
+# There is one angle for each position and each pair, [T, h/2]. It is a product: of what depends on the position, and of
+# what depends on the pair.
+#
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# `np.outer` returns the products of all pairs of elements of two vectors.
+#
+# </details>
+#
+# <details><summary>Hint 3</summary>
+#
+# The vectors are `positions / divisor` and `base ** (-2 * pair / head_dim)`, with `pair = np.arange(head_dim // 2)`.
+#
+# </details>
 
 
 # %%
 def cos_and_sin(positions, head_dim, base, divisor):
-    """positions [T] -> cos [T, h/2], sin [T, h/2]
-
-    Hint: np.outer returns the products of all pairs of elements of two vectors.
-    """
+    """positions [T] -> cos [T, h/2], sin [T, h/2]"""
     ...
 
 
@@ -347,14 +363,24 @@ check(cos_and_sin, exercises.ANGLES)
 
 # %% [markdown]
 # **2.** Rotate the pairs.
+#
+# <details><summary>Hint 1</summary>
+#
+# Channel $i$ and channel $i + h/2$ are a pair. `x[..., :half]` is the first half of the channels; `np.concatenate` with
+# `axis=-1` joins two halves.
+#
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# A rotation turns $(a, b)$ into $(a \cos - b \sin,\ b \cos + a \sin)$. Both results need both original halves.
+#
+# </details>
 
 
 # %%
 def rotate(x, cos, sin):
-    """x [..., T, h], cos and sin [T, h/2] -> [..., T, h]
-
-    Hint: x[..., :half] is the first half of the channels; np.concatenate with axis=-1 joins two halves.
-    """
+    """x [..., T, h], cos and sin [T, h/2] -> [..., T, h]"""
     ...
 
 
@@ -363,14 +389,24 @@ check(rotate, exercises.ROPE)
 # %% [markdown]
 # **3.** When a model writes text, it reads one token at a time, or a chunk of several, and keeps the keys of the tokens
 # before. Rotate the keys of a chunk that comes after `start` tokens. Use your own two functions; the divisor is 1.
+#
+# <details><summary>Hint 1</summary>
+#
+# The tokens before the chunk have positions 0 to start - 1.
+#
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# The chunk has T = `x.shape[-2]` tokens, with the positions `np.arange(start, start + T)`. The rest are your two
+# functions.
+#
+# </details>
 
 
 # %%
 def rotate_chunk(x, start, base):
-    """x [..., T, h] -> [..., T, h]
-
-    Hint: the tokens before the chunk have positions 0 to start - 1.
-    """
+    """x [..., T, h] -> [..., T, h]"""
     ...
 
 

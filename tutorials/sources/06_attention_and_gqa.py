@@ -2,7 +2,7 @@
 # # 6. Attention, and heads that share their keys
 #
 # After this you can compute attention by hand, read an attention map, and say why Gemma 2 has fewer key-value heads
-# than query heads, and which heads belong together. About 20 minutes. In the [Gemma 2
+# than query heads, and which heads belong together. About 25 minutes. In the [Gemma 2
 # report](https://arxiv.org/abs/2408.00118): section 2, "Grouped-Query Attention", and table 8; the groups are from
 # [Ainslie et al.](https://arxiv.org/abs/2305.13245).
 #
@@ -327,14 +327,24 @@ assert gqa["parameters"] < mha["parameters"]
 # Replace `...` with your code and run the cell: it tells you what is wrong, if anything.
 #
 # **1.** The scores of one head. Divide them by the right number.
+#
+# <details><summary>Hint 1</summary>
+#
+# Entry [t, s] is the dot product of query t and key s, so all of them are one matrix product. Then there is one
+# division.
+#
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# `query_scalar` is $s$ in the formula above, and need not be h. It is its square root that divides.
+#
+# </details>
 
 
 # %%
 def head_scores(q, k, query_scalar):
-    """q [T, h], k [S, h] -> scores [T, S]
-
-    Hint: a matrix product, and one division; query_scalar is s in the formula above, and need not be h.
-    """
+    """q [T, h], k [S, h] -> scores [T, S]"""
     ...
 
 
@@ -343,14 +353,31 @@ check(head_scores, exercises.SCORES)
 # %% [markdown]
 # **2.** From scores to the weighted mean of the values, where no token sees later ones. Scores can be large: subtract
 # the largest of each row before np.exp. It cancels in the fraction, so the result stays the same.
+#
+# <details><summary>Hint 1</summary>
+#
+# Three steps: hide the later keys, take the softmax of each row, multiply by the values.
+#
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# `np.tri(T, dtype=bool)` is True where the key is not after the query; `np.where` and `-np.inf` hide the others, since
+# the exponential of minus infinity is 0.
+#
+# </details>
+#
+# <details><summary>Hint 3</summary>
+#
+# Hide first, and then subtract the largest of each row (`axis=-1, keepdims=True`): the largest of all may be hidden.
+# After `np.exp`, divide by the sum of the row.
+#
+# </details>
 
 
 # %%
 def mix(scores, values):
-    """scores [T, T], values [T, h] -> [T, h]
-
-    Hint: np.tri(T, dtype=bool) is True where the key is not after the query; np.where and -np.inf hide the others.
-    """
+    """scores [T, T], values [T, h] -> [T, h]"""
     ...
 
 
@@ -359,18 +386,67 @@ check(mix, exercises.MIX)
 # %% [markdown]
 # **3.** All heads at once, without the division: each query head with the key-value head of its group. There may be
 # batch axes before the heads.
+#
+# <details><summary>Hint 1</summary>
+#
+# Query head $i$ reads key-value head $\lfloor i / G \rfloor$, with G = H / K. The heads are at axis -3, with or without
+# a batch.
+#
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# Either repeat each key-value head in place: `np.repeat` has the argument `axis`. Or reshape q to [..., K, G, T, h],
+# and k to [..., K, 1, S, h].
+#
+# </details>
+#
+# <details><summary>Hint 3</summary>
+#
+# `swapaxes(-1, -2)` transposes the last two axes, whatever comes before. In groups, the result is [..., K, G, T, S]
+# until you reshape it.
+#
+# </details>
 
 
 # %%
 def grouped_scores(q, k):
-    """q [..., H, T, h], k [..., K, S, h] -> [..., H, T, S]
-
-    Hint: np.repeat has the argument axis; or reshape q to [..., K, G, T, h], and k to [..., K, 1, S, h].
-    """
+    """q [..., H, T, h], k [..., K, S, h] -> [..., H, T, S]"""
     ...
 
 
 check(grouped_scores, exercises.GROUPED_SCORES)
+
+# %% [markdown]
+# **4.** Back from heads to channels, for `o_proj`: undo `split_heads`. There may be batch axes before the heads.
+#
+# <details><summary>Hint 1</summary>
+#
+# The channels of one token are spread over the heads. `reshape` reads numbers in order, so first the heads of a token
+# have to lie side by side.
+#
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# `context.swapaxes(-2, -3)` is [..., T, H, h].
+#
+# </details>
+#
+# <details><summary>Hint 3</summary>
+#
+# Now the last two axes become one. `*batch, H, T, h = context.shape` gives you the sizes, for any number of batch axes.
+#
+# </details>
+
+
+# %%
+def join_heads(context):
+    """context [..., H, T, h] -> [..., T, H * h]"""
+    ...
+
+
+check(join_heads, exercises.MERGE_HEADS)
 
 # %% [markdown]
 # The solutions are in [solutions/06_attention_and_gqa.py](solutions/06_attention_and_gqa.py).

@@ -2,7 +2,7 @@
 # # 7. Local and global layers
 #
 # After this you can write the mask of any layer from positions alone, say how far a Gemma sees and what its windows
-# save, and keep keys in a ring buffer without losing track of their positions. About 20 minutes. In the [Gemma 2
+# save, and keep keys in a ring buffer without losing track of their positions. About 25 minutes. In the [Gemma 2
 # report](https://arxiv.org/abs/2408.00118): section 2, "Local Sliding Window and Global Attention", and table 10; the
 # window is from [Longformer](https://arxiv.org/abs/2004.05150).
 #
@@ -360,14 +360,24 @@ for id in ("window-off-by-one", "window-all-layers"):
 # Replace `...` with your code and run the cell: it tells you what is wrong, if anything.
 #
 # **1.** Which query sees which key, from their positions, in any order.
+#
+# <details><summary>Hint 1</summary>
+#
+# What decides is the distance between two positions: `query_positions[:, None] - key_positions` has the shape [T, S].
+#
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# Two conditions: the distance is not negative, and it is less than the window, if there is one. `&` combines arrays of
+# bool.
+#
+# </details>
 
 
 # %%
 def can_see(query_positions, key_positions, window):
-    """query_positions [T], key_positions [S], window a number or None -> bool [T, S]
-
-    Hint: query_positions[:, None] - key_positions has the shape [T, S].
-    """
+    """query_positions [T], key_positions [S], window a number or None -> bool [T, S]"""
     ...
 
 
@@ -375,14 +385,23 @@ check(can_see, exercises.VISIBLE)
 
 # %% [markdown]
 # **2.** The mask of a layer of Gemma 2, for a text that starts at position 0.
+#
+# <details><summary>Hint 1</summary>
+#
+# Which layers have the window at all? Layer 0 does.
+#
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# Every other layer is local: those with an even number. Queries and keys are both `np.arange(T)`, for your `can_see`.
+#
+# </details>
 
 
 # %%
 def layer_mask(layer, T, window):
-    """layer, T and window are numbers -> bool [T, T]
-
-    Hint: which layers have the window at all? Layer 0 does.
-    """
+    """layer, T and window are numbers -> bool [T, T]"""
     ...
 
 
@@ -390,18 +409,64 @@ check(layer_mask, exercises.LAYER_MASK)
 
 # %% [markdown]
 # **3.** The ring: which position does each slot hold after `length` tokens (at least as many as there are slots)?
+#
+# <details><summary>Hint 1</summary>
+#
+# Look at one column of the plot above.
+#
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# You may fill the ring in a loop over all positions: position p goes to slot `p % slots`, and later ones overwrite
+# earlier ones.
+#
+# </details>
 
 
 # %%
 def slot_positions(length, slots):
-    """length and slots are numbers -> positions, integers [slots]
-
-    Hint: look at one column of the plot above. Or fill the ring in a loop.
-    """
+    """length and slots are numbers -> positions, integers [slots]"""
     ...
 
 
 check(slot_positions, exercises.SLOT_POSITIONS)
+
+# %% [markdown]
+# **4.** A long text is read in chunks. A local layer has read `start` tokens, and now reads T more at once. The queries
+# of this chunk meet two sorts of keys: first those in the ring of `window` slots, slot by slot, as the tokens before
+# have left it, then those of the chunk itself. Which query sees which key? (As long as the ring is not full, only its
+# first `start` slots hold a key.)
+#
+# <details><summary>Hint 1</summary>
+#
+# Your `can_see` needs nothing but positions, and does not care about their order. So: what are the positions of the
+# queries, and of the keys?
+#
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# The queries are at `start` to `start + T - 1`. The keys are first those in the slots, then those of the chunk itself;
+# `np.concatenate` joins the two.
+#
+# </details>
+#
+# <details><summary>Hint 3</summary>
+#
+# `min(start, window)` slots hold a key. Fill an array of this length in a loop over the positions before `start`, as in
+# exercise 3.
+#
+# </details>
+
+
+# %%
+def chunk_mask(start, T, window):
+    """start, T and window are numbers -> bool [T, S], S = min(start, window) + T"""
+    ...
+
+
+check(chunk_mask, exercises.CHUNK_MASK)
 
 # %% [markdown]
 # The solutions are in [solutions/07_local_and_global_layers.py](solutions/07_local_and_global_layers.py).

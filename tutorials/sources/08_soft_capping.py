@@ -328,14 +328,23 @@ assert bounded < np.sqrt(h) < bare
 # Replace `...` with your code and run the cell: it tells you what is wrong, if anything.
 #
 # **1.** The cap.
+#
+# <details><summary>Hint 1</summary>
+#
+# `np.tanh` works on arrays of any shape, and returns numbers between -1 and 1.
+#
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# Divide by the cap before it, multiply by the cap after it.
+#
+# </details>
 
 
 # %%
 def cap_scores(x, cap):
-    """x [...], cap a number -> [...]
-
-    Hint: np.tanh works on arrays of any shape.
-    """
+    """x [...], cap a number -> [...]"""
     ...
 
 
@@ -343,14 +352,23 @@ check(cap_scores, exercises.SOFT_CAP)
 
 # %% [markdown]
 # **2.** Its gradient, from the output of the cap, $y = \mathrm{cap}(x)$, which the forward pass has kept.
+#
+# <details><summary>Hint 1</summary>
+#
+# The second form of the derivative above needs no tanh.
+#
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# $\tanh(x / c)$ is `y / cap`. The slope is 1 minus its square, and `dy` is multiplied by the slope.
+#
+# </details>
 
 
 # %%
 def cap_gradient(dy, y, cap):
-    """dy and y [...], cap a number -> dx [...]
-
-    Hint: the second form of the derivative above needs no tanh.
-    """
+    """dy and y [...], cap a number -> dx [...]"""
     ...
 
 
@@ -358,14 +376,30 @@ check(cap_gradient, exercises.CAP_GRADIENT)
 
 # %% [markdown]
 # **3.** From scores to probabilities, with cap and mask in the right order.
+#
+# <details><summary>Hint 1</summary>
+#
+# Which comes first, the cap or the mask? What would the cap make of minus infinity?
+#
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# A hidden key has the score `-np.inf` when the softmax is computed: `np.where(mask, capped, -np.inf)`.
+#
+# </details>
+#
+# <details><summary>Hint 3</summary>
+#
+# The softmax is that of [tutorial 6](06_attention_and_gqa.ipynb): subtract the largest of each row, `np.exp`, divide by
+# the sum of the row.
+#
+# </details>
 
 
 # %%
 def capped_probs(scores, mask, cap):
-    """scores [T, S], mask bool [T, S], True where a key is visible -> probabilities [T, S]
-
-    Hint: a hidden key has the score -np.inf when softmax is computed.
-    """
+    """scores [T, S], mask bool [T, S], True where a key is visible -> probabilities [T, S]"""
     ...
 
 

@@ -314,14 +314,23 @@ assert min(wrong[name] for name in HERE if name not in ("gelu-exact", "silu")) >
 # Replace `...` with your code and run the cell: it tells you what is wrong, if anything.
 #
 # **1.** GELU in its tanh form.
+#
+# <details><summary>Hint 1</summary>
+#
+# `np.tanh` works on whole arrays; the cube is `x * x * x`.
+#
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# Three steps: the inner sum $x + 0.044715\, x^3$, times $\sqrt{2 / \pi}$; its tanh; and $x / 2$ times 1 plus the tanh.
+#
+# </details>
 
 
 # %%
 def tanh_gelu(x):
-    """x [...] -> [...]
-
-    Hint: np.tanh works on whole arrays; the cube is x * x * x.
-    """
+    """x [...] -> [...]"""
     ...
 
 
@@ -329,14 +338,29 @@ check(tanh_gelu, exercises.GELU)
 
 # %% [markdown]
 # **2.** The feed-forward layer. You may use the package's `gelu`, and `linear(x, weight)`, which is `x @ weight.T`.
+#
+# <details><summary>Hint 1</summary>
+#
+# Three products with a weight: two of `x`, one of what comes of them.
+#
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# `gelu` applies to only one of the first two products, the gate.
+#
+# </details>
+#
+# <details><summary>Hint 3</summary>
+#
+# Multiply `gelu` of the gate by up, [..., T, F], and map the result back to D channels.
+#
+# </details>
 
 
 # %%
 def geglu(x, gate_weight, up_weight, down_weight):
-    """x [..., T, D], gate_weight and up_weight [F, D], down_weight [D, F] -> [..., T, D]
-
-    Hint: gelu applies to only one of the two products.
-    """
+    """x [..., T, D], gate_weight and up_weight [F, D], down_weight [D, F] -> [..., T, D]"""
     ...
 
 
@@ -346,14 +370,31 @@ check(geglu, exercises.FEED_FORWARD)
 # **3.** The block, from its parts. `weights["input_layernorm.weight"]` [D] is the weight of the first norm, and so on;
 # `attention(y, weights / "self_attn", config, layer)` and `feed_forward(y, weights / "mlp")` are the halves, and
 # `rms_norm(y, weight, config.rms_norm_eps)` is the norm.
+#
+# <details><summary>Hint 1</summary>
+#
+# Two lines per half are enough; what is added is normalized, the stream is not.
+#
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# The first half: `y = attention(...)` of the normalized `x`, then `x = x + ...` the normalized `y`. The second half is
+# the same with `feed_forward`.
+#
+# </details>
+#
+# <details><summary>Hint 3</summary>
+#
+# The norms in order: `input_layernorm`, `post_attention_layernorm`, `pre_feedforward_layernorm`,
+# `post_feedforward_layernorm`.
+#
+# </details>
 
 
 # %%
 def one_layer(x, weights, config, layer):
-    """x [..., T, D], the layer's weights -> the stream after the layer [..., T, D]
-
-    Hint: two lines per half are enough; what is added is normalized, the stream is not.
-    """
+    """x [..., T, D], the layer's weights -> the stream after the layer [..., T, D]"""
     ...
 
 

@@ -340,14 +340,30 @@ assert untouched == list(record)[: len(untouched)] and untouched[-1] == "layers.
 # eps)`, `unembed(x, E)` and `soft_cap(x, cap)`. The weights have their published names, such as
 # `model.embed_tokens.weight` and `model.norm.weight`; `Scope(weights) / "model" / "layers.0"` has the weights of the
 # first block.
+#
+# <details><summary>Hint 1</summary>
+#
+# The order is that of this page: embedding, blocks, the last norm, head, cap. `config` has `num_hidden_layers`,
+# `rms_norm_eps` and `final_logit_softcapping`.
+#
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# The head is the embedding: `weights["model.embed_tokens.weight"]` is used first and last.
+#
+# </details>
+#
+# <details><summary>Hint 3</summary>
+#
+# In a loop over the layers: `x = block(x, Scope(weights) / "model" / f"layers.{layer}", config, layer)`.
+#
+# </details>
 
 
 # %%
 def gemma_2(ids, weights, config):
-    """ids [..., T], weights by name -> capped logits [..., T, V]
-
-    Hint: config has num_hidden_layers, rms_norm_eps and final_logit_softcapping.
-    """
+    """ids [..., T], weights by name -> capped logits [..., T, V]"""
     ...
 
 
@@ -356,14 +372,30 @@ check(gemma_2, exercises.WHOLE_MODEL)
 # %% [markdown]
 # **2.** How many weights does a Gemma 2 of these sizes have? Each block has four matrices in attention, three in the
 # feed-forward layer, and four norms.
+#
+# <details><summary>Hint 1</summary>
+#
+# Queries have H heads, keys and values K. The head of the model is the embedding, and counts once.
+#
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# `q_proj` and `o_proj` have D * H * h weights each, `k_proj` and `v_proj` D * K * h each, and each matrix of the
+# feed-forward layer D * F.
+#
+# </details>
+#
+# <details><summary>Hint 3</summary>
+#
+# A norm has D weights: four norms a layer, and one after the last layer.
+#
+# </details>
 
 
 # %%
 def parameters(V, D, layers, H, K, h, F):
-    """The sizes, whole numbers -> how many weights, a whole number
-
-    Hint: queries have H heads, keys and values K.
-    """
+    """The sizes, whole numbers -> how many weights, a whole number"""
     ...
 
 
@@ -372,14 +404,29 @@ check(parameters, exercises.PARAMETERS)
 # %% [markdown]
 # **3.** The body of a tape that silences one head: zeros in its channels of `layers.{layer}.self_attn.context`, and
 # every other record unchanged.
+#
+# <details><summary>Hint 1</summary>
+#
+# Compare the whole name, and change a copy.
+#
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# Head `head` has the channels from `head * head_dim` to `(head + 1) * head_dim`, on the last axis.
+#
+# </details>
+#
+# <details><summary>Hint 3</summary>
+#
+# Every other record is returned as it came: `return value` stands outside of the `if`.
+#
+# </details>
 
 
 # %%
 def without_head(name, value, layer, head, head_dim):
-    """name of a record, its value [..., n], which head of which layer -> the value to continue with [..., n]
-
-    Hint: compare the whole name, and change a copy.
-    """
+    """name of a record, its value [..., n], which head of which layer -> the value to continue with [..., n]"""
     ...
 
 

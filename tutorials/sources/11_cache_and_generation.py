@@ -2,7 +2,7 @@
 # # 11. The cache, and generating text
 #
 # After this you can read a prompt once, keep its keys and values, and generate token after token from them, also
-# through a ring that holds only a window; and choose a token from a distribution in four ways. About 15 minutes. In the
+# through a ring that holds only a window; and choose a token from a distribution in four ways. About 20 minutes. In the
 # [Gemma 2 report](https://arxiv.org/abs/2408.00118): section 2, "Grouped-Query Attention" and "Local Sliding Window and
 # Global Attention", which both make the cache smaller, and table 1.
 #
@@ -276,14 +276,30 @@ for sampling in ({}, {"temperature": 0.7, "seed": 3}):
 # Replace `...` with your code and run the cell: it tells you what is wrong, if anything.
 #
 # **1.** The generation loop: prefill, then one token at a time, always the most likely.
+#
+# <details><summary>Hint 1</summary>
+#
+# `transformer(unread, weights, config, cache)` returns [T, D]; T is 1 after the prompt.
+#
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# Make one `KVCache(config, max_length=...)`, and pass it to every call. `unread` is the prompt at first, then only the
+# newest token.
+#
+# </details>
+#
+# <details><summary>Hint 3</summary>
+#
+# `lm_head(x[-1], weights, config)` are the logits of the next token.
+#
+# </details>
 
 
 # %%
 def greedy(ids, count, weights, config):
-    """ids: list of T numbers, count: number of new tokens -> list of `count` numbers
-
-    Hint: transformer(unread, weights, config, cache) returns [T, D]; T is 1 after the prompt.
-    """
+    """ids: list of T numbers, count: number of new tokens -> list of `count` numbers"""
     ...
 
 
@@ -291,18 +307,66 @@ check(greedy, exercises.DECODE)
 
 # %% [markdown]
 # **2.** Top-p, with a temperature.
+#
+# <details><summary>Hint 1</summary>
+#
+# Sort by probability, largest first; keep a token if those before it add up to less than top_p.
+#
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# `order = np.argsort(-probs)`, and `np.cumsum(probs[order]) - probs[order]` is what lies before each.
+#
+# </details>
+#
+# <details><summary>Hint 3</summary>
+#
+# Put the kept ones back to where they were, and divide by their sum.
+#
+# </details>
 
 
 # %%
 def nucleus(logits, temperature, top_p):
-    """logits [V] -> probabilities [V], zero for the tokens that are dropped
-
-    Hint: sort by probability, largest first; keep a token if those before it add up to less than top_p.
-    """
+    """logits [V] -> probabilities [V], zero for the tokens that are dropped"""
     ...
 
 
 check(nucleus, exercises.TOP_P)
+
+# %% [markdown]
+# **3.** Append several keys to the ring of a local layer. The ring has as many slots as the window, `length` tokens have
+# been read before, and position p is in slot p % slots. Return the keys that at least one of the new tokens sees, in the
+# order of their positions and the new ones included, and the ring afterwards.
+#
+# <details><summary>Hint 1</summary>
+#
+# The new token at position p sees the positions from p - slots + 1 to p. So the first new token, at `length`, sees most
+# of the old ones.
+#
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# Collect what is seen before you write. `ring[positions % slots]` are the old keys at an array of positions.
+#
+# </details>
+#
+# <details><summary>Hint 3</summary>
+#
+# Then write the new keys one after the other into a copy of the ring; of more than `slots` keys the last ones stay.
+#
+# </details>
+
+
+# %%
+def append(ring, length, new):
+    """ring [slots, h], length a number, new keys [T, h] -> keys that are seen [S, h], ring afterwards [slots, h]"""
+    ...
+
+
+check(append, exercises.APPEND)
 
 # %% [markdown]
 # The solutions are in [solutions/11_cache_and_generation.py](solutions/11_cache_and_generation.py).

@@ -249,14 +249,24 @@ plt.show()
 # Replace `...` with your code and run the cell: it tells you what is wrong, if anything.
 #
 # **1.** The roofline as a time: how long does the product of T vectors with a weight take, at least?
+#
+# <details><summary>Hint 1</summary>
+#
+# Arithmetic and memory work at the same time: the slower one decides.
+#
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# 2 T out in flops, at `peak` per second. The weight is read once; T vectors of `in` and T of `out` numbers are moved, in
+# float32.
+#
+# </details>
 
 
 # %%
 def least_seconds(T, shape, bytes_per_weight, peak, bandwidth):
-    """T vectors and a weight of the shape (out, in), peak in flop/s, bandwidth in bytes/s -> seconds
-
-    Hint: the vectors that are read and written are float32. Arithmetic and memory work at the same time.
-    """
+    """T vectors and a weight of the shape (out, in), peak in flop/s, bandwidth in bytes/s -> seconds"""
     ...
 
 
@@ -265,14 +275,29 @@ check(least_seconds, exercises.LEAST_SECONDS)
 # %% [markdown]
 # **2.** How many tokens per second can be generated at most, after a text of `length` tokens? Keys and values are
 # float32; weights are stored in `bytes_per_weight` bytes each.
+#
+# <details><summary>Hint 1</summary>
+#
+# `sum(config.parameter_count().values())` weights are read once.
+#
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# `config.window(layer)` is a number or None; a layer keeps at most that many tokens.
+#
+# </details>
+#
+# <details><summary>Hint 3</summary>
+#
+# Each token that is kept has a key and a value, of K * h numbers each.
+#
+# </details>
 
 
 # %%
 def decode_speed(config, bytes_per_weight, length, bandwidth):
-    """a GemmaConfig, two numbers, bandwidth in bytes/s -> tokens per second
-
-    Hint: sum(config.parameter_count().values()) weights are read once; config.window(layer) is a number or None.
-    """
+    """a GemmaConfig, two numbers, bandwidth in bytes/s -> tokens per second"""
     ...
 
 
@@ -281,14 +306,23 @@ check(decode_speed, exercises.DECODE_SPEED)
 # %% [markdown]
 # **3.** How many vectors does it take until arithmetic and memory need the same time? For a small matrix they never do:
 # then the answer is `math.inf`. (It need not be a whole number.)
+#
+# <details><summary>Hint 1</summary>
+#
+# Set the two times of exercise 1 equal, and solve for T.
+#
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# Both sides have T: collect it on one side. If its factor is not positive, the memory always takes longer.
+#
+# </details>
 
 
 # %%
 def break_even(shape, bytes_per_weight, peak, bandwidth):
-    """a weight of the shape (out, in), peak in flop/s, bandwidth in bytes/s -> number of vectors
-
-    Hint: set the two times of exercise 1 equal, and solve for T.
-    """
+    """a weight of the shape (out, in), peak in flop/s, bandwidth in bytes/s -> number of vectors"""
     ...
 
 

@@ -2,7 +2,7 @@
 # # 13. The backward pass by hand
 #
 # After this you can write the backward function of every operation in Gemma 2, check each by finite differences, and
-# say in which direction each weight has to move to make a text more likely. About 25 minutes. The [Gemma 2
+# say in which direction each weight has to move to make a text more likely. About 35 minutes. The [Gemma 2
 # report](https://arxiv.org/abs/2408.00118) takes gradients for granted; here we differentiate the architecture of its
 # section 2, for the training of its section 3.
 #
@@ -169,10 +169,58 @@ check_gradient(dW, lambda W: (dy * linear(x, W)).sum(), W)
 # %% [markdown]
 # ## RMSNorm: the part along x is removed
 #
-# With $n = x / \mathrm{rms}(x)$ and $dn = dy \, (1 + w)$: scaling $x$ changes nothing, because the norm undoes it, so
-# the part of $dn$ along $n$ is removed. (We checked this above.)
+# One token is enough, $x$ [D], since no token touches another. We derive line by line, and measure each line before we
+# build on it. The norm is $y = n \, (1 + w)$ with $n = x / r$ and $r = \sqrt{\frac{1}{D} \sum_k x_k^2 + \varepsilon}$.
+# First, how does the root mean square $r$ [a number] change with $x_i$? The derivative of $\sqrt{u}$ is $1 / (2 \sqrt
+# u)$, that of $u = \frac{1}{D} \sum_k x_k^2 + \varepsilon$ is $2 x_i / D$:
 #
-# $$dx = \frac{dn - n \cdot \mathrm{mean}(dn \cdot n)}{\mathrm{rms}(x)} \qquad dw = \sum_{\text{tokens}} dy \cdot n$$
+# $$\frac{\partial r}{\partial x_i} = \frac{1}{2 r} \cdot \frac{2 x_i}{D} = \frac{x_i}{D \, r} = \frac{n_i}{D}$$
+
+
+# %%
+def rms(x):
+    return np.sqrt(np.mean(x * x) + eps)
+
+
+x, weight, dy = draw(5), draw(5), draw(5)
+D, r, n = len(x), rms(x), x / rms(x)
+check_gradient(n / D, rms, x)
+
+# %% [markdown]
+# Next, $n_j = x_j / r$. Channel $i$ is in the numerator if $j = i$ ($\delta_{ij}$ is 1 then, otherwise 0), and always in
+# the denominator, through $r$. By the quotient rule, with the line above:
+#
+# $$\frac{\partial n_j}{\partial x_i} = \frac{\delta_{ij}}{r} - \frac{x_j}{r^2} \, \frac{\partial r}{\partial x_i}
+# = \frac{1}{r} \Big(\delta_{ij} - \frac{n_i \, n_j}{D}\Big)$$
+
+# %%
+jacobian = (np.eye(D) - np.outer(n, n) / D) / r  # row j, column i
+for j in range(D):
+    check_gradient(jacobian[j], lambda x, j=j: x[j] / rms(x), x)
+
+# %% [markdown]
+# Now the chain rule. The product $y = n \, (1 + w)$ gives each factor $dy$ times the other one: $dn = dy \, (1 + w)$,
+# and $dw = dy \, n$, summed over the tokens, since all of them use the same $w$. Then
+#
+# $$dx_i = \sum_j dn_j \, \frac{\partial n_j}{\partial x_i}
+# = \frac{1}{r} \Big(dn_i - n_i \cdot \frac{1}{D} \sum_j dn_j \, n_j\Big)
+# \qquad\text{so}\qquad
+# dx = \frac{dn - n \cdot \mathrm{mean}(dn \cdot n)}{r}$$
+
+# %%
+dn = dy * (1 + weight)
+dx = (dn - n * np.mean(dn * n)) / r
+np.testing.assert_allclose(dx, dn @ jacobian)  # the same sum, without the Jacobian
+check_gradient(dx, lambda x: (dy * rms_norm(x, weight, eps)).sum(), x)
+check_gradient(dy * n, lambda weight: (dy * rms_norm(x, weight, eps)).sum(), weight)
+
+# %% [markdown]
+# What does the second term do? A longer $x$ gives the same $y$: the norm undoes the length. So the gradient must not have
+# a part along $x$, and the second term removes it. Only $\varepsilon$ leaves a trace of it.
+
+# %%
+print(f"dn has a part along n: {np.mean(dn * n):.3f}; dx has {np.mean(dx * n):.1e}")
+assert abs(np.mean(dx * n)) < 1e-5 < abs(np.mean(dn * n))
 
 # %%
 lines(rms_norm, "return")
@@ -219,11 +267,49 @@ np.testing.assert_allclose(rope_backward(rope(x, cos, sin), cos, sin), x, atol=1
 # %% [markdown]
 # ## Masked softmax: only differences count
 #
-# Take one query and the probabilities $p$ [S] of its keys. Raising one score raises its own probability and lowers all
-# others, because they share one denominator. $\partial p_j / \partial s_i = p_j \, (\delta_{ij} - p_i)$, and so
+# Take one query, the scores $s$ [S] of its keys and their probabilities $p_j = e^{s_j} / Z$, which share one denominator
+# $Z = \sum_k e^{s_k}$. The logarithm is easier than the fraction: $\log p_j = s_j - \log Z$. Begin with $\log Z$. The
+# derivative of a logarithm is that of its argument, divided by it, and $e^{s_i}$ is its own derivative:
 #
-# $$ds_i = p_i \, \Big(dp_i - \sum_j dp_j \, p_j\Big)$$
+# $$\frac{\partial \log Z}{\partial s_i} = \frac{1}{Z} \, \frac{\partial Z}{\partial s_i} = \frac{e^{s_i}}{Z} = p_i$$
+
+# %%
+s, dp = draw(5), draw(5)
+p = np.exp(s) / np.exp(s).sum()
+check_gradient(p, lambda s: np.log(np.exp(s).sum()), s)
+
+# %% [markdown]
+# Raising one score raises its own logarithm by 1, and lowers all of them through $Z$:
 #
+# $$\frac{\partial \log p_j}{\partial s_i} = \delta_{ij} - p_i$$
+
+# %%
+for j in range(5):
+    check_gradient(np.eye(5)[j] - p, lambda s, j=j: s[j] - np.log(np.exp(s).sum()), s)
+
+# %% [markdown]
+# Back to the probabilities. The derivative of $\log p_j$ is that of $p_j$ divided by $p_j$, so
+#
+# $$\frac{\partial p_j}{\partial s_i} = p_j \, (\delta_{ij} - p_i)$$
+
+# %%
+jacobian = p[:, None] * (np.eye(5) - p)  # row j, column i
+for j in range(5):
+    check_gradient(jacobian[j], lambda s, j=j: (np.exp(s) / np.exp(s).sum())[j], s)
+print("each column sums to", np.abs(jacobian.sum(axis=0)).round(12), "since the probabilities always sum to 1")
+np.testing.assert_allclose(jacobian.sum(axis=0), 0, atol=1e-12)
+
+# %% [markdown]
+# And the chain rule, in which $\delta_{ij}$ picks one term of the sum:
+#
+# $$ds_i = \sum_j dp_j \, p_j \, (\delta_{ij} - p_i) = p_i \, \Big(dp_i - \sum_j dp_j \, p_j\Big)$$
+
+# %%
+ds = p * (dp - (dp * p).sum())
+np.testing.assert_allclose(ds, dp @ jacobian, atol=1e-12)  # the same sum, without the Jacobian
+check_gradient(ds, lambda s: (dp * np.exp(s) / np.exp(s).sum()).sum(), s)
+
+# %% [markdown]
 # The sum is the mean of $dp$, weighted by the probabilities: a score gets a positive gradient if its $dp$ is above that
 # mean. A masked key has $p_i = 0$, so its gradient is zero, and the backward function does not need the mask.
 
@@ -278,31 +364,61 @@ check_gradient(dvalues, lambda values: (dcontext * grouped_matmul(probs, values)
 check_gradient(dprobs, lambda probs: (dcontext * grouped_matmul(probs, values)).sum(), probs)
 
 # %% [markdown]
+# ## GELU: one number at a time
+#
+# GELU works on each number alone, so its derivative is that of a function of one variable: with $u = \sqrt{2/\pi} \, (x
+# + 0.044715 \, x^3)$, it is $\mathrm{gelu}(x) = \frac{x}{2} (1 + \tanh u)$. From the inside out, first the polynomial:
+#
+# $$\frac{du}{dx} = \sqrt{2/\pi} \, (1 + 3 \cdot 0.044715 \, x^2)$$
+
+
+# %%
+def inner(x):
+    return np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)
+
+
+x = np.linspace(-4, 4, 9)
+du = np.sqrt(2 / np.pi) * (1 + 3 * 0.044715 * x**2)
+check_gradient(du, lambda x: inner(x).sum(), x)
+
+# %% [markdown]
+# Then the tanh, which is $(e^u - e^{-u}) / (e^u + e^{-u})$. The derivative of the numerator is the denominator, and the
+# reverse, so the quotient rule gives
+#
+# $$\frac{d \tanh u}{du} = \frac{(e^u + e^{-u})^2 - (e^u - e^{-u})^2}{(e^u + e^{-u})^2} = 1 - \tanh^2 u$$
+
+# %%
+u = inner(x)
+plus, minus = np.exp(u), np.exp(-u)
+by_quotient = ((plus + minus) ** 2 - (plus - minus) ** 2) / (plus + minus) ** 2
+np.testing.assert_allclose(by_quotient, 1 - np.tanh(u) ** 2, atol=1e-12)
+check_gradient(1 - np.tanh(u) ** 2, lambda u: np.tanh(u).sum(), u)
+
+# %% [markdown]
+# And the product of $x / 2$ and $1 + \tanh u$: the derivative of the first times the second, and the first times the
+# derivative of the second, which is a chain of the two lines above:
+#
+# $$\mathrm{gelu}'(x) = \frac{1 + \tanh u}{2} + \frac{x}{2} \, (1 - \tanh^2 u) \, \frac{du}{dx}$$
+
+# %%
+slope = (1 + np.tanh(u)) / 2 + x / 2 * (1 - np.tanh(u) ** 2) * du
+check_gradient(slope, lambda x: gelu(x).sum(), x)
+np.testing.assert_allclose(slope, gelu_and_slope(x)[1], atol=1e-12)
+print("x    ", *(f"{number:6.0f}" for number in x))
+print("slope", *(f"{number:6.3f}" for number in slope))
+assert abs(slope[0]) < 1e-3 and slope[4] == 0.5 and abs(slope[-1] - 1) < 1e-3  # off, half, on
+assert slope.min() < 0 and slope.max() > 1
+
+# %% [markdown]
+# Far to the left the slope is 0, at zero it is one half, far to the right 1: a switch that turns on gradually. In between
+# it goes below 0 and above 1. `gelu_and_slope` computes both, since they share the tanh.
+#
 # ## GeGLU: each factor gets the other
 #
 # For $\mathrm{hidden} = \mathrm{gelu}(\mathrm{gate}) \cdot \mathrm{up}$, all [T, F]:
 #
 # $$d\mathrm{up} = d\mathrm{hidden} \cdot \mathrm{gelu}(\mathrm{gate}) \qquad
 # d\mathrm{gate} = d\mathrm{hidden} \cdot \mathrm{up} \cdot \mathrm{gelu}'(\mathrm{gate})$$
-#
-# The derivative of gelu: with $u = \sqrt{2/\pi}\,(x + 0.044715\,x^3)$ and $t = \tanh u$, so that $\mathrm{gelu}(x) =
-# \frac{x}{2}(1 + t)$, the product rule gives one term for each factor, and the chain rule continues into $t$ and $u$:
-#
-# $$\mathrm{gelu}'(x) = \tfrac{1}{2}(1 + t) + \tfrac{x}{2}\,(1 - t^2)\,u'
-# \qquad u' = \sqrt{2/\pi}\,(1 + 3 \cdot 0.044715\,x^2)$$
-
-# %%
-for x in (-2.0, 0.0, 1.0, 3.0):
-    t = np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))
-    du = np.sqrt(2 / np.pi) * (1 + 3 * 0.044715 * x**2)
-    first, second = (1 + t) / 2, x / 2 * (1 - t**2) * du
-    [slope] = measured(lambda x: gelu(x).sum(), np.array([x]))
-    print(f"x = {x:4}: {first:.4f} + {second:7.4f} = {first + second:7.4f}, measured {slope:7.4f}")
-    np.testing.assert_allclose(gelu_and_slope(np.array([x]))[1], first + second, atol=1e-12)
-
-# %% [markdown]
-# Left of its dip, at -0.75, gelu falls slightly; at 1 it is a little steeper than 1, and for large $x$ its slope is 1.
-# The package computes gelu and its slope together, because both need $t$:
 
 # %%
 lines(feed_forward, "hidden =")
@@ -507,14 +623,23 @@ for layer in layers:
 # Replace `...` with your code and run the cell: it tells you what is wrong, if anything.
 #
 # **1.** The backward function of the soft cap.
+#
+# <details><summary>Hint 1</summary>
+#
+# You do not need x; y contains $\tanh(x / c)$.
+#
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# The tanh is `y / cap`, and the slope is 1 minus its square.
+#
+# </details>
 
 
 # %%
 def cap_gradient(dy, y, cap):
-    """dy [...], y = cap * tanh(x / cap) [...] -> dx [...]
-
-    Hint: you do not need x; y contains tanh(x / cap).
-    """
+    """dy [...], y = cap * tanh(x / cap) [...] -> dx [...]"""
     ...
 
 
@@ -522,14 +647,23 @@ check(cap_gradient, exercises.SOFT_CAP)
 
 # %% [markdown]
 # **2.** The backward function of softmax.
+#
+# <details><summary>Hint 1</summary>
+#
+# Each query has a sum of its own; `np.sum` has the arguments `axis` and `keepdims`.
+#
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# The sum is that of `dprobs * probs` over the keys. Subtract it from `dprobs`, then multiply by `probs`.
+#
+# </details>
 
 
 # %%
 def softmax_gradient(dprobs, probs):
-    """dprobs and probs [..., T, S] -> dscores [..., T, S]
-
-    Hint: np.sum has the arguments axis and keepdims.
-    """
+    """dprobs and probs [..., T, S] -> dscores [..., T, S]"""
     ...
 
 
@@ -537,18 +671,72 @@ check(softmax_gradient, exercises.SOFTMAX)
 
 # %% [markdown]
 # **3.** The gradient of the values that a group shares.
+#
+# <details><summary>Hint 1</summary>
+#
+# Query heads 0 to G - 1 share head 0, the next G share head 1, and so on.
+#
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# First the product for each query head, `probs.swapaxes(-1, -2) @ dcontext`: [H, S, h].
+#
+# </details>
+#
+# <details><summary>Hint 3</summary>
+#
+# Then reshape H to [K, G], and sum over the axis of G.
+#
+# </details>
 
 
 # %%
 def shared_gradient(probs, dcontext, kv_heads):
-    """probs [H, T, S], dcontext [H, T, h] -> dvalues [K, S, h], K = kv_heads
-
-    Hint: query heads 0 to G - 1 share head 0; compute the product for each head, then reshape H to [K, G].
-    """
+    """probs [H, T, S], dcontext [H, T, h] -> dvalues [K, S, h], K = kv_heads"""
     ...
 
 
 check(shared_gradient, exercises.SHARED)
+
+# %% [markdown]
+# **4.** The block, assembled from the backward functions of its pieces. `back.attention(dz)` and
+# `back.feed_forward(dz)` return the gradient of their piece's input, and `back.norm(dz, z, name)` that of $z$, the
+# *input* of the norm of this name. (The gradients of the weights are put aside.) The norms are `input_layernorm`,
+# `post_attention_layernorm`, `pre_feedforward_layernorm` and `post_feedforward_layernorm`; their inputs are `x` and
+# three of the records: `resid_mid`, the stream between the halves, and `self_attn.o` and `mlp.down`, the outputs of
+# attention and feed-forward.
+#
+# <details><summary>Hint 1</summary>
+#
+# Write the forward pass on paper, eight lines: norm, attention, norm, `x + y`; norm, feed-forward, norm, `x + y`. Now
+# undo them from the last one up.
+#
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# At `x + y` both terms get the whole gradient. So it takes two ways, into the half and past it, and where they meet
+# again you add.
+#
+# </details>
+#
+# <details><summary>Hint 3</summary>
+#
+# The feed-forward half: `dz = back.norm(dy, record["mlp.down"], "post_feedforward_layernorm")`, then
+# `back.feed_forward(dz)`, then the norm whose input is `resid_mid`; add `dy`. That sum is to the half of attention what
+# `dy` was to this one.
+#
+# </details>
+
+
+# %%
+def block_gradient(dy, x, record, back):
+    """dy and x [..., T, D], record of the layer {name: array}, back: the pieces -> dx [..., T, D]"""
+    ...
+
+
+check(block_gradient, exercises.BLOCK)
 
 # %% [markdown]
 # The solutions are in [solutions/13_backward_by_hand.py](solutions/13_backward_by_hand.py).

@@ -444,14 +444,31 @@ assert large["moments of AdamW"] == 2 * large["weights"]
 # Replace `...` with your code and run the cell: it tells you what is wrong, if anything.
 #
 # **1.** The loss of a batch in which only the positions in a mask count.
+#
+# <details><summary>Hint 1</summary>
+#
+# Three steps: the loss of every position, those that count, their mean.
+#
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# Subtract each position's largest logit before `np.exp`: the logarithm of the sum stays small. `np.take_along_axis`
+# picks the target of each position.
+#
+# </details>
+#
+# <details><summary>Hint 3</summary>
+#
+# The loss is the logarithm of the sum of exponentials minus the target's logit. `losses[loss_mask]` is a vector of
+# those that count.
+#
+# </details>
 
 
 # %%
 def masked_loss(logits, targets, loss_mask):
-    """logits [B, T, V], targets int [B, T], loss_mask bool [B, T] -> number: the mean loss of the positions in the mask
-
-    Hint: subtract each position's largest logit before np.exp, and take targets with np.take_along_axis.
-    """
+    """logits [B, T, V], targets int [B, T], loss_mask bool [B, T] -> number: the mean loss of the positions in the mask"""
     ...
 
 
@@ -459,14 +476,29 @@ check(masked_loss, exercises.MASKED_LOSS)
 
 # %% [markdown]
 # **2.** Clip two gradients by their global norm.
+#
+# <details><summary>Hint 1</summary>
+#
+# One number scales both gradients; it is never more than 1.
+#
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# The global norm is the root of the sum of all squares, of both gradients together.
+#
+# </details>
+#
+# <details><summary>Hint 3</summary>
+#
+# `scale = min(1, max_norm / norm)`.
+#
+# </details>
 
 
 # %%
 def clip(first, second, max_norm):
-    """first [D, F], second [D], max_norm number -> (first, second), scaled together, as new arrays
-
-    Hint: one number scales both; it is never more than 1.
-    """
+    """first [D, F], second [D], max_norm number -> (first, second), scaled together, as new arrays"""
     ...
 
 
@@ -475,14 +507,30 @@ check(clip, exercises.CLIP)
 # %% [markdown]
 # **3.** One step of AdamW, with $\beta_1 = 0.9$, $\beta_2 = 0.95$, $\varepsilon = 10^{-8}$, $\lambda = 0.1$. `step` is
 # 1 for the first.
+#
+# <details><summary>Hint 1</summary>
+#
+# In this order: the two means, the decay of the weight, the step.
+#
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# The step uses `m / (1 - beta1 ** step)` and the root of `v / (1 - beta2 ** step)`, with epsilon added to the root.
+# Return m and v undivided.
+#
+# </details>
+#
+# <details><summary>Hint 3</summary>
+#
+# Only weights with two axes decay: multiply these by `1 - learning_rate * 0.1`.
+#
+# </details>
 
 
 # %%
 def adamw(weight, gradient, m, v, step, learning_rate):
-    """weight, gradient, m and v [D, F] or [D], step int, learning_rate number -> (weight, m, v)
-
-    Hint: only weights with two axes decay; return m and v without dividing them by 1 - beta ** step.
-    """
+    """weight, gradient, m and v [D, F] or [D], step int, learning_rate number -> (weight, m, v)"""
     ...
 
 

@@ -513,14 +513,30 @@ assert of_sizes == sorted(of_sizes) and list(reported.values()) == sorted(report
 # Replace `...` with your code and run the cell: it tells you what is wrong, if anything.
 #
 # **1.** The loss and its gradient.
+#
+# <details><summary>Hint 1</summary>
+#
+# Write a stable log-softmax first, and use it for both: subtract the largest logit, then the logarithm of the sum of
+# exponentials.
+#
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# The teacher's probabilities weight the student's logarithms; sum over the vocabulary, with a minus.
+#
+# </details>
+#
+# <details><summary>Hint 3</summary>
+#
+# The gradient needs no derivation: it is the student's probabilities minus the teacher's.
+#
+# </details>
 
 
 # %%
 def distill(logits, teacher_logits):
-    """logits and teacher_logits [..., T, V] -> (losses [..., T], dlogits [..., T, V])
-
-    Hint: write a stable log-softmax first, and use it for both.
-    """
+    """logits and teacher_logits [..., T, V] -> (losses [..., T], dlogits [..., T, V])"""
     ...
 
 
@@ -529,14 +545,29 @@ check(distill, exercises.DISTILL)
 # %% [markdown]
 # **2.** The Kullback-Leibler divergence from the teacher, both softened, with the factor that keeps the size of the
 # gradient.
+#
+# <details><summary>Hint 1</summary>
+#
+# Divide logits, not probabilities; with temperature 1 it is the plain divergence.
+#
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# The divergence is $\sum P_T (\log P_T - \log P_S)$, both softened.
+#
+# </details>
+#
+# <details><summary>Hint 3</summary>
+#
+# The factor is the square of the temperature.
+#
+# </details>
 
 
 # %%
 def softened_kl(logits, teacher_logits, temperature):
-    """logits and teacher_logits [..., T, V], temperature number -> losses [..., T]
-
-    Hint: divide logits, not probabilities; with temperature 1 it is the plain divergence.
-    """
+    """logits and teacher_logits [..., T, V], temperature number -> losses [..., T]"""
     ...
 
 
@@ -544,14 +575,30 @@ check(softened_kl, exercises.SOFTENED_KL)
 
 # %% [markdown]
 # **3.** The loss against a teacher of which only k tokens are stored.
+#
+# <details><summary>Hint 1</summary>
+#
+# There are k + 1 outcomes: each of the k tokens, and "any other token".
+#
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# The student's softmax runs over the whole vocabulary; `np.take_along_axis` picks its k logarithms.
+#
+# </details>
+#
+# <details><summary>Hint 3</summary>
+#
+# The student's probability of "any other token" is 1 minus the sum of its k probabilities; the teacher's is found in
+# the same way.
+#
+# </details>
 
 
 # %%
 def sparse_loss(logits, top_ids, top_probs):
-    """logits [T, V], top_ids int [T, k], top_probs [T, k] -> losses [T]
-
-    Hint: the student's probability of "any other token" is 1 minus the sum of its k probabilities.
-    """
+    """logits [T, V], top_ids int [T, k], top_probs [T, k] -> losses [T]"""
     ...
 
 

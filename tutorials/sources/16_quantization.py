@@ -505,14 +505,29 @@ print(", ".join(f"{name} {speed:,.0f} tokens per second" for name, speed in spee
 # Replace `...` with your code and run the cell: it tells you what is wrong, if anything.
 #
 # **1.** Round each row to 8 bits.
+#
+# <details><summary>Hint 1</summary>
+#
+# The largest size of a row, `np.abs`, becomes 127: that determines the scale.
+#
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# `axis=-1, keepdims=True` keeps the scales as [out, 1]. Round with `np.rint`, then `astype(np.int8)`.
+#
+# </details>
+#
+# <details><summary>Hint 3</summary>
+#
+# A row of zeros has a scale of zero: divide by `np.where(scales > 0, scales, 1)` instead.
+#
+# </details>
 
 
 # %%
 def round_rows(weight):
-    """weight float32 [out, in] -> integers int8 [out, in] and scales float32 [out, 1], as a tuple
-
-    Hint: the largest size of a row becomes 127. A row of zeros has a scale of zero: do not divide by it.
-    """
+    """weight float32 [out, in] -> integers int8 [out, in] and scales float32 [out, 1], as a tuple"""
     ...
 
 
@@ -520,14 +535,23 @@ check(round_rows, exercises.ROUND_ROWS)
 
 # %% [markdown]
 # **2.** Pack two numbers into a byte, as above.
+#
+# <details><summary>Hint 1</summary>
+#
+# The first half of a row goes into the lower four bits, the second half into the upper ones.
+#
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# `<<` shifts bits to the left, `|` combines them. A shift of four makes room for a number up to 15.
+#
+# </details>
 
 
 # %%
 def pack_halves(numbers):
-    """numbers uint8 [..., n], 0 to 15 each, n even -> uint8 [..., n / 2]
-
-    Hint: `<<` shifts bits to the left, `|` combines them.
-    """
+    """numbers uint8 [..., n], 0 to 15 each, n even -> uint8 [..., n / 2]"""
     ...
 
 
@@ -537,18 +561,74 @@ check(pack_halves, exercises.PACK)
 # **3.** Choose the range of the 4-bit grid of each row. The levels are $s \cdot \{-8, \dots, 7\}$, and the full grid
 # has $s = \max|w| / 7$. For each row, choose the one of the shrink factors 1.0, 0.95, ... 0.5 with the smallest squared
 # error.
+#
+# <details><summary>Hint 1</summary>
+#
+# Try every shrink on all rows at once, and keep the error of each row.
+#
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# Clip what rounds to more than 7 or less than -8 (`np.clip`); that is the price of finer steps.
+#
+# </details>
+#
+# <details><summary>Hint 3</summary>
+#
+# Stack the errors, [shrinks, out]; `np.argmin` with `axis=0` is the index of the best shrink of each row.
+#
+# </details>
 
 
 # %%
 def least_error_shrinks(weight, shrinks):
-    """weight float32 [out, in], shrinks: a list of numbers -> the best shrink of each row, [out]
-
-    Hint: clip what rounds to more than 7 or less than -8; that is the price of finer steps.
-    """
+    """weight float32 [out, in], shrinks: a list of numbers -> the best shrink of each row, [out]"""
     ...
 
 
 check(least_error_shrinks, exercises.CLIP)
+
+# %% [markdown]
+# **4.** GPTQ by hand, on the grid of whole numbers: round the columns from left to right, and after each let the
+# columns that remain make up for its error. Your numbers have to be those of
+# [gptq.py](../gemma_np/compression/gptq.py). The check begins with matrices that you can follow on paper. For one row,
+#
+# $$w = (0.4,\ 0.4,\ 0.4) \qquad H = \begin{pmatrix} 4 & 3 & 2 \\ 3 & 3 & 2 \\ 2 & 2 & 2 \end{pmatrix}$$
+#
+# the second weight has become 0.8 when its turn comes, and the third 0.2: the result is (0, 1, 0), with an output error
+# $e^\top H e$ of 0.28, where plain rounding has 3.68.
+#
+# <details><summary>Hint 1</summary>
+#
+# Do one row on paper first. The first column is rounded as it is. Its error, times a number for each later column, is
+# subtracted from these; then the second column is rounded.
+#
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# The numbers are the first row of an inverse, divided by its first entry: $(H_F^{-1})_{0j} / (H_F^{-1})_{00}$, where
+# $H_F$ = `H[c:, c:]` has only the columns that are not rounded yet. A rounded column no longer changes.
+#
+# </details>
+#
+# <details><summary>Hint 3</summary>
+#
+# The formula above is the same without a new inverse for each column: `U = np.linalg.cholesky(np.linalg.inv(H)).T`, and
+# row c divided by `U[c, c]`. `np.outer` of the errors [out] and the row [in - c - 1] is what to subtract from `left[:,
+# c + 1 :]`.
+#
+# </details>
+
+
+# %%
+def gptq_by_hand(weight, H):
+    """weight [out, in], H [in, in], which has an inverse -> whole numbers [out, in]"""
+    ...
+
+
+check(gptq_by_hand, exercises.GPTQ)
 
 # %% [markdown]
 # The solutions are in [solutions/16_quantization.py](solutions/16_quantization.py).

@@ -436,14 +436,23 @@ for found in results.values():
 # Replace `...` with your code and run the cell: it tells you what is wrong, if anything.
 #
 # **1.** The score of Wanda.
+#
+# <details><summary>Hint 1</summary>
+#
+# There is one number for each input channel, its norm over the N inputs.
+#
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# `np.linalg.norm` has the argument `axis`. It multiplies the sizes of the weights, `np.abs`.
+#
+# </details>
 
 
 # %%
 def wanda_scores(weight, inputs):
-    """weight [out, in], inputs [N, in] -> scores [out, in]
-
-    Hint: one number for each input channel, np.linalg.norm has the argument axis.
-    """
+    """weight [out, in], inputs [N, in] -> scores [out, in]"""
     ...
 
 
@@ -451,14 +460,30 @@ check(wanda_scores, exercises.WANDA)
 
 # %% [markdown]
 # **2.** The mask of 2:4.
+#
+# <details><summary>Hint 1</summary>
+#
+# Reshape to [out, in / 4, 4]: four neighbours are the last axis.
+#
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# `argsort` returns where the smallest number is, the second smallest, and so on; `argsort` of that gives each number's
+# rank, 0 to 3.
+#
+# </details>
+#
+# <details><summary>Hint 3</summary>
+#
+# Keep the ranks 2 and 3, and reshape back.
+#
+# </details>
 
 
 # %%
 def mask_two_of_four(scores):
-    """scores [out, in], in a multiple of 4 -> bool [out, in], True for the two highest of each four neighbours
-
-    Hint: reshape to [out, in / 4, 4]; argsort of argsort gives each number's rank.
-    """
+    """scores [out, in], in a multiple of 4 -> bool [out, in], True for the two highest of each four neighbours"""
     ...
 
 
@@ -466,14 +491,31 @@ check(mask_two_of_four, exercises.TWO_OF_FOUR)
 
 # %% [markdown]
 # **3.** A feed-forward with fewer channels. Keep the `keep` most important ones, in their original order.
+#
+# <details><summary>Hint 1</summary>
+#
+# Compute one importance for each channel of F, from `hidden` and `down`; the same channels stay in all three matrices.
+#
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# The importance is the sum of squares of the channel in `hidden`, over the tokens, times the sum of squares of its
+# column of `down`.
+#
+# </details>
+#
+# <details><summary>Hint 3</summary>
+#
+# `np.argsort`, the last `keep` of it, then `np.sort`: the indices in their original order. They index rows of `gate`
+# and `up`, columns of `down`.
+#
+# </details>
 
 
 # %%
 def keep_important(gate, up, down, hidden, keep):
-    """gate and up [F, D], down [D, F], hidden [N, F] -> gate and up [keep, D], down [D, keep], as a tuple
-
-    Hint: np.argsort, then np.sort of the indices to keep; the same indices for all three.
-    """
+    """gate and up [F, D], down [D, F], hidden [N, F] -> gate and up [keep, D], down [D, keep], as a tuple"""
     ...
 
 

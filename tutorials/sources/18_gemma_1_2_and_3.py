@@ -2,7 +2,7 @@
 # # 18. Gemma 1, 2 and 3
 #
 # After this you can say what changed from Gemma 1 to 2 to 3 and why, read the differences off a config, and compute a
-# model's parameters and the memory of its cache. About 25 minutes. In the [Gemma 2
+# model's parameters and the memory of its cache. About 30 minutes. In the [Gemma 2
 # report](https://arxiv.org/abs/2408.00118): section 2 and tables 1 and 2; beside it the reports of [Gemma
 # 1](https://arxiv.org/abs/2403.08295) and [Gemma 3](https://arxiv.org/abs/2503.19786), table 1 of each.
 #
@@ -447,14 +447,23 @@ assert slow.mean() < 0.15 * fast.mean()
 # Replace `...` with your code and run the cell: it tells you what is wrong, if anything.
 #
 # **1.** Which layers are local?
+#
+# <details><summary>Hint 1</summary>
+#
+# Count the layers from 1; which are global if each comes after one local layer? After five?
+#
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# Every (local_per_global + 1)-th is global: `%` tells which.
+#
+# </details>
 
 
 # %%
 def local_layers(layers, local_per_global):
-    """two whole numbers -> list of bool, one for each layer, True for a local one
-
-    Hint: count the layers from 1; which are global if each comes after one local layer? After five?
-    """
+    """two whole numbers -> list of bool, one for each layer, True for a local one"""
     ...
 
 
@@ -462,14 +471,24 @@ check(local_layers, exercises.LOCAL_LAYERS)
 
 # %% [markdown]
 # **2.** How many bytes do the keys and values of a text take, in float32?
+#
+# <details><summary>Hint 1</summary>
+#
+# `config.window(layer)` is the window of a layer, or None.
+#
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# A layer keeps `min(length, window)` tokens, or all; each has a key and a value of K * h numbers, and each number 4
+# bytes.
+#
+# </details>
 
 
 # %%
 def kept_bytes(config, length):
-    """a GemmaConfig and a number of tokens -> number of bytes
-
-    Hint: config.window(layer) is the window of a layer, or None.
-    """
+    """a GemmaConfig and a number of tokens -> number of bytes"""
     ...
 
 
@@ -478,6 +497,25 @@ check(kept_bytes, exercises.CACHE_BYTES)
 # %% [markdown]
 # **3.** Count the parameters, as table 2 of the report does. This needs everything that you know about the layers of
 # Gemma 2, and the differences in 1 and 3. `GemmaConfig` has these fields:
+#
+# <details><summary>Hint 1</summary>
+#
+# A layer has q, k, v and o, then gate, up and down, then its norms, one vector each. One norm follows the last layer.
+#
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# q and o have D * H * h weights each, k and v D * K * h each; `head_dim` is a field of its own.
+#
+# </details>
+#
+# <details><summary>Hint 3</summary>
+#
+# `has_post_norms` says whether a layer has four norms or two, and `has_qk_norm` whether it has two more, of `head_dim`
+# numbers each.
+#
+# </details>
 
 # %%
 lines(GemmaConfig, "_size: int", "layers: int", "heads: int", "head_dim: int", "def has_")
@@ -485,14 +523,44 @@ lines(GemmaConfig, "_size: int", "layers: int", "heads: int", "head_dim: int", "
 
 # %%
 def parameters(config):
-    """a GemmaConfig -> (parameters of the embedding, of all the rest)
-
-    Hint: a layer has q, k, v and o, then gate, up and down, then its norms, one vector each. One norm follows the last layer.
-    """
+    """a GemmaConfig -> (parameters of the embedding, of all the rest)"""
     ...
 
 
 check(parameters, exercises.PARAMETERS)
+
+# %% [markdown]
+# **4.** The scores of Gemma 3, with norms of queries and keys. As in the code above, the norms come *before* RoPE. You
+# may use the package's `rms_norm(x, weight, 1e-6)` and `rope(x, cos, sin)`.
+#
+# <details><summary>Hint 1</summary>
+#
+# Four steps: norms, rotations, product, division. Only the order of the first two is new.
+#
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# `rms_norm(q, q_weight, 1e-6)` runs over the last axis, the channels of one head; so it does not matter how many heads
+# there are. Then `rope(..., cos, sin)`.
+#
+# </details>
+#
+# <details><summary>Hint 3</summary>
+#
+# `k.swapaxes(-1, -2)` transposes the keys of each head. The product is divided by `math.sqrt(query_scalar)`, and is not
+# capped.
+#
+# </details>
+
+
+# %%
+def normed_scores(q, k, q_weight, k_weight, cos, sin, query_scalar):
+    """q and k [..., T, h], weights [h], cos and sin [T, h/2], query_scalar a number -> scores [..., T, T]"""
+    ...
+
+
+check(normed_scores, exercises.QK_NORM)
 
 # %% [markdown]
 # The solutions are in [solutions/18_gemma_1_2_and_3.py](solutions/18_gemma_1_2_and_3.py).

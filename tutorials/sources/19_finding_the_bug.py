@@ -460,14 +460,23 @@ assert 0 < abs(off_by_one / right_loss - 1) < 0.001
 #
 # **1.** The error of a record, as above. Scores of masked keys carry no information, and may be minus infinity in a
 # port: `masked` is True where numbers do not count.
+#
+# <details><summary>Hint 1</summary>
+#
+# It is one fraction: the largest difference, divided by the largest size expected.
+#
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# `np.where(masked, 0, ...)` excludes numbers, both from the differences and from the sizes.
+#
+# </details>
 
 
 # %%
 def relative_error(found, expected, masked):
-    """found and expected [...], masked bool [...] -> number
-
-    Hint: np.where(masked, 0, ...) excludes numbers, both from the differences and from the sizes.
-    """
+    """found and expected [...], masked bool [...] -> number"""
     ...
 
 
@@ -476,14 +485,23 @@ check(relative_error, exercises.RELATIVE_ERROR)
 # %% [markdown]
 # **2.** Which record is the first wrong one? You get two dumps, as lists of arrays in the order of execution, and the
 # threshold of each record. Beware of NaN: every comparison with NaN is false.
+#
+# <details><summary>Hint 1</summary>
+#
+# A record is right when its error is at most its threshold; otherwise it is wrong.
+#
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# `not error <= threshold` is true for NaN as well. Return at the first such record, and -1 after the loop.
+#
+# </details>
 
 
 # %%
 def first_wrong(theirs, ours, thresholds):
-    """theirs and ours: lists of arrays, thresholds: a list of numbers -> the index of the first wrong one, -1 for none
-
-    Hint: a record is right when its error is at most its threshold; otherwise it is wrong.
-    """
+    """theirs and ours: lists of arrays, thresholds: a list of numbers -> the index of the first wrong one, -1 for none"""
     ...
 
 
@@ -492,14 +510,23 @@ check(first_wrong, exercises.FIRST_WRONG)
 # %% [markdown]
 # **3.** Be the oracle. Somebody's norm of `x` returned `found`. Which of the catalogue's mistakes is it: 0, none; 1,
 # `norm-no-plus1` (times $w$); 2, `norm-plus1-twice` (times $2 + w$); 3, something else?
+#
+# <details><summary>Hint 1</summary>
+#
+# Normalize x without a weight, then try each: $1 + w$, $w$, $2 + w$.
+#
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# `np.allclose` checks whether two arrays are equal up to rounding. If none of the three is, return 3.
+#
+# </details>
 
 
 # %%
 def which_mistake(found, x, weight):
-    """found and x [T, D], weight [D] -> 0, 1, 2 or 3
-
-    Hint: normalize x without a weight, then try each; np.allclose checks whether two arrays are equal up to rounding.
-    """
+    """found and x [T, D], weight [D] -> 0, 1, 2 or 3"""
     ...
 
 

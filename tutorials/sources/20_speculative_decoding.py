@@ -594,14 +594,29 @@ assert best_speed(0.8, 0.1, lambda n: 1) > 2
 #
 # **1.** The rejection step: with what probability is the proposal accepted, and from what distribution is its
 # replacement drawn? In all cases the two distributions differ, so there is a residual.
+#
+# <details><summary>Hint 1</summary>
+#
+# Whatever the draft, q(y) * accept(y) + P(rejected) * residual(y) must be p(y).
+#
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# Where the draft proposes a token too often, q > p, it is accepted with probability p / q; otherwise always.
+#
+# </details>
+#
+# <details><summary>Hint 3</summary>
+#
+# The residual is what is missing: `np.maximum(p - q, 0)`, divided by its sum.
+#
+# </details>
 
 
 # %%
 def rejection_step(token, p, q):
-    """token: id of the proposal, drawn from q; p, q [V]: model and draft -> probability of accepting it, residual [V]
-
-    Hint: whatever the draft, q(y) * accept(y) + P(rejected) * residual(y) must be p(y).
-    """
+    """token: id of the proposal, drawn from q; p, q [V]: model and draft -> probability of accepting it, residual [V]"""
     ...
 
 
@@ -610,14 +625,24 @@ check(rejection_step, exercises.REJECTION)
 # %% [markdown]
 # **2.** Verify a chain of $n$ proposals. The random numbers are given: a proposal is accepted if its number is less than
 # the probability of accepting it. Return how many are accepted, and the distribution of the one token that follows.
+#
+# <details><summary>Hint 1</summary>
+#
+# `p[i]` and `q[i]` belong to proposal i; `p[n]` is the model's distribution after all of them.
+#
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# Loop over the proposals, with your `rejection_step`. At the first one that is rejected, return how many came before
+# it, and its residual.
+#
+# </details>
 
 
 # %%
 def verify_chain(ids, p, q, uniforms):
-    """ids: list of n proposals, p [n + 1, V], q [n, V], uniforms [n] -> number of accepted ones, distribution [V]
-
-    Hint: p[i] and q[i] belong to proposal i; p[n] is the model's distribution after all of them.
-    """
+    """ids: list of n proposals, p [n + 1, V], q [n, V], uniforms [n] -> number of accepted ones, distribution [V]"""
     ...
 
 
@@ -625,15 +650,31 @@ check(verify_chain, exercises.CHAIN)
 
 # %% [markdown]
 # **3.** How many times as fast as plain decoding is it?
+#
+# <details><summary>Hint 1</summary>
+#
+# It is tokens divided by time. A pass yields the accepted proposals, and one token more.
+#
+# </details>
+#
+# <details><summary>Hint 2</summary>
+#
+# Proposal i counts only if all before it were accepted: the mean number of tokens is $1 + a + a^2 + \dots + a^n$.
+#
+# </details>
+#
+# <details><summary>Hint 3</summary>
+#
+# A perfect draft has a = 1; a sum of powers has no need to divide by 1 - a. The time is n steps of the draft, and the
+# pass.
+#
+# </details>
 
 
 # %%
 def speculative_speed(a, n, c, v):
     """a: probability of accepting a proposal, n: proposals in a pass, c: cost of a step of the draft, v: cost of the
-    model's pass over n + 1 tokens, both in steps of plain decoding -> number
-
-    Hint: a perfect draft has a = 1; a sum of powers has no need to divide by 1 - a.
-    """
+    model's pass over n + 1 tokens, both in steps of plain decoding -> number"""
     ...
 
 

@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from gemma_np.model.embedding import embed, unembed
-from support.exercise import Cases, Exercise, known
+from support.exercise import Answer, Cases, Exercise, known
 
 
 def _embed_cases(generator: np.random.Generator) -> Cases:
@@ -18,6 +18,18 @@ def _embed_cases(generator: np.random.Generator) -> Cases:
     }
 
 
+def _another_dtype(answer: Answer, cases: Cases) -> str | None:
+    """Return a remark when an answer returns another dtype than that of E."""
+    for ids, E in cases.values():
+        found = np.asarray(answer(ids, E)).dtype
+        if found != E.dtype:
+            return (
+                f"right numbers, but {found} from an E of {E.dtype}; np.sqrt(D) is a float64 and makes the product "
+                "float64 as well, math.sqrt(D) keeps the dtype"
+            )
+    return None
+
+
 EMBED = Exercise(
     reference=embed,
     cases=_embed_cases,
@@ -28,10 +40,8 @@ EMBED = Exercise(
             E[ids] * math.sqrt(E.shape[0])
         ),
         "the rows are divided by sqrt(D); multiply them": lambda ids, E: E[ids] / math.sqrt(E.shape[1]),
-        "np.sqrt(D) is a float64 and makes the result float64 as well; math.sqrt(D) keeps the dtype": (
-            lambda ids, E: E[ids] * np.sqrt(E.shape[1])
-        ),
     },
+    remark=_another_dtype,
 )
 
 
