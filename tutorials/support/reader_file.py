@@ -7,10 +7,12 @@ later ones are taken from there, so that the whole model runs from the first fun
 import ast
 import linecache
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+import numpy as np
 
 TUTORIALS = Path(__file__).resolve().parents[1]
 TEMPLATE = TUTORIALS / "my_gemma.py"
@@ -24,8 +26,8 @@ class NotWritten(Exception):  # noqa: N818 (it is no error of the reader's)
     """A function of the reader's that has no body yet was called."""
 
 
-class ReaderError(Exception):
-    """The reader's file cannot be run: one line that says why."""
+class Wrong(Exception):  # noqa: N818 (it is a result)
+    """What is wrong with the reader's file, in words."""
 
 
 def definitions(source: str) -> dict[str, Definition]:
@@ -54,22 +56,22 @@ class ReaderFile:
     """The reader's file, imported afresh, with the functions of the tutorials after `upto` from the solutions."""
 
     def __init__(self, path: str | Path, upto: int) -> None:
-        """Import the file. Raises ReaderError when it is not there, or when importing it fails."""
-        self.path = Path(path)
+        """Import the file. Raises Wrong when it is not there, or when importing it fails."""
+        self.path, self.upto = Path(path), upto
         own = {name: number for name, number in tutorial_of().items() if number <= upto}
         try:
             source = _text(self.path)
         except OSError as error:
-            raise ReaderError(f"{path}: {error.strerror}, expected the file that you write") from None
+            raise Wrong(f"{path}: {error.strerror}, expected the file that you write") from None
         linecache.checkcache(str(path))
         self.module = ModuleType("my_gemma")
         try:
             exec(compile(source, str(path), "exec"), vars(self.module))
         except SyntaxError as error:
             line = (error.text or "").strip()
-            raise ReaderError(f"{path}, line {error.lineno}: {error.msg}: `{line}`") from None
+            raise Wrong(f"{path}, line {error.lineno}: {error.msg}: `{line}`") from None
         except Exception as error:
-            raise ReaderError(self._said(error)) from None
+            raise Wrong(self._said(error)) from None
         found = definitions(source)
         self.not_written = {
             name: number for name, number in own.items() if name not in vars(self.module) or _is_stub(found.get(name))
@@ -83,17 +85,17 @@ class ReaderFile:
     def __getattr__(self, name: str) -> Callable[..., Any]:
         """Return a function of the file.
 
-        Calling it raises ReaderError for its exceptions, as one line that quotes the reader's, and NotWritten.
+        Calling it raises Wrong for its exceptions, as one line that quotes the reader's, and NotWritten.
         """
         function = getattr(self.module, name)
 
         def call(*arguments: Any, **options: Any) -> Any:
             try:
                 return function(*arguments, **options)
-            except (NotWritten, ReaderError):
+            except (NotWritten, Wrong):
                 raise
             except Exception as error:
-                raise ReaderError(self._said(error)) from None
+                raise Wrong(self._said(error)) from None
 
         return call
 
@@ -120,6 +122,30 @@ def _not_written(name: str, number: int) -> Callable[..., Any]:
         raise NotWritten(f"{name} (tutorial {number})")
 
     return stub
+
+
+def kind(value: Any) -> str:
+    """Describe what came in place of what was expected."""
+    if value is None:
+        return "nothing (None)"
+    return f"an array of {value.dtype}" if isinstance(value, np.ndarray) else f"a {type(value).__name__}"
+
+
+def require_pair(what: str, found: Any, expected: str) -> None:
+    """Raise Wrong unless a function returned two things."""
+    if not isinstance(found, tuple) or len(found) != 2:
+        raise Wrong(f"{what} returns {kind(found)}, expected {expected}")
+
+
+def require_names(what: str, found: Any, expected: Iterable[str]) -> None:
+    """Raise Wrong unless a dict has exactly these names."""
+    if not isinstance(found, dict):
+        raise Wrong(f"{what}: {kind(found)}, expected a dict from names to arrays")
+    expected = list(expected)
+    if missing := [name for name in expected if name not in found]:
+        raise Wrong(f"{what}: {missing[0]} is missing")
+    if other := [name for name in found if name not in expected]:
+        raise Wrong(f"{what}: {other[0]} is not a weight of the model")
 
 
 def _text(path: Path) -> str:
