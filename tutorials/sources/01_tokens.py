@@ -260,4 +260,8 @@ check(to_text, exercises.TEXT)
 #   Units](https://arxiv.org/abs/1508.07909), for byte-pair encoding; Kudo and Richardson,
 #   [SentencePiece](https://arxiv.org/abs/1808.06226).
 #
+# From the next tutorial on you write your own Gemma 2, in one file: [my_gemma.py](my_gemma.py). It has the signatures
+# and shapes of all its functions, and imports nothing but NumPy. Each tutorial says which ones to write, and
+# `check_file("my_gemma.py", upto=...)` runs your file and says what is right, what differs first, and why.
+#
 # Next: [2. A real checkpoint](02_a_real_checkpoint.ipynb).

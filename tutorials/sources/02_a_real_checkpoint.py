@@ -18,7 +18,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 from ml_dtypes import bfloat16
-from support import check
+from support import check, check_file
 from support.exercises import a_real_checkpoint as exercises
 from support.plots import use_style
 from support.real_checkpoint import real_checkpoint
@@ -457,7 +457,17 @@ def count_parameters(header):
 check(count_parameters, exercises.COUNT)
 
 # %% [markdown]
-# The solutions are in [solutions/02_a_real_checkpoint.py](solutions/02_a_real_checkpoint.py).
+# ## Now in your file
+#
+# Open [my_gemma.py](my_gemma.py). Write `read_safetensors`, and `load`, which also finds the files of a checkpoint that
+# has several. The check reads two: one in bfloat16, and one with an index and float32 files.
+
+# %%
+check_file("my_gemma.py", upto="weights")
+
+# %% [markdown]
+# The solutions are in [solutions/02_a_real_checkpoint.py](solutions/02_a_real_checkpoint.py), those of your file in
+# [solutions/my_gemma](solutions/my_gemma/02_a_real_checkpoint.py).
 #
 # ## Further reading
 #

@@ -14,7 +14,7 @@ from dataclasses import replace
 
 import matplotlib.pyplot as plt
 import numpy as np
-from support import check, lines
+from support import check, check_file, lines
 from support.exercises import embedding_and_head as exercises
 from support.plots import matrix, pieces, use_style
 
@@ -316,7 +316,18 @@ def score_all(x, E):
 check(score_all, exercises.LOGITS)
 
 # %% [markdown]
-# The solutions are in [solutions/03_embedding_and_head.py](solutions/03_embedding_and_head.py).
+# ## Now in your file
+#
+# Write `embed` and `unembed`. Each intermediate goes through the tape, under the name that the docstring gives it. The
+# functions of later tutorials are ours until you get there, `soft_cap` among them, so the whole model runs already,
+# with your embedding and your head.
+
+# %%
+check_file("my_gemma.py", upto="embedding")
+
+# %% [markdown]
+# The solutions are in [solutions/03_embedding_and_head.py](solutions/03_embedding_and_head.py), those of your file in
+# [solutions/my_gemma](solutions/my_gemma/03_embedding_and_head.py).
 #
 # ## Further reading
 #

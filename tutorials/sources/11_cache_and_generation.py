@@ -12,7 +12,7 @@
 # %%
 import matplotlib.pyplot as plt
 import numpy as np
-from support import check, lines
+from support import check, check_file, lines
 from support.exercises import cache_and_generation as exercises
 from support.plots import use_style
 
@@ -369,7 +369,40 @@ def append(ring, length, new):
 check(append, exercises.APPEND)
 
 # %% [markdown]
-# The solutions are in [solutions/11_cache_and_generation.py](solutions/11_cache_and_generation.py).
+# ## Now in your file
+#
+# Write `LayerCache`, `new_cache` and `generate`. `attention` and `gemma` use a cache already, if they get one. One
+# `append` serves a prompt, a chunk and a single token: it returns the positions that are kept, then the new ones,
+# before the new ones overwrite anything.
+
+# %%
+check_file("my_gemma.py", upto="decoding")
+
+# %% [markdown]
+# ## The capstone
+#
+# Your file is a whole Gemma 2 now. The check has read a text in three ways across the wrap of the ring: one token at a
+# time, in chunks, and a prompt longer than the window, and every intermediate of each pass was judged by its own
+# inputs, as `gemma-np diagnose` does. To see that it would notice a mistake, plant one in your file and run the cell
+# again: forget the `1 +` of a norm, let a local layer see one key too many, take `cache[0].length` for 0, or store a
+# chunk in a slot that is off by one. Can you read the mistake off the answer?
+#
+# Then let it write. Nothing in these lines but the tokenizer is ours:
+#
+# ```python
+# import my_gemma
+#
+# config, weights = my_gemma.load(gemma_np.gemma.BUNDLED["shakespeare-4m"])
+# ids = tokenizer.encode("[Enter HAMLET.]\n\nHAMLET.\n")
+# print(tokenizer.decode(my_gemma.generate(ids, 60, weights, config)))
+# ```
+#
+# The folder of `google/gemma-2-2b` has the same files and keys ([tutorial 2](02_a_real_checkpoint.ipynb)), so your file
+# is all that you need to run it, with 10 GB of memory.
+
+# %% [markdown]
+# The solutions are in [solutions/11_cache_and_generation.py](solutions/11_cache_and_generation.py), those of your file
+# in [solutions/my_gemma](solutions/my_gemma/11_cache_and_generation.py).
 #
 # ## Further reading
 #

@@ -15,7 +15,7 @@ from dataclasses import replace
 
 import matplotlib.pyplot as plt
 import numpy as np
-from support import check, lines
+from support import check, check_file, lines
 from support.exercises import speed as exercises
 from support.plots import use_style
 
@@ -327,6 +327,15 @@ def break_even(shape, bytes_per_weight, peak, bandwidth):
 
 
 check(break_even, exercises.BREAK_EVEN)
+
+# %% [markdown]
+# ## Now in your file
+#
+# Make something faster: `np.repeat` copies every key and value G times, which stacking the rows of a group avoids, and
+# `softmax` makes four arrays where one is enough. Whatever you change, it must still be right:
+
+# %%
+check_file("my_gemma.py", upto="decoding")
 
 # %% [markdown]
 # The solutions are in [solutions/12_speed.py](solutions/12_speed.py).
