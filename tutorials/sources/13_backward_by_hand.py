@@ -366,8 +366,9 @@ check_gradient(dprobs, lambda probs: (dcontext * grouped_matmul(probs, values)).
 # %% [markdown]
 # ## GELU: one number at a time
 #
-# GELU works on each number alone, so its derivative is that of a function of one variable: with $u = \sqrt{2/\pi} \, (x
-# + 0.044715 \, x^3)$, it is $\mathrm{gelu}(x) = \frac{x}{2} (1 + \tanh u)$. From the inside out, first the polynomial:
+# GELU works on each number alone, so its derivative is that of a function of one variable. With
+# $u = \sqrt{2/\pi} \, (x + 0.044715 \, x^3)$, it is $\mathrm{gelu}(x) = \frac{x}{2} (1 + \tanh u)$. From the inside out,
+# first the polynomial:
 #
 # $$\frac{du}{dx} = \sqrt{2/\pi} \, (1 + 3 \cdot 0.044715 \, x^2)$$
 
