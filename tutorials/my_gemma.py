@@ -232,7 +232,7 @@ def log_softmax(logits):
 
 
 def cross_entropy(logits, targets):
-    """The mean of -log P(target): logits [..., T, V], targets [..., T] -> nats, and its gradient dlogits [..., T, V]."""
+    """The mean of -log P(target): logits [..., T, V], targets [..., T] -> nats, its gradient dlogits [..., T, V]."""
     ...
 
 

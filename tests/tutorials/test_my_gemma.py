@@ -123,6 +123,25 @@ def test_a_stub_that_nothing_calls_is_not_right(tmp_path):
     assert verdict.message.endswith("not written yet, of what leads to scores_capped: soft_cap (tutorial 8)")
 
 
+@pytest.mark.parametrize(
+    ("stage", "right", "wrong", "said"),
+    [
+        ("embedding", "[np.asarray(ids)]", "[np.asarray(ids)][:3]", "shape (3, 256), expected (75, 256)"),
+        ("decoding", "self.keys", "self.kept_keys", "'LayerCache' object has no attribute 'keys'"),
+        ("decoding", "    return new\n", "    return len(new)\n", "object of type 'int' has no len()"),
+        ("gradients", "return gradients | {", "return list(gradients) and {", "layers.0.input_layernorm.weight is missing"),
+        ("weights", "return config, weights", "return weights", "load returns a dict, expected config, weights"),
+    ],
+)
+def test_what_no_right_file_returns_is_said_in_one_line(tmp_path, stage, right, wrong, said):
+    source = composed(STAGES[stage])
+    assert right in source
+    verdict = verdict_of(tmp_path, source.replace(right, wrong), stage)
+    assert not verdict.right
+    assert said in verdict.message
+    assert "\n" not in verdict.message
+
+
 def test_an_unknown_stage_is_answered_by_the_list_of_all():
     assert check_file(TEMPLATE, "q_rop") == (False, f"upto='q_rop': expected one of {', '.join(STAGES)}")
 

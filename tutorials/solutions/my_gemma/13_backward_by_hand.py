@@ -12,7 +12,7 @@ def log_softmax(logits):
 
 
 def cross_entropy(logits, targets):
-    """The mean of -log P(target): logits [..., T, V], targets [..., T] -> nats, and its gradient dlogits [..., T, V]."""
+    """The mean of -log P(target): logits [..., T, V], targets [..., T] -> nats, its gradient dlogits [..., T, V]."""
     log_probs = log_softmax(logits)
     is_target = np.arange(logits.shape[-1]) == np.asarray(targets)[..., None]  # one-hot
     count = np.size(targets)
