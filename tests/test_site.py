@@ -119,7 +119,7 @@ def test_formulas_are_mathml(pages):
 def test_a_tutorial_links_to_the_line_of_the_source(pages):
     lines = (ROOT / "gemma_np/model/rms_norm.py").read_text(encoding="utf-8").splitlines()
     [number] = [number for number, line in enumerate(lines, 1) if line.startswith("def rms_norm(")]
-    links = read_links("tutorials/02_rms_norm/", pages["tutorials/02_rms_norm/"]).targets
+    links = read_links("tutorials/04_rms_norm/", pages["tutorials/04_rms_norm/"]).targets
     assert f"http://site/gemma_np/model/rms_norm/#L{number}" in links
     [shown] = re.findall(rf'id="L{number}".*', pages["gemma_np/model/rms_norm/"])
     assert re.sub("<.*?>", "", shown.partition(">")[2]) == lines[number - 1].replace(">", "&gt;")
@@ -171,7 +171,7 @@ def test_no_page_is_wider_than_the_screen(opened, width, scheme):
 @pytest.mark.parametrize(("scheme", "dark"), [("light", False), ("dark", True)])
 def test_the_colours_follow_the_system_and_can_be_read(opened, scheme, dark):
     page = opened(1280, scheme)
-    page.goto("tutorials/03_positions_and_rope/")
+    page.goto("tutorials/05_positions_and_rope/")
     assert (luminance(page, "body", "background-color") < 0.2) == dark
     for element in ("article p", "article p a", "article .language-python code", "article math", "nav li a"):
         light, low = sorted(

@@ -41,7 +41,7 @@ def feed_forward_backward(dy: np.ndarray, x: np.ndarray, weights: Scope, record:
 
 def gelu(x: np.ndarray) -> np.ndarray:
     """Compute x/2 * (1 + tanh(sqrt(2/pi) * (x + 0.044715 x^3))): x [...] -> [...], in one buffer."""
-    y = x * x  # x * x * x is a hundred times as fast as x**3
+    y = np.asarray(x * x)  # x * x * x is a hundred times as fast as x**3
     y *= 0.044715
     y += 1
     y *= x

@@ -8,7 +8,7 @@ import numpy as np
 
 def soft_cap(x: np.ndarray, cap: float) -> np.ndarray:
     """Compute cap * tanh(x / cap): x [...] -> [...]. Near zero it is close to the identity."""
-    y = x / cap
+    y = np.asarray(x / cap)
     np.tanh(y, out=y)
     y *= cap
     return y
@@ -19,7 +19,7 @@ def soft_cap_backward(dy: np.ndarray, y: np.ndarray, cap: float) -> np.ndarray:
 
     dy and y [...] -> dx [...]
     """
-    slope = y / cap
+    slope = np.asarray(y / cap)
     slope *= slope
     np.subtract(1, slope, out=slope)
     slope *= dy

@@ -25,6 +25,10 @@ def test_gelu_far_out():
     assert gelu(np.array([-50.0, 0.0, 50.0])).tolist() == [0, 0, 50]
 
 
+def test_gelu_of_a_number():
+    assert_close(gelu(1.5), np.array(naive.gelu(1.5)), "operation")
+
+
 @given(batches, lengths, sizes, sizes, seeds)
 def test_feed_forward_against_loops(batch, T, D, F, seed):
     shapes = {"gate_proj": (F, D), "up_proj": (F, D), "down_proj": (D, F)}

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gemma_np.model.soft_cap import soft_cap
+from gemma_np.model.soft_cap import soft_cap, soft_cap_backward
 from tests.support import naive
 from tests.support.strategies import batches, normal, seeds
 from tests.support.tolerances import assert_close
@@ -31,3 +31,8 @@ def test_the_order_is_kept_and_the_input_untouched():
     kept = x.copy()
     assert (np.diff(soft_cap(x, 2.0)) > 0).all()
     assert (x == kept).all()
+
+
+def test_a_number_is_an_array_without_axes():
+    assert_close(soft_cap(60.0, 50.0), soft_cap(np.array([60.0]), 50.0)[0], "operation")
+    assert_close(soft_cap_backward(2.0, 40.0, 50.0), np.array(2 * (1 - 0.8**2)), "operation")

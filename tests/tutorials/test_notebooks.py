@@ -45,6 +45,16 @@ def test_the_stored_notebook_has_pictures_and_no_errors(build, source, stored):
 
 
 @each_source
+def test_its_minutes_are_those_of_its_words_and_exercises(build, source):
+    cells = [cell.source for cell in build.read(source).cells]
+    [stated] = re.findall(r"About (\d+)\s+minutes", " ".join(cells[0].split()))
+    exercises = sum(cell.splitlines()[-1].startswith("check(") for cell in cells)
+    measured = sum(len(cell.split()) for cell in cells) / 200 + 3 * exercises
+    assert int(stated) % 5 == 0
+    assert abs(int(stated) - measured) < 5
+
+
+@each_source
 def test_its_links_lead_somewhere(source):
     text = source.read_text(encoding="utf-8")
     for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text):

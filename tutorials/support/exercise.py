@@ -11,7 +11,8 @@ import numpy as np
 from gemma_np.oracle.mistakes import CATALOGUE
 from support.difference import difference
 
-NOT_WRITTEN = "it returns nothing yet: write its body and run this cell again"
+NOT_WRITTEN = "it returns nothing yet: write its body, with a `return` at its end, and run this cell again"
+RETURNS_NOTHING = "it returns nothing here: each way through it needs a `return`"
 
 Answer = Callable[..., Any]
 
@@ -24,7 +25,8 @@ class Exercise(NamedTuple):
 
     reference: Answer
     cases: Callable[[np.random.Generator], Cases]  # random inputs, the easiest first
-    mistakes: Mapping[str, Answer]  # hint -> an answer with the mistake that the hint is about
+    mistakes: Mapping[str, Answer]
+    """hint -> an answer with the mistake that the hint is about; it may raise an error."""
     remark: Callable[[Answer, Cases], str | None] | None = None
     """Says what is wrong with the way in which a correct answer computes its results, or returns None."""
 
@@ -52,8 +54,8 @@ def check(answer: Answer, exercise: Exercise, seed: int = 0) -> Verdict:
     passed: list[str] = []
     for case, arguments in cases.items():
         complaint = _complaint(answer, exercise.reference, arguments)
-        if complaint == NOT_WRITTEN:
-            return Verdict(False, complaint)
+        if complaint == RETURNS_NOTHING and not passed:
+            return Verdict(False, NOT_WRITTEN)
         if complaint:
             hint = _hint(answer, exercise, cases, failing=len(passed)) or complaint
             before = f"right for {', '.join(passed)}; " if passed else ""
@@ -64,17 +66,25 @@ def check(answer: Answer, exercise: Exercise, seed: int = 0) -> Verdict:
 
 
 def _complaint(answer: Answer, reference: Answer, arguments: tuple[Any, ...]) -> str | None:
-    """Say what is wrong with an answer on one input, or return None."""
+    """Say what is wrong with an answer on one input, or return None. It may raise the same error as the reference."""
     given = copy.deepcopy(arguments)
-    try:
-        found = answer(*given)
-    except Exception as error:
-        return f"raises {type(error).__name__}: {str(error).strip()}{_where(answer, error)}"
+    found, expected = _outcome(answer, given), _outcome(reference, arguments)
+    if isinstance(found, Exception):
+        same = repr(found) == repr(expected)
+        return None if same else f"raises {type(found).__name__}: {str(found).strip()}{_where(answer, found)}"
     if found is None:
-        return NOT_WRITTEN
+        return RETURNS_NOTHING
     if any(not _equal(now, before) for now, before in zip(given, arguments, strict=True)):
         return "it changes its arguments; compute into new arrays"
-    return difference(found, reference(*arguments))
+    return difference(found, expected)
+
+
+def _outcome(answer: Answer, arguments: tuple[Any, ...]) -> Any:
+    """Return the result of an answer, or the error that it raises."""
+    try:
+        return answer(*arguments)
+    except Exception as error:
+        return error
 
 
 def _where(answer: Answer, error: Exception) -> str:

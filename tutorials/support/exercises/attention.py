@@ -1,10 +1,10 @@
-"""The exercises on attention and its groups of heads."""
+"""The exercises on attention and its heads: scores, mixing, groups, and merging."""
 
 import math
 
 import numpy as np
 
-from gemma_np.model.attention import grouped_matmul
+from gemma_np.model.attention import grouped_matmul, merge_heads
 from gemma_np.model.attention_mask import masked_softmax
 from support.exercise import Cases, Exercise, known
 
@@ -152,6 +152,11 @@ def _tiled(q: np.ndarray, k: np.ndarray) -> np.ndarray:
     return tiled
 
 
+def _repeated_along_the_first_axis(q: np.ndarray, k: np.ndarray) -> np.ndarray:
+    repeated: np.ndarray = q @ np.repeat(k, q.shape[-3] // k.shape[-3], axis=0).swapaxes(-1, -2)
+    return repeated
+
+
 def _left_in_groups(q: np.ndarray, k: np.ndarray) -> np.ndarray:
     scores = _grouped(q, k)
     kv_heads = k.shape[-3]
@@ -170,6 +175,57 @@ GROUPED_SCORES = Exercise(
         "the scores are divided by sqrt(h); do not divide them here": lambda q, k: (
             _grouped(q, k) / math.sqrt(q.shape[-1])
         ),
+        "axis 0 is repeated, which is the batch here; the heads are always at axis=-3": _repeated_along_the_first_axis,
         "the groups are still separate, [..., K, G, T, S]; reshape to [..., H, T, S]": _left_in_groups,
+    },
+)
+
+
+def _merge_cases(generator: np.random.Generator) -> Cases:
+    draw = generator.standard_normal
+    return {
+        "one head": (draw((1, 3, 4)),),
+        "one token, two heads": (draw((2, 1, 4)),),
+        "several tokens, two heads": (draw((2, 3, 4)),),
+        "as many tokens as heads": (draw((3, 3, 4)),),
+        "a batch of texts": (draw((2, 3, 5, 4)),),
+    }
+
+
+def _along(axis: int, context: np.ndarray) -> np.ndarray:
+    """Join the parts along the first axis."""
+    return np.concatenate(list(context), axis=axis)
+
+
+def _interleaved(context: np.ndarray) -> np.ndarray:
+    joined = np.moveaxis(context, -3, -1)  # [..., T, h, H]
+    return joined.reshape(*joined.shape[:-2], -1)
+
+
+def _only_reshaped(context: np.ndarray) -> np.ndarray:
+    *batch, H, T, h = context.shape
+    return context.reshape(*batch, T, H * h)
+
+
+MERGE_HEADS = Exercise(
+    reference=merge_heads,
+    cases=_merge_cases,
+    mistakes={
+        "reshape alone mixes tokens and heads, since it reads the numbers in order; move the head axis next to the "
+        "channels first": _only_reshaped,
+        "the channels of the heads alternate; each head has h neighbouring ones": _interleaved,
+        "the heads are joined along the tokens; join them along the channels": lambda context: context.reshape(
+            *context.shape[:-3], -1, context.shape[-1]
+        ),
+        "the first axis is taken for the heads, but here it is the batch; the heads are always at axis=-3": (
+            lambda context: _along(-1, context)
+        ),
+        "the heads are summed; o_proj sums them, with a weight for each channel of each head": lambda context: (
+            context.sum(axis=-3)
+        ),
+        "the heads are averaged; join their channels, for o_proj to weight": lambda context: context.mean(axis=-3),
+        "the axes are swapped, but the heads are still an axis of their own; reshape to [..., T, H * h]": (
+            lambda context: context.swapaxes(-2, -3)
+        ),
     },
 )

@@ -1,4 +1,4 @@
-"""The exercises on decoding with a cache and on sampling."""
+"""The exercises on decoding with a cache, on sampling, and on the ring."""
 
 from collections.abc import Sequence
 from functools import cache
@@ -10,7 +10,7 @@ import gemma_np
 from gemma_np.config import GemmaConfig
 from gemma_np.gemma import Gemma
 from gemma_np.model.embedding import embed
-from gemma_np.model.kv_cache import KVCache
+from gemma_np.model.kv_cache import KVCache, LayerCache
 from gemma_np.model.log_probs import log_softmax
 from gemma_np.model.transformer import lm_head, transformer
 from gemma_np.text.generation import generate_ids
@@ -158,6 +158,10 @@ def _without_the_last(logits: np.ndarray, temperature: float, top_p: float) -> n
     return _kept(probs, kept if len(kept) else order[:1])
 
 
+def _neither_the_last_nor_renormalized(logits: np.ndarray, temperature: float, top_p: float) -> np.ndarray:
+    return np.where(_without_the_last(logits, temperature, top_p) > 0, _softmax(logits / temperature), 0)
+
+
 def _unsorted(logits: np.ndarray, temperature: float, top_p: float) -> np.ndarray:
     probs = _softmax(logits / temperature)
     return _kept(probs, np.flatnonzero(np.cumsum(probs) - probs < top_p))
@@ -180,6 +184,9 @@ TOP_P = Exercise(
         "the kept probabilities do not sum to 1; divide them by their sum": _not_renormalized,
         "the token that crosses top_p is dropped; keep a token while those before it "
         "add up to less than top_p": _without_the_last,
+        "the token that crosses top_p is dropped, and the kept probabilities do not sum to 1": (
+            _neither_the_last_nor_renormalized
+        ),
         "the probabilities are added up in the order of the vocabulary; sort them first, the largest first": _unsorted,
         "the result is in sorted order; put each probability back at the index of its token": (
             lambda logits, temperature, top_p: np.sort(_top_p(logits, temperature, top_p))[::-1]
@@ -192,5 +199,101 @@ TOP_P = Exercise(
             logits, 1 / temperature, top_p
         ),
         "tokens are dropped before the temperature is applied; divide the logits by it first": _temperature_last,
+    },
+)
+
+
+def _append_cases(generator: np.random.Generator) -> Cases:
+    def case(slots: int, length: int, count: int) -> tuple[np.ndarray, int, np.ndarray]:
+        ring, keys = np.zeros((slots, 2)), generator.standard_normal((length + count, 2))
+        for position in range(length):
+            ring[position % slots] = keys[position]
+        return ring, length, keys[length:]
+
+    later = int(generator.integers(5, 10)) * 4
+    return {
+        "an empty ring": case(4, 0, 3),
+        "a ring that is not full": case(4, 2, 2),
+        "one token in a full ring": case(4, later + 2, 1),
+        "several tokens that wrap around": case(4, later + 2, 3),
+        "a ring that fills and wraps": case(5, 3, 4),
+        "more tokens than slots": case(4, later + 1, 6),
+    }
+
+
+Appended = tuple[np.ndarray, np.ndarray]
+"""The keys that the new tokens see, [S, h], and the ring after them, [slots, h]."""
+
+
+def _append(ring: np.ndarray, length: int, new: np.ndarray) -> Appended:
+    """Append to the ring of the package, and keep the keys that some new token sees, in order."""
+    layer = LayerCache((1, *ring.shape), ring.dtype)
+    layer.keys[0], layer.length, layer.furthest = ring, length, length
+    keys, _, positions = layer.append(new[None], new[None])
+    order = np.argsort(positions)
+    return keys[0, order[positions[order] > length - len(ring)]], layer.keys[0]
+
+
+def _before(ring: np.ndarray, length: int, first: int) -> np.ndarray:
+    """Return the keys in the ring from a position on, in order."""
+    return ring[np.arange(max(0, first), length) % len(ring)]
+
+
+def _written_first(ring: np.ndarray, length: int, new: np.ndarray) -> Appended:
+    end = length + len(new)
+    after = _append(ring, length, new)[1]
+    return _before(after, end, end - len(ring)), after
+
+
+def _in_slot_order(ring: np.ndarray, length: int, new: np.ndarray) -> Appended:
+    slots = np.sort(np.arange(max(0, length + 1 - len(ring)), length) % len(ring))
+    return np.concatenate([ring[slots], new]), _append(ring, length, new)[1]
+
+
+def _one_too_many(ring: np.ndarray, length: int, new: np.ndarray) -> Appended:
+    return np.concatenate([_before(ring, length, length - len(ring)), new]), _append(ring, length, new)[1]
+
+
+def _shifted(ring: np.ndarray, length: int, new: np.ndarray) -> Appended:
+    seen, after = _append(ring, length, new)
+    everything = np.concatenate([_before(ring, length, length - len(ring)), new])[-len(ring) :]
+    return seen, np.concatenate([everything, np.zeros_like(after)])[: len(after)]
+
+
+def _from_slot_0(ring: np.ndarray, length: int, new: np.ndarray) -> Appended:
+    after = ring.copy()
+    after[np.arange(len(new)) % len(ring)] = new
+    return _append(ring, length, new)[0], after
+
+
+def _first_kept(ring: np.ndarray, length: int, new: np.ndarray) -> Appended:
+    return _append(ring, length, new)[0], _append(ring, length, new[: len(ring)])[1]
+
+
+APPEND = Exercise(
+    reference=_append,
+    cases=_append_cases,
+    mistakes={
+        "the new keys are written before the old ones are read, over keys that the first new tokens still see; "
+        "collect what is seen first": _written_first,
+        "the keys that are seen are in the order of the slots; put them into that of their positions": _in_slot_order,
+        "one key too many is seen: that at position length - slots has left the window of the first new token": (
+            _one_too_many
+        ),
+        "only the new keys are seen; the new tokens also see those in the ring": lambda ring, length, new: (
+            new.copy(),
+            _append(ring, length, new)[1],
+        ),
+        "the ring is in the order of positions; position p stays in slot p % slots": _shifted,
+        "the new keys are written from slot 0 on; the first of them has position `length`": _from_slot_0,
+        "more tokens than slots: the first keys stay in the ring, and the last should": _first_kept,
+        "the ring after the new tokens is that before them; write their keys into a copy": lambda ring, length, new: (
+            _append(ring, length, new)[0],
+            ring.copy(),
+        ),
+        "the ring grows; it keeps its number of slots": lambda ring, length, new: (
+            _append(ring, length, new)[0],
+            np.concatenate([ring, new]),
+        ),
     },
 )

@@ -1,6 +1,7 @@
 """The exercises on GELU, the gated feed-forward layer, and the block."""
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 
@@ -9,11 +10,11 @@ from gemma_np.model.attention import attention
 from gemma_np.model.block import block
 from gemma_np.model.feed_forward import feed_forward, gelu
 from gemma_np.model.rms_norm import rms_norm
-from gemma_np.oracle.mistakes.block import norm_names_crossed, postnorm_misplaced, postnorm_missing
+from gemma_np.oracle.mistakes.block import norm_names_crossed
 from gemma_np.oracle.mistakes.feed_forward import gelu_exact, silu
-from gemma_np.scope import Scope, no_tape
+from gemma_np.scope import Scope
 from gemma_np.weights.linear import linear
-from support.exercise import Cases, Exercise, known
+from support.exercise import Answer, Cases, Exercise, known
 
 
 def _gelu_cases(generator: np.random.Generator) -> Cases:
@@ -84,6 +85,9 @@ FEED_FORWARD = Exercise(
         "GELU is applied to the product; apply it to gate, then multiply": lambda x, gate, up, down: linear(
             gelu(linear(x, gate) * linear(x, up)), down
         ),
+        "x is added to the result; the block adds it, after the norm": lambda x, gate, up, down: (
+            x + _feed_forward(x, gate, up, down)
+        ),
         "up is left out, as in a layer without a gate": lambda x, gate, up, down: linear(gelu(linear(x, gate)), down),
     },
 )
@@ -120,55 +124,96 @@ def _block_cases(generator: np.random.Generator) -> Cases:
     }
 
 
+Part = Callable[[np.ndarray], np.ndarray]
+
+
+def _half(x: np.ndarray, part: Part, pre: Part, post: Part, fault: str) -> np.ndarray:
+    """Add attention or the feed-forward to the stream, with a fault or none."""
+    y = part(x if fault in ("no pre-norm", "the original Transformer") else pre(x))
+    match fault:
+        case "no residual":
+            return post(y)
+        case "no post-norm":
+            return x + y
+        case "norm of the sum" | "the original Transformer":
+            return post(x + y)
+        case "normalized stream":
+            return pre(x) + post(y)
+    return x + post(y)
+
+
+def _parts(weights: Scope, config: GemmaConfig, layer: int) -> list[tuple[Part, Part, Part]]:
+    """Return attention and feed-forward, each with the norms before and after it."""
+
+    def norm(name: str) -> Part:
+        return lambda y: rms_norm(y, weights[f"{name}.weight"], config.rms_norm_eps)
+
+    return [
+        (
+            lambda y: attention(y, weights / "self_attn", config, layer),
+            norm("input_layernorm"),
+            norm("post_attention_layernorm"),
+        ),
+        (
+            lambda y: feed_forward(y, weights / "mlp"),
+            norm("pre_feedforward_layernorm"),
+            norm("post_feedforward_layernorm"),
+        ),
+    ]
+
+
+def _block(*faults: str) -> Answer:
+    """Return a block with a fault, or none (""), in each of its halves."""
+
+    def faulty(x: np.ndarray, weights: Scope, config: GemmaConfig, layer: int) -> np.ndarray:
+        for parts, fault in zip(_parts(weights, config, layer), faults, strict=True):
+            x = _half(x, *parts, fault)
+        return x
+
+    return faulty
+
+
 def _parallel(x: np.ndarray, weights: Scope, config: GemmaConfig, layer: int) -> np.ndarray:
-    return x + _attention_half(x, weights, config, layer) + _feed_forward_half(x, weights, config)
-
-
-def _normalized_stream(x: np.ndarray, weights: Scope, config: GemmaConfig, layer: int) -> np.ndarray:
-    x = _norm(x, weights, config, "input_layernorm") + _attention_half(x, weights, config, layer)
-    return _norm(x, weights, config, "pre_feedforward_layernorm") + _feed_forward_half(x, weights, config)
-
-
-def _without_residual(x: np.ndarray, weights: Scope, config: GemmaConfig, layer: int) -> np.ndarray:
-    return _feed_forward_half(_attention_half(x, weights, config, layer), weights, config)
-
-
-def _without_pre_norms(x: np.ndarray, weights: Scope, config: GemmaConfig, layer: int) -> np.ndarray:
-    y = attention(x, weights / "self_attn", config, layer)
-    x = x + _norm(y, weights, config, "post_attention_layernorm")
-    return x + _norm(feed_forward(x, weights / "mlp"), weights, config, "post_feedforward_layernorm")
-
-
-def _norm(y: np.ndarray, weights: Scope, config: GemmaConfig, name: str) -> np.ndarray:
-    return rms_norm(y, weights[f"{name}.weight"], config.rms_norm_eps)
-
-
-def _attention_half(x: np.ndarray, weights: Scope, config: GemmaConfig, layer: int) -> np.ndarray:
-    y = attention(_norm(x, weights, config, "input_layernorm"), weights / "self_attn", config, layer)
-    return _norm(y, weights, config, "post_attention_layernorm")
-
-
-def _feed_forward_half(x: np.ndarray, weights: Scope, config: GemmaConfig) -> np.ndarray:
-    y = feed_forward(_norm(x, weights, config, "pre_feedforward_layernorm"), weights / "mlp")
-    return _norm(y, weights, config, "post_feedforward_layernorm")
+    first, second = _parts(weights, config, layer)
+    return _half(x, *first, "") + _half(x, *second, "") - x
 
 
 BLOCK = Exercise(
     reference=block,
     cases=_block_cases,
     mistakes={
-        known("postnorm-missing"): lambda x, weights, config, layer: postnorm_missing.faulty(
-            x, weights, config, layer, None, no_tape
+        known("postnorm-missing"): _block("no post-norm", "no post-norm"),
+        "the output of attention is not normalized before it is added": _block("no post-norm", ""),
+        "the output of the feed-forward is not normalized before it is added": _block("", "no post-norm"),
+        known("postnorm-misplaced"): _block("norm of the sum", ""),
+        "the last norm is applied to the sum; normalize the output of the feed-forward, then add it": _block(
+            "", "norm of the sum"
         ),
-        known("postnorm-misplaced"): lambda x, weights, config, layer: postnorm_misplaced.faulty(
-            x, weights, config, layer, None, no_tape
+        "both halves normalize the sum, as the original Transformer does; normalize the output, then add it": (
+            _block("norm of the sum", "norm of the sum")
         ),
+        "both halves normalize the sum and not their input, as the original Transformer does; a half is "
+        "x + norm(part(norm(x)))": _block("the original Transformer", "the original Transformer"),
         known("norm-names-crossed"): lambda x, weights, config, layer: norm_names_crossed.faulty(
             x, weights, config, layer, original=block
         ),
         "the feed-forward reads the stream from before attention; add the output of attention first": _parallel,
-        "the output of a half is added to the normalized stream; add it to the stream itself": _normalized_stream,
-        "the output of each half replaces the stream; add it to the stream": _without_residual,
-        "attention and feed-forward read the stream as it is; normalize their inputs": _without_pre_norms,
+        "the stream is replaced by its norm in both halves; add to the stream itself": _block(
+            "normalized stream", "normalized stream"
+        ),
+        "the stream is replaced by its norm before attention; add to the stream itself": _block(
+            "normalized stream", ""
+        ),
+        "the stream is replaced by its norm before the feed-forward; add to the stream itself": _block(
+            "", "normalized stream"
+        ),
+        "the output of each half replaces the stream; add it to the stream": _block("no residual", "no residual"),
+        "the output of attention replaces the stream; add it to the stream": _block("no residual", ""),
+        "the output of the feed-forward replaces the stream; add it to the stream": _block("", "no residual"),
+        "attention and feed-forward read the stream as it is; normalize their inputs": _block(
+            "no pre-norm", "no pre-norm"
+        ),
+        "attention reads the stream as it is; normalize its input": _block("no pre-norm", ""),
+        "the feed-forward reads the stream as it is; normalize its input": _block("", "no pre-norm"),
     },
 )

@@ -1,11 +1,15 @@
 """The exercises on the differences between Gemma 1, 2 and 3."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
 
 from gemma_np.config import LOCAL, RELEASED, GemmaConfig, layer_pattern
 from gemma_np.memory import cache_bytes
+from gemma_np.model.rms_norm import rms_norm
+from gemma_np.model.rope import rope, rope_cos_sin
+from gemma_np.model.soft_cap import soft_cap
 from support.exercise import Cases, Exercise, known
 
 
@@ -120,6 +124,104 @@ PARAMETERS = Exercise(
         ),
         "the norms of queries and keys are left out, one vector [h] each in every layer of Gemma 3": lambda config: (
             _with_more(config, 0, -2 * config.num_hidden_layers * config.head_dim if config.has_qk_norm else 0)
+        ),
+    },
+)
+
+
+EPS = 1e-6
+
+
+def _score_cases(generator: np.random.Generator) -> Cases:
+    draw = generator.standard_normal
+
+    def case(*shape: int, start: int, scale: float, query_scalar: float) -> tuple[np.ndarray | float, ...]:
+        length, head_dim = shape[-2:]
+        cos, sin = rope_cos_sin(range(start, start + length), head_dim, 100.0, 1.0, np.float64)
+        weights = (scale * draw(head_dim), scale * draw(head_dim))
+        return 3 * draw(shape), 3 * draw(shape), *weights, cos, sin, query_scalar
+
+    return {
+        "one token, weights of zero": case(1, 8, start=0, scale=0.0, query_scalar=8.0),
+        "several tokens, weights of zero": case(4, 8, start=3, scale=0.0, query_scalar=8.0),
+        "weights that are not zero": case(4, 8, start=3, scale=1.0, query_scalar=8.0),
+        "a query scalar that is not the head dimension": case(4, 8, start=3, scale=1.0, query_scalar=6.0),
+        "several heads": case(2, 4, 8, start=3, scale=1.0, query_scalar=6.0),
+    }
+
+
+def _normed_scores(
+    q: np.ndarray,
+    k: np.ndarray,
+    q_weight: np.ndarray,
+    k_weight: np.ndarray,
+    cos: np.ndarray,
+    sin: np.ndarray,
+    query_scalar: float,
+    *,
+    norm_q: bool = True,
+    norm_k: bool = True,
+) -> np.ndarray:
+    q = rms_norm(q, q_weight, EPS) if norm_q else q
+    k = rms_norm(k, k_weight, EPS) if norm_k else k
+    return _scores(rope(q, cos, sin), rope(k, cos, sin), query_scalar)
+
+
+def _scores(q: np.ndarray, k: np.ndarray, query_scalar: float) -> np.ndarray:
+    scores: np.ndarray = q @ k.swapaxes(-1, -2) / math.sqrt(query_scalar)
+    return scores
+
+
+def _normed_after(
+    q: np.ndarray,
+    k: np.ndarray,
+    q_weight: np.ndarray,
+    k_weight: np.ndarray,
+    cos: np.ndarray,
+    sin: np.ndarray,
+    query_scalar: float,
+) -> np.ndarray:
+    q, k = rope(q, cos, sin), rope(k, cos, sin)
+    return _scores(rms_norm(q, q_weight, EPS), rms_norm(k, k_weight, EPS), query_scalar)
+
+
+QK_NORM = Exercise(
+    reference=_normed_scores,
+    cases=_score_cases,
+    mistakes={
+        "the norms come after RoPE; normalize q and k first, then rotate them": _normed_after,
+        "neither is normalized; normalize q and k before RoPE": lambda *arguments: _normed_scores(
+            *arguments, norm_q=False, norm_k=False
+        ),
+        "only the queries are normalized; normalize the keys as well": lambda *arguments: _normed_scores(
+            *arguments, norm_k=False
+        ),
+        "only the keys are normalized; normalize the queries as well": lambda *arguments: _normed_scores(
+            *arguments, norm_q=False
+        ),
+        "the weights are swapped; q has its own, and so has k": lambda q, k, q_weight, k_weight, *rest: _normed_scores(
+            q, k, k_weight, q_weight, *rest
+        ),
+        known("norm-no-plus1"): lambda q, k, q_weight, k_weight, *rest: _normed_scores(
+            q, k, q_weight - 1, k_weight - 1, *rest
+        ),
+        "the weights are not used; rms_norm takes q_weight for queries, k_weight for keys": (
+            lambda q, k, q_weight, k_weight, *rest: _normed_scores(q, k, 0 * q_weight, 0 * k_weight, *rest)
+        ),
+        "q and k are scaled to length 1; RMSNorm scales them to length sqrt(h)": lambda q, *rest: (
+            _normed_scores(q, *rest) / q.shape[-1]
+        ),
+        "the scores are not divided; divide them by sqrt(query_scalar)": lambda *arguments: _normed_scores(
+            *arguments[:-1], 1.0
+        ),
+        "the scores are divided by sqrt(h); divide them by sqrt(query_scalar)": lambda q, *rest: _normed_scores(
+            q, *rest[:-1], q.shape[-1]
+        ),
+        "q and k are not rotated; rotate both after the norms": lambda q, k, q_weight, k_weight, cos, sin, s: (
+            _normed_scores(q, k, q_weight, k_weight, np.ones_like(cos), np.zeros_like(sin), s)
+        ),
+        "the scores are capped, as in Gemma 2; the norms replace the cap": lambda *arguments: soft_cap(
+            _normed_scores(*arguments), 50.0
         ),
     },
 )

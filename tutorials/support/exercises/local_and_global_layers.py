@@ -112,3 +112,76 @@ SLOT_POSITIONS = Exercise(
         ),
     },
 )
+
+
+def _chunk_cases(generator: np.random.Generator) -> Cases:
+    start = int(generator.integers(5, 10)) * 4
+    return {
+        "the first chunk": (0, 4, 6),
+        "a second chunk, before the ring is full": (3, 2, 6),
+        "a ring that is just full": (4, 3, 4),
+        "a ring that has wrapped": (start + 1, 2, 4),
+        "a chunk longer than the window": (start + 3, 6, 4),
+    }
+
+
+def _mask_of(start: int, length: int, window: int, ring: np.ndarray) -> np.ndarray:
+    """Return the mask of a chunk whose ring holds these positions."""
+    chunk = np.arange(start, start + length)
+    return attention_mask(chunk, np.concatenate([ring, chunk]), window)
+
+
+def _chunk_mask(start: int, length: int, window: int) -> np.ndarray:
+    return _mask_of(start, length, window, _slot_positions(start, window))
+
+
+def _from_zero(start: int, length: int, window: int) -> np.ndarray:
+    keys = np.r_[_slot_positions(start, window), start : start + length]
+    return attention_mask(range(length), keys, window)
+
+
+def _one_row_for_all(start: int, length: int, window: int) -> np.ndarray:
+    return np.repeat(_chunk_mask(start, length, window)[:1], length, axis=0)
+
+
+def _ring_all_visible(start: int, length: int, window: int) -> np.ndarray:
+    mask = _chunk_mask(start, length, window)
+    mask[:, :-length] = True
+    return mask
+
+
+def _chunk_all_visible(start: int, length: int, window: int) -> np.ndarray:
+    mask = _chunk_mask(start, length, window)
+    mask[:, -length:] = True
+    return mask
+
+
+def _no_window_in_the_chunk(start: int, length: int, window: int) -> np.ndarray:
+    mask = _chunk_mask(start, length, window)
+    mask[:, -length:] = _mask(length, None)
+    return mask
+
+
+CHUNK_MASK = Exercise(
+    reference=_chunk_mask,
+    cases=_chunk_cases,
+    mistakes={
+        "the queries are counted from 0; the first token of the chunk has position `start`": _from_zero,
+        "the slots are taken for positions; once the ring has wrapped, slot s holds the newest position p with "
+        "p % window == s": lambda start, length, window: _mask_of(start, length, window, np.arange(min(start, window))),
+        "the ring is in the order of positions; position p is in slot p % window": lambda start, length, window: (
+            _mask_of(start, length, window, np.arange(max(0, start - window), start))
+        ),
+        "all keys of the ring are visible; those that are `window` or more positions back are not": _ring_all_visible,
+        "all keys of the chunk are visible; a query sees none after itself": _chunk_all_visible,
+        "the window ends at the chunk; it holds between its own tokens as well": _no_window_in_the_chunk,
+        "every query of the chunk has the mask of the first; each has its own position": _one_row_for_all,
+        "the ring is left out; the queries see its keys, too": lambda start, length, window: _mask(length, window),
+        "the chunk comes before the ring; first the slots, then the chunk": lambda start, length, window: np.roll(
+            _chunk_mask(start, length, window), length, axis=1
+        ),
+        known("window-off-by-one"): lambda start, length, window: attention_mask(
+            range(start, start + length), np.r_[_slot_positions(start, window), start : start + length], window + 1
+        ),
+    },
+)

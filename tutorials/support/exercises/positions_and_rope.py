@@ -90,6 +90,11 @@ def _rotated_half_used(x: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> np.nd
     return np.concatenate([first, second * cos + first * sin], axis=-1)
 
 
+def _two_minuses(x: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> np.ndarray:
+    first, second = _halves(x)
+    return np.concatenate([first * cos - second * sin, second * cos - first * sin], axis=-1)
+
+
 def _no_minus(x: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> np.ndarray:
     first, second = _halves(x)
     return np.concatenate([first * cos + second * sin, second * cos + first * sin], axis=-1)
@@ -105,6 +110,7 @@ ROPE = Exercise(
         ),
         "the second half is computed from the rotated first half; use the original one": (_rotated_half_used),
         "cos and sin are swapped; first * cos - second * sin": lambda x, cos, sin: rope(x, sin, cos),
+        "both sums have a minus; a rotation has a plus in the second: second * cos + first * sin": _two_minuses,
         "both sums have a plus; a rotation has a minus in the first: first * cos - second * sin": _no_minus,
     },
 )

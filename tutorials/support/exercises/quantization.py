@@ -1,12 +1,13 @@
 """The exercises on quantization."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from gemma_np.compression.quantization import Scheme, minmax_grid, quantize
+from gemma_np.compression.gptq import round_in_turn
+from gemma_np.compression.quantization import Grid, Scheme, minmax_grid, quantize
 from gemma_np.weights.formats import INT4_LEVELS, INT4_ZERO, Int8, pack
-from support.exercise import Cases, Exercise
+from support.exercise import Answer, Cases, Exercise
 
 INT4 = Scheme("int4")
 SHRINKS = [1 - step / 20 for step in range(11)]
@@ -184,5 +185,93 @@ CLIP = Exercise(
         "the errors are summed with their signs, so they cancel; square them first": lambda weight, shrinks: _best(
             [np.abs(_errors(weight, shrink).sum(axis=1)) for shrink in shrinks], shrinks
         ),
+    },
+)
+
+
+def _gptq_cases(generator: np.random.Generator) -> Cases:
+    def gram(channels: int) -> np.ndarray:
+        """Return the Gram matrix of correlated inputs, the largest channel first, as GPTQ would sort them."""
+        inputs = generator.standard_normal((2 * channels, channels)) + 2 * generator.standard_normal((2 * channels, 1))
+        inputs *= np.linspace(3, 1, channels) / np.linalg.norm(inputs, axis=0)
+        return inputs.T @ inputs
+
+    weight = np.array([[0.4, 0.4, 0.4], [1.3, -0.7, 0.2], [-2.6, 0.9, 1.8]])
+    return {
+        "channels that are not correlated": (weight, np.diag([4.0, 3.0, 2.0])),
+        "two channels that are": (weight, np.array([[4.0, 3.0, 0.0], [3.0, 3.0, 0.0], [0.0, 0.0, 2.0]])),
+        "a 3x3 by hand": (weight, np.array([[4.0, 3.0, 2.0], [3.0, 3.0, 2.0], [2.0, 2.0, 2.0]])),
+        "twelve channels": (3 * generator.standard_normal((16, 12)), gram(12)),
+    }
+
+
+def _gptq(weight: np.ndarray, H: np.ndarray) -> np.ndarray:
+    """Return the numbers that the package's GPTQ chooses on the grid of whole numbers."""
+    grid = Grid(np.ones((len(weight), 1, 1)), np.zeros((len(weight), 1, 1)), -1000, 1000)
+    damping = 0.01 / 1.01 * np.diagonal(H).mean() * np.eye(len(H))  # which GPTQ adds
+    return round_in_turn(weight, H - damping, grid)[:, 0]
+
+
+Compensation = Callable[[np.ndarray, int], np.ndarray]
+"""The Gram matrix H and a column -> by how much each later column changes for an error of 1."""
+
+
+def _in_turn(compensation: Compensation, *, of_original: bool = False) -> Answer:
+    """Return GPTQ with another compensation, or with the errors of the original weights."""
+
+    def rounded(weight: np.ndarray, H: np.ndarray) -> np.ndarray:
+        left, numbers = weight.copy(), np.empty_like(weight)
+        for c in range(len(H)):
+            numbers[:, c] = np.rint(left[:, c])
+            error = (weight if of_original else left)[:, c] - numbers[:, c]
+            left[:, c + 1 :] += np.outer(error, compensation(H, c))
+        return numbers
+
+    return rounded
+
+
+def _right_compensation(H: np.ndarray, c: int) -> np.ndarray:
+    inverse = np.linalg.inv(H[c:, c:])
+    return -inverse[0, 1:] / inverse[0, 0]
+
+
+def _of_the_whole_inverse(H: np.ndarray, c: int) -> np.ndarray:
+    inverse = np.linalg.inv(H)
+    return -inverse[c, c + 1 :] / inverse[c, c]
+
+
+def _next_alone(H: np.ndarray, c: int) -> np.ndarray:
+    right = _right_compensation(H, c)
+    right[1:] = 0
+    return right
+
+
+def _last_column_first(weight: np.ndarray, H: np.ndarray) -> np.ndarray:
+    numbers: np.ndarray = _in_turn(_right_compensation)(weight[:, ::-1].copy(), H[::-1, ::-1])[:, ::-1]
+    return numbers
+
+
+GPTQ = Exercise(
+    reference=_gptq,
+    cases=_gptq_cases,
+    mistakes={
+        "every weight is rounded for itself; let the columns that remain make up for the error of each": (
+            lambda weight, H: np.rint(weight)
+        ),
+        "the correction has the wrong sign, and doubles the error": _in_turn(lambda H, c: -_right_compensation(H, c)),
+        "the correction is made from H; it is made from its inverse": _in_turn(lambda H, c: -H[c, c + 1 :] / H[c, c]),
+        "the inverse of the whole H is used for each column; a rounded column no longer changes, so invert what "
+        "remains, H[c:, c:]": _in_turn(_of_the_whole_inverse),
+        "the row of the inverse is not divided by its diagonal entry": _in_turn(
+            lambda H, c: -np.linalg.inv(H[c:, c:])[0, 1:]
+        ),
+        "the row of the Cholesky factor is not divided by its diagonal entry": _in_turn(
+            lambda H, c: -np.linalg.cholesky(np.linalg.inv(H)).T[c, c + 1 :]
+        ),
+        "the error is that of the original weight; take that of the corrected one, which is rounded": _in_turn(
+            _right_compensation, of_original=True
+        ),
+        "only the next column is corrected; all columns that remain are": _in_turn(_next_alone),
+        "the last column is rounded first; begin with the first": _last_column_first,
     },
 )

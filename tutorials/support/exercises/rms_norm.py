@@ -32,8 +32,17 @@ NORM = Exercise(
         "the mean is subtracted, as LayerNorm does; RMSNorm leaves it": lambda x, weight, eps: rms_norm(
             x - x.mean(axis=-1, keepdims=True), weight, eps
         ),
+        "np.var measures from the mean, which RMSNorm leaves; take the mean of the squares": lambda x, weight, eps: (
+            x / np.sqrt(np.var(x, axis=-1, keepdims=True) + eps) * (1 + weight)
+        ),
         "x is divided by its length, which is sqrt(D) times its root mean square": lambda x, weight, eps: (
-            rms_norm(x, weight, eps) / np.sqrt(x.dtype.type(x.shape[-1]))
+            x / np.linalg.norm(x, axis=-1, keepdims=True) * (1 + weight)
+        ),
+        "x is divided by its length plus eps; divide it by the root of the mean square plus eps": (
+            lambda x, weight, eps: x / (np.linalg.norm(x, axis=-1, keepdims=True) + eps) * (1 + weight)
+        ),
+        "the squares are summed; take their mean": lambda x, weight, eps: (
+            x / np.sqrt(np.sum(x * x, axis=-1, keepdims=True) + eps) * (1 + weight)
         ),
         "the mean runs over all tokens; each token has its own (axis=-1, keepdims=True)": lambda x, weight, eps: (
             x / np.sqrt(np.mean(x * x) + eps) * (1 + weight)

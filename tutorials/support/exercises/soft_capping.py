@@ -86,8 +86,12 @@ CAPPED_PROBS = Exercise(
     reference=_probs,
     cases=_probs_cases,
     mistakes={
-        known("attncap-missing"): lambda scores, mask, cap: masked_softmax(scores, mask),
-        known("attncap-after-mask"): _capped_after_mask,
+        "the scores are not capped; cap them, then hide, then take the softmax": lambda scores, mask, cap: (
+            masked_softmax(scores, mask)
+        ),
+        "scores are capped after the mask, which turns the -inf of hidden keys into -cap; cap first, then hide": (
+            _capped_after_mask
+        ),
         "the probabilities are capped; cap the scores, before softmax": lambda scores, mask, cap: soft_cap(
             masked_softmax(scores, mask), cap
         ),
