@@ -10,7 +10,7 @@ from gemma_np.oracle.gradient_diagnosis import describe_gradients, diagnose_grad
 from gemma_np.oracle.gradient_files import step_of
 from gemma_np.training.losses import cross_entropy, masked_mean, soft_cross_entropy
 from gemma_np.training.optimizer import clip_by_global_norm
-from support.difference import TOLERANCE, difference
+from support.difference import FLOAT32_TOLERANCE, difference
 from support.forward_checks import FOLDER, MODEL, SMALL, encode, reference_model
 from support.reader_file import ReaderFile, Wrong, require_names, require_pair
 
@@ -132,7 +132,7 @@ def _explained(before: Arrays, after: Arrays, gradients: Arrays, state: dict[str
         expected = {name: weight.copy() for name, weight in before.items()}
         _adamw(expected, gradients, {**state, "m": {**state["m"]}, "v": {**state["v"]}}, *mistakes)
         changes = ((name, after[name] - weight, expected[name] - weight) for name, weight in before.items())
-        limit = TOLERANCE["float32"] * LEARNING_RATE
+        limit = FLOAT32_TOLERANCE * LEARNING_RATE
         return next((name for name, found, right in changes if not np.abs(found - right).max() <= limit), None)
 
     wrong = first_wrong()
