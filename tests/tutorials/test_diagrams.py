@@ -180,3 +180,17 @@ def test_the_ring_is_the_packages():
     numbers = [int(text.words) for text in texts if text.words.isdigit()]
     mask = attention_mask(range(5, 7), positions, 3).astype(int)
     assert numbers == [*held, *positions, *mask.ravel()]
+
+
+def test_the_reach_is_that_of_the_packages_masks():
+    import numpy as np
+
+    from gemma_np.model.attention_mask import attention_mask
+
+    circles = [circle.get("class").startswith("attention") for circle in root_of(diagrams.reach).iter(f"{SVG}circle")]
+    for panel, windows in zip(np.reshape(circles, (2, 4, 8)), ((3, 3, 3), (3, None, 3)), strict=True):
+        reached = np.eye(8, dtype=bool)[7]
+        for row, window in zip(panel[:0:-1], reversed(windows), strict=True):
+            assert np.array_equal(row, reached)
+            reached = reached @ attention_mask(range(8), range(8), window)
+        assert np.array_equal(panel[0], reached)

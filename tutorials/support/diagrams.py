@@ -8,6 +8,7 @@ The README shows one of them, which is written in tutorials/ by
     python -c "from support import diagrams; open('figures/architecture.svg', 'w').write(diagrams.architecture().svg)"
 """
 
+from collections.abc import Sequence
 from math import cos, radians, sin
 
 from support.drawing import Drawing
@@ -200,34 +201,40 @@ def reach() -> Drawing:
         WIDTH,
         336,
     )
-    tokens, rows, lefts = 8, [78 + 68 * row for row in range(4)], (128, 446)
-    for left, windows in zip(lefts, ((3, 3, 3), (3, None, 3)), strict=True):
-        title = "all layers local" if None not in windows else "layer 1 global"
-        picture.text(left + 115, 30, title, size=15, bold=True)
-        place = [left + 33 * token for token in range(tokens)]
-        seen = {tokens - 1}
-        reached = [seen]
-        for row in (2, 1, 0):
-            window = windows[row]
-            says = f"layer {row}: local" if left == lefts[0] else "local" if window else "global"
-            picture.text(left - 24, rows[row] + 38, says, anchor="end")
-            before = set()
-            for token in sorted(seen):
-                for key in range(max(0, token + 1 - (window or tokens)), token + 1):
-                    before.add(key)
-                    picture.line((place[key], rows[row] + 11), (place[token], rows[row + 1] - 11), kind="stream")
-            seen = before
-            reached.insert(0, seen)
-        for row, marked in enumerate(reached):
-            for token in range(tokens):
-                role = "attention" if token in marked else "neutral"
-                picture.circle(place[token], rows[row], 11, role)
-                if row == 0:
-                    picture.text(place[token], rows[row] + 4, str(token), size=11)
-        picture.text(left + 115, 320, f"token 7 has seen {len(reached[0])} of {tokens}")
+    rows = [78 + 68 * row for row in range(4)]
     for row, y in enumerate(rows):
         picture.text(12, y + 4, "`[T, D]`" if row else "`x [T, D]`", anchor="start")
+    for left, title, windows in ((128, "all layers local", (3, 3, 3)), (446, "layer 1 global", (3, None, 3))):
+        picture.text(left + 115, 30, title, size=15, bold=True)
+        place = [left + 33 * token for token in range(8)]
+        seen = _seen(windows, last=7)
+        for row, y in enumerate(rows):
+            for token, x in enumerate(place):
+                picture.circle(x, y, 11, "attention" if token in seen[row] else "neutral")
+                if row == 0:
+                    picture.text(x, y + 4, str(token), size=11)
+        for layer, window in enumerate(windows):
+            above, below = rows[layer] + 11, rows[layer + 1] - 11
+            for token in sorted(seen[layer + 1]):
+                for key in _in_sight(token, window):
+                    picture.line((place[key], above), (place[token], below), kind="stream")
+            says = "local" if window else "global"
+            picture.text(left - 24, above + 27, f"layer {layer}: {says}" if left == 128 else says, anchor="end")
+        picture.text(left + 115, 320, f"token 7 has seen {len(seen[0])} of 8")
     return picture
+
+
+def _in_sight(token: int, window: int | None) -> range:
+    """Return the tokens that a token sees in one layer."""
+    return range(max(0, token + 1 - window) if window else 0, token + 1)
+
+
+def _seen(windows: Sequence[int | None], last: int) -> list[set[int]]:
+    """Return, before the first layer and after each, the tokens whose vectors reach the last token's final one."""
+    seen = [{last}]
+    for window in reversed(windows):
+        seen.insert(0, {key for token in seen[0] for key in _in_sight(token, window)})
+    return seen
 
 
 def ring() -> Drawing:
