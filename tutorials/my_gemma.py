@@ -1,7 +1,7 @@
 """Gemma 2 in one file: yours.
 
-The tutorials say when to write what: replace each `...` by code. `check_file("my_gemma.py", upto=...)`, the last cell but
-the exercises, then runs this file and says what is right, what differs first, and why. It needs NumPy alone.
+Each tutorial says which functions to write now: replace their `...` by code. Its last cell, `check_file("my_gemma.py",
+upto=...)`, runs this file and says what is right, what differs first, and why. The file needs NumPy alone.
 
 The letters of the shapes: T tokens, S keys, D hidden size, H query heads, K key-value heads, h head dimension, F
 feed-forward size, V vocabulary; `...` is any number of batch axes. A weight is [out, in].
@@ -232,7 +232,7 @@ def log_softmax(logits):
 
 
 def cross_entropy(logits, targets):
-    """The mean of -log P(target), and its gradient: logits [..., T, V], targets [..., T] -> nats, dlogits [..., T, V]."""
+    """The mean of -log P(target): logits [..., T, V], targets [..., T] -> nats, its gradient dlogits [..., T, V]."""
     ...
 
 
@@ -285,7 +285,7 @@ def block_backward(dy, x, weights, config, record):
 
 
 def gemma_backward(dlogits, ids, weights, config, record):
-    """Of `gemma` without a cache: dlogits [..., T, V], ids [..., T], record of all -> {name: gradient of the weight}."""
+    """Of `gemma` without a cache: dlogits [..., T, V], ids [..., T], record -> {name: gradient of the weight}."""
     ...
 
 

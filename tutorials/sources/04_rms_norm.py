@@ -13,7 +13,7 @@ import math
 
 import matplotlib.pyplot as plt
 import numpy as np
-from support import check, lines
+from support import check, check_file, lines
 from support.exercises import rms_norm as exercises
 from support.plots import matrix, pieces, use_style
 
@@ -222,7 +222,17 @@ def input_gradient(dy, x, weight, eps):
 check(input_gradient, exercises.INPUT_GRADIENT)
 
 # %% [markdown]
-# The solutions are in [solutions/04_rms_norm.py](solutions/04_rms_norm.py).
+# ## Now in your file
+#
+# Write `rms_norm`, as in exercise 1. The functions of later tutorials are ours until you get there, so the whole model
+# runs already, with your norm in all of its 17 places.
+
+# %%
+check_file("my_gemma.py", upto="input_layernorm")
+
+# %% [markdown]
+# The solutions are in [solutions/04_rms_norm.py](solutions/04_rms_norm.py), those of your file in
+# [solutions/my_gemma](solutions/my_gemma/04_rms_norm.py).
 #
 # ## Further reading
 #

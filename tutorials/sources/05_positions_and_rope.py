@@ -2,7 +2,7 @@
 # # 5. Positions and RoPE
 #
 # After this you can give attention the position of each token, explain why only the distance between two tokens counts,
-# and avoid the common mistakes. About 20 minutes. In the [Gemma 2 report](https://arxiv.org/abs/2408.00118): section 2,
+# and avoid the common mistakes. About 25 minutes. In the [Gemma 2 report](https://arxiv.org/abs/2408.00118): section 2,
 # "Rotary Position Embeddings (RoPE)", from [Su et al.](https://arxiv.org/abs/2104.09864).
 #
 # Before this: [4. RMSNorm, and why 1 + w](04_rms_norm.ipynb).
@@ -15,7 +15,7 @@ from dataclasses import replace
 import matplotlib.pyplot as plt
 import ml_dtypes
 import numpy as np
-from support import check, lines
+from support import check, check_file, lines
 from support.exercises import positions_and_rope as exercises
 from support.plots import matrix, pieces, use_style
 
@@ -413,7 +413,18 @@ def rotate_chunk(x, start, base):
 check(rotate_chunk, exercises.CHUNK)
 
 # %% [markdown]
-# The solutions are in [solutions/05_positions_and_rope.py](solutions/05_positions_and_rope.py).
+# ## Now in your file
+#
+# Write `split_heads`, which cuts H·h channels into H heads of h consecutive ones, and `rope`, which is exercises 1 and
+# 2 in one function. It takes the positions themselves: a chunk in the middle of a text begins elsewhere than at 0, and
+# the gradient of tutorial 13 rotates by negative ones.
+
+# %%
+check_file("my_gemma.py", upto="k_rope")
+
+# %% [markdown]
+# The solutions are in [solutions/05_positions_and_rope.py](solutions/05_positions_and_rope.py), those of your file in
+# [solutions/my_gemma](solutions/my_gemma/05_positions_and_rope.py).
 #
 # ## Further reading
 #

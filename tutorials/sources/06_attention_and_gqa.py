@@ -17,7 +17,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
-from support import check, diagrams, lines
+from support import check, check_file, diagrams, lines
 from support.exercises import attention as exercises
 from support.plots import matrix, pieces, use_style
 
@@ -455,7 +455,18 @@ def join_heads(context):
 check(join_heads, exercises.MERGE_HEADS)
 
 # %% [markdown]
-# The solutions are in [solutions/06_attention_and_gqa.py](solutions/06_attention_and_gqa.py).
+# ## Now in your file
+#
+# Write `merge_heads`, `softmax` and `attention`, which computes everything from `q` to `o`. It calls two functions that
+# you have yet to write: `attention_mask` of the next tutorial and `soft_cap` of the one after. Until then they are
+# ours.
+
+# %%
+check_file("my_gemma.py", upto="o")
+
+# %% [markdown]
+# The solutions are in [solutions/06_attention_and_gqa.py](solutions/06_attention_and_gqa.py), those of your file in
+# [solutions/my_gemma](solutions/my_gemma/06_attention_and_gqa.py).
 #
 # ## Further reading
 #

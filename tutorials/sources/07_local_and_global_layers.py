@@ -17,7 +17,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.colors import LogNorm
-from support import check, diagrams, lines
+from support import check, check_file, diagrams, lines
 from support.exercises import local_and_global_layers as exercises
 from support.plots import use_style
 
@@ -476,7 +476,17 @@ def chunk_mask(start, T, window):
 check(chunk_mask, exercises.CHUNK_MASK)
 
 # %% [markdown]
-# The solutions are in [solutions/07_local_and_global_layers.py](solutions/07_local_and_global_layers.py).
+# ## Now in your file
+#
+# Write `layer_window`, which reads the window of a layer from the config, and `attention_mask`. The text of the check
+# is longer than the window, so that a window off by one shows.
+
+# %%
+check_file("my_gemma.py", upto="probs")
+
+# %% [markdown]
+# The solutions are in [solutions/07_local_and_global_layers.py](solutions/07_local_and_global_layers.py), those of your
+# file in [solutions/my_gemma](solutions/my_gemma/07_local_and_global_layers.py).
 #
 # ## Further reading
 #

@@ -12,7 +12,7 @@
 # %%
 import matplotlib.pyplot as plt
 import numpy as np
-from support import check, lines
+from support import check, check_file, lines
 from support.exercises import soft_capping as exercises
 from support.plots import pieces, use_style
 
@@ -406,7 +406,16 @@ def capped_probs(scores, mask, cap):
 check(capped_probs, exercises.CAPPED_PROBS)
 
 # %% [markdown]
-# The solutions are in [solutions/08_soft_capping.py](solutions/08_soft_capping.py).
+# ## Now in your file
+#
+# Write `soft_cap`, one line. `attention` and `unembed` call it already, each with its own cap.
+
+# %%
+check_file("my_gemma.py", upto="scores_capped")
+
+# %% [markdown]
+# The solutions are in [solutions/08_soft_capping.py](solutions/08_soft_capping.py), those of your file in
+# [solutions/my_gemma](solutions/my_gemma/08_soft_capping.py).
 #
 # ## Further reading
 #

@@ -12,7 +12,7 @@
 # %%
 import matplotlib.pyplot as plt
 import numpy as np
-from support import check, diagrams, lines
+from support import check, check_file, diagrams, lines
 from support.exercises import geglu_and_the_block as exercises
 from support.plots import matrix, pieces, use_style
 
@@ -405,7 +405,16 @@ def one_layer(x, weights, config, layer):
 check(one_layer, exercises.BLOCK)
 
 # %% [markdown]
-# The solutions are in [solutions/09_geglu_and_the_block.py](solutions/09_geglu_and_the_block.py).
+# ## Now in your file
+#
+# Write `gelu`, `feed_forward` and `block`. The names of the records of the norms are also those of their weights.
+
+# %%
+check_file("my_gemma.py", upto="resid_post")
+
+# %% [markdown]
+# The solutions are in [solutions/09_geglu_and_the_block.py](solutions/09_geglu_and_the_block.py), those of your file in
+# [solutions/my_gemma](solutions/my_gemma/09_geglu_and_the_block.py).
 #
 # ## Further reading
 #

@@ -11,7 +11,7 @@
 # %%
 import matplotlib.pyplot as plt
 import numpy as np
-from support import check, diagrams, lines
+from support import check, check_file, diagrams, lines
 from support.exercises import the_whole_model as exercises
 from support.plots import matrix, pieces, use_style
 
@@ -439,7 +439,17 @@ def without_head(name, value, layer, head, head_dim):
 check(without_head, exercises.WITHOUT_HEAD)
 
 # %% [markdown]
-# The solutions are in [solutions/10_the_whole_model.py](solutions/10_the_whole_model.py).
+# ## Now in your file
+#
+# Write `gemma`: the embedding, every layer with its own weights, the final norm, the head. After this no function of
+# the forward pass is ours: every intermediate of the check is yours.
+
+# %%
+check_file("my_gemma.py", upto="logits")
+
+# %% [markdown]
+# The solutions are in [solutions/10_the_whole_model.py](solutions/10_the_whole_model.py), those of your file in
+# [solutions/my_gemma](solutions/my_gemma/10_the_whole_model.py).
 #
 # ## Further reading
 #

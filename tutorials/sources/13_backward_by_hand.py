@@ -12,7 +12,7 @@
 # %%
 import matplotlib.pyplot as plt
 import numpy as np
-from support import check, diagrams, lines
+from support import check, check_file, diagrams, lines
 from support.exercises import backward_by_hand as exercises
 from support.plots import matrix, use_style
 
@@ -747,7 +747,18 @@ def block_gradient(dy, x, record, back):
 check(block_gradient, exercises.BLOCK)
 
 # %% [markdown]
-# The solutions are in [solutions/13_backward_by_hand.py](solutions/13_backward_by_hand.py).
+# ## Now in your file
+#
+# Write `log_softmax` and `cross_entropy`, then the backward functions up to `gemma_backward`. They get the record of
+# the forward pass, which your tape has kept. The check compares the loss and all gradients, and tries the usual
+# mistakes if one differs.
+
+# %%
+check_file("my_gemma.py", upto="gradients")
+
+# %% [markdown]
+# The solutions are in [solutions/13_backward_by_hand.py](solutions/13_backward_by_hand.py), those of your file in
+# [solutions/my_gemma](solutions/my_gemma/13_backward_by_hand.py).
 #
 # ## Further reading
 #

@@ -19,7 +19,7 @@ os.environ["OPENBLAS_NUM_THREADS"] = "1"  # for matrices as small as these, one 
 
 import matplotlib.pyplot as plt
 import numpy as np
-from support import check, lines
+from support import check, check_file, lines
 from support.exercises import training as exercises
 from support.plots import pieces, use_style
 
@@ -537,7 +537,17 @@ def adamw(weight, gradient, m, v, step, learning_rate):
 check(adamw, exercises.ADAMW)
 
 # %% [markdown]
-# The solutions are in [solutions/14_training_a_tiny_gemma.py](solutions/14_training_a_tiny_gemma.py).
+# ## Now in your file
+#
+# Write `clip`, `adamw` and `train_step`. The check takes three steps, each judged by your own gradients, so that only
+# what is new here counts.
+
+# %%
+check_file("my_gemma.py", upto="step")
+
+# %% [markdown]
+# The solutions are in [solutions/14_training_a_tiny_gemma.py](solutions/14_training_a_tiny_gemma.py), those of your
+# file in [solutions/my_gemma](solutions/my_gemma/14_training_a_tiny_gemma.py).
 #
 # ## Further reading
 #

@@ -19,7 +19,7 @@ os.environ["OPENBLAS_NUM_THREADS"] = "1"  # for matrices as small as these, one 
 
 import matplotlib.pyplot as plt
 import numpy as np
-from support import check, diagrams, lines
+from support import check, check_file, diagrams, lines
 from support.exercises import distillation as exercises
 from support.plots import pieces, use_style
 
@@ -610,7 +610,17 @@ def sparse_loss(logits, top_ids, top_probs):
 check(sparse_loss, exercises.SPARSE_LOSS)
 
 # %% [markdown]
-# The solutions are in [solutions/15_distillation.py](solutions/15_distillation.py).
+# ## Now in your file
+#
+# Write `distillation_loss`. It returns the loss and its gradient, so `train_step` takes it in place of the cross-
+# entropy: `lambda logits: distillation_loss(logits, teacher_logits)`.
+
+# %%
+check_file("my_gemma.py", upto="distillation")
+
+# %% [markdown]
+# The solutions are in [solutions/15_distillation.py](solutions/15_distillation.py), those of your file in
+# [solutions/my_gemma](solutions/my_gemma/15_distillation.py).
 #
 # ## Further reading
 #

@@ -53,9 +53,11 @@ def check_file(path: str | Path, upto: str) -> Verdict:
             if upto in CHECKS:
                 said.append(CHECKS[upto](file))
     except NotWritten as missing:
-        return Verdict(False, "\n".join([*said, f"{missing} is not written yet", *_to_write(file, upto)]))
+        return Verdict(False, "\n".join([f"{missing} is not written yet", *_to_write(file, upto)]))
     except Wrong as problem:
-        return Verdict(False, "\n".join([*said, str(problem)]))
+        return Verdict(False, str(problem))
+    except Exception as error:  # of ours, on something that no right file returns
+        return Verdict(False, f"{upto} cannot be checked with what the file returns: {error}")
     return Verdict(not file.not_written, "\n".join([*said, *_to_write(file, upto)]))
 
 

@@ -10,8 +10,9 @@ import numpy as np
 from gemma_np.checkpoints.saving import save_folder
 from gemma_np.gemma import BUNDLED, Gemma
 from gemma_np.gemma import load as load_model
+from gemma_np.oracle.comparison import compare
 from gemma_np.oracle.diagnosis import describe_diagnosis, diagnose
-from gemma_np.oracle.dump import Dump, align_dump
+from gemma_np.oracle.dump import Alignment, Dump, align_dump
 from gemma_np.oracle.trace import Passes, Reference
 from support.difference import difference
 from support.reader_file import NotWritten, ReaderFile, Wrong, kind, require_names, require_pair
@@ -70,11 +71,12 @@ def check_records(file: ReaderFile) -> str:
 
 
 def check_decoding(file: ReaderFile) -> str:
-    """Read a text with a cache, in several ways across the wrap of the ring, and generate some tokens."""
+    """Try the cache of one layer, read a text with a cache across the wrap of the ring, and generate some tokens."""
+    _check_cache(file)
     ids, window = encode(TEXT), reference_model().config.sliding_window or 0
     assert len(ids) >= window + 8
     plans = {
-        "one token at a time": [ids[: window - 4], *([token] for token in ids[window - 4 : window + 4])],
+        "one token at a time": [ids[: window - 2], *([token] for token in ids[window - 2 : window + 2])],
         "in chunks": [ids[:30], ids[30:60], ids[60 : window + 8]],
         "a prompt longer than the window": [ids[: window + 3], ids[window + 3 : window + 8]],
     }
@@ -83,15 +85,44 @@ def check_decoding(file: ReaderFile) -> str:
             _diagnosed(file, passes, cached=True)
         except Wrong as problem:
             sizes = ", ".join(str(len(part)) for part in passes)
-            raise Wrong(f"decoding, {plan} ({sizes} tokens; without a cache, all is right): {problem}") from None
+            raise Wrong(f"decoding, {plan} ({sizes} tokens): {problem}") from None
     config, weights = file.load(FOLDER)
     slots = [np.shape(layer.keys)[-2] for layer in file.new_cache(config, 2 * window)]
     if slots[0] > window:
         raise Wrong(f"decoding: right, but layer 0 keeps {slots[0]} positions; a ring of {window} is enough for it")
     found, expected = file.generate(ids[:40], 40, weights, config, chunk=16), _greedy(ids[:40], 40)
-    if found != expected:
-        raise Wrong(f"decoding: generate returns {found}, expected {expected}, the most likely next tokens")
+    if len(found) != len(expected):
+        raise Wrong(f"generate returns {len(found)} ids, expected {len(expected)}")
+    for number, (token, right) in enumerate(zip(found, expected, strict=True)):
+        if token != right:
+            raise Wrong(f"generate: token {number} after the prompt is {token}, expected {right}, the most likely one")
     return f"decoding: right, {', '.join(plans)}; a local layer keeps {slots[0]} positions"
+
+
+def _check_cache(file: ReaderFile, slots: int = 4) -> None:
+    """Append tokens to a small cache, before and across the wrap; each key is the number of its position."""
+    cache, end = file.LayerCache(1, slots, 2), 0
+    for count in (2, 1, 1, 1, 1, 1, 3, 1, 6, 2):
+        start, end = end, end + count
+        new = np.repeat(np.arange(start, end, dtype=np.float32)[None, :, None], 2, axis=-1)  # [K, T, h]
+        place = f"LayerCache({slots} slots).append, {count} new after {start}"
+        try:
+            keys, values, positions = file.called(cache.append, new, -new)
+        except (TypeError, ValueError):
+            raise Wrong(f"{place}: expected keys, values and positions") from None
+        positions = np.asarray(positions)
+        if np.shape(keys) != np.shape(values) or np.shape(keys) != (1, len(positions), 2):
+            shapes = f"keys {np.shape(keys)}, values {np.shape(values)}, positions {positions.shape}"
+            raise Wrong(f"{place}: {shapes}, expected [K, S, h] twice and [S]")
+        if (np.diff(positions) <= 0).any():
+            raise Wrong(f"{place}: positions {positions.tolist()}, expected them in order")
+        for position in range(max(0, start - slots + 1), end):
+            if position not in positions:
+                raise Wrong(f"{place}: position {position} is not among them, though a new token sees it")
+            found = int(np.flatnonzero(positions == position)[0])
+            for what, number in (("key", keys[0, found, 0]), ("value", -values[0, found, 0])):
+                if number != position:
+                    raise Wrong(f"{place}: the {what} of position {position} is that of position {number:.0f}")
 
 
 def _greedy(ids: list[int], count: int) -> list[int]:
@@ -107,28 +138,42 @@ def _diagnosed(file: ReaderFile, passes: Passes, cached: bool = False) -> int:
 
     Raises Wrong with the first record that differs and the oracle's diagnosis, and NotWritten.
     """
-    reference = Reference(reference_model(), passes)
     records, stopped = _trace(file, passes, cached)
     if stopped and not records:
         raise stopped
-    alignment = align_dump(Dump(file.path, records, None, None, None), reference)
-    diagnosis = diagnose(alignment, "float32")
-    for right, key in enumerate(reference.slices):
-        reached = f"records: {right} right, then {key}"
-        if key in alignment.skipped:
-            raise Wrong(f"{reached}: {alignment.skipped[key]}")
-        if key in diagnosis.wrong:
-            said = describe_diagnosis(diagnosis._replace(skipped={}))
-            raise Wrong("\n".join([f"{reached} differs", *said]))
-        if key not in records and stopped:
-            raise type(stopped)(f"{reached}: {stopped}")
-        if key not in records:
-            unknown = [name for name in records if name not in reference.slices]
-            instead = f" (there is {', '.join(unknown)} instead)" if unknown else ""
-            raise Wrong(f"{reached} is missing{instead}: call tape({_in_block(key)!r}, value) where it is computed")
-    if stopped:
+    rows = compare(_aligned(file, records, passes), "float32", isolate=True)
+    first = next((row for row in rows if row.status != "OK"), None)
+    if first is None and stopped:
         raise stopped
-    return len(records)
+    if first is None:
+        return len(records)
+    reached = f"records: {rows.index(first)} right, then {first.key}"
+    if first.status == "MISSING" and stopped:
+        raise type(stopped)(f"{reached}: {stopped}")
+    lines = [f"{reached} differs"]
+    if first.status == "SKIPPED":
+        lines = [f"{reached}: {first.note}"]
+    if first.status == "MISSING":
+        unknown = [row.key for row in rows if row.status == "UNKNOWN"]
+        instead = f" (there is {unknown[0]})" if unknown else ""
+        lines = [f"{reached} is missing{instead}: call tape({_in_block(first.key)!r}, value) where it is computed"]
+    wrong = next((row.key for row in rows if row.status == "DIFF"), None)
+    if wrong:
+        number = _pass(wrong)  # that of the first mistake; the search takes longer with more passes
+        seen = {key: record for key, record in records.items() if _pass(key) <= number}
+        lines += describe_diagnosis(
+            diagnose(_aligned(file, seen, passes[: number + 1]), "float32")._replace(skipped={})
+        )
+    raise Wrong("\n".join(lines))
+
+
+def _aligned(file: ReaderFile, records: dict[str, np.ndarray], passes: Passes) -> Alignment:
+    return align_dump(Dump(file.path, records, None, None, None), Reference(reference_model(), passes))
+
+
+def _pass(key: str) -> int:
+    """Return the number of the pass of a record."""
+    return int(key.split(".")[1]) if key.startswith("pass.") else 0
 
 
 def _trace(file: ReaderFile, passes: Passes, cached: bool) -> tuple[dict[str, np.ndarray], NotWritten | Wrong | None]:
@@ -138,7 +183,9 @@ def _trace(file: ReaderFile, passes: Passes, cached: bool) -> tuple[dict[str, np
 
     def tape(name: str, value: Any) -> Any:
         if not isinstance(value, np.ndarray) or value.dtype.kind != "f":
-            raise Wrong(f"the tape gets {kind(value)} for {name}, expected an array; is a `return` missing?")
+            raise Wrong(f"the tape gets {kind(value)} for {name}, expected an array of floats")
+        if prefix + name in records:
+            raise Wrong(f"the tape gets {name} twice")
         records[prefix + name] = value.copy()
         return value
 

@@ -1,4 +1,4 @@
-"""The reader's file, my_gemma.py: which function belongs to which tutorial, which are written, and running what there is.
+"""The reader's file, my_gemma.py: the tutorial of each function, what is written, and how to run it.
 
 The solutions stand in solutions/my_gemma, a file for each tutorial. To check the functions up to a tutorial, those of
 later ones are taken from there, so that the whole model runs from the first function on.
@@ -8,6 +8,7 @@ import ast
 import linecache
 import traceback
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -22,11 +23,11 @@ SOLUTIONS = {int(path.stem[:2]): path for path in sorted((TUTORIALS / "solutions
 Definition = ast.FunctionDef | ast.ClassDef
 
 
-class NotWritten(Exception):  # noqa: N818 (it is no error of the reader's)
+class NotWritten(Exception):
     """A function of the reader's that has no body yet was called."""
 
 
-class Wrong(Exception):  # noqa: N818 (it is a result)
+class Wrong(Exception):
     """What is wrong with the reader's file, in words."""
 
 
@@ -74,30 +75,30 @@ class ReaderFile:
             raise Wrong(self._said(error)) from None
         found = definitions(source)
         self.not_written = {
-            name: number for name, number in own.items() if name not in vars(self.module) or _is_stub(found.get(name))
+            name: number for name, number in own.items() if name not in vars(self.module) or is_stub(found.get(name))
         }
-        for name, number in self.not_written.items():
-            setattr(self.module, name, _not_written(name, number))
         for number, solution in SOLUTIONS.items():
             if number > upto:
                 exec(compile(_text(solution), str(solution), "exec"), vars(self.module))
+                continue
+            for name, right in definitions(_text(solution)).items():
+                if name in self.not_written:
+                    setattr(self.module, name, _raising(NotWritten(f"{name} (tutorial {number})")))
+                elif name in found and _returns(right) and not _returns(found[name]):
+                    setattr(self.module, name, _raising(Wrong(f"{name} returns nothing: it has no `return`")))
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
-        """Return a function of the file.
+        """Return a function of the file; calling it raises Wrong and NotWritten, as `called` does."""
+        return partial(self.called, getattr(self.module, name))
 
-        Calling it raises Wrong for its exceptions, as one line that quotes the reader's, and NotWritten.
-        """
-        function = getattr(self.module, name)
-
-        def call(*arguments: Any, **options: Any) -> Any:
-            try:
-                return function(*arguments, **options)
-            except (NotWritten, Wrong):
-                raise
-            except Exception as error:
-                raise Wrong(self._said(error)) from None
-
-        return call
+    def called(self, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        """Call what runs the reader's code; its exceptions become Wrong, one line that quotes the reader's."""
+        try:
+            return function(*arguments, **options)
+        except (NotWritten, Wrong):
+            raise
+        except Exception as error:
+            raise Wrong(self._said(error)) from None
 
     def _said(self, error: Exception) -> str:
         own = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(self.path)]
@@ -105,10 +106,10 @@ class ReaderFile:
         return f"{type(error).__name__}: {str(error).strip()}{where}"
 
 
-def _is_stub(definition: Definition | None) -> bool:
+def is_stub(definition: Definition | None) -> bool:
     """Return whether a function, or a method of a class, has no body but a docstring and `...`."""
     if isinstance(definition, ast.ClassDef):
-        return any(_is_stub(method) for method in definition.body if isinstance(method, ast.FunctionDef))
+        return any(is_stub(method) for method in definition.body if isinstance(method, ast.FunctionDef))
     body = definition.body if definition else [ast.Pass()]
     return all(isinstance(line, ast.Pass) or _is_constant(line) for line in body)
 
@@ -117,11 +118,17 @@ def _is_constant(line: ast.stmt) -> bool:
     return isinstance(line, ast.Expr) and isinstance(line.value, ast.Constant)
 
 
-def _not_written(name: str, number: int) -> Callable[..., Any]:
-    def stub(*arguments: Any, **options: Any) -> Any:
-        raise NotWritten(f"{name} (tutorial {number})")
+def _raising(problem: Exception) -> Callable[..., Any]:
+    def function(*arguments: Any, **options: Any) -> Any:
+        raise problem
 
-    return stub
+    return function
+
+
+def _returns(definition: Definition) -> bool:
+    """Return whether a function returns something."""
+    statements = ast.walk(definition) if isinstance(definition, ast.FunctionDef) else ()
+    return any(isinstance(line, ast.Return) and line.value is not None for line in statements)
 
 
 def kind(value: Any) -> str:

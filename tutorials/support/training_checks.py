@@ -1,4 +1,4 @@
-"""What the reader's file computes in training, compared with the reference: gradients, a step, the loss of a student."""
+"""What the reader's file computes in training, compared with the reference: gradients, steps, distillation."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +10,7 @@ from gemma_np.oracle.gradient_diagnosis import describe_gradients, diagnose_grad
 from gemma_np.oracle.gradient_files import step_of
 from gemma_np.training.losses import cross_entropy, masked_mean, soft_cross_entropy
 from gemma_np.training.optimizer import clip_by_global_norm
-from support.difference import TOLERANCE, difference
+from support.difference import FLOAT32_TOLERANCE, difference
 from support.forward_checks import FOLDER, MODEL, SMALL, encode, reference_model
 from support.reader_file import ReaderFile, Wrong, require_names, require_pair
 
@@ -36,7 +36,9 @@ def check_gradients(file: ReaderFile) -> str:
     step = step_of(reference_model(), ids.tolist())
     diagnosis = diagnose_gradients(step, {"loss": np.asarray(loss), **gradients}, "float32")
     if diagnosis.excess:
-        raise Wrong("\n".join(describe_gradients(diagnosis._replace(blind_spots=[]))))
+        lines = describe_gradients(diagnosis._replace(blind_spots=[]))
+        shown = [line for line in lines if not line.startswith("  ")]
+        raise Wrong("\n".join([shown[0], *lines[1:4], *shown[1:]] if len(lines) > 4 else lines))
     return f"gradients: right, all {len(gradients)}"
 
 
@@ -130,7 +132,7 @@ def _explained(before: Arrays, after: Arrays, gradients: Arrays, state: dict[str
         expected = {name: weight.copy() for name, weight in before.items()}
         _adamw(expected, gradients, {**state, "m": {**state["m"]}, "v": {**state["v"]}}, *mistakes)
         changes = ((name, after[name] - weight, expected[name] - weight) for name, weight in before.items())
-        limit = TOLERANCE["float32"] * LEARNING_RATE
+        limit = FLOAT32_TOLERANCE * LEARNING_RATE
         return next((name for name, found, right in changes if not np.abs(found - right).max() <= limit), None)
 
     wrong = first_wrong()

@@ -12,7 +12,7 @@ def log_softmax(logits):
 
 
 def cross_entropy(logits, targets):
-    """The mean of -log P(target), and its gradient: logits [..., T, V], targets [..., T] -> nats, dlogits [..., T, V]."""
+    """The mean of -log P(target): logits [..., T, V], targets [..., T] -> nats, its gradient dlogits [..., T, V]."""
     log_probs = log_softmax(logits)
     is_target = np.arange(logits.shape[-1]) == np.asarray(targets)[..., None]  # one-hot
     count = np.size(targets)
@@ -115,7 +115,7 @@ def block_backward(dy, x, weights, config, record):
 
 
 def gemma_backward(dlogits, ids, weights, config, record):
-    """Of `gemma` without a cache: dlogits [..., T, V], ids [..., T], record of all -> {name: gradient of the weight}."""
+    """Of `gemma` without a cache: dlogits [..., T, V], ids [..., T], record -> {name: gradient of the weight}."""
     embedding, gradients = weights["model.embed_tokens.weight"], {}
     dlogits = soft_cap_backward(dlogits, record["logits_capped"], config["final_logit_softcapping"])
     dx, dembedding = linear_backward(dlogits, record["norm"], embedding)
