@@ -17,7 +17,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
-from support import check, check_file, lines
+from support import check, check_file, diagrams, lines
 from support.exercises import attention as exercises
 from support.plots import matrix, pieces, use_style
 
@@ -254,6 +254,12 @@ lines(split_heads)
 # key-value head $\lfloor i / G \rfloor$.
 #
 # $$\mathrm{scores}_i = \frac{q_i \, k_{\lfloor i/G \rfloor}^\top}{\sqrt s} \ [T, S], \qquad i = 0 \ldots H - 1$$
+#
+# Here is all of attention in this model. Follow one query head down its column: it shares the wide boxes with its
+# neighbour, and nothing else.
+
+# %%
+diagrams.gqa()
 
 # %%
 q, k = (record[f"layers.{layer}.self_attn.{name}"] for name in ("q_rope", "k_rope"))  # [H, T, h], [K, S, h]

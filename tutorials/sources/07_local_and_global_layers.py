@@ -17,7 +17,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.colors import LogNorm
-from support import check, check_file, lines
+from support import check, check_file, diagrams, lines
 from support.exercises import local_and_global_layers as exercises
 from support.plots import use_style
 
@@ -136,8 +136,15 @@ assert 0.04 < outside[1] < 0.08 and 0.1 < outside[3] < 1 / 7
 #
 # Local layers do not make the whole model short-sighted. The neighbours that a token sees in layer 1 have already
 # gathered information from their own neighbours in layer 0. With local layers alone, each layer adds $W - 1$ positions.
-# With a global layer among them, one step reaches everything. Here are four tokens and a window of 2; what a token has
-# seen after a layer is all that the tokens in its window had seen before it:
+# With a global layer among them, one step reaches everything. Read the picture from the last token upwards: the lines
+# lead to all that it has seen, with a window of 3.
+
+# %%
+diagrams.reach()
+
+# %% [markdown]
+# The same in numbers, for four tokens and a window of 2. What a token has seen after a layer is all that the tokens in
+# its window had seen before it:
 
 # %%
 reached = np.eye(4, dtype=bool)  # before the first layer, each token knows only itself

@@ -12,7 +12,7 @@
 # %%
 import matplotlib.pyplot as plt
 import numpy as np
-from support import check, check_file, lines
+from support import check, check_file, diagrams, lines
 from support.exercises import geglu_and_the_block as exercises
 from support.plots import matrix, pieces, use_style
 
@@ -195,7 +195,11 @@ assert share > 0.85 and alike > 0.7 and apart < 0.3
 # x' = m + \mathrm{norm}_4(\mathrm{feedforward}(\mathrm{norm}_3(m)))$$
 #
 # with the names `input_layernorm`, `post_attention_layernorm`, `pre_feedforward_layernorm`,
-# `post_feedforward_layernorm` for the norms 1 to 4.
+# `post_feedforward_layernorm` for the norms 1 to 4. In the picture, follow the thick line: nothing lies on it but two
+# sums.
+
+# %%
+diagrams.block()
 
 # %%
 lines(block, "y = ", "if config", "x = ", "return tape")

@@ -11,7 +11,7 @@
 # %%
 import matplotlib.pyplot as plt
 import numpy as np
-from support import check, check_file, lines
+from support import check, check_file, diagrams, lines
 from support.exercises import the_whole_model as exercises
 from support.plots import matrix, pieces, use_style
 
@@ -36,8 +36,14 @@ print(len(ids), "tokens:", *tokens)
 # %% [markdown]
 # ## One screen
 #
-# You know all the parts by now; it remains to put them together. With the token ids [T], the embedding $E$ [V, D], and
-# the blocks of [tutorial 9](09_geglu_and_the_block.ipynb):
+# You know all the parts by now; it remains to put them together. Each column of the picture opens one box of the column
+# to its left, and each box names the file that computes it.
+
+# %%
+diagrams.architecture()
+
+# %% [markdown]
+# With the token ids [T], the embedding $E$ [V, D], and the blocks of [tutorial 9](09_geglu_and_the_block.ipynb):
 #
 # $$x_0 = \sqrt D \, E_\text{ids} \;\; [T, D] \qquad x_{l+1} = \mathrm{block}_l(x_l) \;\; [T, D]$$
 
@@ -449,7 +455,6 @@ check_file("my_gemma.py", upto="logits")
 #
 # - [gemma_np/model/transformer.py](../gemma_np/model/transformer.py): the model and its backward pass;
 #   [records.py](../gemma_np/model/records.py): the table of records; [scope.py](../gemma_np/scope.py): the tape.
-# - [A diagram of the architecture](figures/architecture.svg), with the file that computes each part.
 # - The logit lens was first described by nostalgebraist, [Interpreting GPT: the logit
 #   lens](https://www.lesswrong.com/posts/AcKRB8wDpdaN6v6ru/interpreting-gpt-the-logit-lens).
 #

@@ -12,7 +12,7 @@
 # %%
 import matplotlib.pyplot as plt
 import numpy as np
-from support import check, check_file, lines
+from support import check, check_file, diagrams, lines
 from support.exercises import cache_and_generation as exercises
 from support.plots import use_style
 
@@ -129,7 +129,12 @@ for position in range(5):
 # order matters. Tokens 5 and 6 come next. Token 5 sees 3, 4 and itself; token 6 goes to slot 0, where token 3 is. If we
 # stored the new keys first and attended afterwards, token 5 would miss token 3. So the code attends to the *old slots
 # in the order of their positions, followed by all new keys*; the mask, which knows the positions, hides what is too far
-# away for each token. Only then are the new keys stored, the last ones if there are more than slots.
+# away for each token. Only then are the new keys stored, the last ones if there are more than slots. The picture shows
+# both, one token at a time (orange: what is new) and the two tokens together: token 3 is gone from the last ring, but
+# token 5 has seen it.
+
+# %%
+diagrams.ring()
 
 # %%
 k = np.array([5.0, 6.0]).reshape(1, 2, 1)  # [K, T, h]

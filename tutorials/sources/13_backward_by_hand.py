@@ -12,7 +12,7 @@
 # %%
 import matplotlib.pyplot as plt
 import numpy as np
-from support import check, check_file, lines
+from support import check, check_file, diagrams, lines
 from support.exercises import backward_by_hand as exercises
 from support.plots import matrix, use_style
 
@@ -499,7 +499,11 @@ np.testing.assert_allclose(dlogits.sum(axis=-1), 0, atol=1e-12)
 #
 # In `x + y` both terms get $dy$ unchanged. So the gradient flows down the residual stream past each layer, and the
 # gradients through attention and feed-forward are added to it. On this path it does not vanish, however deep the model
-# is.
+# is. Compare the picture with that of [tutorial 9](09_geglu_and_the_block.ipynb): every sum has become a fork, and every
+# fork a sum.
+
+# %%
+diagrams.block_backward()
 
 # %%
 lines(block, "x + y")
@@ -520,7 +524,10 @@ lines(block_backward, "def norm_backward", "weight = f", "rms_norm_backward", "r
 
 # %% [markdown]
 # In the whole model the embedding is used twice, for the lookup and as the head (the tied head of table 1). The
-# gradient from the head comes first, and that from the lookup is added to it:
+# gradient from the head comes first, and that from the lookup is added to it. Look at which rows each of them reaches:
+
+# %%
+diagrams.tied_gradients()
 
 # %%
 lines(lm_head_backward, "gradients[name]")

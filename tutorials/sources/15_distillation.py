@@ -19,7 +19,7 @@ os.environ["OPENBLAS_NUM_THREADS"] = "1"  # for matrices as small as these, one 
 
 import matplotlib.pyplot as plt
 import numpy as np
-from support import check, check_file, lines
+from support import check, check_file, diagrams, lines
 from support.exercises import distillation as exercises
 from support.plots import pieces, use_style
 
@@ -116,6 +116,11 @@ assert 4 < entropy.mean() < 6 and possible.mean() > 10
 # T] and the gradient is [B, T, V]:
 #
 # $$L = -\sum_x P_T(x) \log P_S(x), \qquad \frac{\partial L}{\partial z} = P_S - P_T$$
+#
+# Two arrows lead to the loss, and only one leads back:
+
+# %%
+diagrams.distillation()
 
 # %%
 lines(soft_cross_entropy, "log_student =", "teacher =", "losses =", "dlogits =")

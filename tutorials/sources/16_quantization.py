@@ -15,7 +15,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
-from support import check, lines
+from support import check, diagrams, lines
 from support.exercises import quantization as exercises
 from support.plots import use_style
 
@@ -218,6 +218,13 @@ print(numbers, "->", [f"{byte:08b}" for byte in pack(numbers)])
 assert np.array_equal(unpack(pack(numbers)), numbers)
 
 # %% [markdown]
+# This is what a row of eight weights becomes, with two groups. Compare the first line of numbers with the fourth: the
+# largest weight of a group is exact, the others are off by up to half of *their* group's scale.
+
+# %%
+diagrams.quantized_row()
+
+# %% [markdown]
 # ## A K-quant by hand
 #
 # The files that people share most are in GGUF's *K-quants*. They answer two questions of this page at once: groups of
@@ -227,6 +234,12 @@ assert np.array_equal(unpack(pack(numbers)), numbers)
 #
 # $$\hat w = d \, a_j \, q - m \, b_j \qquad q \in \{0, \dots, 15\}$$
 #
+# The middle line of the picture is the file; above and below it is what each group takes from it.
+
+# %%
+diagrams.q4_k_block()
+
+# %% [markdown]
 # Here is one block of our matrix, all 144 bytes of it:
 
 # %%

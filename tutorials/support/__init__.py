@@ -1,4 +1,4 @@
-"""What the tutorials need beside the package: exercises and a file that are checked, lines of the source, and plots."""
+"""What the tutorials need beside the package: checks of exercises and files, lines of the source, plots, diagrams."""
 
 from support.check_file import check_file
 from support.exercise import check
