@@ -184,9 +184,9 @@ class Gemma:
         Raises GemmaError for an empty prompt, and when there is no tokenizer.
         """
         if not isinstance(prompt, str) and any(isinstance(part, Sequence | np.ndarray) for part in prompt):
-            _check_options("generate", options, Gemma.stream, Gemma.generate_batch_ids)
+            _check_options("generate() with several prompts", options, Gemma.stream, Gemma.generate_batch_ids)
             return self._generate_batch(prompt, max_new_tokens, logprobs, **options)
-        _check_options("generate", options)
+        _check_options("generate()", options)
         if logprobs is None:
             return "".join(self.stream(prompt, max_new_tokens, **options))
         tokenizer, tokens = self.require_tokenizer(), list[TokenLogprob]()
@@ -239,7 +239,7 @@ class Gemma:
 
         Raises GemmaError, when called, as `generate` does, and for a stop text that is empty.
         """
-        _check_options("stream", options)
+        _check_options("stream()", options)
         ids = self.stream_ids(self._prompt_ids(prompt), max_new_tokens, **options)
         pieces = before_stop(self.require_tokenizer().decode_stream(ids), stop_strings(stop))
         return chain([self._prompt_text(prompt)], pieces) if echo else pieces
@@ -363,7 +363,7 @@ class Gemma:
         `chat_ids` describes the messages, `stream` and `stream_ids` the options. By default the answer has at most 512
         tokens, or as many as the context has room for.
         """
-        _check_options("chat", options)
+        _check_options("chat()", options)
         return "".join(self.stream_chat(messages, max_new_tokens, **options))
 
     def stream_chat(
@@ -373,7 +373,7 @@ class Gemma:
         **options: Any,
     ) -> Iterator[str]:
         """Yield the answer of `chat` piece by piece."""
-        _check_options("stream_chat", options)
+        _check_options("stream_chat()", options)
         ids = chat_ids(messages, self.require_tokenizer())
         if max_new_tokens is None:
             max_new_tokens = max(1, min(512, self.config.max_position_embeddings - len(ids)))
@@ -461,4 +461,4 @@ def _check_options(caller: str, options: Mapping[str, Any], *takers: Callable[..
     for name in options:
         if name not in known:
             near = "".join(f"; did you mean {other!r}?" for other in get_close_matches(name, known, 1))
-            raise TypeError(f"Gemma.{caller}() got an unexpected keyword argument {name!r}{near}")
+            raise TypeError(f"Gemma.{caller} got an unexpected keyword argument {name!r}{near}")

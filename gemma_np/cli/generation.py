@@ -124,6 +124,8 @@ def _lines(interactive: bool) -> Iterator[str]:
         try:
             line = input("> " if interactive else "")
         except EOFError:
+            if interactive:
+                print()  # the shell's prompt begins a line
             return
         except KeyboardInterrupt:
             if not interactive:
