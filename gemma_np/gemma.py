@@ -98,7 +98,8 @@ def resolve_checkpoint(name_or_path: str | Path) -> Path:
     if str(name_or_path) in RELEASED:
         raise GemmaError(f"{path}: no such folder or file (gemma-np models lists the hub id of {path})")
     if not _HUB_ID.fullmatch(str(name_or_path)):
-        raise GemmaError(f"{path}: no such folder or file (a hub id looks like google/gemma-2-2b-it)")
+        near = "".join(f"; did you mean {name}?" for name in get_close_matches(str(name_or_path), BUNDLED, 1))
+        raise GemmaError(f"{path}: no such folder or file (a hub id looks like google/gemma-2-2b-it){near}")
     return download(str(name_or_path))
 
 
