@@ -38,9 +38,9 @@ from gemma_np.weights.formats import Weights, dequantize
 ASSETS = Path(__file__).parent / "assets"
 
 BUNDLED_MODELS = {
-    "shakespeare-1m": "writes Shakespeare; distilled from shakespeare-4m and its twin",
-    "shakespeare-1m-scratch": "its twin, trained on the same batches without a teacher",
-    "shakespeare-4m": "its teacher, trained on Bibles and Shakespeare",
+    "shakespeare-1m": "writes Shakespeare; distilled from shakespeare-4m and -1m-scratch",
+    "shakespeare-1m-scratch": "the same, trained on the same batches without a teacher",
+    "shakespeare-4m": "a larger one, trained on Bibles and Shakespeare",
     "shakespeare-chat": "shakespeare-1m, fine-tuned to reply",
     "shakespeare-gemma1": "a Gemma 1 that writes Shakespeare",
     "shakespeare-gemma3": "a Gemma 3 that writes Shakespeare",
