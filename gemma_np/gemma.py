@@ -38,9 +38,9 @@ from gemma_np.weights.formats import Weights, dequantize
 ASSETS = Path(__file__).parent / "assets"
 
 BUNDLED_MODELS = {
-    "shakespeare-1m": "writes Shakespeare; distilled from shakespeare-4m and its twin",
-    "shakespeare-1m-scratch": "its twin, trained on the same batches without a teacher",
-    "shakespeare-4m": "its teacher, trained on Bibles and Shakespeare",
+    "shakespeare-1m": "writes Shakespeare; distilled from shakespeare-4m and -1m-scratch",
+    "shakespeare-1m-scratch": "the same, trained on the same batches without a teacher",
+    "shakespeare-4m": "a larger one, trained on Bibles and Shakespeare",
     "shakespeare-chat": "shakespeare-1m, fine-tuned to reply",
     "shakespeare-gemma1": "a Gemma 1 that writes Shakespeare",
     "shakespeare-gemma3": "a Gemma 3 that writes Shakespeare",
@@ -98,7 +98,8 @@ def resolve_checkpoint(name_or_path: str | Path) -> Path:
     if str(name_or_path) in RELEASED:
         raise GemmaError(f"{path}: no such folder or file (gemma-np models lists the hub id of {path})")
     if not _HUB_ID.fullmatch(str(name_or_path)):
-        raise GemmaError(f"{path}: no such folder or file (a hub id looks like google/gemma-2-2b-it)")
+        near = "".join(f"; did you mean {name}?" for name in get_close_matches(str(name_or_path), BUNDLED, 1))
+        raise GemmaError(f"{path}: no such folder or file (a hub id looks like google/gemma-2-2b-it){near}")
     return download(str(name_or_path))
 
 
@@ -184,9 +185,9 @@ class Gemma:
         Raises GemmaError for an empty prompt, and when there is no tokenizer.
         """
         if not isinstance(prompt, str) and any(isinstance(part, Sequence | np.ndarray) for part in prompt):
-            _check_options("generate", options, Gemma.stream, Gemma.generate_batch_ids)
+            _check_options("generate() with several prompts", options, Gemma.stream, Gemma.generate_batch_ids)
             return self._generate_batch(prompt, max_new_tokens, logprobs, **options)
-        _check_options("generate", options)
+        _check_options("generate()", options)
         if logprobs is None:
             return "".join(self.stream(prompt, max_new_tokens, **options))
         tokenizer, tokens = self.require_tokenizer(), list[TokenLogprob]()
@@ -239,7 +240,7 @@ class Gemma:
 
         Raises GemmaError, when called, as `generate` does, and for a stop text that is empty.
         """
-        _check_options("stream", options)
+        _check_options("stream()", options)
         ids = self.stream_ids(self._prompt_ids(prompt), max_new_tokens, **options)
         pieces = before_stop(self.require_tokenizer().decode_stream(ids), stop_strings(stop))
         return chain([self._prompt_text(prompt)], pieces) if echo else pieces
@@ -363,7 +364,7 @@ class Gemma:
         `chat_ids` describes the messages, `stream` and `stream_ids` the options. By default the answer has at most 512
         tokens, or as many as the context has room for.
         """
-        _check_options("chat", options)
+        _check_options("chat()", options)
         return "".join(self.stream_chat(messages, max_new_tokens, **options))
 
     def stream_chat(
@@ -373,7 +374,7 @@ class Gemma:
         **options: Any,
     ) -> Iterator[str]:
         """Yield the answer of `chat` piece by piece."""
-        _check_options("stream_chat", options)
+        _check_options("stream_chat()", options)
         ids = chat_ids(messages, self.require_tokenizer())
         if max_new_tokens is None:
             max_new_tokens = max(1, min(512, self.config.max_position_embeddings - len(ids)))
@@ -461,4 +462,4 @@ def _check_options(caller: str, options: Mapping[str, Any], *takers: Callable[..
     for name in options:
         if name not in known:
             near = "".join(f"; did you mean {other!r}?" for other in get_close_matches(name, known, 1))
-            raise TypeError(f"Gemma.{caller}() got an unexpected keyword argument {name!r}{near}")
+            raise TypeError(f"Gemma.{caller} got an unexpected keyword argument {name!r}{near}")

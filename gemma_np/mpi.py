@@ -67,7 +67,7 @@ def mpi_ranks() -> Iterator[Ranks]:
         from mpi4py import MPI
         from threadpoolctl import threadpool_limits
     except ImportError as error:
-        raise GemmaError(f"{error}; to run on several ranks, pip install 'gemma-np[mpi]'") from None
+        raise GemmaError(f'{error}; to run on several ranks, pip install "gemma-np[mpi]"') from None
     ranks = Ranks(MPI.COMM_WORLD)
     neighbours = MPI.COMM_WORLD.Split_type(MPI.COMM_TYPE_SHARED).size
     cores = max(1, (os.cpu_count() or 1) // neighbours)

@@ -12,20 +12,25 @@ def new_figure(width: float, height: float) -> Any:
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise GemmaError("matplotlib: not installed; to plot, pip install 'gemma-np[plot]'") from None
+        raise GemmaError('matplotlib: not installed; to plot, pip install "gemma-np[plot]"') from None
     return Figure(figsize=(width, height), layout="constrained")
+
+
+def plot_format(output: str | Path) -> str:
+    """Return the format of a plot: the suffix of its file, or png. Raises GemmaError when it cannot be written."""
+    format = Path(output).suffix.removeprefix(".") or "png"
+    if format not in new_figure(1, 1).canvas.get_supported_filetypes():
+        raise GemmaError(f"{output}: format {quoted(format)}, expected png, svg or pdf")
+    return format
 
 
 def save_figure(figure: Any, output: str | Path) -> None:
     """Save a figure in the format of the file's suffix (png, svg, pdf). Raises GemmaError when it cannot be saved."""
     for axes in figure.axes:
         axes.spines[["top", "right"]].set_visible(False)
-    path = Path(output)
-    suffix = path.suffix.removeprefix(".") or "png"
-    if suffix not in figure.canvas.get_supported_filetypes():
-        raise GemmaError(f"{path}: format {quoted(suffix)}, expected png, svg or pdf")
+    path, format = Path(output), plot_format(output)
     try:
-        atomic_write(path, lambda partial: figure.savefig(partial, format=suffix, dpi=150))
+        atomic_write(path, lambda partial: figure.savefig(partial, format=format, dpi=150))
     except GemmaError:
         raise
     except (ArithmeticError, ValueError) as error:  # Matplotlib raises either for numbers near 1e308

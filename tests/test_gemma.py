@@ -174,6 +174,11 @@ def test_a_missing_checkpoint_is_refused(name):
         gemma_np.load(name)
 
 
+def test_a_misspelt_name_is_corrected():
+    with pytest.raises(GemmaError, match=r"shakespear-1m: no such folder or file .*; did you mean shakespeare-1m\?"):
+        gemma_np.load("shakespear-1m")
+
+
 def test_another_kind_of_file_is_refused(tmp_path):
     (tmp_path / "model.bin").write_bytes(b"pickle?")
     with pytest.raises(GemmaError, match=r"model\.bin: a file, expected a \.gguf file"):

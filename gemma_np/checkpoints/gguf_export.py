@@ -53,7 +53,7 @@ def _write(
     try:
         from gguf import GGMLQuantizationType, GGUFWriter, LlamaFileType
     except ImportError:
-        raise GemmaError('export-gguf: needs the gguf library, which pip install "gemma-np[gguf]" brings') from None
+        raise GemmaError('gguf: not installed; to write .gguf files, pip install "gemma-np[gguf]"') from None
     writer = GGUFWriter(path, next(arch for arch, name in MODEL_TYPES.items() if name == config.model_type))
     writer.add_name(title)
     writer.add_file_type(LlamaFileType["ALL_F32" if mixture == "f32" else f"MOSTLY_{mixture.upper()}"])

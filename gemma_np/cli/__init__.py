@@ -2,10 +2,14 @@
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from difflib import get_close_matches
 from importlib import import_module
+from shutil import get_terminal_size
+from textwrap import fill
 from typing import Any, NoReturn
 
 import numpy as np
@@ -81,8 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     prepare_streams()
     with exit_on_signals():
         try:
-            checked = _checked(sys.argv[1:] if arguments is None else arguments) or ["--help"]
-            status = _run(parser(checked[0]).parse_args(checked))
+            status = _run(_parsed(list(sys.argv[1:] if arguments is None else arguments) or ["--help"]))
             sys.stdout.flush()
             return status
         except BrokenPipeError:  # the output is no longer read, as in `gemma-np generate ... | head`
@@ -131,12 +134,26 @@ def _run(options: argparse.Namespace) -> int:
     return status or 0
 
 
-def _checked(arguments: Sequence[str]) -> Sequence[str]:
-    """Return the arguments. Exits if one is `--option=--`, at which argparse fails before Python 3.13."""
-    for argument in arguments:
+def _parsed(arguments: list[str]) -> argparse.Namespace:
+    """Return the parsed arguments. Exits with one line if they name an unknown command or option, or miss a value."""
+    commands = [name for group in COMMANDS.values() for name in group]
+    if not arguments[0].startswith("-") and arguments[0] not in commands:
+        _Parser("gemma-np").error(f"{arguments[0]}: no such command{_similar(arguments[0], commands)}")
+    for argument in arguments:  # argparse fails at it before Python 3.13
         if argument.startswith("--") and argument.endswith("=--"):
             _Parser("gemma-np").error(f"argument {argument[:-3]}: '--', expected a value")
-    return arguments
+    options, unknown = parser(arguments[0]).parse_known_args(arguments)
+    if unknown:
+        known = re.findall(r"--[\w-]+", options.parser.format_usage())
+        hint = _similar(unknown[0], known) if unknown[0].startswith("-") else "; a text with spaces needs quotes"
+        options.parser.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
+    return options
+
+
+def _similar(word: str, known: Sequence[str]) -> str:
+    """Return the end of a message that proposes what was meant, if there is something like it."""
+    close = get_close_matches(word.partition("=")[0], known, 1, cutoff=0.7)
+    return f"; did you mean {close[0]}?" if close else ""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -165,6 +182,7 @@ def parser(chosen: str | None = None) -> argparse.ArgumentParser:
         description="Google's Gemma 2 in pure NumPy.",
         epilog='example: gemma-np generate "To be, or not to be"',
     )
+    top.set_defaults(parser=top)
     top.add_argument("--version", action=_Version, nargs=0, help="show program's version number and exit")
     commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
@@ -175,11 +193,11 @@ def parser(chosen: str | None = None) -> argparse.ArgumentParser:
         sub = commands.add_parser(
             name,
             help=run.__doc__,
-            description=run.__doc__,
+            description=fill(run.__doc__ or "", max(20, get_terminal_size().columns - 2)),
             epilog="\n  ".join(["examples:", *examples]),
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        sub.set_defaults(run=run, command=name, shares_work=shares_work)
+        sub.set_defaults(parser=sub, run=run, command=name, shares_work=shares_work)
         sub.add_argument("--quiet", action="store_true", help="show results, warnings and errors only")
         return sub
 

@@ -39,7 +39,7 @@ class Conversation:
             return "conversation: forgotten"
         if command == "/save" and argument:
             return self.save(Path(argument.strip()))
-        raise GemmaError(f"{quoted(line)}: expected {HELP}")
+        raise GemmaError(f"{quoted(line)}: expected {HELP}; Ctrl-D ends the chat")
 
     def save(self, path: Path) -> str:
         """Write the messages to a .jsonl file that `gemma-np train` reads, and return what was done.

@@ -124,6 +124,8 @@ def _lines(interactive: bool) -> Iterator[str]:
         try:
             line = input("> " if interactive else "")
         except EOFError:
+            if interactive:
+                print()  # the shell's prompt begins a line
             return
         except KeyboardInterrupt:
             if not interactive:
@@ -173,7 +175,7 @@ def _add_generation(parser: argparse.ArgumentParser, max_new_tokens: int | None,
     add_number(parser, "--top-p", meaning, metavar="P")
     meaning = "sample from the tokens with at least P times the probability of the most likely one"
     add_number(parser, "--min-p", meaning, metavar="P")
-    meaning = "above 1, tokens that the text already has become less likely"
+    meaning = "above 1, tokens that are already in the text become less likely"
     add_number(parser, "--repetition-penalty", meaning, 1.0, metavar="R")
     parser.add_argument(
         "--stop", action="append", default=[], metavar="TEXT", help="end before this text; may be repeated"

@@ -9,6 +9,7 @@ from gemma_np.checkpoints.atomic_write import check_file_to_write
 from gemma_np.cli.terminal import print_status, size_of
 from gemma_np.errors import GemmaError
 from gemma_np.gemma import BUNDLED
+from gemma_np.plotting import plot_format
 
 _INPUTS = (
     *("model", "models", "compare", "teacher", "targets", "tokenizer", "runs"),
@@ -40,8 +41,8 @@ def check_outputs(options: argparse.Namespace) -> None:
 
     Folders are never replaced: that takes two steps, and a process that is killed between them would leave neither.
 
-    Raises GemmaError when an output is an input or lies in one, when it exists already (a file: without --force), and
-    when the folder of a file does not exist.
+    Raises GemmaError when an output is an input or lies in one, when it exists already (a file: without --force),
+    when the folder of a file does not exist, and when a plot cannot be drawn.
     """
     for name in _OUTPUTS:
         output = getattr(options, name, None)
@@ -56,6 +57,8 @@ def check_outputs(options: argparse.Namespace) -> None:
             if path.is_file() and not options.force:
                 raise GemmaError(f"{path}: exists, expected another file, or --force to replace it")
             check_file_to_write(path)
+    if getattr(options, "plot", None):
+        plot_format(options.plot)
 
 
 def report_written(output: str | Path, note: str = "") -> None:

@@ -109,10 +109,10 @@ def validate_token_ids(ids: ArrayLike, config: GemmaConfig, cache: KVCache | Bat
         ids = np.asarray(ids)
     except ValueError:
         raise GemmaError("token ids: texts of different lengths, expected one array [..., T]") from None
+    if ids.size and not np.issubdtype(ids.dtype, np.integer):
+        raise GemmaError(f"token ids: dtype {ids.dtype}, expected integers")
     if ids.ndim == 0 or ids.size == 0:
         raise GemmaError(f"token ids: shape {ids.shape}, expected at least one id along an axis T")
-    if not np.issubdtype(ids.dtype, np.integer):
-        raise GemmaError(f"token ids: dtype {ids.dtype}, expected integers")
     if ids.min() < 0 or ids.max() >= config.vocab_size:
         wrong = ids[(ids < 0) | (ids >= config.vocab_size)][0]
         raise GemmaError(f"token ids: {wrong}, expected 0 to {config.vocab_size - 1} (vocab_size={config.vocab_size})")

@@ -9,7 +9,7 @@ Source: Gemma 2 report, tables 4 and 5.
 from collections.abc import Mapping, Sequence
 from itertools import chain, cycle
 
-from gemma_np.errors import GemmaError
+from gemma_np.errors import GemmaError, quoted
 from gemma_np.text.tokenizer import END_OF_TURN, START_OF_TURN, Tokenizer
 
 ROLES = ("user", "model")
@@ -56,6 +56,8 @@ def check_messages(messages: Sequence[Mapping[str, str]], last: str = "user") ->
 
     Raises GemmaError when they do not.
     """
+    if isinstance(messages, str):
+        raise GemmaError(f"messages: {quoted(messages)}, expected a list of {{'role': ..., 'content': ...}}")
     if not messages:
         raise GemmaError("messages: none, expected at least one from the user")
     system = [SYSTEM] if messages[0].get("role") == SYSTEM else []

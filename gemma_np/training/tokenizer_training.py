@@ -5,6 +5,7 @@ report (arXiv 2403.08295), section 3.3. The special pieces have the same ids as 
 """
 
 import io
+import re
 from collections.abc import Iterable, Iterator
 
 from gemma_np.errors import GemmaError
@@ -73,6 +74,9 @@ def train_tokenizer(lines: Iterable[str], vocab_size: int) -> bytes:
         if interruptions:  # sentencepiece turns every exception of the iterator into one of its own
             raise interruptions[0] from None
         reason = str(error).rsplit("] ", 1)[-1] or "the text is empty"
+        if needed := re.search(r"required_chars\. \d+ vs (\d+)", reason):
+            purpose = "for the special pieces, the bytes and the characters of the text"
+            raise GemmaError(f"vocab_size: {vocab_size}, expected at least {needed[1]} {purpose}") from None
         raise GemmaError(f"vocab_size: {vocab_size}: {reason}") from None
     return model.getvalue()
 

@@ -191,6 +191,6 @@ def test_rows_beyond_the_vocabulary_are_unused_pieces(tmp_path):
 
 def test_the_library_is_needed(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "gguf", None)
-    with pytest.raises(GemmaError, match=r"export-gguf: needs the gguf library, which pip install"):
+    with pytest.raises(GemmaError, match=r"gguf: not installed; to write \.gguf files, pip install"):
         export_gguf(model_of("gemma2"), "q8_0", tmp_path / "model.gguf")
     assert list(tmp_path.iterdir()) == []

@@ -150,7 +150,7 @@ def test_the_commands_of_chat(checkpoint, capsys, monkeypatch, tmp_path):
     assert json.loads(file.read_text(encoding="utf-8")) == {"messages": said}
     assert read_conversations(file) == [as_turns(said)]
     assert f"{file}: exists, expected a new file" in err
-    assert f'"/rest": expected {HELP}' in err
+    assert f'"/rest": expected {HELP}; Ctrl-D ends the chat' in err
 
 
 def test_ctrl_c_stops_an_answer_and_not_the_chat(checkpoint, capsys, monkeypatch):
@@ -175,7 +175,7 @@ def test_ctrl_c_stops_an_answer_and_not_the_chat(checkpoint, capsys, monkeypatch
     monkeypatch.setattr("builtins.input", read)
     monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
     assert main(["chat", "--model", checkpoint]) == 0
-    assert capsys.readouterr().out == "a b \n\n\nc\n"
+    assert capsys.readouterr().out == "a b \n\n\nc\n\n"
     assert asked == [["one"], ["one", "a b ", "two"], ["one", "a b ", "three"]]
 
 

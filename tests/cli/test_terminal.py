@@ -113,8 +113,21 @@ def test_a_long_message_keeps_both_ends(capsys):
     ("arguments", "message"),
     [
         (["generate", "--seed=--", "x"], "gemma-np: argument --seed: '--', expected a value (see gemma-np --help)"),
-        (["generate", "--nonsense", "x"], "gemma-np: unrecognized arguments: --nonsense (see gemma-np --help)"),
-        (["nonsense"], "gemma-np: argument COMMAND: invalid choice: 'nonsense' (choose from"),
+        (
+            ["generate", "--nonsense", "x"],
+            "gemma-np generate: unrecognized arguments: --nonsense (see gemma-np generate ",
+        ),
+        (
+            ["generate", "x", "--max_new_tokens=3"],
+            "gemma-np generate: unrecognized arguments: --max_new_tokens=3; did you mean --max-new-tokens?",
+        ),
+        (
+            ["generate", "To", "be"],
+            "gemma-np generate: unrecognized arguments: be; a text with spaces needs quotes (see",
+        ),
+        (["--nonsense", "generate", "x"], "gemma-np: unrecognized arguments: --nonsense x (see gemma-np --help)"),
+        (["nonsense"], "gemma-np: nonsense: no such command (see gemma-np --help)"),
+        (["genrate"], "gemma-np: genrate: no such command; did you mean generate? (see gemma-np --help)"),
         (["info", "--batch-size", "x"], "gemma-np info: argument --batch-size: "),
     ],
 )

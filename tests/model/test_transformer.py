@@ -251,6 +251,7 @@ def test_the_model_goes_on_with_what_the_tape_returns(config):
         ([1.0, 2.0], "token ids: dtype float64, expected integers"),
         ([True], "token ids: dtype bool, expected integers"),
         (["a"], "token ids: dtype <U1, expected integers"),
+        ("To be", "token ids: dtype <U5, expected integers"),
         ([1, -1], "token ids: -1, expected 0 to 10 (vocab_size=11)"),
         ([[1, 2], [3, 11]], "token ids: 11, expected 0 to 10 (vocab_size=11)"),
         ([1] * 25, "token ids: 25 after 0 in the cache, expected at most 24 together (max_position_embeddings=24)"),

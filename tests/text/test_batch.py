@@ -120,7 +120,9 @@ def test_a_list_of_prompts_takes_the_options_of_texts(options):
 
 
 def test_an_option_that_a_list_of_prompts_does_not_take():
-    with pytest.raises(TypeError, match=re.escape("Gemma.generate() got an unexpected keyword argument 'draft'")):
+    with pytest.raises(
+        TypeError, match=re.escape("Gemma.generate() with several prompts got an unexpected keyword argument 'draft'")
+    ):
         tiny.gemma().generate(["The ships", "a"], 12, draft="lookup")
 
 

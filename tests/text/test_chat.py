@@ -76,6 +76,7 @@ def test_nothing_a_user_writes_ends_the_turn(text):
         ([model("x")], "message 0: role 'model', expected 'user'"),
         ([user("x"), user("y")], "message 1: role 'user', expected 'model'"),
         ([user("x"), model("y")], "the last is the model's"),
+        ("Hello", "messages: \"Hello\", expected a list of {'role': ..., 'content': ...}"),
         ([{"role": "user"}], "message 0: .*expected exactly role and content"),
         ([{"role": "user", "content": 5}], "message 0: .*expected exactly role and content"),
         ([{"role": "user", "content": "x", "name": "y"}], "message 0: .*expected exactly role and content"),

@@ -38,7 +38,12 @@ def test_the_same_text_gives_the_same_tokenizer(tokenizer):
 
 
 @pytest.mark.parametrize(
-    ("size", "message"), [(400, "vocab_size: 400, expected at least"), (99_999, "Vocabulary size too high")]
+    ("size", "message"),
+    [
+        (400, "vocab_size: 400, expected at least"),
+        (480, r"vocab_size: 480, expected at least 5\d\d for .* the characters of the text"),
+        (99_999, "Vocabulary size too high"),
+    ],
 )
 def test_impossible_vocabulary_sizes_are_refused(size, message):
     with pytest.raises(GemmaError, match=message):
