@@ -192,5 +192,7 @@ def _generation(options: argparse.Namespace, model: Gemma) -> dict[str, Any]:
     """Return the options of `stream_ids`. Raises GemmaError for a draft that cannot be used."""
     if not options.draft:
         refuse_without("--draft", options, "draft_tokens")
+    if not options.temperature:
+        refuse_without("--temperature", options, "top_k", "top_p", "min_p")
     draft = model.resolve_draft(read_draft(options.draft)) if options.draft else None
     return {name: getattr(options, name) for name in GENERATION} | {"draft": draft, "acceptance": Acceptance()}

@@ -19,7 +19,7 @@ from gemma_np.text.tokenizer import Tokenizer
 from gemma_np.training.task import Batch
 from gemma_np.training.training_state import State
 
-Texts = str | Path | np.ndarray
+Texts = str | Path | np.ndarray | Sequence[int]
 """A text file, a folder of .txt files, or token ids [N]."""
 
 
@@ -67,8 +67,8 @@ def tokenize_texts(
     ranks = ranks or Ranks()
     if ranks.rank == 0:
         origin: dict[str, Any] = {"tokenizer": zlib.crc32(tokenizer.model), "val_fraction": val_fraction, "seed": seed}
-        if isinstance(texts, np.ndarray):
-            ids = check_ids(texts, len(tokenizer))
+        if not isinstance(texts, str | Path):
+            ids = check_ids(np.asarray(texts), len(tokenizer))
             held_out = round(check_fraction(val_fraction) * len(ids))
             origin["ids"] = checksum(ids)
 

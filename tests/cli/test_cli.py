@@ -101,9 +101,11 @@ def test_chat_with_a_draft(checkpoint):
         (["--draft", "shakespeare-1m"], "draft: its tokenizer.model is not that of the model"),
         (["--draft", "int4"], "12 channels, expected a multiple of group_size=64"),
         (["--draft-tokens", "3"], "--draft-tokens: given without --draft"),
+        (["--top-k", "3"], "--top-k: given without --temperature"),
+        (["--temperature", "0", "--min-p", "0.1"], "--min-p: given without --temperature"),
     ],
 )
-def test_a_draft_that_cannot_be_used_is_one_line(checkpoint, capsys, arguments, message):
+def test_an_option_that_cannot_be_used_is_one_line(checkpoint, capsys, arguments, message):
     assert main(["generate", "--model", checkpoint, *arguments, "The"]) == 2
     out, err = capsys.readouterr()
     assert not out

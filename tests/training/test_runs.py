@@ -152,8 +152,9 @@ def test_distill_from_cache_on_paths_is_the_command(folder, number):
 # The same calls on arrays, models and messages
 
 
-def test_train_on_token_ids(tmp_path):
-    run = training.train(new_model(), TOKENS, tmp_path / "run", config=replace(CONFIG, val_fraction=0.1))
+@pytest.mark.parametrize("texts", [TOKENS, TOKENS.tolist()], ids=["array", "list"])
+def test_train_on_token_ids(tmp_path, texts):
+    run = training.train(new_model(), texts, tmp_path / "run", config=replace(CONFIG, val_fraction=0.1))
     assert_complete(run, tmp_path / "run")
     parts = [np.load(tmp_path / "run" / "data" / f"{part}.npy") for part in ("train", "validation")]
     assert (np.concatenate(parts) == TOKENS).all()
