@@ -322,7 +322,7 @@ def clock_hands(figure, exponent, distance):
     now = distance // 16
     left.scatter(cos[now], sin[now], c=pair, s=20)
     turned = np.count_nonzero(2 * math.pi * 10.0 ** (exponent * pair / 128) <= distance)
-    left.set(aspect="equal", xlabel="cosine", ylabel="sine", title=f"{turned} of 128 pairs have made a full turn")
+    left.set(aspect="equal", xlabel="cosine", ylabel="sine", title=f"{turned} of 128 made a full turn")
     right.plot(distances, cos.mean(axis=1))
     right.plot(distance, cos[now].mean(), "o", color="C5")
     right.set(ylim=(-0.1, 1), xlabel="distance (tokens)", title=f"score, base 10^{exponent:g}")

@@ -207,7 +207,7 @@ def five_scores(figure, cap, largest):
     (probs, back), (bare, bare_back) = gradient(scores, cap), gradient(scores)
     right.bar(np.arange(5) - 0.2, bare, 0.4, color="C1", label=f"no cap: gradient {np.linalg.norm(bare_back):.0e}")
     right.bar(np.arange(5) + 0.2, probs, 0.4, color="C0", label=f"capped: gradient {np.linalg.norm(back):.0e}")
-    right.set(xlabel="score", ylim=(0, 1.25), title="probability")
+    right.set(xlabel="score (largest first)", ylim=(0, 1.25), title="probability")
     right.legend(loc="upper right", fontsize=8)
 
 
