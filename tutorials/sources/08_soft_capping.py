@@ -192,7 +192,7 @@ assert slopes[0] > 0.95 and 0.01 < slopes[2] < 0.1 and slopes[3] < 1e-7
 # <details><summary>Reveal</summary>
 #
 # With 5 it is about $10^{-11}$: the cap presses the scores so far that its own slope is gone. With 100 it is about
-# $10^{-3}$. It is largest at 80.
+# $10^{-3}$. It is largest at 75.
 #
 # </details>
 

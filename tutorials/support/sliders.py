@@ -23,13 +23,14 @@ def explore(draw: Callable[..., None], **parameters: Slider) -> None:
     A slider that moves draws the figure again. Where none can move, because ipywidgets is not there or the notebook is
     being built (which sets SLIDERS_DISABLE), the figure of the first values is all there is.
     """
+    import matplotlib.pyplot as plt
     from IPython.display import display
-    from matplotlib.figure import Figure
 
     values = {name: slider.start for name, slider in parameters.items()}
 
-    def drawn() -> Figure:
-        figure = Figure()
+    def drawn():
+        figure = plt.figure()
+        plt.close(figure)  # or pyplot would show it once more at the end of the cell
         draw(figure, **values)
         return figure
 
