@@ -113,7 +113,7 @@ def read_lock(pyodide: Path | None) -> dict[str, Any]:
 
 
 def requirements() -> list[Requirement]:
-    """Return the packages that the tutorials import: the requirements of gemma_np, and matplotlib."""
+    """Return the packages of Pyodide that the tutorials import: the requirements of gemma_np, and matplotlib."""
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
     return [Requirement(line) for line in project["dependencies"] + project["optional-dependencies"]["plot"]]
 
