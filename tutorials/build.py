@@ -37,10 +37,10 @@ def read(source: Path) -> nbformat.NotebookNode:
 
 
 def run(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """Run every cell in order, without progress bars. Raises CellExecutionError when a cell fails."""
+    """Run every cell in order, without progress bars and sliders. Raises CellExecutionError when a cell fails."""
     where = {"metadata": {"path": str(TUTORIALS)}}
     client = NotebookClient(notebook, timeout=600, resources=where, record_timing=False)
-    return client.execute(env={**os.environ, "TQDM_DISABLE": "1"})
+    return client.execute(env={**os.environ, "TQDM_DISABLE": "1", "SLIDERS_DISABLE": "1"})
 
 
 def notebook_of(source: Path) -> Path:

@@ -29,6 +29,22 @@ ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / "tutorials").glob("*.ipynb"))
 MINUTE = 60_000  # in milliseconds, as playwright counts
 
+# A figure that needs no matplotlib, which is in no registry either, from a module of `support`, which needs NumPy.
+SLIDER = """
+import sys, types
+
+class Figure:
+    def _repr_html_(self):
+        return f"<p>{self.height} m</p>"
+
+plt = types.ModuleType("pyplot")
+plt.figure, plt.close = Figure, id
+sys.modules |= {"matplotlib": types.ModuleType("matplotlib"), "matplotlib.pyplot": plt}
+sys.path.append("support")
+from sliders import Slider, explore
+explore(lambda figure, height: setattr(figure, "height", height), height=Slider("height (m)", 2, 1, 9))
+"""
+
 
 @pytest.fixture(scope="module")
 def build():
@@ -217,6 +233,26 @@ def test_an_import_loads_the_package_and_what_it_requires(notebook_page, build):
     wheels = [url.removeprefix(f"{build.PYODIDE_CDN_URL}/") for url in notebook_page.elsewhere]
     for name in ("numpy", "sentencepiece", "safetensors", "tqdm", "ml_dtypes", "matplotlib"):
         assert any(wheel.startswith(f"{name}-") for wheel in wheels), f"{name} was not asked for"
+    assert run(notebook_page, "import importlib.util as u; print(bool(u.find_spec('ipywidgets')))") == "True\n"
+    assert not any(wheel.startswith("ipywidgets-") for wheel in wheels)  # it is in the site
+
+
+def test_a_slider_draws_its_figure_again(notebook_page):
+    notebook_page.evaluate(
+        """async code => {
+            await jupyterapp.commands.execute("notebook:insert-cell-above");
+            await jupyterapp.commands.execute("notebook:replace-selection", {text: code});
+            await jupyterapp.commands.execute("notebook:run-cell");
+        }""",
+        SLIDER,
+    )
+    notebook_page.get_by_text("2 m", exact=True).wait_for(timeout=MINUTE)
+    slider = notebook_page.get_by_role("slider")
+    assert "height (m)" in notebook_page.locator(".widget-slider").inner_text()
+    assert [slider.get_attribute(f"aria-value{end}") for end in ("min", "now", "max")] == ["1.0", "2.0", "9.0"]
+    slider.press("ArrowRight")
+    notebook_page.get_by_text("3 m", exact=True).wait_for(timeout=MINUTE)
+    assert notebook_page.get_by_text("2 m", exact=True).count() == 0
 
 
 def test_a_notebook_finds_the_support_beside_it(notebook_page):

@@ -21,6 +21,7 @@ from urllib.error import URLError
 from urllib.request import urlopen
 
 try:
+    import ipywidgets
     import jupyter_server  # noqa: F401  (JupyterLite lists the site's files with it)
     from jupyterlite_pyodide_kernel.constants import PYODIDE_CDN_URL, PYODIDE_KERNEL_PLUGIN_ID
     from packaging.requirements import Requirement
@@ -87,9 +88,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         site = work / "site"
-        wheel = build_wheel(work / "wheel")
+        wheels = [build_wheel(work / "wheel"), download_widgets(work / "widgets")]
         run_jupyterlite(work / "lite", site, options.pyodide)
-        add_packages(site / "static/packages", lock, wheel)
+        add_packages(site / "static/packages", lock, wheels)
         write_page(site / "index.html", notebooks)
         shutil.move(site, options.output)
     print(f"{options.output}: {len(notebooks)} tutorials; python -m http.server --directory {options.output}")
@@ -112,7 +113,7 @@ def read_lock(pyodide: Path | None) -> dict[str, Any]:
 
 
 def requirements() -> list[Requirement]:
-    """Return the packages that the tutorials import: the requirements of gemma_np, and matplotlib."""
+    """Return the packages of Pyodide that the tutorials import: the requirements of gemma_np, and matplotlib."""
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
     return [Requirement(line) for line in project["dependencies"] + project["optional-dependencies"]["plot"]]
 
@@ -134,6 +135,14 @@ def build_wheel(folder: Path) -> Path:
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(REPOSITORY / name, source)
     run("pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", folder, source)
+    (wheel,) = folder.glob("*.whl")
+    return wheel
+
+
+def download_widgets(folder: Path) -> Path:
+    """Download the wheel of ipywidgets that belongs to the installed extension, which JupyterLite adds to the page."""
+    exact = f"ipywidgets=={ipywidgets.__version__}"
+    run("pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", "--dest", folder, exact)
     (wheel,) = folder.glob("*.whl")
     return wheel
 
@@ -161,25 +170,32 @@ def join_lines(path: Path) -> None:
     path.write_text(json.dumps(notebook), encoding="utf-8")
 
 
-def add_packages(folder: Path, lock: dict[str, Any], wheel: Path) -> None:
-    """Add the wheel, and the list of packages that includes gemma_np, to the site.
+def add_packages(folder: Path, lock: dict[str, Any], wheels: list[Path]) -> None:
+    """Add gemma_np and ipywidgets, and the list of packages that includes them, to the site.
 
-    Pyodide loads the packages on this list that a cell imports, and their requirements.
+    Pyodide loads the packages on this list that a cell imports, and their requirements. No cell imports ipywidgets,
+    but `support` does, so it is a requirement of gemma_np here. Its own requirement comm comes with the kernel.
     """
     folder.mkdir(parents=True)
-    shutil.copy(wheel, folder)
-    name, version = wheel.name.split("-")[:2]
-    lock["packages"]["gemma-np"] = {
-        "name": "gemma-np",
-        "version": version,
-        "file_name": f"../packages/{wheel.name}",
-        "install_dir": "site",
-        "package_type": "package",
-        "sha256": hashlib.sha256(wheel.read_bytes()).hexdigest(),
-        "imports": [name],
-        "depends": [canonicalize_name(requirement.name) for requirement in requirements()],
-        "unvendored_tests": False,
+    required = {
+        "gemma-np": [*(canonicalize_name(requirement.name) for requirement in requirements()), "ipywidgets"],
+        "ipywidgets": ["ipython", "traitlets"],
     }
+    for wheel in wheels:
+        shutil.copy(wheel, folder)
+        module, version = wheel.name.split("-")[:2]
+        name = canonicalize_name(module)
+        lock["packages"][name] = {
+            "name": name,
+            "version": version,
+            "file_name": f"../packages/{wheel.name}",
+            "install_dir": "site",
+            "package_type": "package",
+            "sha256": hashlib.sha256(wheel.read_bytes()).hexdigest(),
+            "imports": [module],
+            "depends": required[name],
+            "unvendored_tests": False,
+        }
     (folder / "pyodide-lock.json").write_text(json.dumps(lock))
 
 

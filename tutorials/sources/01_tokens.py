@@ -76,6 +76,14 @@ lines(Tokenizer.encode)
 
 # %% [markdown]
 # ### Digits, spaces, and characters outside the vocabulary
+#
+# **Predict:** How many tokens is 1599: one, two or four?
+#
+# <details><summary>Reveal</summary>
+#
+# Four, one for each digit. A number gets no piece of its own, however common it is.
+#
+# </details>
 
 # %%
 for sample in ("In 1599", "a café", "two  spaces"):
@@ -129,6 +137,15 @@ assert vocabulary[6:] == ["lo", "low", "er", "ne", "new"]
 # With the vocabulary above, "lower" goes from `l o w e r` to `lo w e r` (6 is the lowest id), `low e r` (7) and `low
 # er` (8): two tokens, with the ids 7 and 8. "now" stays `n o w`, three tokens: no two neighbours in it are a piece.
 #
+# **Predict:** How is "ner" split: as `ne r` or as `n er`?
+#
+# <details><summary>Reveal</summary>
+#
+# As `n er`. Both pairs are pieces, and "ne" stands further left, but "er" was made earlier (id 8) than "ne" (id 9).
+# The lowest id wins.
+#
+# </details>
+#
 # So the longest piece does not always win. In the vocabulary of the bundled model, the piece ▁noble exists, but
 # "nobler" is split differently:
 
@@ -170,6 +187,15 @@ assert means[0] < 3 < 4 < means[-1] and "ANTIPHOLUS" in longest
 # To turn ids into text, write their pieces one after the other, with a space for each ▁. Two things need care:
 # control pieces stand for no text, and a character that is stored as bytes can only be decoded when all its bytes are
 # there. Each byte alone is not a character:
+#
+# **Predict:** The two bytes of "é" are two tokens. What does a text look like that ends between them?
+#
+# <details><summary>Reveal</summary>
+#
+# It ends in �, the character that stands for bytes that cannot be decoded. One token later it is gone, and "é" is in
+# its place.
+#
+# </details>
 
 # %%
 ids = tokenizer.encode("a café")

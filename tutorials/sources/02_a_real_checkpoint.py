@@ -147,6 +147,14 @@ assert bits.view(np.float32).tolist() == [1.0, -3.0]
 # Read from the left: one bit of sign; eight of the exponent, where 127 stands for $2^0$ and 128 for $2^1$; then the
 # mantissa, the binary digits after "1.". So the second is $-1.1_2 \cdot 2^1 = -3$. The conversion back rounds to the nearest of the numbers that there are; 8
 # significant bits (the first is always 1 and not stored) are two to three decimal digits:
+#
+# **Predict:** Position 257 is stored as a bfloat16. Which position is read back?
+#
+# <details><summary>Reveal</summary>
+#
+# 256. The binary 100000001 has nine significant digits, one more than there is room for.
+#
+# </details>
 
 # %%
 for number in (1.0, 0.1, 3.14159, 257.0, 1e-30):
@@ -243,6 +251,15 @@ for name, entry in header.items():
 # ## Count before you load
 #
 # The header alone says how large the model is, because all shapes are in it:
+#
+# **Predict:** The real Gemma 3 270M has 268 million parameters. How many of them are its vocabulary: a tenth, a third,
+# or more than half?
+#
+# <details><summary>Reveal</summary>
+#
+# 168 million, 63 %: 262,144 pieces with 640 numbers each. All 18 layers together have 100 million.
+#
+# </details>
 
 
 # %%

@@ -41,6 +41,15 @@ print(f"T = {len(ids)} tokens; V = {V} rows of the embedding, D = {D} channels")
 # $$x = \sqrt D \; E_t \qquad x\ [D],\quad \text{for a text of } T \text{ tokens}\ [T, D]$$
 #
 # First with numbers that one can follow: a vocabulary of three pieces, D = 2 channels, and the text 2, 0, 2.
+#
+# **Predict:** The id 2 stands first and last in this text. Do its two vectors differ?
+#
+# <details><summary>Reveal</summary>
+#
+# No. The vector depends on the id alone; nothing here knows the position. It comes in only with attention ([tutorial
+# 5](05_positions_and_rope.ipynb)).
+#
+# </details>
 
 # %%
 E_tiny = np.array([[1.0, 0.0], [0.0, 1.0], [0.5, 0.5]])  # [V, D]
@@ -209,6 +218,17 @@ assert 0.5 < sizes["attention adds"].mean() / sizes["times sqrt(D)"].mean() < 2
 # *Perplexity* is exp of the mean negative log-likelihood per token; lower is better. A model that guesses uniformly
 # among all V = 2,048 pieces has a perplexity of 2,048. A higher one is worse than guessing: the model is confident in
 # the wrong tokens.
+#
+# **Predict:** The perplexity of this text is 41. What is worse, to leave the scale out or to apply it twice, and is
+# either of them worse than 2,048, which is guessing?
+#
+# <details><summary>Reveal</summary>
+#
+# Without the scale it is about 470. With the scale applied twice it is about 50,000, far worse than guessing: the
+# layers add as much as before to a stream that is more than ten times too large, and after nearly every token the
+# model expects the same token again.
+#
+# </details>
 
 # %%
 print(f"right: perplexity {model.perplexity(text):,.0f}")
@@ -228,6 +248,16 @@ for mistake in CATALOGUE:
 # Gemma's vocabulary is large because it was made for many languages, and it is the same for all sizes of the model. In
 # a small model it is a large part of all parameters. From the configs of the released models (the norms are too few to
 # see):
+#
+# **Predict:** Gemma 2 has 2, 9 or 27 billion parameters. In which size does the embedding have the largest share, and
+# how large is it?
+#
+# <details><summary>Reveal</summary>
+#
+# In the smallest, where it has 23 %. In the 9B it has 10 %, in the 27B 4 %: the vocabulary stays, everything else
+# grows.
+#
+# </details>
 
 # %%
 names = ("gemma-2-2b", "gemma-2-9b", "gemma-2-27b")

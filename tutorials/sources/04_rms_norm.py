@@ -94,6 +94,14 @@ rms_norm(np.array([3.0, 4.0]), weight=np.zeros(2), eps=model.config.rms_norm_eps
 # %% [markdown]
 # ## What it keeps, and what it removes
 #
+# **Predict:** A vector becomes 100 times as long before it is normalized. How does the result change?
+#
+# <details><summary>Reveal</summary>
+#
+# It does not, apart from $\varepsilon$: the root mean square grows 100-fold as well.
+#
+# </details>
+#
 # With $w = 0$ every vector lands on a sphere of radius $\sqrt D$: its direction is kept, its length is lost. So a
 # vector and 100 times that vector give the same result. Unlike LayerNorm, RMSNorm does not subtract the mean, so adding
 # a constant to all channels does change the result. We try it with `resid_mid`, the stream in the middle of a layer,
@@ -142,6 +150,15 @@ assert names[small.argmax()] == "layer 0, post_attention" and small.max() > 0.6 
 # %% [markdown]
 # No $w$ is below -1, although nothing forbids it: no norm changes the sign of a channel. A few channels are nearly
 # silenced: their $w$ is close to -1. Most of these are in what attention adds in layer 0.
+#
+# **Predict:** Someone forgets the 1, and multiplies by w. The right model has a perplexity of 41 on our line. Is it
+# then about 50, about 150 or about 900?
+#
+# <details><summary>Reveal</summary>
+#
+# About 900. A channel that the model leaves as it is has $w = 0$; without the 1 it is silenced.
+#
+# </details>
 #
 # Leaving out the 1 is one of the most common mistakes in reimplementations of Gemma; adding it twice is another,
 # because GGUF files already store $1 + w$. How much does the first one hurt? It is in the package's catalogue of

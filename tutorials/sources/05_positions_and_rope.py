@@ -18,6 +18,7 @@ import numpy as np
 from support import check, check_file, lines
 from support.exercises import positions_and_rope as exercises
 from support.plots import matrix, pieces, use_style
+from support.sliders import Slider, explore
 
 import gemma_np
 from gemma_np.config import GLOBAL, RELEASED
@@ -58,6 +59,16 @@ np.testing.assert_allclose(key[:, first_be], key[:, second_be], rtol=1e-4, atol=
 # To see what that does to a whole layer, here is the same model with positions switched off. Config fields are enough
 # for that: every layer is global, and all positions are divided by a huge number, so all tokens are at position 0. Now
 # shuffle all tokens except `<bos>` and the last, and look at the output of attention in layer 0 for the last token:
+#
+# **Predict:** What changes in that output? And, without positions, in the logits of the last token?
+#
+# <details><summary>Reveal</summary>
+#
+# In the output of layer 0, nothing: attention is a weighted mean, and the order of its terms does not matter. The
+# logits do change. Each token sees only those before it, so after layer 0 the vectors of the shuffled tokens are
+# different ones.
+#
+# </details>
 
 # %%
 blind_config = replace(config, layer_types=(GLOBAL,) * config.num_hidden_layers, rope_scaling_factor=1e12)
@@ -143,6 +154,14 @@ lines(attend, "positions = range", "cos, sin =", "rope(q", "rope(k")
 
 # %% [markdown]
 # Here is a real query of the model, rotated to positions 0 to 20; three of its 16 pairs are shown.
+#
+# **Predict:** How many full turns does pair 0 make in 20 positions? And how far does pair 15, the last, rotate in 255?
+#
+# <details><summary>Reveal</summary>
+#
+# Pair 0 makes three, at one radian per position. Pair 15 rotates by 0.045 radians, less than three degrees.
+#
+# </details>
 
 # %%
 base, divisor = config.rope(layer=1)
@@ -280,7 +299,50 @@ assert 8192 < slowest[0] < 131_072 < slowest[1]
 # With base 10,000, even the slowest pair would complete a turn within Gemma 3's context, so no pair could tell a
 # position from one that is a full turn away. With 1,000,000 many pairs are slow enough.
 #
+# Move both sliders. On the left is each of the 128 pairs, as a clock hand that has rotated from (1, 0) to the distance
+# of the slider. On the right is the mean of their cosines, which is the score of a query and a key that are both all
+# ones, relative to its value at distance 0.
+#
+# **Try:** Set the distance to 8,192. From which base on is there a pair that has not made a full turn? And does a
+# larger base tell near tokens from far ones better or worse?
+#
+# <details><summary>Reveal</summary>
+#
+# From $10^{3.5}$ on. Worse: with $10^4$ the score has fallen below one half at a distance of 64 tokens, with $10^7$
+# only at about 1,000.
+#
+# </details>
+
+
+# %%
+def clock_hands(figure, exponent, distance):
+    left, right = figure.subplots(1, 2)
+    distances = range(0, 8193, 16)
+    cos, sin = rope_cos_sin(distances, 256, 10.0**exponent, 1, np.float64)  # [513, h/2]
+    now = distance // 16
+    left.scatter(cos[now], sin[now], c=pair, s=20)
+    turned = np.count_nonzero(2 * math.pi * 10.0 ** (exponent * pair / 128) <= distance)
+    left.set(aspect="equal", xlabel="cosine", ylabel="sine", title=f"{turned} of 128 made a full turn")
+    right.plot(distances, cos.mean(axis=1))
+    right.plot(distance, cos[now].mean(), "o", color="C5")
+    right.set(ylim=(-0.1, 1), xlabel="distance (tokens)", title=f"score, base 10^{exponent:g}")
+
+
+base_slider = Slider("base (power of ten)", start=4.0, low=2.0, high=7.0, step=0.5)
+explore(clock_hands, exponent=base_slider, distance=Slider("distance (tokens)", 2048, 0, 8192, step=16))
+
+# %% [markdown]
 # ## What goes wrong
+#
+# **Predict:** A port rotates the wrong pairs, channel 2i with channel 2i + 1. Which of these tests finds it? A
+# rotation keeps the length of a vector; only the distance of two tokens counts; the logits of a single token are
+# right.
+#
+# <details><summary>Reveal</summary>
+#
+# None of them: other pairs rotate as well, and at position 0 nothing rotates.
+#
+# </details>
 #
 # **Pairs (2i, 2i + 1).** The paper pairs neighbouring channels, and so does much code; Gemma's weights were trained
 # with halves. The wrong pairs are also rotations: they keep the length, and only the distance counts, so tests of these

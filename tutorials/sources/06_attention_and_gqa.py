@@ -204,6 +204,15 @@ for name, habit in (("layer 2, head 0", "one back"), ("layer 2, head 3", "last l
 # If the channels of queries and keys are independent with variance 1, their dot product, a sum of h products, has
 # variance h and a standard deviation of $\sqrt h$. The larger h, the further apart the scores, until softmax gives
 # everything to the largest. Dividing by $\sqrt s$ with $s = h$ keeps the standard deviation at 1.
+#
+# **Predict:** Twenty random keys, $h = 256$, and no division: how much of the probability does the most likely of them
+# get on average, a tenth, half or nine tenths?
+#
+# <details><summary>Reveal</summary>
+#
+# Nine tenths (0.92). With the division it gets 0.22.
+#
+# </details>
 
 # %%
 generator = np.random.default_rng(0)
@@ -274,6 +283,14 @@ lines(grouped_matmul, "stacked")
 # The code does not repeat keys: it stacks the queries of a group, G * T rows, and multiplies once for each of the K
 # key-value heads. If you repeat the keys instead, repeat each in place (0 0 1 1) and do not tile them (0 1 0 1). Both
 # run, and both give arrays of the right shape:
+#
+# **Predict:** Here H = 4 and K = 2. How many query heads read the wrong keys if they are tiled?
+#
+# <details><summary>Reveal</summary>
+#
+# Two: heads 1 and 2. Heads 0 and 3 are right either way, so a test of the first head alone passes.
+#
+# </details>
 
 # %%
 with inject_mistakes([gqa_tile], model.config, [len(verse_ids)]):
@@ -311,6 +328,15 @@ plt.show()
 np.testing.assert_allclose(with_mha, 2 * np.array(with_gqa))
 
 # %% [markdown]
+# **Predict:** Half of the keys and values are gone. Is a model that was trained this way a tenth worse, a hundredth,
+# or no worse at all?
+#
+# <details><summary>Reveal</summary>
+#
+# No worse, as far as one can measure: neither in the report nor in our experiment. Read on.
+#
+# </details>
+#
 # Half, at every size. What does it cost? For table 8 of the report a 9B was trained both ways: 50.3 with MHA, 50.8 with
 # GQA, on average over four benchmarks, which is no relevant difference. In
 # [tutorials/experiments](experiments/README.md#table-8-gqa-against-mha) we try the same with models of the size of the

@@ -20,6 +20,7 @@ from matplotlib.colors import LogNorm
 from support import check, check_file, diagrams, lines
 from support.exercises import local_and_global_layers as exercises
 from support.plots import use_style
+from support.sliders import Slider, explore
 
 import gemma_np
 from gemma_np.config import GLOBAL, LOCAL, RELEASED, GemmaConfig
@@ -70,6 +71,14 @@ assert len(ids) > 3 * window
 lines(attention_mask, "distance")
 
 # %% [markdown]
+# **Predict:** How far back does a query see with a window of 64?
+#
+# <details><summary>Reveal</summary>
+#
+# 63 positions. The window counts the token itself. A port that compares with $\le$ instead of $<$ sees one more.
+#
+# </details>
+#
 # So $W$ includes the token itself: it sees itself and $W - 1$ others. Here is a window of 2 over four tokens; rows are
 # queries, columns are keys:
 
@@ -133,6 +142,15 @@ assert 0.04 < outside[1] < 0.08 and 0.1 < outside[3] < 1 / 7
 # Less than a seventh. Most of what this model uses is within 64 tokens.
 #
 # ## How far a token sees in the end
+#
+# **Predict:** Four layers, all of them local, with a window of 64. How many tokens can influence the last one: 64, 253
+# or 256?
+#
+# <details><summary>Reveal</summary>
+#
+# 253: the token itself, and 63 more with each layer.
+#
+# </details>
 #
 # Local layers do not make the whole model short-sighted. The neighbours that a token sees in layer 1 have already
 # gathered information from their own neighbours in layer 0. With local layers alone, each layer adds $W - 1$ positions.
@@ -227,6 +245,36 @@ assert reach(all_local).sum(axis=1).tolist() == [min(1 + n * (window - 1), T) fo
 # almost nothing. On the left, as in Gemma 2, a single global layer gives access to the whole text, and every replaced
 # token has an effect. Global layers carry information over long distances; local layers are the cheap half.
 #
+# Set the window and the layers yourself. Each row is a layer of eight, and dark is what the last of 128 tokens has
+# seen by then.
+#
+# **Try:** Without a global layer (9), how wide must the window be for the last token to see all 128? And with one?
+#
+# <details><summary>Reveal</summary>
+#
+# 17: 1 + 8 · 16 is 129. With a global layer any window is enough, even 1.
+#
+# </details>
+
+
+# %%
+def seen_by_the_last(figure, window, every):
+    reached, rows = np.eye(128, dtype=bool), []
+    for layer in range(8):
+        is_global = layer % every == every - 1
+        reached = attention_mask(range(128), range(128), None if is_global else window) @ reached
+        rows.append(reached[-1])
+    axes = figure.subplots()
+    axes.imshow(rows, aspect="auto", cmap="Blues", vmin=0, vmax=1.4, interpolation="nearest")
+    axes.grid(False)
+    axes.set(xlabel="position", ylabel="layer", yticks=range(8))
+    axes.set_title(f"seen after each layer: {', '.join(str(row.sum()) for row in rows)} of 128")
+
+
+every = Slider("one global layer in (layers)", start=6, low=1, high=9)
+explore(seen_by_the_last, window=Slider("window (tokens)", 16, 1, 64), every=every)
+
+# %% [markdown]
 # ## What it saves
 #
 # A local layer never looks at a key that has left its window, so it need not keep it. Here is the cache of a text of
@@ -310,6 +358,15 @@ assert [layer.slots for layer in cache.layers] == [64, 256, 64, 256]
 
 # %% [markdown]
 # ## A narrower window at inference
+#
+# **Predict:** The bundled model was trained with a window of 64. At which window does it become a tenth worse, if
+# nothing else changes: 32, 16 or 8?
+#
+# <details><summary>Reveal</summary>
+#
+# At 8. At 32 and 16 its perplexity is at most 2 % higher.
+#
+# </details>
 #
 # Table 10 of the report asks what happens when the window of a trained model is narrowed, with no further training: at
 # 4096, 2048 and 1024, its perplexity is 1.63, 1.63 and 1.64. So a narrower window saves time and memory at almost no

@@ -15,6 +15,7 @@ import numpy as np
 from support import check, check_file, lines
 from support.exercises import soft_capping as exercises
 from support.plots import pieces, use_style
+from support.sliders import Slider, explore
 
 import gemma_np
 from gemma_np.config import RELEASED
@@ -104,6 +105,14 @@ assert 1e-6 < weakest < 1e-4
 # for every number of an array of any shape. $\tanh$ is nearly $x$ itself near zero, and never leaves (-1, 1); dividing
 # before and multiplying after turns that into "nearly $x$ while $x$ is small relative to $c$" and $(-c, c)$. For a cap
 # of 50 and three scores:
+#
+# **Predict:** The cap is 50. What becomes of a score of 50?
+#
+# <details><summary>Reveal</summary>
+#
+# 38, because $\tanh 1$ is 0.76. The cap is a bound that no score reaches; it bends long before.
+#
+# </details>
 
 # %%
 for score in (5.0, 50.0, 500.0):
@@ -146,6 +155,15 @@ plt.show()
 
 # %% [markdown]
 # Here a score starts at 120 and should become 30, by gradient descent on half the squared distance:
+#
+# **Predict:** After 200 steps, where is the score with the soft cap, and where with the clip?
+#
+# <details><summary>Reveal</summary>
+#
+# With the soft cap it is where its capped value is 30, near 35. With the clip it is still at 120: its slope is zero
+# there, so it gets no gradient at all.
+#
+# </details>
 
 # %%
 soft, hard = np.array([120.0]), np.array([120.0])
@@ -167,6 +185,35 @@ assert slopes[0] > 0.95 and 0.01 < slopes[2] < 0.1 and slopes[3] < 1e-7
 # With the clip, the score never moves. At 500 the slope of the soft cap is almost zero as well; it only helps scores
 # that are not too far off.
 #
+# Here are the five scores from the beginning again. Move the cap and their size.
+#
+# **Try:** At a largest score of 300, is the gradient smaller with a cap of 5 or with one of 100? Where is it largest?
+#
+# <details><summary>Reveal</summary>
+#
+# With 5 it is about $10^{-11}$: the cap presses the scores so far that its own slope is gone. With 100 it is about
+# $10^{-3}$. It is largest at 75.
+#
+# </details>
+
+
+# %%
+def five_scores(figure, cap, largest):
+    left, right = figure.subplots(1, 2)
+    scores, line = largest * base_scores, np.linspace(-300, 300, 601)
+    left.plot(line, soft_cap(line, cap))
+    left.plot(scores, soft_cap(scores, cap), "o", color="C5")
+    left.set(xlabel="score", ylabel="after the cap", ylim=(-110, 110), title=f"cap {cap:g}")
+    (probs, back), (bare, bare_back) = gradient(scores, cap), gradient(scores)
+    right.bar(np.arange(5) - 0.2, bare, 0.4, color="C1", label=f"no cap: gradient {np.linalg.norm(bare_back):.0e}")
+    right.bar(np.arange(5) + 0.2, probs, 0.4, color="C0", label=f"capped: gradient {np.linalg.norm(back):.0e}")
+    right.set(xlabel="score (largest first)", ylim=(0, 1.25), title="probability")
+    right.legend(loc="upper right", fontsize=8)
+
+
+explore(five_scores, cap=Slider("cap (score)", 50, 5, 100, step=5), largest=Slider("largest score", 150, 1, 300))
+
+# %% [markdown]
 # ## Two places, two caps
 #
 # Gemma 2 caps the scores of every attention layer, with 50, before the mask:
@@ -272,6 +319,14 @@ assert right[0, 3] == 0 and leaking[0, 3] > 0.05
 #
 # Here is what each mistake that people made with the caps does to the bundled model: the perplexity, and the number of
 # positions at which another token becomes the most likely:
+#
+# **Predict:** Of these five mistakes, how many raise the perplexity of the verse by more than a hundredth?
+#
+# <details><summary>Reveal</summary>
+#
+# One, the wrong formula. The other four hide.
+#
+# </details>
 
 # %%
 perplexity, others = {"right": model.perplexity(verse)}, {}

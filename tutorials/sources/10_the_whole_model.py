@@ -137,6 +137,14 @@ assert looked[9:11, tokens.index("▁H")].min() > 0.4 and looked[8, tokens.index
 #
 # The head reads the stream after the last layer. But all layers add to the same stream, so we can also apply the head
 # earlier: final norm, head and cap on every `resid_mid` and `resid_post`. This is called the *logit lens*.
+#
+# **Predict:** The head is applied before any layer, to the embedding of `am`. Which token does it predict?
+#
+# <details><summary>Reveal</summary>
+#
+# `am` itself. The head is the embedding, and a row scores highest against itself.
+#
+# </details>
 
 
 # %%
@@ -250,6 +258,15 @@ assert np.array_equal(first_records["layers.1.resid_post"], record["layers.1.res
 # And this one replaces. To find out what a part does, silence it and see how the model performs without it (an
 # *ablation*). The heads of a layer are side by side in `context` [T, H*h]: head 1 has the channels from $h$ to $2h -
 # 1$. The tape zeroes them in a copy, because the record itself may be needed elsewhere:
+#
+# **Predict:** What costs more: the head that matters most, or the half of a layer that matters least?
+#
+# <details><summary>Reveal</summary>
+#
+# The half. The worst head to lose costs 0.15 nats per token, and no half costs less than that. The worst half, the
+# feed-forward of layer 0, costs more than 1.5.
+#
+# </details>
 
 
 # %%

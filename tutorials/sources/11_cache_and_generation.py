@@ -15,6 +15,7 @@ import numpy as np
 from support import check, check_file, diagrams, lines
 from support.exercises import cache_and_generation as exercises
 from support.plots import use_style
+from support.sliders import Slider, explore
 
 import gemma_np
 from gemma_np.model.attention import attend
@@ -42,6 +43,15 @@ assert config.sliding_window < T
 # To generate a token, the model reads the whole text before it. To generate the next one, it would read all of that
 # again, plus one token. But no token sees a later one, so the intermediates of the earlier tokens cannot change. Here
 # we compare those of the first 40 tokens, alone and as the beginning of the longer text:
+#
+# **Predict:** How many rows (vectors of one token in one pass) does it take to generate T = 76 tokens one by one if
+# every pass reads the whole text?
+#
+# <details><summary>Reveal</summary>
+#
+# $1 + 2 + \dots + 76 = 2926$, against 76 with a cache: $(T + 1) / 2$ times as many. The factor grows with the text.
+#
+# </details>
 
 # %%
 short, long = model.trace(ids[:40]), model.trace(ids)
@@ -228,6 +238,14 @@ assert min(surprise[name][prompt:].mean() for name in list(surprise)[1:]) > surp
 # probabilities are divided by their sum.
 #
 # For four tokens with the probabilities 0.5, 0.3, 0.15 and 0.05:
+#
+# **Predict:** How many of them does top-p keep with p = 0.7, and how many with p = 0.9?
+#
+# <details><summary>Reveal</summary>
+#
+# Two, then three. A token is kept if those before it do not add up to p yet; 0.5 + 0.3 reaches 0.7, but not 0.9.
+#
+# </details>
 
 # %%
 few = np.log([0.5, 0.3, 0.15, 0.05])  # logits [V]
@@ -274,6 +292,35 @@ assert len(ways["top-k, k = 5"].distribution(logits)[0]) == 5
 assert 5 < len(ways["top-p, p = 0.5"].distribution(logits)[0]) < 10
 for sampling in ({}, {"temperature": 0.7, "seed": 3}):
     print(repr(model.generate("I thank you, my", 60, **sampling)))
+
+# %% [markdown]
+# Now with sliders, after the same words.
+#
+# **Try:** With top-p at 0.7, how many tokens are left at the temperatures 0.5, 1 and 2?
+#
+# <details><summary>Reveal</summary>
+#
+# 1, 30 and 374. In a flat distribution it takes many tokens to have 70 % together.
+#
+# </details>
+
+
+# %%
+def next_token(figure, temperature, top_p):
+    chosen, probs = Sampling(temperature, top_p=top_p).distribution(logits)
+    of_id = dict(zip(chosen.tolist(), probs, strict=True))
+    axes = figure.subplots()
+    axes.barh(labels, [of_id.get(int(id), 0) for id in order])
+    axes.invert_yaxis()
+    axes.set(xlabel="probability", xlim=(0, 1))
+    axes.set_title(f"temperature {temperature:.2g}, top-p {top_p:.2g}: {len(chosen)} tokens left")
+
+
+explore(
+    next_token,
+    temperature=Slider("temperature", start=1.0, low=0.1, high=2.0, step=0.1),
+    top_p=Slider("top-p (probability)", start=0.7, low=0.05, high=1.0, step=0.05),
+)
 
 # %% [markdown]
 # ## Exercises

@@ -56,6 +56,14 @@ print(f"Gemma 2 2B: {sum(two_b.parameter_count().values()):,} weights")
 # $$\text{flop/s} \le \min(\text{peak},\ I \cdot \text{bandwidth})$$
 #
 # With round numbers: a weight [100, 100] in float32, on a machine with a peak of 10 Gflop/s and a bandwidth of 5 GB/s:
+#
+# **Predict:** One vector takes 8 µs. How long do ten take together: 8, 20 or 80 µs?
+#
+# <details><summary>Reveal</summary>
+#
+# 20 µs. The weight is read once for all ten, so their arithmetic becomes the limit: 200,000 flops at 10 Gflop/s.
+#
+# </details>
 
 # %%
 weight_size = 4 * 100 * 100  # bytes
@@ -150,6 +158,16 @@ plt.show()
 # key and value in the cache. So:
 #
 # $$\text{tokens/s} \le \frac{\text{bandwidth}}{\text{bytes of the weights} + \text{bytes of the cache}}$$
+#
+# **Predict:** How many times as many tokens per second could a Gemma 2 2B generate in int4 as in float32, if memory is
+# the only limit?
+#
+# <details><summary>Reveal</summary>
+#
+# Six to seven times. The numbers are an eighth of the size, but each group of 64 has a scale, so the weights shrink
+# 7.1-fold; and keys and values stay in float32, so with a longer text it is less.
+#
+# </details>
 
 
 # %%

@@ -98,6 +98,14 @@ def check_gradient(gradient, loss, x):
 # For one operation, any $dy$ will do: choose it at random, and take $L = \sum_j dy_j \, f(x)_j$, whose gradient with
 # respect to $f(x)$ is that $dy$. Here it is for the norm of [tutorial 4](04_rms_norm.ipynb). How large should the step
 # be?
+#
+# **Predict:** In float64, which step measures the slope best: $10^{-13}$, $10^{-5}$ or $10^{-1}$?
+#
+# <details><summary>Reveal</summary>
+#
+# $10^{-5}$, about the cube root of the smallest relative difference of two float64. Smaller is not better.
+#
+# </details>
 
 # %%
 x, weight, dy, eps = draw(8), draw(8), draw(8), config.rms_norm_eps
@@ -463,6 +471,14 @@ assert np.allclose(wrong[4], dE[4]) and not np.allclose(wrong[1], dE[1])
 #
 # $$dz = P - \mathrm{onehot}(t)$$
 #
+# **Predict:** What is the sum of $dz$ over all V logits?
+#
+# <details><summary>Reveal</summary>
+#
+# Zero: the probabilities sum to 1, and so does the one-hot. Raising all logits alike changes nothing.
+#
+# </details>
+#
 # Each logit is pushed down in proportion to its probability, and the logit of the right token is pushed up by 1 minus
 # its probability. When the prediction is perfect, the gradient is zero.
 
@@ -590,6 +606,14 @@ assert after < loss - 0.5
 #
 # Here is the size of each weight's gradient on this text, as a root mean square over its elements, so large and small
 # matrices are comparable.
+#
+# **Predict:** Which of `q_proj`, `k_proj` and `v_proj` has the largest gradient, and which the smallest?
+#
+# <details><summary>Reveal</summary>
+#
+# `v_proj` the largest, with more than twice that of `k_proj`; `q_proj` the smallest. It is so in every layer.
+#
+# </details>
 
 # %%
 kinds = {

@@ -93,6 +93,14 @@ lines(masked_mean, "count =", "total", "return")
 # The mask excludes positions that are read but not trained on, such as the user's turns in a conversation. They must
 # count neither in the sum nor in N.
 #
+# **Predict:** What is the loss of a model that knows nothing, for a vocabulary of V = 2048?
+#
+# <details><summary>Reveal</summary>
+#
+# $\log 2048 = 7.62$ nats: each token gets the probability $1/2048$.
+#
+# </details>
+#
 # A model that knows nothing gives each token probability $1/V$, and its loss is $\log V$. This is the first of the four
 # numbers: if the loop starts far from it, something is wrong already. Here is a Gemma 2 of about a hundred thousand
 # parameters, two thirds of them the embedding, with one local and one global layer:
@@ -203,6 +211,15 @@ lines(
 # %% [markdown]
 # So every weight moves by about $\eta$, whatever its gradient: in the first step the fraction is $g / |g|$, which is 1
 # or -1.
+#
+# **Predict:** Two weights have gradients of which one is ten times as large. After the first step of AdamW, which of
+# them has moved further?
+#
+# <details><summary>Reveal</summary>
+#
+# Neither: both have moved by $\eta$.
+#
+# </details>
 
 # %%
 moved = {name: weight.copy() for name, weight in start.items()}
@@ -229,6 +246,15 @@ lines(cosine_schedule, "if step", "return", "progress = ")
 # goes to zero, because a hundred thousand parameters can memorize a few hundred tokens. If it does not, there is a
 # mistake, and no amount of text will help. `train_step` is the package's training step: batch, gradients, clipping,
 # AdamW.
+#
+# **Predict:** The model knows one batch by heart. What is its loss on other texts, compared with its loss before any
+# training?
+#
+# <details><summary>Reveal</summary>
+#
+# Higher. It is sure of what it has memorized, and wrong.
+#
+# </details>
 
 # %%
 training_config = TrainingConfig(steps=100, batch_size=4, seq_len=LENGTH, learning_rate=1e-2, warmup_steps=20)

@@ -126,6 +126,14 @@ diagrams.distillation()
 lines(soft_cross_entropy, "log_student =", "teacher =", "losses =", "dlogits =")
 
 # %% [markdown]
+# **Predict:** A student has become exactly its teacher. What is its loss?
+#
+# <details><summary>Reveal</summary>
+#
+# The teacher's entropy, not 0: the teacher itself is not certain of the next token. The gradient is 0.
+#
+# </details>
+#
 # With one-hot for $P_T$, this is the loss of tutorial 14, with gradient $P_S - \mathrm{onehot}$. So only the target
 # differs. A student that matches its teacher exactly has no gradient. Its loss is not 0, however, but the teacher's
 # entropy. Without that constant it is the Kullback-Leibler divergence, $\mathrm{KL}(P_T \Vert P_S) = L - H(P_T)$, which
@@ -147,6 +155,15 @@ assert (divergence > 0).all()
 
 # %% [markdown]
 # ## Why it is faster: the same direction with less noise
+#
+# **Predict:** A student is already close to its teacher, and reads one token more. In the gradient from that one
+# token, what is longer: what is left to learn, or the noise of the sample?
+#
+# <details><summary>Reveal</summary>
+#
+# The noise, more than four times as long.
+#
+# </details>
 #
 # Suppose the teacher really had written the text, each token sampled from $P_T$. Then $\mathrm{onehot}$ is $P_T$ on
 # average, and the gradient from the text is on average the gradient of distillation: text teaches the same, plus the
@@ -217,6 +234,14 @@ training_config = TrainingConfig(steps=700, batch_size=4, seq_len=LENGTH, learni
 # %% [markdown]
 # Only the K = 32 most likely tokens of each distribution are stored; a section below compares their effect with that of
 # all tokens. Here are the two runs:
+#
+# **Predict:** Both are judged by the tokens of held-out texts. Only one of them is trained on tokens. Which is ahead?
+#
+# <details><summary>Reveal</summary>
+#
+# The other one, at every point of the curve.
+#
+# </details>
 
 # %%
 curves, students = {}, {}

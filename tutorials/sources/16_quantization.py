@@ -2,7 +2,7 @@
 # # 16. Quantization
 #
 # After this you can store a matrix in 8 or 4 bits, say how large the error is and which of four methods reduces it, and
-# quantize a whole model. About 30 minutes. In the [Gemma 2 report](https://arxiv.org/abs/2408.00118): table 2, whose
+# quantize a whole model. About 35 minutes. In the [Gemma 2 report](https://arxiv.org/abs/2408.00118): table 2, whose
 # parameter counts become bytes here. The "practical size" in the report's title comes from distillation; Gemma 3's
 # report ([arXiv 2503.19786](https://arxiv.org/abs/2503.19786)) also has quantized models.
 #
@@ -18,6 +18,7 @@ import numpy as np
 from support import check, diagrams, lines
 from support.exercises import quantization as exercises
 from support.plots import use_style
+from support.sliders import Slider, explore
 
 import gemma_np
 from gemma_np.checkpoints.gguf_blocks import read_blocks
@@ -153,6 +154,16 @@ assert sizes[1] < sizes[0]
 # includes that, with scales of 16 bits, as in many files (`Grid` takes any range of integers, so we can try all
 # widths). The bundled model has hardly any large weights. So we plot its matrix unchanged, and then with one weight in
 # each row set to 20 times the standard deviation of the others, as an example of what large models can have:
+#
+# **Predict:** By how much does each further bit reduce the error, from 4 bits on? And what does one large weight do to
+# a row with one scale?
+#
+# <details><summary>Reveal</summary>
+#
+# Each bit halves it, since the steps are half as wide. One large weight makes the steps of the whole row wide: with
+# one of 20 standard deviations, 4 bits are worse (78 %) than 3 bits without it (31 %).
+#
+# </details>
 
 # %%
 print(f"largest weight of a row: at most {(np.abs(W).max(axis=1) / W.std(axis=1)).max():.1f} standard deviations")
@@ -203,6 +214,39 @@ assert with_outliers[384][2] > 3 * with_outliers[32][2] and with_outliers[384][3
 # of 32 have less than a third of the error of 4 bits with one scale per row, and less than 5 bits with one scale per
 # row.
 #
+# Look at the weights themselves: 96 of one row, with the large one among them (in place 48, far above the picture).
+# Where all dots are at 0, the group has lost its weights.
+#
+# **Try:** How many bits does it take until the error of the others is below 20 %, with groups of 96, of 32 and of 8?
+# And how many are these with the scales?
+#
+# <details><summary>Reveal</summary>
+#
+# 6, 5 and 4 bits. With the scales they are 6.17, 5.5 and 6: too small a group costs more than it saves.
+#
+# </details>
+
+
+# %%
+def rounded_row(figure, bits, group):
+    weights, largest = outliers[48, :96], 2 ** (bits - 1) - 1
+    parts = np.split(weights, range(group, 96, group))
+    steps = [np.abs(part).max() / largest for part in parts]
+    found = np.concatenate([step * np.rint(part / step) for part, step in zip(parts, steps, strict=True)])
+    axes = figure.subplots()
+    axes.plot(weights, "o", color="C0", fillstyle="none", label="weight")
+    axes.plot(found, ".", color="C5", label="stored")
+    for start in range(group, 96, group):
+        axes.axvline(start - 0.5, color="C6", linewidth=0.6)
+    axes.set(xlabel="channel", ylim=np.array([-4, 4]) * W[48].std())
+    axes.legend(loc="lower right", ncols=2)
+    error = np.linalg.norm(np.delete(found - weights, 48)) / np.linalg.norm(np.delete(weights, 48))
+    axes.set_title(f"{bits + 16 / group:.2f} bits per weight with the scales; error of the others {error:.0%}")
+
+
+explore(rounded_row, bits=Slider("bits", 4, 2, 8), group=Slider("group (weights)", 96, 8, 96, step=8))
+
+# %% [markdown]
 # ## Two numbers in a byte
 #
 # NumPy's smallest numbers have 8 bits, so two 4-bit numbers from 0 to 15 share a byte. The first half of the row goes
@@ -311,6 +355,14 @@ for title, matrix in {"unchanged": W[:, :256], "a large weight in each row": out
 #
 # An error matters more where inputs are large, and the errors of two channels can *cancel* when their inputs are
 # correlated. Two channels that always have the same value, weights of 0.4 and a grid of integers show it:
+#
+# **Predict:** Which two integers give the best output?
+#
+# <details><summary>Reveal</summary>
+#
+# 0 and 1 (or 1 and 0). Each weight alone is nearest to 0, but their sum is 0.8, and 1 is closer to it than 0.
+#
+# </details>
 
 # %%
 weight = np.array([[0.4, 0.4]], np.float32)
@@ -364,6 +416,15 @@ print(model.tokenizer.decode(texts[0, 1:60].tolist()))
 # %% [markdown]
 # For each matrix of layer 0, in int4 with groups of 64: what is the relative error of its output, on texts that were
 # not used for calibration?
+#
+# **Predict:** GPTQ has the smallest output error. Are its weights also the closest to the original ones?
+#
+# <details><summary>Reveal</summary>
+#
+# No. In every matrix, plain rounding is closer to them: it takes the nearest value for each weight, whatever the
+# others do.
+#
+# </details>
 
 # %%
 seen, fresh = model.trace(calibration), model.trace(texts)
