@@ -129,7 +129,8 @@ def test_a_tutorial_folds_its_checks_and_its_hints(pages):
     page = pages["tutorials/04_rms_norm/"]
     folded = re.findall("<details>.*?</details>", page, re.DOTALL)
     checks = [part for part in folded if "<summary>Check</summary>" in part]
-    assert checks and all('class="k">assert<' in part or "assert_" in part for part in checks)
+    assert checks
+    assert all('class="k">assert<' in part or "assert_" in part for part in checks)
     assert "assert" not in re.sub("<details>.*?</details>", "", page.partition('id="exercises"')[0], flags=re.DOTALL)
     assert any("<code>" in part and "Hint 1" in part for part in folded)
 
