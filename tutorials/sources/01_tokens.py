@@ -58,6 +58,7 @@ text = "To be, or not to be, that is the question."
 ids = tokenizer.encode(text)
 tokens = pieces(ids, tokenizer)
 print("  ".join(f"{token} {id}" for token, id in zip(tokens, ids, strict=True)))
+print(tokenizer.decode(ids))
 
 # %% tags=["check"]
 assert ids[1:] == tokenizer.encode(text, bos=False)
