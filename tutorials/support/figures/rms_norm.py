@@ -5,8 +5,6 @@ from collections.abc import Sequence
 import matplotlib.pyplot as plt
 import numpy as np
 
-from support.plots import matrix
-
 
 def growth(rms: np.ndarray) -> None:
     """Plot the root mean square of the residual stream, [layers + 1, T]."""
@@ -20,8 +18,12 @@ def growth(rms: np.ndarray) -> None:
 
 
 def factors(values: np.ndarray, names: Sequence[str]) -> None:
-    """Plot the factors 1 + w of norms, [norms, D]."""
+    """Plot the factors 1 + w of norms, [norms, D]: a mark for each channel, in a row for each norm."""
     _, axes = plt.subplots(figsize=(7, 4.4))
-    matrix(axes, values, names, label="1 + w")
-    axes.set(xlabel="channel (D)", title="The factor of each channel in each norm")
+    for row, factor in enumerate(values):
+        axes.plot(factor, np.full(len(factor), row), "|", color=f"C{row % 4}", alpha=0.6)
+    axes.axvline(1, color="black", linestyle=":", linewidth=1)
+    axes.set(yticks=range(len(names)), yticklabels=names, xlabel="1 + w")
+    axes.set_title("The factors of each norm (one mark per channel)")
+    axes.invert_yaxis()
     plt.show()
