@@ -11,12 +11,12 @@ from support.plots import matrix
 def attention_maps(probs: np.ndarray, tokens: Sequence[str], titles: Mapping[int, str]) -> None:
     """Plot the probabilities [H, T, T] of some heads, whose titles are given; later tokens are blank."""
     past = np.tri(len(tokens), dtype=bool)
-    figure, axes = plt.subplots(1, len(titles), figsize=(7, 4), sharey=True)
+    figure, axes = plt.subplots(1, len(titles), figsize=(8, 4.8), sharey=True)
     for place, (head, title) in zip(axes, titles.items(), strict=True):
         image = place.imshow(np.where(past, probs[head], np.nan), vmin=0, vmax=1)
         place.grid(False)
-        place.set_xticks(range(len(tokens)), tokens, rotation=90, fontsize=8)
-        place.set_yticks(range(len(tokens)), tokens, fontsize=8)
+        place.set_xticks(range(len(tokens)), tokens, rotation=90, fontsize=7)
+        place.set_yticks(range(len(tokens)), tokens, fontsize=7)
         place.set(title=f"Head {head}: {title}", xlabel="key: the token looked at")
     axes[0].set_ylabel("query: the token that looks")
     figure.colorbar(image, ax=axes, label="probability (a row sums to 1)", shrink=0.8)
