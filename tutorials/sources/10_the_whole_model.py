@@ -105,7 +105,7 @@ again = {
 }
 for name, value in again.items():
     difference = np.abs(value - record[name]).max()
-    print(f"{name:20} computed again from the records before it: differs by {difference:.0e} at most")
+    print(f"{name:20} computed again from the records before it: largest difference {difference:.0e}")
 
 # %% tags=["check"]
 for name, value in again.items():
