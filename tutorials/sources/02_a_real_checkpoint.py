@@ -3,8 +3,8 @@
 #
 # After this you can open a model that you downloaded without any library: read its config key by key, find each weight
 # in its file, and decode its numbers; and you can count parameters and bytes before you load a single one. About 25
-# minutes. In the [Gemma 2 report](https://arxiv.org/abs/2408.00118): tables 1 and 2, which are what a config and the
-# shapes of the weights say in numbers.
+# minutes. In the [Gemma 2 report](https://arxiv.org/abs/2408.00118): tables 1 and 2; a config and the shapes of the
+# weights contain the same numbers.
 #
 # Before this: [1. Tokens](01_tokens.ipynb).
 # Terms and letters: [glossary](glossary.md).
@@ -58,7 +58,7 @@ for path in sorted(folder.iterdir()):
 # | `generation_config.json` | where a text begins and ends, and perhaps how to sample |
 # | `tokenizer_config.json`, `special_tokens_map.json` | how other programs handle control pieces and conversations |
 #
-# To compute a next token you need the first two, and the third to read it.
+# To compute a next token you need the first two, and the third to turn it into text.
 #
 # ## config.json, key by key
 
@@ -341,8 +341,8 @@ else:
 # - The norms are stored as $1 + w$. If you add 1 again, the model is broken.
 # - Matrices are often *blocks*: 32 or 256 numbers share a scale, and have 4 to 8 bits each
 #   ([tutorial 16](16_quantization.ipynb)). Q4_K and Q8_0 are such formats; F32 and BF16 are plain.
-# - Some values of `config.json` are not in it, such as `query_pre_attn_scalar` and `layer_types`; programs know them by
-#   heart for each architecture.
+# - Some values of `config.json` are not in it, such as `query_pre_attn_scalar` and `layer_types`; programs
+#   hard-code them for each architecture.
 #
 # `gemma_np.load` takes such a file like a folder, and keeps the matrices as they are stored:
 

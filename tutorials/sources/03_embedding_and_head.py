@@ -204,7 +204,7 @@ assert 0.5 < sizes["attention adds"].mean() / sizes["times sqrt(D)"].mean() < 2
 # %% [markdown]
 # Both possible mistakes, no scale and the scale applied twice, have been made in reimplementations of Gemma, and
 # neither raises an error. This package has a catalogue of such mistakes. `inject_mistakes` makes the model commit one
-# of them inside its `with` block; the list has the number of tokens of each pass.
+# of them inside its `with` block; its last argument lists how many tokens each pass reads.
 #
 # *Perplexity* is exp of the mean negative log-likelihood per token; lower is better. A model that guesses uniformly
 # among all V = 2,048 pieces has a perplexity of 2,048. A higher one is worse than guessing: the model is confident in

@@ -88,7 +88,7 @@ assert blind.perplexity(text) > 1.3 * model.perplexity(text)
 # Without positions, layer 0 cannot tell a sentence from its shuffled words: only the last digit of float32 changes. The
 # logits still change a little. A token sees only the tokens before it, so the vectors that later layers read depend on
 # *which tokens came before*. That is not enough: the perplexity is much worse. (Of course, this model was trained with
-# positions; one that was trained without them would do better.)
+# positions; one that was trained without them could do better.)
 #
 # ## The idea: rotate the vector
 #
@@ -283,7 +283,7 @@ assert np.array_equal(right_one, wrong_one)
 assert 1.3 * right < wrong < 2 * right
 
 # %% [markdown]
-# That is worse, but far from the 2,048 of guessing: such a model may just seem to be a poor one. To find the mistake,
+# That is worse, but far from the 2,048 of guessing: such a model just looks badly trained. To find the mistake,
 # compare the numbers with those of a correct implementation, at a position other than 0.
 #
 # **Imprecise angles.** An angle grows to thousands of radians, and the cosine depends only on the remainder after whole

@@ -251,7 +251,7 @@ for layer in (0, 3):
         assert normed.max() / normed.min() < 1.4 < 1.7 < raw.max() / raw.min()
 
 # %% [markdown]
-# To prove it: multiplying the `down` matrices by ten changes almost nothing. What remains comes from the small
+# To see it, multiply the `down` matrices by ten: almost nothing changes. What remains comes from the small
 # $\varepsilon$ in the norm.
 
 # %%
