@@ -125,6 +125,17 @@ def test_a_tutorial_links_to_the_line_of_the_source(pages):
     assert re.sub("<.*?>", "", shown.partition(">")[2]) == lines[number - 1].replace(">", "&gt;")
 
 
+def test_a_tutorial_folds_its_checks_and_its_hints(pages):
+    page = pages["tutorials/04_rms_norm/"]
+    folded = re.findall("<details>.*?</details>", page, re.DOTALL)
+    checks = [part for part in folded if "<summary>Check</summary>" in part]
+    assert checks
+    assert all('class="k">assert<' in part or "assert_" in part for part in checks)
+    assert "assert" not in re.sub("<details>.*?</details>", "", page.partition('id="exercises"')[0], flags=re.DOTALL)
+    assert any("<code>" in part and "Hint" in part for part in folded)
+    assert not [part for part in folded if "`" in part]
+
+
 @pytest.fixture(scope="module")
 def browser():
     from playwright.sync_api import sync_playwright

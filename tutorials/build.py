@@ -24,15 +24,20 @@ METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},
 }
+FOLDED = {"jupyter": {"source_hidden": True}, "tags": ["check"]}
+"""The metadata of a cell that only checks what the cells above it have claimed: JupyterLab opens it on a click."""
 
 
 def read(source: Path) -> nbformat.NotebookNode:
-    """Return the notebook of a source without outputs; numbered cells make it the same each time."""
+    """Return the notebook of a source without outputs, its checks folded.
+
+    Numbered cells make it the same each time.
+    """
     notebook = jupytext.read(source, fmt="py:percent")
     notebook.metadata = nbformat.from_dict(METADATA)
     for number, cell in enumerate(notebook.cells):
         cell["id"] = f"cell-{number}"
-        cell["metadata"] = nbformat.from_dict({})
+        cell["metadata"] = nbformat.from_dict(FOLDED if "check" in cell.metadata.get("tags", ()) else {})
     return notebook
 
 

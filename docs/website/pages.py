@@ -11,6 +11,7 @@ from html import unescape
 from pathlib import Path
 from posixpath import relpath
 
+import nbformat
 from latex2mathml.converter import convert
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files, InclusionLevel
@@ -83,8 +84,14 @@ def shown() -> Iterator[Path]:
 
 
 def notebook(path: Path) -> tuple[str, dict[str, bytes]]:
-    """Return a notebook in Markdown, and its figures by name."""
-    text, resources = MarkdownExporter().from_filename(str(path))
+    """Return a notebook in Markdown, with its checks and hints folded, and its figures by name."""
+    read = nbformat.read(path, as_version=4)
+    for cell in read.cells:
+        if "check" in cell.metadata.get("tags", ()):
+            cell.cell_type = "markdown"
+            cell.source = f"<details><summary>Check</summary>\n\n```python\n{cell.source}\n```\n\n</details>"
+    text, resources = MarkdownExporter().from_notebook_node(read)
+    text = text.replace("<details>", "<details markdown>")  # it is folded, and its content is Markdown
     text = re.sub(r"!\[png\]\((.*?)\)", rf"![Figure]({path.stem}/\1)", text)
     text = re.sub(r'<a href="(.*?)">(.*?)</a>\s*<pre .*?>(.*?)</pre>', lines_of_source, text, flags=re.DOTALL)
     return text, {f"{path.stem}/{name}": content for name, content in resources["outputs"].items()}

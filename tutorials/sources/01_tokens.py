@@ -17,16 +17,17 @@
 from collections import Counter
 from itertools import pairwise
 
-import matplotlib.pyplot as plt
 import numpy as np
 from support import check, lines
 from support.exercises import tokens as exercises
+from support.figures import tokens as figures
 from support.plots import pieces, use_style
 
 import gemma_np
 from gemma_np.config import RELEASED
 from gemma_np.text.tokenizer import Tokenizer
 
+# %%
 use_style()
 model = gemma_np.load()
 tokenizer = model.tokenizer
@@ -35,18 +36,20 @@ print(f"a Gemma 2 of {parameters:,} parameters, which reads and writes {len(toke
 
 # %% [markdown]
 # The model comes with the package. It has every part of Gemma 2, is more than two thousand times smaller than the
-# smallest one that Google released, and has read nothing but Shakespeare.
+# smallest Gemma 2 that Google released, and has read nothing but Shakespeare.
 
 # %%
 released = sum(RELEASED["gemma-2-2b"].parameter_count().values())
 print(f"Gemma 2 2B: {released:,} parameters, {released / parameters:,.0f} times as many")
+
+# %% tags=["check"]
 assert 2000 < released / parameters < 3000
 
 # %% [markdown]
 # ## A text becomes numbers
 #
 # A model computes with numbers, so a text has to become a list of numbers. With one number per word, new words could
-# not be written; with one per letter, every text would be long. *Pieces* of words lie in between: a common word is one
+# not be written; with one per letter, every text would become long. *Pieces* of words lie in between: a common word is one
 # piece, a rare one is made of several. The vocabulary is the list of all pieces, and the index of a piece in it is its
 # *id*. An occurrence of a piece in a text is called a *token*.
 
@@ -55,7 +58,9 @@ text = "To be, or not to be, that is the question."
 ids = tokenizer.encode(text)
 tokens = pieces(ids, tokenizer)
 print("  ".join(f"{token} {id}" for token, id in zip(tokens, ids, strict=True)))
+print(tokenizer.decode(ids))
 
+# %% tags=["check"]
 assert ids[1:] == tokenizer.encode(text, bos=False)
 assert tokenizer.decode(ids) == text
 
@@ -69,7 +74,7 @@ assert tokenizer.decode(ids) == text
 #   text that a Gemma reads begins with it, exactly once; forgetting it is one of the most common mistakes.
 #
 # These lines add it, only once even if the text already has it. (The loop finds the other control pieces and turns each
-# into its one id; the sentencepiece library encodes the text between them.)
+# into its id; the sentencepiece library encodes the text between them.)
 
 # %%
 lines(Tokenizer.encode)
@@ -87,9 +92,11 @@ lines(Tokenizer.encode)
 
 # %%
 for sample in ("In 1599", "a café", "two  spaces"):
-    sample_ids = tokenizer.encode(sample, bos=False)
-    print(f"{sample!r:15}", *pieces(sample_ids, tokenizer))
-    assert tokenizer.decode(sample_ids) == sample
+    print(f"{sample!r:15}", *pieces(tokenizer.encode(sample, bos=False), tokenizer))
+
+# %% tags=["check"]
+for sample in ("In 1599", "a café", "two  spaces"):
+    assert tokenizer.decode(tokenizer.encode(sample, bos=False)) == sample
 assert len(tokenizer.encode("1599", bos=False)) == 4
 
 # %% [markdown]
@@ -124,6 +131,8 @@ for _ in range(5):
             place = list(pairwise(word)).index((a, b))
             word[place : place + 2] = [a + b]
     print(f"{len(vocabulary) - 1:2}: {a} + {b} ({count} times) ", *(" ".join(word) for word in words), sep="   ")
+
+# %% tags=["check"]
 assert vocabulary[6:] == ["lo", "low", "er", "ne", "new"]
 
 # %% [markdown]
@@ -152,12 +161,14 @@ assert vocabulary[6:] == ["lo", "low", "er", "ne", "new"]
 # %%
 print(*pieces(tokenizer.encode(" nobler", bos=False), tokenizer))
 print({piece: tokenizer.id(piece) for piece in ("er", "le", "▁noble")})
+
+# %% tags=["check"]
 assert "▁noble" in tokenizer and "▁noble" not in pieces(tokenizer.encode(" nobler", bos=False), tokenizer)
 assert tokenizer.id("er") < tokenizer.id("le")
 
 # %% [markdown]
-# "er" has a lower id than "le", so the e is merged with the r before the l can have it, and then nothing can become
-# ▁noble any more.
+# "er" has a lower id than "le", so the e is merged with the r before the l can have it, and after that nothing can
+# become ▁noble.
 #
 # The first pieces are short, and later ones are built from them:
 
@@ -166,16 +177,12 @@ first = tokenizer.id("<0xFF>") + 1  # before it are the control pieces, runs of 
 merged = [id for id in range(first, len(tokenizer)) if len(tokenizer.piece(id)) > 1]  # the single characters are last
 lengths = np.array([len(tokenizer.piece(id)) for id in merged])
 means = lengths[: len(lengths) // 100 * 100].reshape(-1, 100).mean(axis=1)  # of each hundred pieces
-
-figure, axes = plt.subplots()
-axes.plot(merged, lengths, ".", alpha=0.3, label="a piece")
-axes.plot(np.arange(len(means)) * 100 + first + 50, means, "o-", color="C5", label="mean of a hundred pieces")
-axes.set(xlabel="id of the piece", ylabel="characters", title="Pieces that were made later are longer, on average")
-axes.legend()
-plt.show()
+figures.lengths_of_pieces(merged, lengths, means)
 
 longest = [tokenizer.piece(id) for id, length in zip(merged, lengths, strict=True) if length == lengths.max()]
 print("the first:", *pieces(merged[:8], tokenizer), "  the longest:", *longest)
+
+# %% tags=["check"]
 assert means[0] < 3 < 4 < means[-1] and "ANTIPHOLUS" in longest
 
 # %% [markdown]
@@ -202,6 +209,8 @@ ids = tokenizer.encode("a café")
 print(list(zip(ids, pieces(ids, tokenizer), strict=True)))
 for number in range(1, len(ids) + 1):
     print(number, "tokens:", repr(tokenizer.decode(ids[:number])))
+
+# %% tags=["check"]
 assert tokenizer.decode(ids) == "a café"
 assert bytes([0xC3, 0xA9]).decode() == "é"
 

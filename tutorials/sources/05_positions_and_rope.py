@@ -12,12 +12,12 @@
 import math
 from dataclasses import replace
 
-import matplotlib.pyplot as plt
 import ml_dtypes
 import numpy as np
 from support import check, check_file, lines
 from support.exercises import positions_and_rope as exercises
-from support.plots import matrix, pieces, use_style
+from support.figures import positions_and_rope as figures
+from support.plots import pieces, use_style
 from support.sliders import Slider, explore
 
 import gemma_np
@@ -28,6 +28,7 @@ from gemma_np.model.rope import rope, rope_cos_sin
 from gemma_np.oracle.mistakes import inject_mistakes
 from gemma_np.oracle.mistakes.rope import rope_interleaved
 
+# %%
 use_style()
 model = gemma_np.load()
 config = model.config
@@ -53,6 +54,8 @@ print(f"T = {len(ids)} tokens, H = {config.num_attention_heads} heads of h = {h}
 key = record["layers.0.self_attn.k"]  # [K, T, h]
 first_be, second_be = (place for place, token in enumerate(tokens) if token == "▁be")
 print(f"▁be is at positions {first_be} and {second_be}")
+
+# %% tags=["check"]
 np.testing.assert_allclose(key[:, first_be], key[:, second_be], rtol=1e-4, atol=1e-5)
 
 # %% [markdown]
@@ -87,6 +90,7 @@ for name in ("layers.0.self_attn.o", "logits"):
     print(f"{name:22} with RoPE {change(model, name):.2f}, without {change(blind, name):.7f}")
 print(f"perplexity of the text: {model.perplexity(text):.0f}, without positions {blind.perplexity(text):.0f}")
 
+# %% tags=["check"]
 assert change(blind, "layers.0.self_attn.o") < 1e-5 < 0.05 < change(model, "layers.0.self_attn.o")
 assert change(blind, "logits") > 0.01
 assert blind.perplexity(text) > 1.3 * model.perplexity(text)
@@ -95,7 +99,7 @@ assert blind.perplexity(text) > 1.3 * model.perplexity(text)
 # Without positions, layer 0 cannot tell a sentence from its shuffled words: only the last digit of float32 changes. The
 # logits still change a little. A token sees only the tokens before it, so the vectors that later layers read depend on
 # *which tokens came before*. That is not enough: the perplexity is much worse. (Of course, this model was trained with
-# positions; one that was trained without them would do better.)
+# positions; one that was trained without them could do better.)
 #
 # ## The idea: rotate the vector
 #
@@ -114,9 +118,10 @@ qs, ks = rope(np.tile(q, (4, 1)), cos, sin).round(9) + 0.0, rope(np.tile(k, (4, 
 for p in range(4):
     print(f"position {p}: query {qs[p]}, key {ks[p]}")
 for p in range(1, 4):
-    print(
-        f"query at {p}, key at {p - 1}: {qs[p, 0]:g} * {ks[p - 1, 0]:g} + {qs[p, 1]:g} * {ks[p - 1, 1]:g} = {qs[p] @ ks[p - 1]:g}"
-    )
+    (a, b), (c, d) = qs[p], ks[p - 1]
+    print(f"query at {p}, key at {p - 1}: {a:g} * {c:g} + {b:g} * {d:g} = {a * c + b * d:g}")
+
+# %% tags=["check"]
 assert np.vecdot(qs[1:], ks[:-1]).tolist() == [-5, -5, -5]
 
 # %% [markdown]
@@ -168,19 +173,9 @@ base, divisor = config.rope(layer=1)
 cos, sin = rope_cos_sin(range(config.max_position_embeddings), h, base, divisor, np.float64)  # [256, h/2]
 query = record["layers.1.self_attn.q"][0, second_be].astype(np.float64)  # [h]
 rotated = rope(np.tile(query, (21, 1)), cos[:21], sin[:21])  # [21, h]
+figures.rotated_pairs(rotated, shown=(0, 2, 5))
 
-shown = (0, 2, 5)
-reach = 1.3 * max(np.hypot(*query[[pair, pair + h // 2]]) for pair in shown)
-figure, axes = plt.subplots(1, 3, figsize=(7, 2.9))
-for panel, pair in zip(axes, shown, strict=True):
-    points = panel.scatter(rotated[:, pair], rotated[:, pair + h // 2], c=range(21), s=25)
-    panel.plot(*query[[pair, pair + h // 2]], "o", color="C5", markersize=10, fillstyle="none")
-    panel.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal", title=f"pair {pair}")
-    panel.set(xlabel=f"channel {pair}", ylabel=f"channel {pair + h // 2}")
-figure.colorbar(points, ax=axes, label="position", shrink=0.8, ticks=range(0, 21, 5))
-figure.suptitle("One query, rotated to positions 0 to 20")
-plt.show()
-
+# %% tags=["check"]
 np.testing.assert_allclose(np.linalg.norm(rotated, axis=-1), np.linalg.norm(query))
 assert np.array_equal(rotated[0], query)
 assert 20 * base ** (-2 * 5 / h) < 2 * math.pi / 4
@@ -192,17 +187,15 @@ assert 3 * 2 * math.pi < 20
 # that this model can read:
 
 # %%
-figure, axes = plt.subplots(figsize=(7, 3))
-matrix(axes, cos.T, label="cosine of the angle", limit=1)
-axes.set(
-    xlabel="position", ylabel="pair of channels", title="The rotation of each pair: fast at the top, slow at the bottom"
-)
-plt.show()
+figures.cosines_of_angles(cos)
 
-angle_of_last = (len(cos) - 1) * base ** (-(h - 2) / h)
+last = len(cos) - 1
+turns, angle_of_last = last / (2 * math.pi), last * base ** (-(h - 2) / h)
 print(
-    f"at position {len(cos) - 1} pair 0 has made {(len(cos) - 1) / (2 * math.pi):.1f}  turns, pair {h // 2 - 1} has rotated by {angle_of_last:.3f} radians"
+    f"at position {last}: pair 0 has made {turns:.1f} turns, pair {h // 2 - 1} has rotated by {angle_of_last:.3f} radians"
 )
+
+# %% tags=["check"]
 assert angle_of_last < 0.1
 
 # %% [markdown]
@@ -219,6 +212,8 @@ key = record["layers.1.self_attn.k"][0, first_be].astype(np.float64)  # [h]
 queries, keys = rope(np.tile(query, (256, 1)), cos, sin), rope(np.tile(key, (256, 1)), cos, sin)  # [256, h] each
 scores = np.vecdot(queries[5:], keys[:-5])  # [251]
 print(f"at (5, 0): {scores[0]:.9f}   at (100, 95): {scores[95]:.9f}   at (255, 250): {scores[250]:.9f}")
+
+# %% tags=["check"]
 np.testing.assert_allclose(scores, scores[0], rtol=1e-9)
 assert abs(scores[0] - query @ key) > 0.1
 
@@ -227,37 +222,31 @@ assert abs(scores[0] - query @ key) > 0.1
 # each distance; each line is the mean over all pairs of tokens, for one head.
 
 # %%
-figure, axes = plt.subplots(1, 2, figsize=(7, 3.4), sharey=True)
 nearness = {}
-for panel, layer in zip(axes, (1, 2), strict=True):
+for layer in (1, 2):
     q, k = (record[f"layers.{layer}.self_attn.{name}"].astype(np.float64) for name in "qk")  # [H, T, h], [K, T, h]
     q, k = q.mean(axis=1), k.mean(axis=1)  # the mean of all dot products is the dot product of the means
     k = np.repeat(k, config.num_attention_heads // config.num_key_value_heads, axis=0)  # [H, h]
-    at_distance = rope(q[:, None, :], cos, sin) @ k[..., None] / math.sqrt(config.query_pre_attn_scalar)  # [H, 256, 1]
-    nearness[layer] = at_distance[..., 0]
-    window = config.window(layer)
-    for head, line in enumerate(nearness[layer]):
-        panel.plot(line, color=f"C{head}", label=f"head {head}", linewidth=1.2)
-    if window:
-        panel.axvline(window, color="black", linestyle="--", linewidth=1)
-        panel.text(window + 4, -13, f"window\nof {window}")
-    panel.set(xlabel="distance (tokens)", title=f"layer {layer}, {'local' if window else 'global'}")
-axes[0].set_ylabel("mean score")
-axes[0].legend(ncols=2, fontsize="small")
-plt.show()
+    scores = rope(q[:, None, :], cos, sin) @ k[..., None] / math.sqrt(config.query_pre_attn_scalar)  # [H, 256, 1]
+    kind = "local" if config.window(layer) else "global"
+    nearness[f"layer {layer}, {kind}"] = scores[:, : config.window(layer), 0]  # [H, distances that it looks at]
+figures.scores_by_distance(nearness)
 
-for layer, line in nearness.items():
-    print(f"layer {layer}: near (0 to 3) {line[:, :4].mean():5.2f}, far (32 to 63) {line[:, 32:64].mean():5.2f}")
+for name, line in nearness.items():
+    print(f"{name}: near (0 to 3) {line[:, :4].mean():5.2f}, far (32 to 63) {line[:, 32:64].mean():5.2f}")
+previous = nearness["layer 2, local"][0]
+print("in layer 2, the maximum of head 0 is at distance", previous.argmax())
+
+# %% tags=["check"]
+for line in nearness.values():
     assert line[:, :4].mean() > line[:, 32:64].mean() + 2
-print("in layer 2, the maximum of head 0 within the window is at distance", nearness[2][0][:window].argmax())
-assert nearness[2][0][1] > np.delete(nearness[2][0][:window], 1).max() + 1
+assert previous[1] > np.delete(previous, 1).max() + 1 and len(previous) == 64
 
 # %% [markdown]
 # Nothing forces the model to prefer near tokens; RoPE makes it possible, and the model learned it in training. Head 0
 # of layer 2 even singles out the previous token, with its fast pairs. (These are means over one text: for a single pair
-# of tokens, their content matters as well.) Layer 2 never looks to the right of the dashed line, and never did in
-# training ([tutorial 7](07_local_and_global_layers.ipynb)): the lines have no effect there, so head 0 may swing as high
-# as it does.
+# of tokens, their content matters as well.) Layer 2 is local and never looks back more than 63 tokens ([tutorial
+# 7](07_local_and_global_layers.ipynb)), so its lines end there.
 #
 # ## The base
 #
@@ -273,26 +262,18 @@ kinds = {
     "1,000,000 (Gemma 3 270M and 1B, global)": RELEASED["gemma-3-1b"].rope(5),
     "1,000,000, positions / 8 (Gemma 3 4B, global)": gemma3.rope(5),
 }
+pair = np.arange(128)
+wavelengths = {label: 2 * math.pi * s * b ** (2 * pair / 256) for label, (b, s) in kinds.items()}  # [h/2] each
+figures.tokens_for_a_turn(wavelengths)
+
+slowest = [wavelength[-1] for wavelength in wavelengths.values()]
+print("tokens for a full turn of the slowest pair:", [f"{tokens:,.0f}" for tokens in slowest])
+
+# %% tags=["check"]
 assert gemma3.rope(0) == gemma2.rope(0) == (10_000, 1) and gemma3.rope(5) == (1_000_000, 8)
 assert (gemma2.max_position_embeddings, gemma3.max_position_embeddings) == (8192, 131_072)
 assert RELEASED["gemma-3-1b"].max_position_embeddings == 32_768
 assert gemma2.head_dim == gemma3.head_dim == 256
-pair = np.arange(128)
-wavelengths = {label: 2 * math.pi * s * b ** (2 * pair / 256) for label, (b, s) in kinds.items()}  # [h/2] each
-
-figure, axes = plt.subplots(figsize=(7, 4))
-for label, wavelength in wavelengths.items():
-    axes.plot(pair, wavelength, label=label)
-for length, name in ((8192, "Gemma 2 reads 8,192"), (131_072, "Gemma 3 4B reads 131,072")):
-    axes.axhline(length, color="black", linestyle="--", linewidth=1)
-    axes.text(0, 1.2 * length, name)
-axes.set(yscale="log", xlabel="pair of channels (h = 256)", ylabel="tokens for one full turn", ylim=(3, 2e9))
-axes.set_title("Tokens per full turn of each pair, for each base")
-axes.legend(loc="upper left")
-plt.show()
-
-slowest = [wavelength[-1] for wavelength in wavelengths.values()]
-print("tokens for a full turn of the slowest pair:", [f"{tokens:,.0f}" for tokens in slowest])
 assert 8192 < slowest[0] < 131_072 < slowest[1]
 
 # %% [markdown]
@@ -357,13 +338,14 @@ with inject_mistakes([rope_interleaved], config, [len(ids)]):
 print(f"one token: logits equal: {np.array_equal(right_one, wrong_one)}")
 print(f"{len(ids)} tokens: perplexity {right:.0f}, with wrong pairs {wrong:.0f}")
 
+# %% tags=["check"]
 queries, keys = (rope_interleaved.faulty(np.tile(vector, (256, 1)), cos, sin) for vector in (query, key))
 np.testing.assert_allclose(np.vecdot(queries[5:], keys[:-5]), queries[5] @ keys[0], rtol=1e-9)
 assert np.array_equal(right_one, wrong_one)
 assert 1.3 * right < wrong < 2 * right
 
 # %% [markdown]
-# That is worse, but far from the 2,048 of guessing: such a model may just seem to be a poor one. To find the mistake,
+# That is worse, but far from the 2,048 of guessing: such a model just looks badly trained. To find the mistake,
 # compare the numbers with those of a correct implementation, at a position other than 0.
 #
 # **Imprecise angles.** An angle grows to thousands of radians, and the cosine depends only on the remainder after whole
@@ -375,9 +357,10 @@ frequencies = 10_000.0 ** -(np.arange(0, 256, 2) / 256)
 exact = 8191 * frequencies
 for dtype in (np.float32, ml_dtypes.bfloat16):
     rounded = (np.array(8191, dtype) * frequencies.astype(dtype)).astype(np.float64)
-    print(
-        f"{np.dtype(dtype).name:9} largest error of an angle at position 8191: {np.abs(rounded - exact).max():.5f} radians"
-    )
+    error = np.abs(rounded - exact).max()
+    print(f"{np.dtype(dtype).name:9} largest error of an angle at position 8191: {error:.5f} radians")
+
+# %% tags=["check"]
 in_float32 = np.float32(8191) * frequencies.astype(np.float32)
 assert 1e-4 < np.abs(in_float32 - exact).max() < 1e-3
 assert np.array(8191, ml_dtypes.bfloat16) == 8192

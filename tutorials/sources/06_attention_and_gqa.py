@@ -15,11 +15,11 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 from support import check, check_file, diagrams, lines
 from support.exercises import attention as exercises
-from support.plots import matrix, pieces, use_style
+from support.figures import attention as figures
+from support.plots import pieces, use_style
 
 import gemma_np
 from gemma_np.config import GLOBAL, LOCAL, RELEASED
@@ -29,6 +29,7 @@ from gemma_np.model.attention_mask import masked_softmax
 from gemma_np.oracle.mistakes import inject_mistakes
 from gemma_np.oracle.mistakes.attention import gqa_tile
 
+# %%
 use_style()
 model = gemma_np.load()
 H, K, h = model.config.num_attention_heads, model.config.num_key_value_heads, model.config.head_dim
@@ -59,6 +60,8 @@ To sleep, perchance to dream. Ay, there's the rub,"""
 only_itself = replace(model.config, layer_types=(LOCAL,) * model.config.num_hidden_layers, sliding_window=1)
 together, alone = model.perplexity(verse), replace(model, config=only_itself).perplexity(verse)
 print(f"perplexity {together:.0f}; {alone:.0f} where each token sees only itself")
+
+# %% tags=["check"]
 assert alone > 2 * together
 
 # %% [markdown]
@@ -93,9 +96,10 @@ for t in range(3):
     exps = [math.exp(score) for score in scores]
     probs = [e / sum(exps) for e in exps]
     mixed = sum(p * v[j] for j, p in enumerate(probs))  # [h]
-    print(
-        f"token {t}: scores {np.round(scores, 2)}, exp {np.round(exps, 2)}, probs {np.round(probs, 2)} -> {mixed.round(2)}"
-    )
+    print(f"token {t}: scores {np.round(scores, 2)}, exp {np.round(exps, 2)}", end=", ")
+    print(f"probs {np.round(probs, 2)} -> {mixed.round(2)}")
+
+# %% tags=["check"]
 np.testing.assert_allclose(mixed, masked_softmax(q @ k.T / math.sqrt(2), np.tri(3, dtype=bool))[2] @ v)
 
 # %% [markdown]
@@ -125,10 +129,12 @@ values = record[f"layers.{layer}.self_attn.v"][head // G]  # [S, h]
 past = np.tri(T, dtype=bool)  # True where the key is not after the query
 context = masked_softmax(scores, past) @ values  # [T, h]
 
+print(np.round(masked_softmax(scores, past)[:4, :4], 2))
+
+# %% tags=["check"]
 np.testing.assert_allclose(
     context, record[f"layers.{layer}.self_attn.context"][:, head * h : (head + 1) * h], atol=1e-5
 )
-print(np.round(masked_softmax(scores, past)[:4, :4], 2))
 
 # %% [markdown]
 # The first token sees only itself, so its probability is 1. Each row sums to 1, and everything above the diagonal is
@@ -141,32 +147,30 @@ print(np.round(masked_softmax(scores, past)[:4, :4], 2))
 
 # %%
 probs = record[f"layers.{layer}.self_attn.probs"]  # [H, T, S]
-figure, axes = plt.subplots(1, 2, figsize=(7, 4), sharey=True)
-for place, head, name in zip(axes, (0, 3), ("the token before", "the last line break"), strict=True):
-    place.imshow(np.where(past, probs[head], np.nan), vmin=0, vmax=1)
-    place.grid(False)
-    place.set_xticks(range(T), tokens, rotation=90, fontsize=8)
-    place.set_yticks(range(T), tokens, fontsize=8)
-    place.set(title=f"Head {head}: {name}", xlabel="key: the token looked at")
-axes[0].set_ylabel("query: the token that looks")
-figure.colorbar(axes[0].images[0], ax=axes, label="probability (a row sums to 1)", shrink=0.8)
-plt.show()
+figures.attention_maps(probs, tokens, {0: "the token before", 3: "the last line break"})
+
+# %% [markdown]
+# The heads learned this by themselves. Head 0 looks mostly one token back, by position; head 3 looks for the last line
+# break before the token, wherever it is, or for `<bos>` if there is none. Verse has lines of a similar length, so it
+# helps to know where a line began.
 
 
+# %%
 def break_before(tokens):
     """Where the last line break before each token is, or 0, which is <bos>: [T]."""
     breaks = np.flatnonzero(np.array(tokens) == "⏎")
     return np.array([max(breaks[breaks < t], default=0) for t in range(len(tokens))])
 
 
-assert np.array_equal(probs[3].argmax(axis=-1), break_before(tokens))
-assert np.diagonal(probs[0], -1).mean() > 0.6
+found = np.mean(probs[3].argmax(axis=-1) == break_before(tokens))
+print(f"head 0 gives {np.diagonal(probs[0], -1).mean():.0%} of its attention to the token before")
+print(f"head 3 looks most at the last line break for {found:.0%} of the tokens")
+
+# %% tags=["check"]
+assert found == 1 and np.diagonal(probs[0], -1).mean() > 0.6
 
 # %% [markdown]
-# The heads learned this by themselves. Head 0 looks mostly one token back, by position; head 3 looks for the last line
-# break before the token, wherever it is, or for `<bos>` if there is none. Verse has lines of a similar length, so it
-# helps to know where a line began. Here is what the sixteen heads of the model do on the longer verse, as mean
-# probabilities:
+# Here is what the sixteen heads of the model do on the longer verse, as mean probabilities:
 
 # %%
 verse_ids = model.tokenizer.encode(verse)
@@ -184,20 +188,22 @@ names = [f"layer {layer}, head {head}" for layer in layers for head in range(H)]
 all_heads = np.concatenate([on_verse[f"layers.{layer}.self_attn.probs"] for layer in layers])  # [16, T, S]
 shares = np.array([[habit(p).mean() for habit in habits.values()] for p in all_heads])  # [16, 3]
 
-figure, axes = plt.subplots(figsize=(6, 4.6))
-matrix(axes, shares, names, label="mean probability")
-axes.set_xticks(range(len(habits)), habits)
-axes.set(title="Each head has its own habits", xlabel="where it looks")
-plt.show()
+# %%
+figures.habits_of_heads(shares, names, habits)
 
-row = {name: dict(zip(habits, shares[i], strict=True)) for i, name in enumerate(names)}
-for name, habit in (("layer 2, head 0", "one back"), ("layer 2, head 3", "last line break")):
-    print(f"{name}: {row[name][habit]:.2f} on {habit}")
-    assert row[name][habit] > 0.52
-    assert all(row[other][habit] < 0.48 for other in names if other != name)
+for column, habit in enumerate(habits):
+    first, second = np.argsort(-shares[:, column])[:2]
+    print(f"{habit}: {names[first]} {shares[first, column]:.2f}, then {names[second]} {shares[second, column]:.2f}")
+
+# %% tags=["check"]
+back, to_break = np.argsort(-shares[:, 1]), np.argsort(-shares[:, 2])
+assert (names[back[0]], names[to_break[0]]) == ("layer 2, head 0", "layer 2, head 3")
+assert shares[back[0], 1] > 0.52 > 0.48 > shares[back[1], 1]
+assert shares[to_break[0], 2] > 0.52 > 0.48 > shares[to_break[1], 2]
 
 # %% [markdown]
-# These two stand out, with more than half of their attention on one habit. Most heads are harder to describe.
+# Heads 0 and 3 of layer 2 stand out, with more than half of their attention on one habit. Most heads are harder to
+# describe.
 #
 # ## Why the scores are divided
 #
@@ -216,15 +222,16 @@ for name, habit in (("layer 2, head 0", "one back"), ("layer 2, head 3", "last l
 
 # %%
 generator = np.random.default_rng(0)
-for size in (32, 256):
+for size in (32, 256):  # h
     q, k = generator.standard_normal((2, 1000, size))
     scores = q @ k[:20].T  # [1000, 20]
     seen = np.ones(scores.shape, bool)
     raw, divided = (masked_softmax(s, seen).max(axis=-1).mean() for s in (scores, scores / math.sqrt(size)))
-    print(
-        f"h = {size}: standard deviation {scores.std():.1f}; largest probability of 20: {raw:.2f}, divided {divided:.2f}"
-    )
-    assert abs(scores.std() / math.sqrt(size) - 1) < 0.1 and raw > 2 * divided
+    print(f"h = {size}: standard deviation {scores.std():.1f}", end="; ")
+    print(f"largest probability of 20: {raw:.2f}, divided {divided:.2f}")
+
+# %% tags=["check"]
+assert abs(scores.std() / math.sqrt(256) - 1) < 0.1 and raw > 2 * divided
 
 # %% [markdown]
 # Gemma 2 has a separate config field for $s$, `query_pre_attn_scalar`, because it is not always h:
@@ -235,6 +242,7 @@ for name in ("gemma-2-2b", "gemma-2-9b", "gemma-2-27b"):
     c = RELEASED[name]
     print(f"{name:12} {c.query_pre_attn_scalar:3} {c.head_dim:4} {c.hidden_size / c.num_attention_heads:6.0f}")
 
+# %% tags=["check"]
 two, nine, large = (RELEASED[f"gemma-2-{size}"] for size in ("2b", "9b", "27b"))
 assert two.query_pre_attn_scalar == two.head_dim and nine.query_pre_attn_scalar == nine.head_dim
 assert large.query_pre_attn_scalar == large.hidden_size / large.num_attention_heads != large.head_dim
@@ -275,8 +283,14 @@ q, k = (record[f"layers.{layer}.self_attn.{name}"] for name in ("q_rope", "k_rop
 print("q", q.shape, " k", k.shape)
 for i in range(H):
     by_hand = q[i] @ k[i // G].T / math.sqrt(model.config.query_pre_attn_scalar)
-    np.testing.assert_allclose(by_hand, record[f"layers.{layer}.self_attn.scores"][i], atol=1e-4)
-    print(f"query head {i} reads key-value head {i // G}")
+    same = np.allclose(by_hand, record[f"layers.{layer}.self_attn.scores"][i], atol=1e-4)
+    print(f"query head {i} reads key-value head {i // G}: {'as' if same else 'not as'} in the model")
+
+# %% tags=["check"]
+by_hand = np.stack([q[i] @ k[i // G].T for i in range(H)]) / math.sqrt(model.config.query_pre_attn_scalar)
+np.testing.assert_allclose(by_hand, record[f"layers.{layer}.self_attn.scores"], atol=1e-4)
+
+# %%
 lines(grouped_matmul, "stacked")
 
 # %% [markdown]
@@ -296,6 +310,8 @@ lines(grouped_matmul, "stacked")
 with inject_mistakes([gqa_tile], model.config, [len(verse_ids)]):
     wrong = model.perplexity(verse)
 print(f"{gqa_tile.instead}: perplexity {wrong:.0f} instead of {together:.0f}")
+
+# %% tags=["check"]
 assert wrong > 1.4 * together
 
 # %% [markdown]
@@ -309,22 +325,15 @@ sizes = ("gemma-2-2b", "gemma-2-9b", "gemma-2-27b")
 def gigabytes(name, kv_heads):
     """The size of the cache of 8192 tokens with this number of key-value heads."""
     every_layer_global = (GLOBAL,) * RELEASED[name].num_hidden_layers
-    return (
-        cache_bytes(replace(RELEASED[name], num_key_value_heads=kv_heads, layer_types=every_layer_global), 8192) / 1e9
-    )
+    config = replace(RELEASED[name], num_key_value_heads=kv_heads, layer_types=every_layer_global)
+    return cache_bytes(config, 8192) / 1e9
 
 
 with_mha = [gigabytes(name, RELEASED[name].num_attention_heads) for name in sizes]
 with_gqa = [gigabytes(name, RELEASED[name].num_key_value_heads) for name in sizes]
+figures.cache_sizes(sizes, {"MHA: K = H": with_mha, "GQA: K = H / 2": with_gqa})
 
-figure, axes = plt.subplots()
-axes.bar_label(axes.bar(np.arange(3) - 0.2, with_mha, 0.36, label="MHA: K = H"), fmt="%.1f")
-axes.bar_label(axes.bar(np.arange(3) + 0.2, with_gqa, 0.36, label="GQA: K = H / 2"), fmt="%.1f")
-axes.set_xticks(range(3), sizes)
-axes.set(title="Keys and values of 8192 tokens", ylabel="gigabytes (float32)")
-axes.legend()
-plt.show()
-
+# %% tags=["check"]
 np.testing.assert_allclose(with_mha, 2 * np.array(with_gqa))
 
 # %% [markdown]
@@ -337,17 +346,18 @@ np.testing.assert_allclose(with_mha, 2 * np.array(with_gqa))
 #
 # </details>
 #
-# Half, at every size. What does it cost? For table 8 of the report a 9B was trained both ways: 50.3 with MHA, 50.8 with
-# GQA, on average over four benchmarks, which is no relevant difference. In
+# Half, at every size. What does it cost? For table 8 of the report a 9B was trained both ways: 50.3 with MHA and 50.8
+# with GQA, on average over four benchmarks: no relevant difference. In
 # [tutorials/experiments](experiments/README.md#table-8-gqa-against-mha) we try the same with models of the size of the
 # bundled one, three seeds each; the loss is in nats per token, lower is better:
 
 # %%
 gqa, mha = json.loads(Path("experiments/gqa_against_mha.json").read_text())["rows"]
 for result in (gqa, mha):
-    print(
-        f"{result['label'] + ':':29} {result['mean']:.3f} ± {result['std']:.3f}   {result['parameters']:,} parameters"
-    )
+    loss, count = f"{result['mean']:.3f} ± {result['std']:.3f}", f"{result['parameters']:,}"
+    print(f"{result['label'] + ':':29} {loss}   {count} parameters")
+
+# %% tags=["check"]
 assert abs(gqa["mean"] - mha["mean"]) < mha["std"]
 assert gqa["parameters"] < mha["parameters"]
 

@@ -14,11 +14,10 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.colors import LogNorm
 from support import check, check_file, diagrams, lines
 from support.exercises import local_and_global_layers as exercises
+from support.figures import local_and_global_layers as figures
 from support.plots import use_style
 from support.sliders import Slider, explore
 
@@ -30,8 +29,7 @@ from gemma_np.model.kv_cache import KVCache, LayerCache
 from gemma_np.model.transformer import lm_head, transformer
 from gemma_np.oracle.mistakes import CATALOGUE, inject_mistakes
 
-use_style()
-model = gemma_np.load()
+# %%
 verse = """To be, or not to be, that is the question:
 Whether 'tis nobler in the mind to suffer
 The slings and arrows of outrageous fortune,
@@ -46,10 +44,16 @@ For in that sleep of death what dreams may come,
 When we have shuffled off this mortal coil,
 Must give us pause. There's the respect
 That makes calamity of so long life."""
+
+# %%
+use_style()
+model = gemma_np.load()
 ids = model.tokenizer.encode(verse)
 T, window, layers = len(ids), model.config.sliding_window, range(model.config.num_hidden_layers)
 record = model.trace(ids)
 print(f"T = {T} tokens, a window of {window}; layers: {', '.join(model.config.layer_types)}")
+
+# %% tags=["check"]
 assert len(ids) > 3 * window
 
 # %% [markdown]
@@ -89,12 +93,13 @@ for query in range(4):
 
 distances = np.arange(4)[:, None] - np.arange(4)  # how many steps back a key is
 print("distances of query 3:", distances[3], " fewer than 2 and not negative:", narrow[3].astype(int))
+
+# %% tags=["check"]
 assert np.array_equal(narrow, (distances >= 0) & (distances < 2))
 assert narrow.sum(axis=1).tolist() == [1, 2, 2, 2]
 
 # %% [markdown]
-# The config says which layers have a window, and
-# softmax gives masked keys a probability of exactly zero:
+# The config says which layers have a window, and softmax gives masked keys a probability of exactly zero:
 
 # %%
 lines(GemmaConfig.window)
@@ -107,21 +112,15 @@ lines(masked_softmax, "hide", "exp", "/=")
 # 3, as the mean of their four heads. Masked keys are blank.
 
 # %%
-figure, axes = plt.subplots(2, 2, figsize=(7, 6.2), sharex=True, sharey=True)
-for layer, (above, below) in zip((2, 3), axes.T, strict=True):
-    mask = attention_mask(range(T), range(T), model.config.window(layer))  # [T, S]
-    probs = record[f"layers.{layer}.self_attn.probs"].mean(axis=0)  # [T, S]
-    above.imshow(np.where(mask, 1.0, np.nan), vmin=0, vmax=2)
-    below.imshow(np.where(mask, probs, np.nan), norm=LogNorm(1e-4, 1))
-    above.set_title(f"Layer {layer}, {'local' if model.config.window(layer) else 'global'}: visible")
-    below.set(title="Where it looks", xlabel="position of the key")
-    seen = np.count_nonzero(record[f"layers.{layer}.self_attn.probs"], axis=-1)  # [H, T]
-    expected = np.minimum(np.arange(T) + 1, model.config.window(layer) or T)
-    assert np.array_equal(seen, np.broadcast_to(expected, seen.shape))
-for left in axes[:, 0]:
-    left.set_ylabel("position of the query")
-figure.colorbar(axes[1, 1].images[0], ax=axes, label="probability (log scale)", shrink=0.6)
-plt.show()
+titles = {2: "Layer 2, local", 3: "Layer 3, global"}
+masks = {titles[n]: attention_mask(range(T), range(T), model.config.window(n)) for n in titles}  # [T, S] each
+probs = {titles[n]: record[f"layers.{n}.self_attn.probs"] for n in titles}  # [H, T, S] each
+figures.masks_and_probabilities(masks, {title: heads.mean(axis=0) for title, heads in probs.items()})
+
+# %% tags=["check"]
+for layer, title in titles.items():
+    above_zero = np.count_nonzero(probs[title], axis=-1)  # [H, T]
+    assert np.all(above_zero == np.minimum(np.arange(T) + 1, model.config.window(layer) or T))
 
 # %% [markdown]
 # In every head, the query at position $i$ has $\min(i + 1, W)$ probabilities above zero in the local layer, and $i + 1$
@@ -129,12 +128,13 @@ plt.show()
 
 # %%
 far = np.arange(T)[:, None] - np.arange(T) >= window  # [T, S]
-outside = [
-    np.where(far, record[f"layers.{layer}.self_attn.probs"], 0).sum(axis=-1)[:, window:].mean() for layer in layers
-]
-print(
-    "fraction of attention outside the window:", ", ".join(f"layer {n}: {share:.3f}" for n, share in enumerate(outside))
-)
+outside = []
+for layer in layers:
+    probs = record[f"layers.{layer}.self_attn.probs"]  # [H, T, S]
+    outside.append(np.where(far, probs, 0).sum(axis=-1)[:, window:].mean())
+    print(f"layer {layer}: {outside[-1]:.3f} of its attention is outside the window")
+
+# %% tags=["check"]
 assert outside[0] == outside[2] == 0
 assert 0.04 < outside[1] < 0.08 and 0.1 < outside[3] < 1 / 7
 
@@ -168,9 +168,11 @@ diagrams.reach()
 reached = np.eye(4, dtype=bool)  # before the first layer, each token knows only itself
 for layer in range(3):
     reached = narrow @ reached
-    print(f"after {layer + 1} local layers, token 3 has seen {np.flatnonzero(reached[3]).tolist()}")
+    print(f"local layers passed: {layer + 1}; token 3 has seen {np.flatnonzero(reached[3]).tolist()}")
+print("global layers passed: 1; token 3 has seen", np.flatnonzero(wide[3]).tolist())
+
+# %% tags=["check"]
 assert reached[3].all()
-print("after 1 global layer:", np.flatnonzero(wide[3]).tolist())
 
 # %% [markdown]
 # We can try both: replace one token of the text, and see whether and how much the vector of the *last* token changes
@@ -194,6 +196,7 @@ def last_vectors(text, config):
     return np.stack(kept)
 
 
+# %%
 def changes(config):
     """The relative change of the last token's vector when a token is replaced: [layers, places]."""
     before = last_vectors(ids, config)  # [layers, D]
@@ -204,6 +207,7 @@ def changes(config):
     return np.stack(found, axis=1)
 
 
+# %%
 def reach(config):
     """Which positions can influence the last one after each layer, from the masks alone: bool [layers, T]."""
     reached, rows = np.eye(T, dtype=bool), []
@@ -213,29 +217,23 @@ def reach(config):
     return np.stack(rows)
 
 
+# %%
 all_local = replace(model.config, layer_types=(LOCAL,) * len(layers))
-distant = []  # after the last layer: what the tokens before position 40 change
-figure, axes = plt.subplots(1, 2, figsize=(7, 3.8), sharey=True)
-figure.suptitle("What replacing one token changes in the last one")
-for panel, config, title in zip(
-    axes, (model.config, all_local), ("local and global in turn", "all layers local"), strict=True
-):
-    change, reached = changes(config), reach(config)
-    for layer in layers:
-        shown = np.where(reached[layer, places], change[layer], np.nan)
-        panel.semilogy(places, shown, linewidth=4 - layer, label=f"after layer {layer}")
-    panel.set(title=title, xlabel="position of the replaced token", ylim=(1e-7, 1))
-    panel.axvline(T - 1, color="C6", linestyle=":", linewidth=1)
-    print(f"{title}: after each layer the last token has seen {reached.sum(axis=1).tolist()} of {T} positions")
-    assert np.all(change[~reached[:, places]] < 1e-7)
-    distant.append(change[-1, places < 40])
-    if config != all_local:
-        assert np.all(change[1:] > 1e-5)
-axes[0].set_ylabel("change of the last token's vector\n(relative to its length)")
-axes[0].legend(loc="lower left", bbox_to_anchor=(0, 0.02))
-plt.show()
+configs = {"local and global in turn": model.config, "all layers local": all_local}
+change = {title: changes(config) for title, config in configs.items()}  # [layers, places] each
+reached = {title: reach(config) for title, config in configs.items()}  # [layers, T] each
+figures.effects_of_one_token(places, change, reached)
 
-assert distant[1].max() < distant[0].min() / 30
+for title in configs:
+    seen = reached[title].sum(axis=1).tolist()
+    print(f"{title}: after each layer the last token has seen {seen} of {T} positions")
+
+# %% tags=["check"]
+for title in configs:
+    assert np.all(change[title][~reached[title][:, places]] < 1e-7)
+in_turn, local = change.values()
+assert np.all(in_turn[1:] > 1e-5)
+assert local[-1, places < 40].max() < in_turn[-1, places < 40].min() / 30
 assert reach(all_local).sum(axis=1).tolist() == [min(1 + n * (window - 1), T) for n in (1, 2, 3, 4)]
 
 # %% [markdown]
@@ -291,19 +289,14 @@ def without_windows(config):
 
 every = [cache_bytes(without_windows(RELEASED[name]), 8192) / 1e9 for name in sizes]
 in_turn = [cache_bytes(RELEASED[name], 8192) / 1e9 for name in sizes]
-
-figure, axes = plt.subplots()
-axes.bar_label(axes.bar(np.arange(3) - 0.2, every, 0.36, label="all layers global"), fmt="%.1f")
-axes.bar_label(axes.bar(np.arange(3) + 0.2, in_turn, 0.36, label="every other with a window of 4096"), fmt="%.1f")
-axes.set_xticks(range(3), sizes)
-axes.set(title="Keys and values of 8192 tokens", ylabel="gigabytes (float32)", ylim=(0, 7.2))
-axes.legend(loc="upper left")
-plt.show()
-np.testing.assert_allclose(in_turn, 0.75 * np.array(every))
+figures.cache_sizes(sizes, {"all layers global": every, "every other with a window of 4096": in_turn})
 
 newer = RELEASED["gemma-3-27b"]
 left = cache_bytes(newer, 131_072) / cache_bytes(without_windows(newer), 131_072)
 print(f"gemma-3-27b at 131,072 tokens: {left:.2f} of the memory")
+
+# %% tags=["check"]
+np.testing.assert_allclose(in_turn, 0.75 * np.array(every))
 assert left < 0.2
 
 # %% [markdown]
@@ -327,18 +320,14 @@ for step in range(steps):
     token = np.full((1, 1, 1), step, np.float32)
     keys, values, positions = ring.append(token, token)
     held[: keys.shape[-2], step] = keys[0, :, 0]
-    assert np.array_equal(keys[0, :, 0], positions)
-    assert attention_mask([step], positions, 4).all()
+figures.slots_of_a_ring(held)
+print(f"at position {step}, the slots hold {keys[0, :, 0].astype(int)}, and `append` returns {positions}")
 
-figure, axes = plt.subplots(figsize=(7, 2.8))
-image = axes.imshow(held, vmin=0, vmax=steps - 1)
-for slot, step in np.argwhere(~np.isnan(held)):
-    value = int(held[slot, step])
-    axes.text(step, slot, value, ha="center", va="center", color="white" if value < 6 else "black")
-axes.grid(False)
-axes.set(xticks=range(steps), yticks=range(4), xlabel="newest position", ylabel="slot")
-axes.set_title("The position that each slot of a ring of four holds")
-plt.show()
+# %% tags=["check"]
+assert np.array_equal(keys[0, :, 0], positions)
+assert attention_mask([step], positions, 4).all()
+for step in range(steps):
+    assert set(held[~np.isnan(held[:, step]), step]) == set(range(max(0, step - 3), step + 1))
 
 # %% [markdown]
 # From position 4 on, a new key replaces the oldest, and the slots are no longer in the order of positions. Softmax and
@@ -353,6 +342,8 @@ for id in ids[:100]:  # longer than the window
     x = transformer([id], model.weights, model.config, cache)
     rows.append(lm_head(x[-1], model.weights, model.config))
 print("slots of the four layers:", [layer.slots for layer in cache.layers])
+
+# %% tags=["check"]
 np.testing.assert_allclose(rows, record["logits_capped"][:100], atol=1e-3)
 assert [layer.slots for layer in cache.layers] == [64, 256, 64, 256]
 
@@ -382,6 +373,8 @@ for width in (64, 32, 16, 8, 4, 1):
     perplexity[width] = replace(model, config=replace(model.config, sliding_window=width)).perplexity(verse)
     loss = mean[f"window {width}"]
     print(f"window {width:2}: perplexity {perplexity[width]:5.1f}   experiment: {loss:.3f} nats ({np.exp(loss):.1f})")
+
+# %% tags=["check"]
 assert perplexity[16] < 1.02 * perplexity[64] and mean["window 16"] < mean["window 64"] + 0.02
 assert perplexity[8] > 1.1 * perplexity[64] and mean["window 8"] > mean["window 64"] + 0.04
 assert perplexity[1] > 1.6 * perplexity[64] and mean["window 1"] > mean["window 64"] + 0.4
@@ -406,13 +399,13 @@ for text in (short, verse):
         with inject_mistakes([mistake], model.config, [n]):
             found[mistake.id, text] = model.perplexity(text)
         print(f"  {found[mistake.id, text]:.1f}  {mistake.id}: {mistake.instead}")
-        assert text != short or found[mistake.id, text] == model.perplexity(text)
-assert len(model.tokenizer.encode(short)) < window
 
+# %% tags=["check"]
 right = model.perplexity(verse)
+assert all(found[id, short] == model.perplexity(short) for id in named)
+assert all(abs(found[id, verse] / right - 1) < 0.01 for id in ("window-off-by-one", "window-all-layers"))
+assert len(model.tokenizer.encode(short)) < window
 assert found["window-ignored", verse] > 1.15 * right and found["window-parity", verse] > 1.15 * right
-for id in ("window-off-by-one", "window-all-layers"):
-    assert abs(found[id, verse] / right - 1) < 0.01
 
 # %% [markdown]
 # The long text shows that the window belongs to the *model*: local heads that suddenly see more than in training do

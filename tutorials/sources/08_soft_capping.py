@@ -10,10 +10,10 @@
 # Terms and letters: [glossary](glossary.md).
 
 # %%
-import matplotlib.pyplot as plt
 import numpy as np
 from support import check, check_file, lines
 from support.exercises import soft_capping as exercises
+from support.figures import soft_capping as figures
 from support.plots import pieces, use_style
 from support.sliders import Slider, explore
 
@@ -26,9 +26,7 @@ from gemma_np.model.soft_cap import soft_cap, soft_cap_backward
 from gemma_np.model.transformer import lm_head
 from gemma_np.oracle.mistakes import CATALOGUE, inject_mistakes
 
-use_style()
-model = gemma_np.load()
-attention_cap, final_cap = model.config.attn_logit_softcapping, model.config.final_logit_softcapping
+# %%
 verse = """To be, or not to be, that is the question:
 Whether 'tis nobler in the mind to suffer
 The slings and arrows of outrageous fortune,
@@ -39,6 +37,11 @@ The heart-ache, and the thousand natural shocks
 That flesh is heir to: 'tis a consummation
 Devoutly to be wish'd. To die, to sleep.
 To sleep, perchance to dream. Ay, there's the rub,"""
+
+# %%
+use_style()
+model = gemma_np.load()
+attention_cap, final_cap = model.config.attn_logit_softcapping, model.config.final_logit_softcapping
 ids = model.tokenizer.encode(verse)
 T, layers = len(ids), range(model.config.num_hidden_layers)
 record = model.trace(ids)
@@ -66,28 +69,27 @@ def gradient(scores, cap=None):
     return probs, soft_cap_backward(back, capped, cap) if cap else back
 
 
+# %%
 for factor in (1, 10, 300):
     for cap in (None, attention_cap):
         probs, back = gradient(base_scores * factor, cap)
-        print(
-            f"times {factor:3}, cap {cap or 'none':>4}: probabilities {probs.round(3)}, gradient {np.linalg.norm(back):.1e}"
-        )
+        print(f"times {factor:3}, cap {cap or 'none':>4}: probabilities {probs.round(3)}", end=", ")
+        print(f"gradient {np.linalg.norm(back):.1e}")
 
 # %%
 factors = np.geomspace(1, 600, 120)
-figure, axes = plt.subplots()
-for cap, label in ((None, "not capped"), (attention_cap, f"capped at {attention_cap:g}")):
-    axes.loglog(factors, [np.linalg.norm(gradient(base_scores * f, cap)[1]) for f in factors], label=label)
-axes.set(xlabel="largest score before the cap", ylabel="length of the gradient", ylim=(1e-12, 2))
-axes.set_title("The gradient that reaches five scores through softmax")
-axes.legend()
-plt.show()
+lengths = {}
+for label, cap in (("not capped", None), (f"capped at {attention_cap:g}", attention_cap)):
+    lengths[label] = [np.linalg.norm(gradient(factor * base_scores, cap)[1]) for factor in factors]
+figures.gradients(factors, lengths)  # the largest of the base scores is 1
 
 bare, held = (np.linalg.norm(gradient(300 * base_scores, cap)[1]) for cap in (None, attention_cap))
 print(f"at a largest score of 300: {bare:.0e} without the cap, {held:.0e} with it")
-assert bare < 1e-40 and held > 1e-4
 weakest = np.linalg.norm(gradient(attention_cap * base_scores, attention_cap)[1])
 print(f"at {attention_cap:g}: {weakest:.0e} with it")
+
+# %% tags=["check"]
+assert bare < 1e-40 and held > 1e-4
 assert 1e-6 < weakest < 1e-4
 
 # %% [markdown]
@@ -117,9 +119,10 @@ assert 1e-6 < weakest < 1e-4
 # %%
 for score in (5.0, 50.0, 500.0):
     t = np.tanh(score / 50)
-    print(
-        f"{score:5g} / 50 = {score / 50:4g}, tanh {t:.6f}, times 50 = {50 * t:10.7f}; slope 1 - tanh² = {1 - t * t:.1e}"
-    )
+    print(f"{score:5g} / 50 = {score / 50:4g}, tanh {t:.6f}, times 50 = {50 * t:10.7f}", end="; ")
+    print(f"slope 1 - tanh² = {1 - t * t:.1e}")
+
+# %% tags=["check"]
 assert np.allclose(soft_cap(np.array([5.0, 50.0, 500.0]), 50.0), 50 * np.tanh([0.1, 1, 10]))
 
 # %% [markdown]
@@ -141,20 +144,12 @@ lines(soft_cap_backward, "def", "slope")
 # %%
 x = np.linspace(-150, 150, 601)
 capped = soft_cap(x, attention_cap)
-clipped = np.clip(x, -attention_cap, attention_cap)
-figure, (left, right) = plt.subplots(1, 2, figsize=(7, 3.4))
-left.plot(x, x, color="C6", linestyle=":", label="x")
-left.plot(x, clipped, color="C1", label="clip")
-left.plot(x, capped, color="C0", label="soft cap")
-left.set(title="Value", xlabel="score x", ylabel="score after the cap", ylim=(-75, 75))
-left.legend()
-right.plot(x, np.abs(x) < attention_cap, color="C1", label="clip")
-right.plot(x, soft_cap_backward(np.ones_like(x), capped, attention_cap), color="C0", label="soft cap")
-right.set(title="Slope", xlabel="score x", ylabel="slope")
-plt.show()
+values = {"clip": np.clip(x, -attention_cap, attention_cap), "soft cap": capped}
+slope = soft_cap_backward(np.ones_like(x), capped, attention_cap)
+figures.cap_and_clip(x, values, {"clip": np.abs(x) < attention_cap, "soft cap": slope})
 
 # %% [markdown]
-# Here a score starts at 120 and should become 30, by gradient descent on half the squared distance:
+# Here a score starts at 120 and should come out of the cap as 30, by gradient descent on half the squared distance:
 #
 # **Predict:** After 200 steps, where is the score with the soft cap, and where with the clip?
 #
@@ -173,12 +168,14 @@ for _ in range(200):
     slope = np.abs(hard) < attention_cap
     hard = hard - slope * (np.clip(hard, -attention_cap, attention_cap) - 30)
 print("score after 200 steps:", soft.round(1), "with the soft cap,", hard, "with the clip")
-np.testing.assert_allclose(soft_cap(soft, attention_cap), 30, atol=0.01)
-assert hard == 120
 
 some = np.array([10.0, 50.0, 120.0, 500.0])
 slopes = soft_cap_backward(np.ones(4), soft_cap(some, attention_cap), attention_cap)
 print("slope at 10, 50, 120 and 500:", ", ".join(f"{slope:.1e}" for slope in slopes))
+
+# %% tags=["check"]
+np.testing.assert_allclose(soft_cap(soft, attention_cap), 30, atol=0.01)
+assert hard == 120
 assert slopes[0] > 0.95 and 0.01 < slopes[2] < 0.1 and slopes[3] < 1e-7
 
 # %% [markdown]
@@ -230,8 +227,8 @@ lines(lm_head, 'tape("logits"', "final_logit_softcapping:", "soft_cap(logits")
 # %% [markdown]
 # ## What the caps do to this model
 #
-# Here are all visible scores of the four layers, and all logits, before and after the caps. The dotted lines are the
-# caps.
+# Here are all visible scores of the four layers and all logits. Above is how many there are before the cap, below how
+# far the cap moves them. The dotted lines are the caps.
 
 # %%
 before, after = [], []
@@ -242,27 +239,17 @@ for layer in layers:
 before, after = np.concatenate(before, axis=1).ravel(), np.concatenate(after, axis=1).ravel()
 logits, logits_capped = record["logits"], record["logits_capped"]  # [T, V] each
 
-figure, panels = plt.subplots(1, 2, figsize=(7, 3.4))
-for panel, cap, raw, bent in (
-    (panels[0], attention_cap, before, after),
-    (panels[1], final_cap, logits.ravel(), logits_capped.ravel()),
-):
-    bins = np.linspace(-1.1 * cap, 1.1 * cap, 111)
-    panel.hist(raw, bins, histtype="step", color="C0", label="before")
-    panel.hist(bent, bins, histtype="step", color="C1", label="after the cap")
-    for bound in (-cap, cap):
-        panel.axvline(bound, color="C6", linestyle=":")
-    panel.set(yscale="log", ylabel="how many")
-panels[0].set(title="Scores of attention", xlabel="score")
-panels[1].set(title="Logits", xlabel="logit")
-figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
-plt.show()
+# %%
+first, last = {"scores": before, "logits": logits}, {"scores": after, "logits": logits_capped}
+figures.effect_of_the_caps(first, last, caps=[attention_cap, final_cap])
 
 print(f"scores {before.min():.1f} to {before.max():.1f}, moved by at most {np.abs(after - before).max():.1f}")
-moved = logits - logits_capped  # negative for negative logits
+moved = logits_capped - logits  # towards zero
 print(f"logits {logits.min():.1f} to {logits.max():.1f}, moved by {moved.min():.1f} to {moved.max():.1f}")
+
+# %% tags=["check"]
 assert np.abs(before).max() < attention_cap / 2 and np.median(np.abs(after - before)) < 0.01
-assert np.abs(logits).max() < 0.75 * final_cap and moved.min() < -2 and 0.5 < moved.max() < 1
+assert np.abs(logits).max() < 0.75 * final_cap and moved.max() > 2 and 0.5 < -moved.min() < 1
 
 # %% [markdown]
 # This model hardly needs its caps. It has a million parameters, and its scores stay below half of 50, where the cap is
@@ -277,7 +264,6 @@ assert np.abs(logits).max() < 0.75 * final_cap and moved.min() < -2 and 0.5 < mo
 # %%
 all_tokens = np.ones((1, logits.shape[-1]), bool)
 without, with_cap = masked_softmax(logits, all_tokens), masked_softmax(logits_capped, all_tokens)  # [T, V] each
-assert np.array_equal(without.argmax(axis=-1), with_cap.argmax(axis=-1))
 
 place = int(np.argmax(without.max(axis=-1) - with_cap.max(axis=-1)))
 best = logits[place].argsort()[::-1][:4]
@@ -286,13 +272,10 @@ for token, piece in zip(best, pieces(best, model.tokenizer), strict=True):
     values = f"logit {logits[place, token]:5.1f} -> {logits_capped[place, token]:5.1f}"
     print(f"  {piece:8} {values}   probability {without[place, token]:.2f} -> {with_cap[place, token]:.2f}")
 
-figure, axes = plt.subplots(figsize=(4.6, 4.2))
-axes.plot([0, 1], [0, 1], color="C6", linestyle=":", label="no change")
-axes.plot(without.max(axis=-1), with_cap.max(axis=-1), "o", alpha=0.5, markersize=4, label="a position")
-axes.set(xlabel="probability from the logits", ylabel="probability from the capped logits", aspect="equal")
-axes.set_title("The most likely token at each position")
-axes.legend()
-plt.show()
+figures.most_likely(without.max(axis=-1), with_cap.max(axis=-1))
+
+# %% tags=["check"]
+assert np.array_equal(without.argmax(axis=-1), with_cap.argmax(axis=-1))
 assert np.all(with_cap.max(axis=-1) < without.max(axis=-1))
 assert without[place].max() - with_cap[place].max() > 0.04
 
@@ -312,6 +295,8 @@ hide_last = np.array([[True, True, True, False]])
 right = masked_softmax(soft_cap(low, attention_cap), hide_last)
 leaking = masked_softmax(soft_cap(np.where(hide_last, low, -np.inf), attention_cap), np.ones((1, 4), bool))
 print("cap, then mask:", right.round(2), "  mask, then cap:", leaking.round(2))
+
+# %% tags=["check"]
 assert right[0, 3] == 0 and leaking[0, 3] > 0.05
 
 # %% [markdown]
@@ -338,6 +323,7 @@ for id in ("attncap-missing", "attncap-after-mask", "finalcap-missing", "finalca
         others[id] = np.count_nonzero(model.logits(ids).argmax(axis=-1) != logits.argmax(axis=-1))
     print(f"{perplexity[id]:8.2f}  {others[id]:3} of {T}  {id}: {mistake.instead}")
 
+# %% tags=["check"]
 assert perplexity["cap-formula"] > 100 * perplexity["right"]
 assert all(abs(perplexity[id] / perplexity["right"] - 1) < 0.01 for id in perplexity if id != "cap-formula")
 assert max(perplexity["finalcap-missing"], perplexity["finalcap-50"]) < perplexity["right"] - 0.01
@@ -347,7 +333,7 @@ assert others["finalcap-missing"] == others["finalcap-50"] == 0
 # `x * tanh(x / cap)` is a catastrophe: it is never negative, so every score loses its sign. The others hardly show
 # here; two even lower the perplexity a little. So do not test caps by reading what a small model writes: compare
 # intermediates, or use scores as large as the cap, as the exercises do. For large models, reports differ: the first
-# port to vLLM left out the attention cap and found that it does [not matter
+# port to vLLM left out the attention cap and found that this does [not matter
 # much](https://github.com/vllm-project/vllm/pull/5908); the 27B without caps in llama.cpp wrote [incoherent
 # text](https://github.com/ggml-org/llama.cpp/pull/8156).
 #
@@ -360,18 +346,18 @@ assert others["finalcap-missing"] == others["finalcap-50"] == 0
 # (QK-norm).
 
 # %%
-for config in RELEASED.values():
-    newer = config.model_type == "gemma3_text"
-    assert (config.attn_logit_softcapping is not None) == (config.model_type == "gemma2")
-    assert config.has_qk_norm == newer
-
 h = 256
 generator = np.random.default_rng(0)
 q, k = 1000 * generator.standard_normal((2, 500, h))  # [500, h] each, a thousand times too long
 normed = [rms_norm(z, np.zeros(h), eps=1e-6) for z in (q, k)]
 bare, bounded = np.abs(q @ k.T).max() / np.sqrt(h), np.abs(normed[0] @ normed[1].T).max() / np.sqrt(h)
 print(f"largest score of 250,000: {bare:.0f} without QK-norm, {bounded:.1f} with it; the bound is {np.sqrt(h):.0f}")
+
+# %% tags=["check"]
 assert bounded < np.sqrt(h) < bare
+for config in RELEASED.values():
+    assert (config.attn_logit_softcapping is not None) == (config.model_type == "gemma2")
+    assert config.has_qk_norm == (config.model_type == "gemma3_text")
 
 # %% [markdown]
 # Two vectors of length $\sqrt h$ have a dot product of at most $h$; divided by $\sqrt h$, that is at most $\sqrt h$,

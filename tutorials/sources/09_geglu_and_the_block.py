@@ -10,11 +10,11 @@
 # Terms and letters: [glossary](glossary.md).
 
 # %%
-import matplotlib.pyplot as plt
 import numpy as np
 from support import check, check_file, diagrams, lines
 from support.exercises import geglu_and_the_block as exercises
-from support.plots import matrix, pieces, use_style
+from support.figures import geglu_and_the_block as figures
+from support.plots import pieces, use_style
 
 import gemma_np
 from gemma_np.config import RELEASED
@@ -27,6 +27,7 @@ from gemma_np.oracle.mistakes.feed_forward import gelu_exact, silu
 from gemma_np.scope import Scope
 from gemma_np.weights.linear import linear
 
+# %%
 use_style()
 model = gemma_np.load()
 config = model.config
@@ -48,7 +49,11 @@ for name, shape in [("bundled model", config), ("Gemma 2 2B", RELEASED["gemma-2-
     count = shape.parameter_count()
     share = count["feed-forward"] / (sum(count.values()) - count["embedding"])
     print(f"{name}: {count['feed-forward']:,} weights in the feed-forward layers, {share:.0%} of all but the embedding")
-    assert share > 0.7
+
+# %% tags=["check"]
+for shape in (config, RELEASED["gemma-2-2b"]):
+    count = shape.parameter_count()
+    assert count["feed-forward"] > 0.7 * (sum(count.values()) - count["embedding"])
 
 # %% [markdown]
 # ## The formula
@@ -79,10 +84,11 @@ halves = {
     "feed-forward": lambda x: feed_forward(x, first / "mlp"),
     "attention": lambda x: attention(x, first / "self_attn", config, layer=0),
 }
-for name, part in halves.items():
-    by_itself = np.allclose(part(x[::-1]), part(x)[::-1], rtol=1e-3, atol=1e-3)
-    print(f"{name}: each token by itself: {by_itself}")
-    assert by_itself == (name != "attention")
+by_itself = {name: np.allclose(part(x[::-1]), part(x)[::-1], rtol=1e-3, atol=1e-3) for name, part in halves.items()}
+print("each token by itself:", by_itself)
+
+# %% tags=["check"]
+assert by_itself == {"norm": True, "feed-forward": True, "attention": False}
 np.testing.assert_allclose(
     linear(record["layers.0.pre_feedforward_layernorm"], first["mlp.gate_proj.weight"]),
     record["layers.0.mlp.gate"],
@@ -112,25 +118,16 @@ lines(gelu)
 # %%
 line = np.linspace(-5, 5, 2001)
 gates = np.concatenate([record[f"layers.{layer}.mlp.gate"].ravel() for layer in layers])
+figures.gelu_and_silu(line, gelu(line), silu.faulty(line), gelu_exact.faulty(line), gates)
+
 erf_error = np.abs(gelu_exact.faulty(line) - gelu(line))
 silu_error = np.abs(silu.faulty(line) - gelu(line))
-
-figure, (curves, errors) = plt.subplots(1, 2, figsize=(7, 3.4))
-curves.plot(line, gelu(line), label="gelu (tanh)")
-curves.plot(line, silu.faulty(line), "--", label="SiLU")
-curves.hist(gates, bins=60, density=True, color="0.8", label="gates, density")
-curves.set(xlabel="gate", ylabel="value", xlim=(-5, 4), ylim=(-0.4, 4), title="Two similar functions")
-curves.legend(loc="upper left")
-errors.semilogy(line, np.maximum(erf_error, 1e-9), color="C2", label="GELU with erf")
-errors.semilogy(line, np.maximum(silu_error, 1e-9), "--", color="C1", label="SiLU")
-errors.set(xlabel="gate", ylabel="distance from gelu (tanh)", ylim=(1e-7, 20), title="Their errors")
-errors.legend(loc="upper center", ncols=2, fontsize=8)
-plt.show()
-
 print(f"largest distance: erf {erf_error.max():.2e}, SiLU {silu_error.max():.2f}; lowest point {gelu(line).min():.2f}")
 off = np.abs(silu.faulty(gates) - gelu(gates)).mean() / np.abs(gelu(gates)).mean()
 print(f"of the gates of these tokens, {np.mean(gates < 0):.0%} are below zero")
 print(f"for these gates, the mean distance of SiLU is {off:.0%} of the mean size of gelu")
+
+# %% tags=["check"]
 assert 4.7e-4 < erf_error.max() < 4.8e-4 and 0.15 < silu_error.max() < 0.25 and 0.2 < off < 0.3
 assert 0.6 < np.mean(gates < 0) < 0.8 and -0.18 < gelu(line).min() < -0.16
 
@@ -154,19 +151,14 @@ assert 0.6 < np.mean(gates < 0) < 0.8 and -0.18 < gelu(line).min() < -0.16
 
 # %%
 gate, up, hidden = (record[f"layers.1.mlp.{part}"] for part in ("gate", "up", "hidden"))  # [T, F] each
-
-figure, axes = plt.subplots(figsize=(7, 4))
-dots = axes.scatter(gate, up, c=hidden, s=6, cmap="PuOr", vmin=-1, vmax=1)
-axes.set(xlabel="gate", ylabel="up", title="Layer 1: a channel counts when its gate is open")
-axes.axvline(0, color="0.3", linewidth=1)
-axes.set_facecolor("0.8")
-figure.colorbar(dots, label="hidden = gelu(gate) * up")
-plt.show()
+figures.gates(gate, up, hidden)
 
 opened = gate > 0
 passed = np.sum(hidden[opened] ** 2) / np.sum(hidden**2)
 print(f"the gate is above zero for {np.mean(opened):.0%} of the dots; they have {passed:.0%} of the sum of squares")
 print(f"half of the gates above zero are below {np.median(gate[opened]):.2f}")
+
+# %% tags=["check"]
 assert np.mean(opened) < 0.3 and passed > 0.9 and np.median(gate[opened]) < 0.3
 
 # %% [markdown]
@@ -180,15 +172,14 @@ share = (strength[:, :tenth].sum(axis=-1) / strength.sum(axis=-1)).mean()
 print(f"the strongest tenth of the channels of a token has {share:.0%} of its sum of squares")
 
 strongest = np.argsort(np.abs(hidden).max(axis=0))[::-1][:40]  # [40] of the F channels
-figure, axes = plt.subplots(figsize=(7, 4))
-matrix(axes, hidden[:, strongest], tokens, label="hidden = gelu(gate) * up", limit=3)
-axes.set(xlabel="the 40 channels with the largest values, sorted", title="Layer 1: which channels fire at which token")
-plt.show()
+figures.strongest_channels(hidden[:, strongest], tokens)
 
 both = tokens.index("▁be"), len(tokens) - 1 - tokens[::-1].index("▁be")
 alike = np.corrcoef(hidden[both[0]], hidden[both[1]])[0, 1]
 apart = np.corrcoef(hidden[both[0]], hidden[tokens.index("▁the")])[0, 1]
 print(f"correlation over the F channels: ▁be and ▁be {alike:.2f}, ▁be and ▁the {apart:.2f}")
+
+# %% tags=["check"]
 assert share > 0.85 and alike > 0.7 and apart < 0.3
 
 # %% [markdown]
@@ -220,31 +211,30 @@ lines(block, "y = ", "if config", "x = ", "return tape")
 attention_adds = [record[f"layers.{layer}.post_attention_layernorm"] for layer in layers]  # [T, D] each
 feed_forward_adds = [record[f"layers.{layer}.post_feedforward_layernorm"] for layer in layers]  # [T, D] each
 total = record["embedding"] + sum(attention_adds) + sum(feed_forward_adds)
-np.testing.assert_allclose(total, record["layers.3.resid_post"], rtol=1e-4, atol=1e-4)
+print(
+    f"largest difference from the output of the last layer: {np.abs(total - record['layers.3.resid_post']).max():.0e}"
+)
 
 
+# %%
 def size(x):
     """The root mean square over the channels, [..., T, D] -> [..., T]."""
     return np.sqrt(np.mean(x**2, axis=-1))
 
 
+streams = [record["embedding"]] + [record[f"layers.{layer}.resid_post"] for layer in layers]  # [T, D] each
+before = [size(stream).mean() for stream in streams[:-1]]
 by_attention = [size(added).mean() for added in attention_adds]
 by_feed_forward = [size(added).mean() for added in feed_forward_adds]
-before = [size(record["embedding"]).mean()] + [size(record[f"layers.{layer}.resid_post"]).mean() for layer in layers]
+figures.what_each_half_adds(by_attention, by_feed_forward, before)
 
-figure, axes = plt.subplots()
-place = np.arange(len(layers))
-axes.bar(place - 0.2, by_attention, 0.36, label="attention adds")
-axes.bar(place + 0.2, by_feed_forward, 0.36, label="feed-forward adds")
-axes.plot(place, before[:-1], "o--", color="C6", label="the stream, before the layer")
-axes.set(xlabel="layer", ylabel="root mean square", xticks=place, title="How much each half adds to the stream")
-axes.legend()
-plt.show()
+relative = [added / x for added, x in zip(by_feed_forward, before, strict=True)]
+print("what the feed-forward adds, relative to the stream before:", [f"{part:.2f}" for part in relative])
 
+# %% tags=["check"]
+np.testing.assert_allclose(total, record["layers.3.resid_post"], rtol=1e-4, atol=1e-4)
 assert all(after > mid for after, mid in zip(by_feed_forward, by_attention, strict=True))
 assert by_attention == sorted(by_attention) and by_feed_forward == sorted(by_feed_forward)
-relative = [added / x for added, x in zip(by_feed_forward, before, strict=False)]
-print("what the feed-forward adds, relative to the stream before:", [f"{part:.2f}" for part in relative])
 assert relative[0] > relative[-1]
 
 # %% [markdown]
@@ -263,9 +253,13 @@ assert relative[0] > relative[-1]
 for layer in (0, 3):
     for part, norm in [("self_attn.o", "post_attention_layernorm"), ("mlp.down", "post_feedforward_layernorm")]:
         raw, normed = size(record[f"layers.{layer}.{part}"]), size(record[f"layers.{layer}.{norm}"])
-        print(
-            f"layer {layer} {part:12} {raw.min():.2f} to {raw.max():.2f}, normalized {normed.min():.2f} to {normed.max():.2f}"
-        )
+        print(f"layer {layer} {part:12} {raw.min():.2f} to {raw.max():.2f}", end=", ")
+        print(f"normalized {normed.min():.2f} to {normed.max():.2f}")
+
+# %% tags=["check"]
+for layer in (0, 3):
+    for part, norm in [("self_attn.o", "post_attention_layernorm"), ("mlp.down", "post_feedforward_layernorm")]:
+        raw, normed = size(record[f"layers.{layer}.{part}"]), size(record[f"layers.{layer}.{norm}"])
         assert normed.max() / normed.min() < 1.4 < 1.7 < raw.max() / raw.min()
 
 # %% [markdown]
@@ -277,7 +271,7 @@ for layer in (0, 3):
 #
 # </details>
 #
-# To prove it: multiplying the `down` matrices by ten changes almost nothing. What remains comes from the small
+# To see it, multiply the `down` matrices by ten: almost nothing changes. What remains comes from the small
 # $\varepsilon$ in the norm.
 
 # %%
@@ -287,6 +281,8 @@ for layer in layers:
 same = gemma_np.Gemma(config, louder, model.tokenizer).logits(ids)
 difference = np.abs(same - record["logits_capped"]).max()
 print(f"largest difference of the logits: {difference:.1e}, of logits up to {np.abs(same).max():.0f}")
+
+# %% tags=["check"]
 assert difference < 1e-3
 
 # %% [markdown]
@@ -319,6 +315,8 @@ The slings and arrows of outrageous fortune,
 Or to take arms against a sea of troubles,
 And by opposing end them."""
 HERE = ("gelu-exact", "silu", "norm-names-crossed", "postnorm-missing", "gate-up-swapped", "postnorm-misplaced")
+
+# %%
 length = len(model.tokenizer.encode(SPEECH)) - 1  # the last token is predicted, not read
 right = model.perplexity(SPEECH)
 wrong = {}
@@ -329,6 +327,8 @@ for mistake in (mistake for mistake in CATALOGUE if mistake.id in HERE):
 print(f"perplexity {right:8.2f}  no mistake")
 for name in sorted(wrong, key=wrong.get):
     print(f"perplexity {wrong[name]:8.2f}  {name}")
+
+# %% tags=["check"]
 assert abs(wrong["gelu-exact"] / right - 1) < 1e-3
 assert 1.02 * right < wrong["silu"] < 1.1 * right
 assert min(wrong[name] for name in HERE if name not in ("gelu-exact", "silu")) > 2.5 * right

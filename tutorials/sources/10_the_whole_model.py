@@ -9,11 +9,11 @@
 # Terms and letters: [glossary](glossary.md).
 
 # %%
-import matplotlib.pyplot as plt
 import numpy as np
 from support import check, check_file, diagrams, lines
 from support.exercises import the_whole_model as exercises
-from support.plots import matrix, pieces, use_style
+from support.figures import the_whole_model as figures
+from support.plots import pieces, use_style
 
 import gemma_np
 from gemma_np.config import RELEASED
@@ -25,6 +25,7 @@ from gemma_np.model.soft_cap import soft_cap
 from gemma_np.model.transformer import lm_head, transformer
 from gemma_np.scope import Record, Scope
 
+# %%
 use_style()
 model = gemma_np.load()
 config, weights = model.config, model.weights
@@ -36,7 +37,7 @@ print(len(ids), "tokens:", *tokens)
 # %% [markdown]
 # ## One screen
 #
-# You know all the parts by now; it remains to put them together. Each column of the picture opens one box of the column
+# You know all the parts by now; here they are put together. Each column of the picture opens one box of the column
 # to its left, and each box names the file that computes it.
 
 # %%
@@ -66,8 +67,12 @@ for name, reported in REPORTED.items():
     count = RELEASED[name].parameter_count()
     parts = ", ".join(f"{part} {number / 1e6:,.1f}" for part, number in count.items())
     rest = sum(count.values()) - count["embedding"]
-    print(f"{name}: {parts}; all but the embedding {rest / 1e6:,.1f}")
-    assert rest == reported
+    print(f"{name}: {parts}; all but the embedding {rest:,}: {'as' if rest == reported else 'not as'} in table 2")
+
+# %% tags=["check"]
+for name, reported in REPORTED.items():
+    count = RELEASED[name].parameter_count()
+    assert sum(count.values()) - count["embedding"] == reported
 
 # %% [markdown]
 # ## Every intermediate, by name
@@ -87,6 +92,8 @@ for row in RECORDS:
         print(f"{name:38} [{row.letters:5}] = {size[name]:11}  {row.meaning}")
 
 print(f"{len(record)} records, with those of {len(layers)} layers")
+
+# %% tags=["check"]
 assert {name: value.shape for name, value in record.items()} == record_shapes(config, len(ids))
 
 # %% [markdown]
@@ -103,8 +110,12 @@ again = {
     "logits_capped": soft_cap(record["logits"], config.final_logit_softcapping),
 }
 for name, value in again.items():
+    difference = np.abs(value - record[name]).max()
+    print(f"{name:20} computed again from the records before it: largest difference {difference:.0e}")
+
+# %% tags=["check"]
+for name, value in again.items():
     np.testing.assert_allclose(value, record[name], rtol=1e-3, atol=1e-4)
-    print(f"{name:20} computed again from the records before it: the same {value.shape}")
 
 # %% [markdown]
 # ## Following one token: what it looks at
@@ -115,15 +126,14 @@ for name, value in again.items():
 # %%
 looked = np.concatenate([record[f"layers.{layer}.self_attn.probs"][:, -1] for layer in layers])  # [layers * H, S]
 names = [f"layer {layer}, head {head}" for layer in layers for head in heads]
-figure, axes = plt.subplots(figsize=(7, 4.4))
-matrix(axes, looked, names, tokens, label="probability")
-axes.set(title="Where “am” looks to predict the next token")
-plt.show()
+figures.where_it_looks(looked, names, tokens)
 
-np.testing.assert_allclose(looked.sum(axis=-1), 1, rtol=1e-5)
 most = [[tokens[key] for key in looked[4 * layer : 4 * layer + 4].argmax(axis=-1)] for layer in layers]
 for layer in layers:
     print(f"layer {layer}: its heads look most at", *most[layer])
+
+# %% tags=["check"]
+np.testing.assert_allclose(looked.sum(axis=-1), 1, rtol=1e-5)
 assert [row.count("▁H") for row in most] == [1, 2, 3, 0] and most[3][0] == "[" and most[3][3] == "Enter"
 assert looked[9:11, tokens.index("▁H")].min() > 0.4 and looked[8, tokens.index("▁H")] > 0.95 and looked[2].max() < 0.15
 
@@ -159,28 +169,22 @@ def lens(stream):
     return softmax(lm_head(rms_norm(stream, weights["model.norm.weight"], config.rms_norm_eps), weights, config))
 
 
+# %%
 stages = ["embedding"] + [f"layers.{layer}.{half}" for layer in layers for half in ("resid_mid", "resid_post")]
 seen = lens(np.stack([record[stage][-1] for stage in stages]))  # [stages, V]
 for stage, probabilities in zip(stages, seen, strict=True):
     best = np.argsort(probabilities)[::-1][:3]
     print(f"{stage:19}", *(f"{model.tokenizer.piece(int(id)):>12} {probabilities[id]:.3f}" for id in best))
 
+# %% tags=["check"]
 np.testing.assert_allclose(seen[-1], softmax(record["logits_capped"][-1]), rtol=1e-3, atol=1e-6)
 
 # %%
 watched = ["am", "let"]
 numbers = [[model.tokenizer.piece(id) for id in range(config.vocab_size)].index(piece) for piece in watched]
+figures.logit_lens(dict(zip(watched, seen[:, numbers].T, strict=True)))
 
-figure, axes = plt.subplots(figsize=(7, 3.8))
-for piece, id, marker in zip(watched, numbers, "os", strict=True):
-    axes.plot(seen[:, id], marker=marker, label=piece)
-labels = ["embedding"] + [f"{layer} {half}" for layer in layers for half in ("attn", "ffn")]
-axes.set_xticks(range(len(stages)), labels, rotation=30)
-axes.set(xlabel="after this layer and half", ylabel="probability", ylim=(0, 1.02))
-axes.set_title("The logit lens: first the token itself, then what follows it")
-axes.legend()
-plt.show()
-
+# %% tags=["check"]
 am, let = seen[:, numbers].T  # [stages] each
 assert list(seen.argmax(axis=-1)) == [numbers[0]] * 6 + [numbers[1]] * 3
 assert am[:4].min() > 0.9 and am[-1] < 0.01 and let[:6].max() < 0.15 and 0.4 < let[6] < 0.6 and let[-1] > 0.9
@@ -203,6 +207,7 @@ for id in best:
     before, after = softmax(raw)[id], softmax(capped)[id]
     print(f"{model.tokenizer.piece(int(id)):14} {raw[id]:7.2f}  {before:.3f} | {capped[id]:6.2f}  {after:.3f}")
 
+# %% tags=["check"]
 assert np.array_equal(np.argsort(capped)[::-1][:5], best)
 assert softmax(capped)[best[0]] < softmax(raw)[best[0]]
 
@@ -226,6 +231,8 @@ def float16(name, value):
 
 difference = np.abs(run(float16) - record["logits_capped"]).max()
 print(f"largest difference of a logit: {difference:.4f}")
+
+# %% tags=["check"]
 assert 0 < difference < 0.1
 
 # %% [markdown]
@@ -248,10 +255,13 @@ def until_layer_1(name, value):
     return value
 
 
+# %%
 try:
     run(until_layer_1)
 except Stop:
     print(f"{len(first_records)} of {len(record)} records, the last {list(first_records)[-1]}")
+
+# %% tags=["check"]
 assert np.array_equal(first_records["layers.1.resid_post"], record["layers.1.resid_post"])
 
 # %% [markdown]
@@ -282,6 +292,7 @@ def silenced(record_name, channels=slice(None)):
     return tape
 
 
+# %%
 SPEECH = """HAMLET. To be, or not to be, that is the question:
 Whether 'tis nobler in the mind to suffer
 The slings and arrows of outrageous fortune,
@@ -295,50 +306,38 @@ def loss(logits):
     return -np.mean(np.log(softmax(logits[:-1])[np.arange(len(speech) - 1), speech[1:]]))
 
 
+# %%
 h = config.head_dim
 whole = loss(model.logits(speech))
-by_head = np.array(
-    [
-        [loss(run(silenced(f"layers.{layer}.self_attn.context", slice(h * n, h * n + h)), speech)) for n in heads]
-        for layer in layers
-    ]
-)  # [layers, H]
-by_half = np.array(
-    [
-        [loss(run(silenced(f"layers.{layer}.post_{half}_layernorm"), speech)) for half in ("attention", "feedforward")]
-        for layer in layers
-    ]
-)  # [layers, 2]
+by_head, by_half = np.zeros((len(layers), len(heads))), np.zeros((len(layers), 2))
+for layer in layers:
+    for n in heads:
+        tape = silenced(f"layers.{layer}.self_attn.context", slice(h * n, h * n + h))
+        by_head[layer, n] = loss(run(tape, speech))
+    for n, half in enumerate(("attention", "feedforward")):
+        by_half[layer, n] = loss(run(silenced(f"layers.{layer}.post_{half}_layernorm"), speech))
+figures.ablations(by_head - whole, by_half - whole)
 
-figure, (left, right) = plt.subplots(1, 2, figsize=(7, 3.6))
-matrix(left, by_head - whole, [f"layer {n}" for n in layers], [f"head {n}" for n in heads], label="nats per token lost")
-left.set_title("Without one head")
-place = np.arange(len(layers))
-right.bar(place - 0.2, by_half[:, 0] - whole, 0.36, label="attention")
-right.bar(place + 0.2, by_half[:, 1] - whole, 0.36, label="feed-forward")
-right.set(xlabel="layer", ylabel="nats per token lost", xticks=place, title="Without one half of a layer")
-right.legend()
-plt.show()
-
+# %%
 speech_record = model.trace(speech)
 probs = np.stack([speech_record[f"layers.{layer}.self_attn.probs"] for layer in layers])  # [layers, H, T, S]
 back_one = np.diagonal(probs, -1, axis1=2, axis2=3).mean(axis=-1)  # [layers, H]
 print(f"loss {whole:.2f}; without layer 0's feed-forward {by_half[0, 1]:.2f}")
 looks_back = [divmod(int(place), len(heads)) for place in np.argsort(-back_one, axis=None)[:4]]
 for layer, n in looks_back:
-    print(
-        f"without head {n} of layer {layer}: {by_head[layer, n]:.2f}; "
-        f"it gives the token just before, on average, a probability of {back_one[layer, n]:.2f}"
-    )
+    print(f"without head {n} of layer {layer}: {by_head[layer, n]:.2f}", end="; ")
+    print(f"it gives the token just before, on average, a probability of {back_one[layer, n]:.2f}")
+
+# %% tags=["check"]
 worst = [divmod(int(place), len(heads)) for place in np.argsort(-by_head, axis=None)[:3]]
 assert looks_back == [(2, 0), (1, 1), (1, 0), (3, 3)] and worst == [(2, 0), (3, 3), (1, 0)]
 assert by_head[2, 0] - whole > 0.1 > 0.03 > np.median(by_head) - whole and by_head[1, 1] - whole < 0.05
 assert by_half[0, 1] - whole > 1.5 and by_half.min() > by_head.max()
 
 # %% [markdown]
-# Removing a single head hardly matters for most heads: others provide similar information. We can see what the three do
-# that are missed most: they are among the four that look most at the previous token. The other one, head 1 of layer 1,
-# is missed much less. The halves of a layer matter more than any head. The first feed-forward matters most, because all
+# Most heads can be removed one at a time at hardly any cost: others provide similar information. The three that are
+# missed most are among the four that look most at the previous token. The fourth, head 1 of layer 1, is missed much
+# less. The halves of a layer matter more than any head. The first feed-forward matters most, because all
 # later layers have learned to read its output.
 #
 # A change in one line spreads from there: nothing before it changes, and everything after it does.
@@ -349,6 +348,8 @@ cut = silenced("layers.2.self_attn.context", slice(0, h))
 run(lambda name, value: changed(name, cut(name, value)))
 untouched = [name for name in record if np.array_equal(changed[name], record[name])]
 print(f"{len(untouched)} of {len(record)} records are as before, the last {untouched[-1]}")
+
+# %% tags=["check"]
 assert untouched == list(record)[: len(untouched)] and untouched[-1] == "layers.2.self_attn.probs"
 
 # %% [markdown]
