@@ -120,7 +120,7 @@ figures.roofline(counts, [intensity(count, shape) for count in counts], rates, b
 # %% [markdown]
 # Decode lies on the slope, and the longer the prompt, the closer prefill comes to the flat roof. Points in between can
 # be well below both lines: matrix-product routines are rarely at their best for a handful of vectors. ([Tutorial
-# 20](20_speculative_decoding.ipynb) makes use of these points: it gets several tokens from one reading.) Now read the
+# 20](20_speculative_decoding.ipynb) makes use of these points: it gets several tokens from one pass.) Now read the
 # slope the other way. A decoded token needs every weight once (including the embedding, which is the head), and every
 # key and value in the cache. So:
 #
@@ -173,8 +173,8 @@ print(f"{size / 1e6:.0f} MB: at most {bound:.0f} tokens/s estimated, {1 / took:.
 assert size == sum(weight.nbytes for weight in random.values())
 
 # %% [markdown]
-# And this is the same model in prefill. All tokens of the prompt share each reading of the weights, and only the last
-# one needs the head:
+# And this is the same model in prefill. Each weight is read once for all tokens of the prompt, and only the last one
+# needs the head:
 
 # %%
 prompt = [5] * 64

@@ -2,7 +2,7 @@
 # # 15. Distillation
 #
 # After this you can train a student to match a teacher's distribution instead of the one token that came next, and say
-# why this teaches more, and when it does not. About 30 minutes; the notebook itself takes up to a minute to run. In the
+# why this teaches more, and when it does not. About 25 minutes; the notebook itself takes up to a minute to run. In the
 # [Gemma 2 report](https://arxiv.org/abs/2408.00118): section 3, "Knowledge Distillation", and tables 6 and 7. The 2B
 # and the 9B were trained this way.
 #
@@ -411,11 +411,11 @@ assert all(len(tokenizer.encode(reply)) < 60 for reply in replies)  # it has end
 #
 # ## The bundled pair
 #
-# Our two students had a teacher that is the truth, and few texts. Real text is harder: there the teacher is wrong in places.
-# `shakespeare-1m` and its twin `shakespeare-1m-scratch` are such a pair, trained on ten million tokens of Shakespeare.
-# The target of the student is the mean of two teachers, `shakespeare-4m` and the twin. The 4 M model began with Bibles, about
-# twenty megabytes of them; the share of the plays then rose from none to all. These are the losses of three such pairs,
-# which differ in their seeds, on plays that no model has read:
+# Our two students had a teacher that is the truth, and few texts. Real text is harder: there the teacher is wrong in
+# places. `shakespeare-1m` and its twin `shakespeare-1m-scratch` are such a pair, trained on ten million tokens of
+# Shakespeare. The target of the student is the mean of two teachers, `shakespeare-4m` and the twin. The 4 M model began
+# with Bibles, about twenty megabytes of them; the share of the plays then rose from none to all. These are the losses of
+# three such pairs, which differ in their seeds, on plays that no model has read:
 
 # %%
 curves = json.loads(Path("experiments/curves.json").read_text())  # kind: runs: (tokens, loss)

@@ -2,7 +2,7 @@
 # # 17. Pruning and healing
 #
 # After this you can remove single weights, channels, heads or layers from a model, estimate beforehand which of them
-# matter, and retrain what is left. About 25 minutes; running it takes up to a minute, because of the training. In the
+# matter, and retrain what is left. About 20 minutes; running it takes up to a minute, because of the training. In the
 # [Gemma 2 report](https://arxiv.org/abs/2408.00118): tables 6 and 7, on small models distilled from a large one. In the
 # report they start from random weights; here they start as parts of the large one ([Muralidharan et
 # al.](https://arxiv.org/abs/2407.14679)).

@@ -2,7 +2,7 @@
 # # 18. Gemma 1, 2 and 3
 #
 # After this you can say what changed from Gemma 1 to 2 to 3 and why, read the differences off a config, and compute a
-# model's parameters and the memory of its cache. About 30 minutes. In the [Gemma 2
+# model's parameters and the memory of its cache. About 25 minutes. In the [Gemma 2
 # report](https://arxiv.org/abs/2408.00118): section 2 and tables 1 and 2; beside it the reports of [Gemma
 # 1](https://arxiv.org/abs/2403.08295) and [Gemma 3](https://arxiv.org/abs/2503.19786), table 1 of each.
 #
@@ -93,7 +93,8 @@ for name, c in RELEASED.items():
     assert c.query_pre_attn_scalar == (c.hidden_size / c.num_attention_heads if name.endswith("27b") else c.head_dim)
 
 # %% [markdown]
-# (Norms are counted per layer; "p/8": positions are divided by 8 on global layers.) From top to bottom, the table shows three generations:
+# (Norms are counted per layer; "p/8": positions are divided by 8 on global layers.) From top to bottom, the table shows
+# three generations:
 #
 # - **Gemma 1** is plain: every layer sees everything, there are two norms per layer, and nothing bounds the scores.
 # - **Gemma 2** makes every second layer local ([tutorial 7](07_local_and_global_layers.ipynb)), also normalizes the
