@@ -10,11 +10,11 @@
 # Terms and letters: [glossary](glossary.md).
 
 # %%
-import matplotlib.pyplot as plt
 import numpy as np
 from support import check, check_file, diagrams, lines
 from support.exercises import cache_and_generation as exercises
-from support.plots import use_style
+from support.figures import cache_and_generation as figures
+from support.plots import pieces, use_style
 from support.sliders import Slider, explore
 
 import gemma_np
@@ -26,6 +26,7 @@ from gemma_np.model.transformer import lm_head, transformer
 from gemma_np.oracle.mistakes import CATALOGUE, inject_mistakes
 from gemma_np.text.sampling import Sampling
 
+# %%
 use_style()
 model = gemma_np.load()
 config, weights, tokenizer = model.config, model.weights, model.tokenizer
@@ -35,6 +36,8 @@ ids = tokenizer.encode(
 )
 T = len(ids)
 print(f"T = {T} tokens; the window of a local layer is {config.sliding_window}")
+
+# %% tags=["check"]
 assert config.sliding_window < T
 
 # %% [markdown]
@@ -56,10 +59,15 @@ assert config.sliding_window < T
 # %%
 short, long = model.trace(ids[:40]), model.trace(ids)
 for name in ("layers.3.self_attn.k_rope", "layers.3.self_attn.v", "layers.3.resid_post"):
-    np.testing.assert_allclose(short[name], long[name][..., :40, :], atol=2e-5)
+    difference = np.abs(short[name] - long[name][..., :40, :]).max()
+    print(f"{name:26} numbers up to {np.abs(short[name]).max():4.1f}, which differ by at most {difference:.1g}")
 
 again, once = sum(range(1, T + 1)), T
 print(f"rows computed to generate {T} tokens one by one: {again} without a cache, {once} with it")
+
+# %% tags=["check"]
+for name in ("layers.3.self_attn.k_rope", "layers.3.self_attn.v", "layers.3.resid_post"):
+    np.testing.assert_allclose(short[name], long[name][..., :40, :], atol=2e-5)
 assert again > 30 * once
 
 # %% [markdown]
@@ -107,11 +115,10 @@ lines(attend, "start =", "positions =", "cos, sin =", "keys, values, key_positio
 # %%
 lines(attention_mask, "distance")
 
-# %%
+# %% tags=["check"]
 assert attention_mask(range(0, 3), range(0, 3), None).astype(int).tolist() == [[1, 0, 0], [1, 1, 0], [1, 1, 1]]
-assert attention_mask(range(3, 4), range(0, 4), None).astype(int).tolist() == [
-    [1, 1, 1, 1]
-]  # one new token sees everything
+one_new = attention_mask(range(3, 4), range(0, 4), None)
+assert one_new.astype(int).tolist() == [[1, 1, 1, 1]]  # it sees everything
 
 # %% [markdown]
 # A local layer never looks further back than its window, so its cache is a ring of `window` slots: the token at
@@ -130,7 +137,9 @@ for position in range(5):
     k = np.full((1, 1, 1), float(position))
     keys, values, positions = ring.append(k, k)
     print(f"token {position} goes to slot {position % 3}; the slots hold {positions.tolist()}")
-    assert np.array_equal(keys.ravel(), positions)
+
+# %% tags=["check"]
+assert np.array_equal(keys.ravel(), positions)
 
 # %% [markdown]
 # ### Several tokens at once
@@ -152,6 +161,8 @@ keys, values, positions = ring.append(k, k)
 print("attended to:", positions.tolist(), " afterwards the slots hold:", ring.keys.ravel().astype(int).tolist())
 print("rows: tokens 5 and 6, columns:", positions.tolist())
 print(attention_mask(range(5, 7), positions, window=3).astype(int))
+
+# %% tags=["check"]
 assert ring.keys.ravel().tolist() == [6, 4, 5]
 assert np.array_equal(attention_mask([5], positions, 3)[0], [0, 1, 1, 1, 0])
 
@@ -176,6 +187,8 @@ for _ in range(8):
 print(repr(tokenizer.decode(written)))
 for layer in (0, 1):
     print(f"layer {layer}: keys {cache.layers[layer].keys.shape} [K, slots, h]")
+
+# %% tags=["check"]
 assert cache.length == T + 8
 assert written == list(model.stream_ids(ids, 8))
 
@@ -195,37 +208,36 @@ cache = KVCache(config, T)
 one_by_one = np.concatenate([transformer([id], weights, config, cache) for id in ids])
 differences.append(np.abs(lm_head(one_by_one, weights, config) - uncached).max())
 print(f"{len(differences)} ways to split: logits up to {np.abs(uncached).max():.0f} differ by {max(differences):.0e}")
+
+# %% tags=["check"]
 assert max(differences) < 1e-4
 
 # %% [markdown]
 # ## Two mistakes that show only in decoding
 #
 # The logits of a prompt can be right to the last digit, and the generated text can still be nonsense, or subtly worse.
-# Two ways in which this has happened: the position of each new token starts from zero again; or the mask treats a
-# single token, which is row 0 of its pass, as the token at position 0, so it sees only `<bos>`. We inject each mistake
+# It happens in two ways: the positions of new tokens start from zero again; or the mask takes a single token, which is
+# row 0 of its pass, for the token at position 0, so it sees only `<bos>`. We inject each mistake
 # from the catalogue, as if the first 30 tokens were the prompt and the others were decoded one by one.
 
 # %%
 prompt = 30
 passes = [prompt] + [1] * (T - prompt)
-surprise = {"right": negative_log_likelihood(uncached[:-1], np.array(ids[1:]))}  # nats, [T - 1]
-
-figure, axes = plt.subplots()
-for colour, name in (("C5", "decode-positions"), ("C0", "decode-mask-index")):
+surprise, errors = {"right": negative_log_likelihood(uncached[:-1], np.array(ids[1:]))}, {}  # nats, [T - 1]
+for name in ("decode-positions", "decode-mask-index"):
     [mistake] = (mistake for mistake in CATALOGUE if mistake.id == name)
     with inject_mistakes([mistake], config, passes):
-        wrong = model.logits(ids)
+        wrong = model.logits(ids)  # [T, V]
     surprise[name] = negative_log_likelihood(wrong[:-1], np.array(ids[1:]))
-    axes.plot(np.abs(wrong - uncached).mean(axis=-1), color=colour, label=f"{name}: {mistake.instead}")
-    assert np.abs(wrong - uncached)[:prompt].max() < 1e-4 < 0.1 < np.abs(wrong - uncached)[prompt:].mean()
-axes.axvline(prompt - 0.5, color="C6", linestyle=":")
-axes.set(xlabel="position (the first decode step is at the dotted line)", ylabel="mean |error| of the logits")
-axes.set(ylim=(0, None), title="Right in the prompt, wrong from the first decoded token on")
-axes.legend(loc="lower center", bbox_to_anchor=(0.45, -0.5), fontsize=8)
-plt.show()
+    errors[f"{name}: {mistake.instead}"] = np.abs(wrong - uncached).mean(axis=-1)  # [T]
+figures.errors_by_position(errors, prompt)
 
 for name, nats in surprise.items():
     print(f"{name:18} {nats[:prompt].mean():.2f} nats per token in the prompt, {nats[prompt:].mean():.2f} after it")
+
+# %% tags=["check"]
+for error in errors.values():
+    assert error[:prompt].max() < 1e-5 < 0.1 < error[prompt:].mean()
 assert min(surprise[name][prompt:].mean() for name in list(surprise)[1:]) > surprise["right"][prompt:].mean() + 0.2
 
 # %% [markdown]
@@ -249,9 +261,11 @@ assert min(surprise[name][prompt:].mean() for name in list(surprise)[1:]) > surp
 
 # %%
 few = np.log([0.5, 0.3, 0.15, 0.05])  # logits [V]
-for way in (Sampling(1.0), Sampling(0.5), Sampling(1.0, top_k=2), Sampling(1.0, top_p=0.7), Sampling(1.0, top_p=0.9)):
-    chosen, probs = way.distribution(few)
-    print(f"{way}\n  keeps", dict(zip(chosen.tolist(), probs.round(3).tolist(), strict=True)))
+for settings in ({}, {"temperature": 0.5}, {"top_k": 2}, {"top_p": 0.7}, {"top_p": 0.9}):
+    chosen, probs = Sampling(**{"temperature": 1.0} | settings).distribution(few)
+    print(f"{settings or 'unchanged'} keeps", dict(zip(chosen.tolist(), probs.round(3).tolist(), strict=True)))
+
+# %% tags=["check"]
 squares = np.array([0.5, 0.3, 0.15, 0.05]) ** 2
 np.testing.assert_allclose(Sampling(0.5).distribution(few)[1], squares / squares.sum())
 
@@ -270,26 +284,20 @@ ways = {
     "top-k, k = 5": Sampling(1.0, top_k=5),
     "top-p, p = 0.5": Sampling(1.0, top_p=0.5),
 }
+probs = {title: way.probs(logits) for title, way in ways.items()}  # [V] each, 0 for what is dropped
 order = np.argsort(-logits)[:10]
-labels = [tokenizer.piece(int(id)).replace("\n", "⏎") for id in order]
+labels = pieces(order, tokenizer)
+figures.next_token(probs, order, labels, "I thank you, my")
 
-figure, all_axes = plt.subplots(1, 4, sharey=True, sharex=True)
-for axes, (title, way) in zip(all_axes, ways.items(), strict=True):
-    chosen, probs = way.distribution(logits)
-    of_id = dict(zip(chosen.tolist(), probs, strict=True))
-    axes.barh(labels, [of_id.get(int(id), 0) for id in order], color="C0")
-    axes.set_title(f"{title}\n{len(chosen)} tokens left", fontsize=9)
-    axes.set_xlabel("probability")
-    axes.set_axisbelow(True)
-    assert abs(probs.sum() - 1) < 1e-9
-all_axes[0].invert_yaxis()
-figure.suptitle("What may follow “I thank you, my” (the ten most likely tokens)")
-plt.show()
+# %% tags=["check"]
+assert all(abs(values.sum() - 1) < 1e-9 for values in probs.values())
+assert Sampling(0.0).choose(logits, np.random.default_rng(0)) == order[0]
+assert np.count_nonzero(probs["top-k, k = 5"]) == 5 < np.count_nonzero(probs["top-p, p = 0.5"]) < 10
 
-greedy_first = Sampling(0.0).choose(logits, np.random.default_rng(0))
-assert greedy_first == order[0]
-assert len(ways["top-k, k = 5"].distribution(logits)[0]) == 5
-assert 5 < len(ways["top-p, p = 0.5"].distribution(logits)[0]) < 10
+# %% [markdown]
+# And this is what the model writes, first greedily, then sampled at a temperature of 0.7:
+
+# %%
 for sampling in ({}, {"temperature": 0.7, "seed": 3}):
     print(repr(model.generate("I thank you, my", 60, **sampling)))
 
@@ -439,7 +447,7 @@ check_file("my_gemma.py", upto="decoding")
 # again: forget the `1 +` of a norm, let a local layer see one key too many, take `cache[0].length` for 0, or store a
 # chunk in a slot that is off by one. Can you read the mistake off the answer?
 #
-# Then let it write. Nothing in these lines but the tokenizer is ours:
+# Then let it write. Here everything is yours but the tokenizer and the folder of the model:
 #
 # ```python
 # import my_gemma

@@ -10,14 +10,14 @@
 # Terms and letters: [glossary](glossary.md).
 
 # %%
-import time
 from dataclasses import replace
 
-import matplotlib.pyplot as plt
 import numpy as np
 from support import check, check_file, lines
 from support.exercises import speed as exercises
+from support.figures import speed as figures
 from support.plots import use_style
+from support.timing import fastest
 
 import gemma_np
 from gemma_np import RELEASED
@@ -29,6 +29,7 @@ from gemma_np.training.trainer import initial_weights
 from gemma_np.weights.formats import matrix_bytes
 from gemma_np.weights.linear import float_product, linear
 
+# %%
 use_style()
 config = gemma_np.load().config
 two_b = RELEASED["gemma-2-2b"]
@@ -95,6 +96,8 @@ shape = (two_b.intermediate_size, two_b.hidden_size)  # gate_proj of the 2B, [F,
 for name in ("float32", "bfloat16", "int8", "int4"):
     bytes_per_weight = matrix_bytes(shape, name) / (shape[0] * shape[1])  # with the scales of int8 and int4
     print(f"decode, {name:8} {intensity(1, shape, bytes_per_weight):.2f} flops per byte")
+
+# %% tags=["check"]
 assert 0.49 < intensity(1, shape) < 0.5
 assert intensity(512, shape) > 200 * intensity(1, shape)
 
@@ -107,17 +110,6 @@ assert intensity(512, shape) > 200 * intensity(1, shape)
 
 
 # %%
-def fastest(works, budget=4.0):
-    """The shortest time of each function, in seconds; they are called in turn until the budget is spent."""
-    times, end = [[] for _ in works], time.perf_counter() + budget
-    while not times[0] or time.perf_counter() < end:
-        for work, taken in zip(works, times, strict=True):
-            start = time.perf_counter()
-            work()
-            taken.append(time.perf_counter() - start)
-    return [min(taken) for taken in times]
-
-
 W = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
 halves, square, counts = W.reshape(2, -1), W[:512, :512].copy(), [1, 4, 16, 64, 256]
 works = [lambda: halves[0] @ halves[1], lambda: W @ W[0], lambda: square @ square]
@@ -131,29 +123,12 @@ print(f"bandwidth {bandwidth / 1e9:.1f} GB/s, peak {peak / 1e9:.1f} Gflop/s")
 print(f"so reading a byte takes as long as {peak / bandwidth:.1f} flops")
 
 # %%
-figure, axes = plt.subplots(figsize=(7, 4))
-reach = np.geomspace(0.03, 1000, 200)
-axes.loglog(reach, np.minimum(peak, reach * bandwidth) / 1e9, color="C6")
-for count, rate in zip(counts, rates, strict=True):
-    place = intensity(count, shape), rate / 1e9
-    axes.plot(*place, "o", color="C5" if count == 1 else "C0", markersize=7)
-    axes.annotate(f"T = {count}", place, xytext=(7, -12), textcoords="offset points", fontsize=9)
-axes.plot([], [], "o", color="C5", label="decode")
-axes.plot([], [], "o", color="C0", label="prefill of T tokens")
-ridge = peak / bandwidth
-axes.axvline(ridge, color="C6", linestyle=":")
-axes.text(0.9 * ridge, 2 * peak / 1e9, "limited by memory", ha="right", fontsize=9)
-axes.text(1.1 * ridge, 2 * peak / 1e9, "limited by arithmetic", ha="left", fontsize=9)
-axes.set(xlabel="arithmetic intensity [flop/byte]", ylabel="speed [Gflop/s]")
-axes.set_ylim(min(rates) / 4e9, 4 * peak / 1e9)
-axes.set_title("The roofline of this machine: a weight of the 2B times T vectors")
-axes.legend(loc="lower right")
-plt.show()
+figures.roofline(counts, [intensity(count, shape) for count in counts], rates, bandwidth, peak)
 
 # %% [markdown]
 # Decode lies on the slope, and the longer the prompt, the closer prefill comes to the flat roof. Points in between can
 # be well below both lines: matrix-product routines are rarely at their best for a handful of vectors. ([Tutorial
-# 20](20_speculative_decoding.ipynb) makes use of these points: it gets several tokens from one reading.) Now read the
+# 20](20_speculative_decoding.ipynb) makes use of these points: it gets several tokens from one pass.) Now read the
 # slope the other way. A decoded token needs every weight once (including the embedding, which is the head), and every
 # key and value in the cache. So:
 #
@@ -176,18 +151,18 @@ def max_speed(config, format, length):
 
 
 formats = ["float32", "bfloat16", "int4"]  # Google publishes bfloat16; int4 has a scale for each group of 64 weights
-print(f"maximum tokens/s on this machine, after 1000 tokens\n{'':12}" + "".join(f"{s:>26}" for s in formats))
+print(f"maximum tokens/s on this machine, after 1000 tokens\n{'':12}" + "".join(f"{s:>22}" for s in formats))
 for name in ("gemma-2-2b", "gemma-2-9b", "gemma-2-27b"):
-    cells = [
-        f"{weight_bytes(RELEASED[name], s) / 1e9:8.1f} GB {max_speed(RELEASED[name], s, 1000):8.2f} /s" for s in formats
-    ]
-    print(f"{name:12}" + "".join(f"{cell:>26}" for cell in cells))
+    c = RELEASED[name]
+    cells = [f"{weight_bytes(c, s) / 1e9:8.1f} GB {max_speed(c, s, 1000):8.2f} /s" for s in formats]
+    print(f"{name:12}" + "".join(cells))
 
+# %% tags=["check"]
 assert 3.99 < weight_bytes(two_b, "float32") / sum(two_b.parameter_count().values()) < 4.01  # 4 bytes per weight
 assert 7 < weight_bytes(two_b, "float32") / weight_bytes(two_b, "int4") < 7.2
 
 # %% [markdown]
-# This is why fewer bits per weight make generation faster, and not only smaller. It is an upper bound: weights in 16 or
+# This is why fewer bits per weight make a model not only smaller but also faster. It is an upper bound: weights in 16 or
 # 4 bits must be dequantized before they are multiplied, which also takes time. How good is the bound? Here is a Gemma 2
 # of two layers with random weights, too large for the caches of most processors:
 
@@ -205,15 +180,19 @@ middle = gemma2_config(
     sliding_window=32,
 )
 random = initial_weights(middle, np.random.default_rng(0))
+
+# %%
 [took] = fastest([lambda: lm_head(transformer([5], random, middle), random, middle)], budget=1.0)
 bound = max_speed(middle, "float32", length=1)
 size = weight_bytes(middle, "float32")
 print(f"{size / 1e6:.0f} MB: at most {bound:.0f} tokens/s estimated, {1 / took:.0f} measured")
+
+# %% tags=["check"]
 assert size == sum(weight.nbytes for weight in random.values())
 
 # %% [markdown]
-# And this is the same model in prefill. All tokens of the prompt share each reading of the weights, and only the last
-# one needs the head:
+# And this is the same model in prefill. Each weight is read once for all tokens of the prompt, and only the last one
+# needs the head:
 
 # %%
 prompt = [5] * 64
@@ -231,6 +210,8 @@ per_token = 2 * config.num_key_value_heads * config.head_dim * 4  # bytes in one
 kept = [min(100, config.window(layer) or 100) for layer in range(config.num_hidden_layers)]
 print(f"2 * {config.num_key_value_heads} * {config.head_dim} * 4 = {per_token} bytes per token and layer")
 print(f"tokens kept in the layers: {kept}, so {per_token * sum(kept):,} bytes")
+
+# %% tags=["check"]
 assert per_token * sum(kept) == cache_bytes(config, 100)
 
 # %% [markdown]
@@ -238,28 +219,22 @@ assert per_token * sum(kept) == cache_bytes(config, 100)
 # which halves the cache, and the cache of local layers stops growing at the window of 4096.
 
 # %%
-cache = KVCache(config, 256)
-held = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
-assert held == cache_bytes(config, 256)  # the formula gives the size of the arrays
+text_lengths, sizes, all_global = np.arange(0, 8193, 256), {}, {}
+for name in ("gemma-2-2b", "gemma-2-9b", "gemma-2-27b"):
+    c = RELEASED[name]
+    without_windows = replace(c, layer_types=(GLOBAL,) * c.num_hidden_layers)
+    sizes[name] = np.array([cache_bytes(c, n) for n in text_lengths])
+    all_global[name] = np.array([cache_bytes(without_windows, n) for n in text_lengths])
+    saved = 1 - sizes[name][-1] / all_global[name][-1]
+    print(f"{name}: {sizes[name][-1] / 1e9:.2f} GB for 8192 tokens in float32, {saved:.0%} less because of the windows")
+figures.cache_sizes(text_lengths, sizes, all_global)
 
-text_lengths = np.arange(0, 8193, 256)
-figure, axes = plt.subplots()
-for colour, name in zip(("C0", "C1", "C2"), ("gemma-2-2b", "gemma-2-9b", "gemma-2-27b"), strict=True):
-    sizes = RELEASED[name]
-    every_global = replace(sizes, layer_types=(GLOBAL,) * sizes.num_hidden_layers)
-    axes.plot(text_lengths, [cache_bytes(sizes, n) / 1e9 for n in text_lengths], color=colour, label=name)
-    axes.plot(text_lengths, [cache_bytes(every_global, n) / 1e9 for n in text_lengths], color=colour, linestyle=":")
-    assert sizes.num_attention_heads == 2 * sizes.num_key_value_heads
-    saved = 1 - cache_bytes(sizes, 8192) / cache_bytes(every_global, 8192)
-    print(
-        f"{name}: {cache_bytes(sizes, 8192) / 1e9:.2f} GB for 8192 tokens in float32, {saved:.0%} less because of the windows"
-    )
-    assert abs(saved - 0.25) < 1e-9
-axes.plot([], [], color="C6", linestyle=":", label="if all layers were global")
-axes.set(xlabel="tokens in the cache", ylabel="keys and values [GB]", xticks=range(0, 8193, 1024))
-axes.set_title("Local layers stop growing at their window")
-axes.legend()
-plt.show()
+# %% tags=["check"]
+layers = KVCache(config, 256).layers
+assert sum(layer.keys.nbytes + layer.values.nbytes for layer in layers) == cache_bytes(config, 256)
+for name in sizes:
+    assert RELEASED[name].num_attention_heads == 2 * RELEASED[name].num_key_value_heads
+    assert abs(1 - sizes[name][-1] / all_global[name][-1] - 0.25) < 1e-9
 
 # %% [markdown]
 # ## Exercises

@@ -10,11 +10,11 @@
 # Terms and letters: [glossary](glossary.md).
 
 # %%
-import matplotlib.pyplot as plt
 import numpy as np
 from support import check, check_file, diagrams, lines
 from support.exercises import backward_by_hand as exercises
-from support.plots import matrix, use_style
+from support.figures import backward_by_hand as figures
+from support.plots import pieces, use_style
 
 import gemma_np
 from gemma_np.model.attention import attention_backward, grouped_matmul, grouped_matmul_backward
@@ -31,6 +31,7 @@ from gemma_np.training.task import Batch, next_token
 from gemma_np.training.trainer import loss_and_gradients
 from gemma_np.weights.linear import float_product, linear, linear_backward
 
+# %%
 use_style()
 model = gemma_np.load(dtype="float64")  # float64, so rounding errors do not hide our mistakes
 config, weights, tokenizer = model.config, model.weights, model.tokenizer
@@ -59,6 +60,8 @@ T, D, F = len(ids) - 1, config.hidden_size, config.intermediate_size
 jacobian = (T * D) * (T * F) * 8  # bytes: one derivative for each pair of numbers
 product = (T * D + F * D) * 8
 print(f"Jacobian {jacobian / 1e9:.1f} GB; dy [T, D] and the weight [D, F] {product / 1e6:.1f} MB")
+
+# %% tags=["check"]
 assert jacobian > 1e9 > 100 * product
 
 # %% [markdown]
@@ -91,7 +94,8 @@ def measured(loss, x, step=1e-5):
 
 def check_gradient(gradient, loss, x):
     """Fail unless the gradient of loss(x) is the measured one."""
-    np.testing.assert_allclose(gradient, measured(loss, x), rtol=1e-6, atol=1e-8)
+    if not np.allclose(gradient, measured(loss, x), rtol=1e-6, atol=1e-8):
+        raise ValueError("the gradient is not the measured one")
 
 
 # %% [markdown]
@@ -130,18 +134,19 @@ def errors(dtype, one_sided=False):
     return np.abs(np.array(found) / true - 1)
 
 
-both, one, coarse = errors(np.float64), errors(np.float64, one_sided=True), errors(np.float32)
-figure, axes = plt.subplots()
-axes.loglog(steps, both, color="C0", label="up and down, float64")
-axes.loglog(steps, one, color="C1", label="up only, float64")
-axes.loglog(steps, coarse, color="C5", label="up and down, float32")
-axes.set(xlabel="step size h", ylabel="relative error of the measured slope", ylim=(1e-13, 1e2))
-axes.set_title("Small steps suffer from rounding, large steps from curvature")
-axes.legend(loc="lower left", fontsize=9)
-plt.show()
+# %%
+error_of = {
+    "up and down, float64": errors(np.float64),
+    "up only, float64": errors(np.float64, one_sided=True),
+    "up and down, float32": errors(np.float32),
+}
+figures.steps(steps, error_of)
 
-for name, found in (("up and down", both), ("up only", one), ("up and down in float32", coarse)):
+for name, found in error_of.items():
     print(f"{name}: best {found.min():.0e}, with h = {steps[found.argmin()]:.0e}")
+
+# %% tags=["check"]
+both, one, coarse = error_of.values()
 assert both.min() < 1e-9 < 1e-5 < min(both[0], both[-1])  # the V
 assert both[np.abs(np.log10(steps) + 5).argmin()] < 1e-8 and coarse.min() > 1e-6 and np.median(coarse) > 1e-2
 assert both[steps > 1e-6].min() < one.min() and both.min() < coarse.min() / 1000
@@ -218,9 +223,11 @@ for j in range(D):
 # %%
 dn = dy * (1 + weight)
 dx = (dn - n * np.mean(dn * n)) / r
-np.testing.assert_allclose(dx, dn @ jacobian)  # the same sum, without the Jacobian
 check_gradient(dx, lambda x: (dy * rms_norm(x, weight, eps)).sum(), x)
 check_gradient(dy * n, lambda weight: (dy * rms_norm(x, weight, eps)).sum(), weight)
+
+# %% tags=["check"]
+np.testing.assert_allclose(dx, dn @ jacobian)  # the same sum, without the Jacobian
 
 # %% [markdown]
 # What does the second term do? A longer $x$ gives the same $y$: the norm undoes the length. So the gradient must not have
@@ -228,6 +235,8 @@ check_gradient(dy * n, lambda weight: (dy * rms_norm(x, weight, eps)).sum(), wei
 
 # %%
 print(f"dn has a part along n: {np.mean(dn * n):.3f}; dx has {np.mean(dx * n):.1e}")
+
+# %% tags=["check"]
 assert abs(np.mean(dx * n)) < 1e-5 < abs(np.mean(dn * n))
 
 # %%
@@ -270,6 +279,8 @@ lines(rope_backward, "return")
 cos, sin = rope_cos_sin(range(3), 4, 10_000.0, 1.0, np.float64)
 x, dy = draw((3, 4)), draw((3, 4))  # [T, h]
 check_gradient(rope_backward(dy, cos, sin), lambda x: (dy * rope(x, cos, sin)).sum(), x)
+
+# %% tags=["check"]
 np.testing.assert_allclose(rope_backward(rope(x, cos, sin), cos, sin), x, atol=1e-14)  # there, and back again
 
 # %% [markdown]
@@ -305,6 +316,8 @@ jacobian = p[:, None] * (np.eye(5) - p)  # row j, column i
 for j in range(5):
     check_gradient(jacobian[j], lambda s, j=j: (np.exp(s) / np.exp(s).sum())[j], s)
 print("each column sums to", np.abs(jacobian.sum(axis=0)).round(12), "since the probabilities always sum to 1")
+
+# %% tags=["check"]
 np.testing.assert_allclose(jacobian.sum(axis=0), 0, atol=1e-12)
 
 # %% [markdown]
@@ -314,8 +327,10 @@ np.testing.assert_allclose(jacobian.sum(axis=0), 0, atol=1e-12)
 
 # %%
 ds = p * (dp - (dp * p).sum())
-np.testing.assert_allclose(ds, dp @ jacobian, atol=1e-12)  # the same sum, without the Jacobian
 check_gradient(ds, lambda s: (dp * np.exp(s) / np.exp(s).sum()).sum(), s)
+
+# %% tags=["check"]
+np.testing.assert_allclose(ds, dp @ jacobian, atol=1e-12)  # the same sum, without the Jacobian
 
 # %% [markdown]
 # The sum is the mean of $dp$, weighted by the probabilities: a score gets a positive gradient if its $dp$ is above that
@@ -331,6 +346,8 @@ lines(masked_softmax_backward, "return")
 scores, dprobs, mask = draw((2, 3, 3)), draw((2, 3, 3)), attention_mask(range(3), range(3), None)  # [H, T, S], [T, S]
 dscores = masked_softmax_backward(dprobs, masked_softmax(scores, mask))
 check_gradient(dscores, lambda scores: (dprobs * masked_softmax(scores, mask)).sum(), scores)
+
+# %% tags=["check"]
 np.testing.assert_allclose(dscores.sum(axis=-1), 0, atol=1e-12)  # what one key gains, the others lose
 assert (dscores[:, ~mask] == 0).all()
 
@@ -364,10 +381,8 @@ lines(
 
 # %%
 probs, values, dcontext = draw((4, 3, 3)), draw((2, 3, 5)), draw((4, 3, 5))  # [H, T, S], [K, S, h], [H, T, h]
-dprobs, dvalues = (
-    grouped_matmul(dcontext, values.swapaxes(-1, -2)),
-    grouped_matmul_backward(probs, dcontext, kv_heads=2),
-)
+dprobs = grouped_matmul(dcontext, values.swapaxes(-1, -2))  # [H, T, S]
+dvalues = grouped_matmul_backward(probs, dcontext, kv_heads=2)  # [K, S, h]
 check_gradient(dvalues, lambda values: (dcontext * grouped_matmul(probs, values)).sum(), values)
 check_gradient(dprobs, lambda probs: (dcontext * grouped_matmul(probs, values)).sum(), probs)
 
@@ -398,10 +413,12 @@ check_gradient(du, lambda x: inner(x).sum(), x)
 
 # %%
 u = inner(x)
+check_gradient(1 - np.tanh(u) ** 2, lambda u: np.tanh(u).sum(), u)
+
+# %% tags=["check"]
 plus, minus = np.exp(u), np.exp(-u)
 by_quotient = ((plus + minus) ** 2 - (plus - minus) ** 2) / (plus + minus) ** 2
 np.testing.assert_allclose(by_quotient, 1 - np.tanh(u) ** 2, atol=1e-12)
-check_gradient(1 - np.tanh(u) ** 2, lambda u: np.tanh(u).sum(), u)
 
 # %% [markdown]
 # And the product of $x / 2$ and $1 + \tanh u$: the derivative of the first times the second, and the first times the
@@ -412,9 +429,11 @@ check_gradient(1 - np.tanh(u) ** 2, lambda u: np.tanh(u).sum(), u)
 # %%
 slope = (1 + np.tanh(u)) / 2 + x / 2 * (1 - np.tanh(u) ** 2) * du
 check_gradient(slope, lambda x: gelu(x).sum(), x)
-np.testing.assert_allclose(slope, gelu_and_slope(x)[1], atol=1e-12)
 print("x    ", *(f"{number:6.0f}" for number in x))
 print("slope", *(f"{number:6.3f}" for number in slope))
+
+# %% tags=["check"]
+np.testing.assert_allclose(slope, gelu_and_slope(x)[1], atol=1e-12)
 assert abs(slope[0]) < 1e-3 and slope[4] == 0.5 and abs(slope[-1] - 1) < 1e-3  # off, half, on
 assert slope.min() < 0 and slope.max() > 1
 
@@ -461,6 +480,10 @@ check_gradient(dE, lambda E: (dx * embed(few, E)).sum(), E)
 
 wrong = np.zeros_like(E)
 wrong[few] += dx * np.sqrt(2)
+for token in (1, 4):
+    print(f"token {token}: gradient {dE[token].round(3)}, by += {wrong[token].round(3)}")
+
+# %% tags=["check"]
 assert np.allclose(wrong[4], dE[4]) and not np.allclose(wrong[1], dE[1])
 
 # %% [markdown]
@@ -490,23 +513,20 @@ z, target = draw((3, 6)), np.array([2, 0, 5])
 losses, dz = cross_entropy(z, target)
 check_gradient(dz, lambda z: cross_entropy(z, target)[0].sum(), z)
 
+# %% [markdown]
+# In our text, here is a position where the right token got about a third of the probability:
+
+# %%
 logits = model.logits(ids)  # [T + 1, V]
 losses, dlogits = cross_entropy(logits[:-1], ids[1:])
-position = np.abs(losses - np.log(3)).argmin()  # where the right token got about a third
+position = np.abs(losses - np.log(3)).argmin()
 right = ids[position + 1]
 order = np.argsort(-np.abs(dlogits[position]))[:10]
-
-figure, axes = plt.subplots()
-colours = ["C5" if id == right else "C0" for id in order]
-axes.bar([tokenizer.piece(int(id)).replace("\n", "⏎") for id in order], dlogits[position][order], color=colours)
-axes.axhline(0, color="C6", linewidth=0.8)
-axes.set_axisbelow(True)
-axes.set(xlabel="token (the ten largest)", ylabel="gradient of its logit [nats/unit]")
 read = tokenizer.decode(ids[position - 6 : position + 1].tolist())
-axes.set_title(f"After “…{read}”: one logit is too low, all others are too high")
-plt.show()
-
+figures.logit_gradients(dlogits[position][order], pieces(order, tokenizer), order == right, read)
 print(f"the right one, {tokenizer.piece(int(right))!r}, has {dlogits[position, right]:.3f}; the sum of all is 0")
+
+# %% tags=["check"]
 assert order[0] == right and (dlogits[position] < 0).sum() == 1
 np.testing.assert_allclose(dlogits.sum(axis=-1), 0, atol=1e-12)
 
@@ -564,6 +584,8 @@ lines(loss_and_gradients, "logits =", "value, dlogits", "dx =", "transformer_bac
 batch = Batch(ids[None])  # [B, T + 1], B = 1
 loss, gradients, record = loss_and_gradients(weights, config, batch, next_token)
 print(f"loss {loss:.4f} nats; {len(gradients)} gradients, {sum(g.size for g in gradients.values()):,} numbers")
+
+# %% tags=["check"]
 assert all(gradients[name].shape == weights[name].shape for name in weights)
 np.testing.assert_allclose(loss, losses.mean())
 
@@ -571,10 +593,8 @@ np.testing.assert_allclose(loss, losses.mean())
 # A million derivatives are too many to measure. A few random ones are enough, one in each of several random weights: a
 # mistake in any backward function makes all gradients after it wrong.
 
+
 # %%
-generator = np.random.default_rng(0)
-
-
 def loss_with(name, place, change):
     """The loss when one number of one weight is changed."""
     changed = {**weights, name: weights[name].copy()}
@@ -583,12 +603,17 @@ def loss_with(name, place, change):
     return cross_entropy(logits, ids[1:])[0].mean()
 
 
+# %%
+generator, slopes = np.random.default_rng(0), []
 print(f"{'weight':56} {'gradient':>12} {'measured':>12}")
 for name in generator.choice(sorted(weights), 8, replace=False):
     place = tuple(generator.integers(size) for size in weights[name].shape)
     slope = (loss_with(name, place, 1e-4) - loss_with(name, place, -1e-4)) / 2e-4
+    slopes.append((gradients[name][place], slope))
     print(f"{name.removeprefix('model.'):56} {gradients[name][place]:12.8f} {slope:12.8f}")
-    np.testing.assert_allclose(gradients[name][place], slope, rtol=1e-4, atol=1e-8)
+
+# %% tags=["check"]
+np.testing.assert_allclose(*np.transpose(slopes), rtol=1e-4, atol=1e-8)
 
 # %% [markdown]
 # What are gradients for? A gradient points in the direction in which the loss grows, so a small step in the opposite
@@ -599,6 +624,8 @@ for name in generator.choice(sorted(weights), 8, replace=False):
 moved = {name: weight - 0.1 * gradients[name] for name, weight in weights.items()}
 after, _, _ = loss_and_gradients(moved, config, batch, next_token)
 print(f"loss {loss:.3f} nats, and {after:.3f} after one step of 0.1 against the gradient")
+
+# %% tags=["check"]
 assert after < loss - 0.5
 
 # %% [markdown]
@@ -616,33 +643,21 @@ assert after < loss - 0.5
 # </details>
 
 # %%
-kinds = {
-    "v_proj": "self_attn.v_proj",
-    "o_proj": "self_attn.o_proj",
-    "k_proj": "self_attn.k_proj",
-    "q_proj": "self_attn.q_proj",
-    "gate_proj": "mlp.gate_proj",
-    "up_proj": "mlp.up_proj",
-    "down_proj": "mlp.down_proj",
-    "input_layernorm": "input_layernorm",
-    "post_attention_layernorm": "post_attention_layernorm",
-    "pre_feedforward_layernorm": "pre_feedforward_layernorm",
-    "post_feedforward_layernorm": "post_feedforward_layernorm",
-}
-layers = range(config.num_hidden_layers)
+kinds = [f"self_attn.{letter}_proj" for letter in "vokq"]
+kinds += ["mlp.gate_proj", "mlp.up_proj", "mlp.down_proj", "input_layernorm", "post_attention_layernorm"]
+kinds += ["pre_feedforward_layernorm", "post_feedforward_layernorm"]
 sizes = {
-    kind: [np.sqrt(np.mean(gradients[f"model.layers.{layer}.{place}.weight"] ** 2)) for layer in layers]
-    for kind, place in kinds.items()
+    kind.split(".")[-1]: [
+        np.sqrt(np.mean(gradients[f"model.layers.{layer}.{kind}.weight"] ** 2))
+        for layer in range(config.num_hidden_layers)
+    ]
+    for kind in kinds
 }
+figures.gradient_sizes(sizes)
 
-figure, axes = plt.subplots(figsize=(7, 4))
-matrix(axes, 1000 * np.array(list(sizes.values())), list(kinds), label="root mean square of the gradient, times 1000")
-axes.set(xticks=layers, xlabel="layer", title="The size of each weight's gradient")
-plt.show()
-
-for layer in layers:
-    assert sizes["v_proj"][layer] > sizes["o_proj"][layer] > sizes["q_proj"][layer]
-    assert sizes["v_proj"][layer] > 2 * sizes["k_proj"][layer] > 2 * sizes["q_proj"][layer]
+# %% tags=["check"]
+v, o, k, q = (np.array(sizes[f"{letter}_proj"]) for letter in "vokq")  # [layers] each
+assert (v > o).all() and (o > q).all() and (v > 2 * k).all() and (k > q).all()
 
 # %% [markdown]
 # In every layer, the value matrix has a larger gradient than the query and key matrices. A change of a value goes

@@ -11,17 +11,19 @@
 # Terms and letters: [glossary](glossary.md).
 
 # %%
-import math
 import os
-import time
 
 os.environ["OPENBLAS_NUM_THREADS"] = "1"  # for matrices as small as these, one thread is as fast as several
 
-import matplotlib.pyplot as plt
+# %%
+import math
+
 import numpy as np
 from support import check, check_file, lines
 from support.exercises import training as exercises
+from support.figures import training_a_tiny_gemma as figures
 from support.plots import pieces, use_style
+from support.timing import fastest
 
 import gemma_np
 from gemma_np.config import RELEASED, gemma2_config
@@ -36,6 +38,7 @@ from gemma_np.training.task import Batch, Task, next_token
 from gemma_np.training.trainer import initial_weights, loss_and_gradients, train_step, validation_loss
 from gemma_np.training.training_state import State, TrainingConfig
 
+# %%
 use_style()
 author = gemma_np.load()
 tokenizer, V = author.tokenizer, author.config.vocab_size
@@ -72,6 +75,8 @@ first_batch = random_batches(train_ids, batch_size=4, seq_len=LENGTH)(State({}, 
 read, predicted = first_batch.ids[:, :-1], first_batch.ids[:, 1:]  # [B, T] each
 for question, answer in zip(pieces(read[0, :6], tokenizer), pieces(predicted[0, :6], tokenizer), strict=True):
     print(f"{question:>10} -> {answer}")
+
+# %% tags=["check"]
 assert np.array_equal(read[:, 1:], predicted[:, :-1])
 
 # %% [markdown]
@@ -119,11 +124,16 @@ config = gemma2_config(
     sliding_window=32,
 )
 count = sum(config.parameter_count().values())
+
+# %%
 start = initial_weights(config, np.random.default_rng(0))
 nothing_known, _ = masked_mean(*cross_entropy(np.zeros((2, 3, V)), np.ones((2, 3), int)))
 first_loss = validation_loss(start, config, held_out, Ranks())
+print(
+    f"{count} parameters; log V = {math.log(V):.3f}, loss of equal logits {nothing_known:.3f}, at first {first_loss:.3f}"
+)
 
-print(f"{count} parameters; log V = {math.log(V):.3f}, loss at first {first_loss:.3f}")
+# %% tags=["check"]
 assert 90_000 < count < 110_000 and abs(config.parameter_count()["embedding"] / count - 2 / 3) < 0.02
 np.testing.assert_allclose(nothing_known, math.log(V))
 np.testing.assert_allclose(first_loss, math.log(V) + 0.5, atol=0.05)
@@ -144,6 +154,8 @@ lines(initial_weights, "std = ", "standard_normal")
 first_logits = Gemma(config, start, tokenizer).logits(read)  # [B, T, V]
 variance = first_logits.var()
 print(f"variance of the logits: {variance:.2f}")
+
+# %% tags=["check"]
 np.testing.assert_allclose(variance, 1, atol=0.1)
 
 # %% [markdown]
@@ -166,6 +178,8 @@ loss, gradients, _ = loss_and_gradients(start, config, first_batch, next_token)
 before = clip_by_global_norm(gradients, max_norm=0.5)
 after = clip_by_global_norm(gradients, max_norm=0.5)
 print(f"loss {loss:.3f}; norm of all gradients {before:.3f}, clipped to {after:.3f}")
+
+# %% tags=["check"]
 assert before > 0.5
 np.testing.assert_allclose(after, 0.5, rtol=1e-5)
 
@@ -179,6 +193,8 @@ np.testing.assert_allclose(after, 0.5, rtol=1e-5)
 sizes = {name: float(np.sqrt(np.mean(gradient**2))) for name, gradient in gradients.items()}
 largest, smallest = max(sizes, key=sizes.get), min(sizes, key=sizes.get)
 print(f"root mean square of the gradient: {sizes[largest]:.1e} in {largest},\n{sizes[smallest]:.1e} in {smallest}")
+
+# %% tags=["check"]
 assert sizes[largest] > 10 * sizes[smallest]
 
 # %% [markdown]
@@ -228,6 +244,8 @@ name = "model.layers.0.input_layernorm.weight"
 steps_taken = moved[name] - start[name]  # [D]
 gradient_sizes = np.abs(gradients[name])
 print(f"{name}: gradients of {gradient_sizes.min():.1e} to {gradient_sizes.max():.1e}, all moved by 0.01")
+
+# %% tags=["check"]
 assert gradient_sizes.max() > 10 * gradient_sizes.min()
 np.testing.assert_allclose(steps_taken, -0.01 * np.sign(gradients[name]), rtol=1e-3)
 
@@ -263,13 +281,15 @@ by_heart = Task(next_batch=lambda state: first_batch)
 losses_by_heart = [
     train_step(state, config, by_heart, training_config, Ranks())["loss"] for _ in range(training_config.steps)
 ]
+elsewhere = validation_loss(state.weights, config, held_out, Ranks())
 
-print(
-    f"the same {first_batch.num_targets} tokens: {losses_by_heart[0]:.2f} at first, {losses_by_heart[-1]:.3f} at last"
-)
+tokens = first_batch.num_targets
+print(f"the same {tokens} tokens: {losses_by_heart[0]:.2f} at first, {losses_by_heart[-1]:.3f} at last")
+print(f"on other texts: {elsewhere:.2f}")
+
+# %% tags=["check"]
 assert losses_by_heart[-1] < 0.1
-print(f"on other texts: {validation_loss(state.weights, config, held_out, Ranks()):.2f}")
-assert validation_loss(state.weights, config, held_out, Ranks()) > math.log(V)
+assert elsewhere > math.log(V)
 
 # %% [markdown]
 # On other texts it is worse than a model that knows nothing: it is confident and wrong. That is why we need held-out
@@ -278,7 +298,7 @@ assert validation_loss(state.weights, config, held_out, Ranks()) > math.log(V)
 # ## The loop
 #
 # Now the real training, with the loop written out. It is `train_step` without the parts for several processes; the
-# first steps show that both give the same result, bit by bit.
+# check below shows for the first steps that both give the same result, bit by bit.
 
 # %%
 STEPS, PEAK, WARMUP_STEPS, MAX_NORM = 900, 1e-2, 50, 1.0
@@ -289,6 +309,7 @@ state = State(weights, optimizer, np.random.default_rng(0))
 next_batch = random_batches(train_ids, batch_size=4, seq_len=LENGTH)
 log, validation = [], {0: validation_loss(weights, config, held_out, Ranks())}
 
+# %%
 for step in range(STEPS):
     batch = next_batch(state)
     loss, gradients, _ = loss_and_gradients(weights, config, batch, next_token)
@@ -299,6 +320,7 @@ for step in range(STEPS):
     if (step + 1) % 100 == 0:
         validation[step + 1] = validation_loss(weights, config, held_out, Ranks())
 
+# %% tags=["check"]
 twin = State({name: weight.copy() for name, weight in start.items()}, AdamW(), np.random.default_rng(0))
 twin_config = TrainingConfig(
     steps=STEPS, batch_size=4, seq_len=LENGTH, learning_rate=PEAK, warmup_steps=WARMUP_STEPS, max_grad_norm=MAX_NORM
@@ -317,26 +339,16 @@ frequencies = float(-np.log(occurs / occurs.sum())[targets].mean())
 floor = validation_loss(author.weights, author.config, held_out, Ranks())
 
 train_loss, norms, rates = (np.array(values) for values in zip(*log, strict=True))
-smooth = np.convolve(train_loss, np.ones(25) / 25, "valid")  # means of 25 steps, from step 25 on
-figure, axes = plt.subplots(figsize=(7, 4.2))
-axes.plot(np.arange(1, STEPS + 1), train_loss, color="C4", linewidth=0.7, alpha=0.6, label="training, each batch")
-axes.plot(np.arange(25, STEPS + 1), smooth, color="C0", label="training, mean of 25 batches")
-axes.plot(list(validation), list(validation.values()), "o-", color="C5", label="held out")
-for value, what in ((math.log(V), "knowing nothing: log V"), (frequencies, "knowing how often each token occurs")):
-    axes.axhline(value, color="black", linewidth=0.8, linestyle="--")
-    axes.text(STEPS, value + 0.05, what, ha="right", fontsize=9)
-axes.axhline(floor, color="black", linewidth=0.8, linestyle="--")
-axes.text(0, floor + 0.05, "the author's own loss", fontsize=9)
-axes.set(xlabel="steps (512 tokens each)", ylabel="loss (nats per token)", ylim=(floor - 0.4, 8.6))
-axes.set_title("The loss falls; on held-out texts it stays higher")
-axes.legend(loc=(0.3, 0.61))
-plt.show()
+baselines = {"knowing nothing: log V": math.log(V), "knowing how often each token occurs": frequencies}
+figures.losses(train_loss, validation, baselines | {"the author's own loss": floor})
 
-last = validation[STEPS]
+last, last_trained = validation[STEPS], train_loss[-25:].mean()
 print(f"held out: {validation[0]:.2f} -> {last:.2f}; frequencies {frequencies:.2f}, the author {floor:.2f}")
-print(f"the text was read {STEPS * 512 / train_ids.size:.1f} times; training loss at last {smooth[-1]:.2f}")
+print(f"the text was read {STEPS * 512 / train_ids.size:.1f} times; training loss at last {last_trained:.2f}")
+
+# %% tags=["check"]
 assert floor + 1 < last < frequencies - 1 and validation[100] < frequencies
-assert smooth[-1] < last - 0.3
+assert last_trained < last - 0.3
 assert list(validation)[np.argmin(list(validation.values()))] >= STEPS - 200
 
 # %% [markdown]
@@ -349,17 +361,11 @@ assert list(validation)[np.argmin(list(validation.values()))] >= STEPS - 200
 # The norm of the gradient and the learning rate, step by step:
 
 # %%
-figure, (above, below) = plt.subplots(2, 1, figsize=(7, 4.2), sharex=True)
-above.plot(np.arange(1, STEPS + 1), norms, color="C0", linewidth=0.8)
-above.axhline(MAX_NORM, color="C5", linestyle="--", label="limit")
-above.set(ylabel="norm of the gradient", ylim=(0, None), title="The gradient norm and the learning rate of each step")
-above.legend(loc="lower right")
-below.plot(np.arange(1, STEPS + 1), rates, color="C2")
-below.set(xlabel="step", ylabel="learning rate", ylim=(0, None))
-plt.show()
-
+figures.norms_and_rates(norms, rates, MAX_NORM)
 clipped = np.mean(norms > MAX_NORM)
 print(f"{clipped:.0%} of the steps were clipped; the largest norm was {norms.max():.2f}")
+
+# %% tags=["check"]
 assert clipped < 0.05 and norms[-50:].mean() > 1.5 * norms[50:100].mean()
 assert np.argmax(rates) in (WARMUP_STEPS - 1, WARMUP_STEPS)
 np.testing.assert_allclose([rates[0], rates.max(), rates[-1]], [PEAK / WARMUP_STEPS, PEAK, PEAK / 10], rtol=1e-3)
@@ -380,10 +386,14 @@ def gradient_lengths(weights, batches=32):
     return single, clip_by_global_norm(common, math.inf)
 
 
+shared = {}
 for when, found in (("at first", start), ("at last", weights)):
     single, common = gradient_lengths(found)
-    print(f"{when}: one batch {single:.2f}, the mean of 32 batches {common:.2f}, {common / single:.2f} times as long")
-    assert common > 0.4 * single if found is start else common < 0.3 * single
+    shared[when] = common / single
+    print(f"{when}: one batch {single:.2f}, the mean of 32 batches {common:.2f}, {shared[when]:.2f} times as long")
+
+# %% tags=["check"]
+assert shared["at last"] < 0.3 and shared["at first"] > 0.4
 
 # %% [markdown]
 # At first a large part is shared: the probabilities of nearly all tokens are wrong, whatever the batch. At the end
@@ -409,23 +419,22 @@ for when, found in (("before", start), ("after", weights)):
 # backward pass, because each matrix product has two gradients. Here we measure the parts of one step; they depend on
 # the machine:
 
+
 # %%
-began = time.perf_counter()
-for _ in range(5):
-    loss_and_gradients(weights, config, batch, next_token)
-both = (time.perf_counter() - began) / 5
-began = time.perf_counter()
-for _ in range(5):
-    logits = Gemma(config, weights, tokenizer).logits(batch.ids[:, :-1])
-forward = (time.perf_counter() - began) / 5
-began = time.perf_counter()
-for _ in range(5):
+def update():
     clip_by_global_norm(gradients, MAX_NORM)
     AdamW().step({name: weight.copy() for name, weight in weights.items()}, gradients, learning_rate)
-update = (time.perf_counter() - began) / 5
 
-speed = 512 / (both + update)
-print(f"forward {1e3 * forward:.1f} ms, with loss and backward {1e3 * both:.1f} ms, update {1e3 * update:.1f} ms")
+
+forward, both, updated = fastest(
+    [
+        lambda: Gemma(config, weights, tokenizer).logits(batch.ids[:, :-1]),
+        lambda: loss_and_gradients(weights, config, batch, next_token),
+        update,
+    ]
+)
+speed = 512 / (both + updated)
+print(f"forward {1e3 * forward:.1f} ms, with loss and backward {1e3 * both:.1f} ms, update {1e3 * updated:.1f} ms")
 print(f"{speed:,.0f} tokens per second, {6 * count * speed / 1e9:.1f} billion operations per second")
 
 # %% [markdown]
@@ -433,11 +442,11 @@ print(f"{speed:,.0f} tokens per second, {6 * count * speed / 1e9:.1f} billion op
 
 # %%
 for name, shape, B, T in (("this one", config, 4, LENGTH), ("gemma-2-2b", RELEASED["gemma-2-2b"], 1, 1024)):
-    memory = training_bytes(shape, batch_size=B, seq_len=T)
     print(f"{name}, {B} x {T} tokens")
-    for kind, size in memory.items():
+    for kind, size in training_bytes(shape, batch_size=B, seq_len=T).items():
         print(f"  {kind:<45}{size / 1e6:>12,.1f} MB")
 
+# %% tags=["check"]
 small, large = training_bytes(config, 4, LENGTH), training_bytes(RELEASED["gemma-2-2b"], 1, 1024)
 assert small["records of the forward pass"] > 10 * small["weights"]
 assert large["moments of AdamW"] == 2 * large["weights"]

@@ -13,10 +13,10 @@
 import json
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 from support import check, diagrams, lines
 from support.exercises import quantization as exercises
+from support.figures import quantization as figures
 from support.plots import use_style
 from support.sliders import Slider, explore
 
@@ -35,6 +35,7 @@ from gemma_np.training.distillation import sample_continuations
 from gemma_np.weights.formats import dequantize, pack, stored_bytes, unpack
 from gemma_np.weights.linear import linear
 
+# %%
 use_style()
 model = gemma_np.load()
 W = model.weights["model.layers.0.mlp.down_proj.weight"]  # [D, F]
@@ -52,7 +53,9 @@ formats = ("float32", "bfloat16", "int8", "int4")  # as published: bfloat16; int
 for name in ("gemma-2-2b", "gemma-2-9b", "gemma-2-27b"):
     sizes = [weight_bytes(RELEASED[name], format) / 1e9 for format in formats]
     print(name.ljust(12), "".join(f"{format}: {size:5.1f}   " for format, size in zip(formats, sizes, strict=True)))
-    assert sizes[0] / sizes[3] > 7
+
+# %% tags=["check"]
+assert all(weight_bytes(c, "float32") > 7 * weight_bytes(c, "int4") for c in RELEASED.values())
 
 # %% [markdown]
 # ## One row, one step
@@ -80,6 +83,8 @@ stored = quantize(W, Scheme("int8"))
 error = dequantize(stored) - W
 print(f"integers {stored.integers.dtype} {stored.integers.shape}, scales {stored.scales.dtype} {stored.scales.shape}")
 print(f"{stored_bytes(stored):,} bytes; largest error {np.abs(error / stored.scales).max():.4f} steps")
+
+# %% tags=["check"]
 assert np.abs(error / stored.scales).max() <= 0.5 + 1e-4
 assert stored_bytes(stored) < W.nbytes / 3.9
 
@@ -90,6 +95,10 @@ assert stored_bytes(stored) < W.nbytes / 3.9
 # %%
 x = np.random.default_rng(0).standard_normal((3, W.shape[1]), dtype=np.float32)
 y = np.einsum("rc,tc->tr", stored.integers, x) * stored.scales[:, 0]
+difference = np.abs(y - x @ dequantize(stored).T).max()
+print(f"numbers up to {np.abs(y).max():.1f}; the product with the dequantized weight differs by {difference:.0e}")
+
+# %% tags=["check"]
 np.testing.assert_allclose(y, x @ dequantize(stored).T, rtol=1e-4, atol=1e-5)
 np.testing.assert_allclose(linear(x, stored), y, rtol=1e-4, atol=1e-5)
 
@@ -105,23 +114,17 @@ np.testing.assert_allclose(linear(x, stored), y, rtol=1e-4, atol=1e-5)
 row = np.argmax(np.abs(W).max(axis=1) / W.std(axis=1))
 int4 = Scheme("int4")
 grids = {"full grid": minmax_grid(W, int4), "grid of least error": mse_grid(W, int4)}
+levels = {name: grid.values(np.arange(16.0))[row, 0] for name, grid in grids.items()}  # [16] each
+rounded = {name: grid.values(grid.nearest(W[:, None]))[:, 0] for name, grid in grids.items()}  # [D, F] each
+errors = {name: np.square(values - W).sum(axis=1) for name, values in rounded.items()}  # [D] each
+typical = {name: np.sqrt(error[row] / W.shape[1]) for name, error in errors.items()}
+title = f"Row {row} of down_proj in layer 0, and the 16 values of int4 (orange)"
+figures.grids(W[row], levels, typical, title)
 
-figure, panels = plt.subplots(1, 2, sharex=True, sharey=True)
-for axes, (name, grid) in zip(panels, grids.items(), strict=True):
-    axes.hist(W[row], bins=60, color="C0")
-    levels = grid.values(np.arange(16.0))[row, 0]
-    for level in levels:
-        axes.axvline(level, color="C5", linewidth=0.8)
-    squared = np.square(grid.values(grid.nearest(W[:, None]))[row, 0] - W[row]).mean()
-    axes.set(xlabel="weight", title=f"{name}\nroot mean square error {np.sqrt(squared):.4f}")
-    axes.grid(False)
-panels[0].set_ylabel("number of weights")
-figure.suptitle(f"Row {row} of down_proj in layer 0, and the 16 values of int4 (orange)")
-plt.show()
-
-errors = {name: np.square(grid.values(grid.nearest(W[:, None]))[:, 0] - W).sum(axis=1) for name, grid in grids.items()}
 share = 1 - errors["grid of least error"].sum() / errors["full grid"].sum()
 print(f"over all rows, clipping takes {share:.0%} off the sum of squared errors")
+
+# %% tags=["check"]
 assert (errors["grid of least error"] <= errors["full grid"]).all()
 assert errors["grid of least error"][row] < errors["full grid"][row] * 2 / 3
 assert share > 0.15
@@ -144,6 +147,8 @@ lines(minmax_grid, "scales = _at_least((high - low)", "zeros = np.rint")
 # %%
 sizes = [np.linalg.norm(dequantize(quantize(W, Scheme("int4", zero_points=zero))) - W) for zero in (False, True)]
 print(f"error of the matrix: symmetric {sizes[0]:.2f}, with zero points {sizes[1]:.2f}")
+
+# %% tags=["check"]
 assert sizes[1] < sizes[0]
 
 # %% [markdown]
@@ -167,7 +172,6 @@ assert sizes[1] < sizes[0]
 
 # %%
 print(f"largest weight of a row: at most {(np.abs(W).max(axis=1) / W.std(axis=1)).max():.1f} standard deviations")
-assert (np.abs(W).max(axis=1) < 6 * W.std(axis=1)).all()
 outliers = W.copy()
 outliers[np.arange(len(W)), np.arange(len(W))] = 20 * W.std(axis=1)
 
@@ -180,29 +184,24 @@ def relative_error(weight, bits, group):
     return np.linalg.norm(grid.values(grid.nearest(groups)) - groups) / np.linalg.norm(W)
 
 
+# %%
 widths, groups = range(2, 9), (384, 128, 64, 32, 16)
-found = {}
-figure, panels = plt.subplots(1, 2, sharex=True, sharey=True)
-for axes, (title, weight) in zip(panels, {"unchanged": W, "a large weight in each row": outliers}.items(), strict=True):
-    for group, marker in zip(groups, "osD^v", strict=True):
-        errors = found[title, group] = [relative_error(weight, bits, group) for bits in widths]
-        axes.plot(
-            [bits + 16 / group for bits in widths], errors, marker=marker, markersize=4, label=f"group of {group}"
-        )
-    axes.set(yscale="log", xlabel="bits per weight, including the scales", title=title)
-panels[0].set_ylabel("error / size of the matrix")
-panels[0].legend()
-figure.suptitle("Rounding down_proj of layer 0 by bits and group size (384: the whole row)")
-plt.show()
+found = {
+    title: {group: [relative_error(weight, bits, group) for bits in widths] for group in groups}
+    for title, weight in (("unchanged", W), ("a large weight in each row", outliers))
+}
+figures.bits_and_groups(widths, found)
+for title, by_group in found.items():
+    for group, errors in by_group.items():
+        shown = "  ".join(f"{n} bits {error:.1%}" for n, error in zip(widths, errors, strict=True))
+        print(f"{title:26} group {group:3}: {shown}")
 
-for (title, group), errors in found.items():
-    print(f"{title:26} group {group:3}:", "  ".join(f"{n} bits {e:.1%}" for n, e in zip(widths, errors, strict=True)))
-for group in groups:
-    ratios = np.divide(found["unchanged", group][2:-1], found["unchanged", group][3:])
+# %% tags=["check"]
+assert (np.abs(W).max(axis=1) < 6 * W.std(axis=1)).all()
+unchanged, with_outliers = found.values()
+for errors in unchanged.values():
+    ratios = np.divide(errors[2:-1], errors[3:])
     assert (ratios > 1.9).all() and (ratios < 2.4).all()
-unchanged, with_outliers = (
-    {g: found[title, g] for g in groups} for title in ("unchanged", "a large weight in each row")
-)
 assert unchanged[384][6] < 0.01 and unchanged[384][2] > 0.1  # 8 and 4 bits, one scale per row
 assert unchanged[16][2] > unchanged[384][3]  # at 5 bits in all
 assert with_outliers[384][2] > 3 * with_outliers[32][2] and with_outliers[384][3] > with_outliers[32][2]
@@ -233,13 +232,7 @@ def rounded_row(figure, bits, group):
     parts = np.split(weights, range(group, 96, group))
     steps = [np.abs(part).max() / largest for part in parts]
     found = np.concatenate([step * np.rint(part / step) for part, step in zip(parts, steps, strict=True)])
-    axes = figure.subplots()
-    axes.plot(weights, "o", color="C0", fillstyle="none", label="weight")
-    axes.plot(found, ".", color="C5", label="stored")
-    for start in range(group, 96, group):
-        axes.axvline(start - 0.5, color="C6", linewidth=0.6)
-    axes.set(xlabel="channel", ylim=np.array([-4, 4]) * W[48].std())
-    axes.legend(loc="lower right", ncols=2)
+    axes = figures.rounded_row(figure, weights, found, group, limit=4 * W[48].std())
     error = np.linalg.norm(np.delete(found - weights, 48)) / np.linalg.norm(np.delete(weights, 48))
     axes.set_title(f"{bits + 16 / group:.2f} bits per weight with the scales; error of the others {error:.0%}")
 
@@ -259,6 +252,8 @@ lines(pack, "low, high", "return")
 # %%
 numbers = np.array([1, 2, 15, 0], np.uint8)
 print(numbers, "->", [f"{byte:08b}" for byte in pack(numbers)])
+
+# %% tags=["check"]
 assert np.array_equal(unpack(pack(numbers)), numbers)
 
 # %% [markdown]
@@ -271,7 +266,7 @@ diagrams.quantized_row()
 # %% [markdown]
 # ## A K-quant by hand
 #
-# The files that people share most are in GGUF's *K-quants*. They answer two questions of this page at once: groups of
+# The files that people share most are in GGUF's *K-quants*. They solve two problems of this page at once: groups of
 # 32 need many scales, and a scale with a minimum is better than a symmetric grid but needs twice as many numbers. Their
 # idea is to quantize the scales, too. In Q4_K, a block of 256 weights has 8 groups of 32. Each group $j$ has a scale
 # $a_j$ and a minimum $b_j$ of six bits, from 0 to 63, and the whole block has two numbers $d$ and $m$ of 16 bits:
@@ -312,9 +307,10 @@ print("b", b)
 q = np.stack([numbers.reshape(4, 32) & 15, numbers.reshape(4, 32) >> 4], axis=1).reshape(8, 32)
 found = np.float32(d) * a[:, None] * q - np.float32(m) * b[:, None]
 for group in range(3):
-    print(
-        f"group {group}: q = {q[group, :4]} ... -> {found[group, :4].round(3)}, was {weights[32 * group :][:4].round(3)}"
-    )
+    was = weights[32 * group :][:4].round(3)
+    print(f"group {group}: q = {q[group, :4]} ... -> {found[group, :4].round(3)}, was {was}")
+
+# %% tags=["check"]
 stored = read_blocks("Q4_K", (1, 256), lambda start, stop: block[None])
 assert np.allclose(found.reshape(-1), dequantize(stored)[0], atol=1e-6)
 assert np.abs(found.reshape(-1) - weights).max() < np.float32(d) * a.max()
@@ -338,8 +334,10 @@ for title, matrix in {"unchanged": W[:, :256], "a large weight in each row": out
     errors[title] = [np.linalg.norm(plain) / np.linalg.norm(W[:, :256])]
     errors[title] += [error_of(matrix, format) for format in ("Q4_K", "Q4_1")]
     print(f"{title:27}", "plain groups {:.1%}, Q4_K {:.1%}, Q4_1 {:.1%}".format(*errors[title]))
-    assert errors[title][1] < 0.85 * errors[title][0]
-    assert errors[title][1] < 1.05 * errors[title][2]
+
+# %% tags=["check"]
+for plain, q4_k, q4_1 in errors.values():
+    assert q4_k < 0.85 * plain and q4_k < 1.05 * q4_1
 
 # %% [markdown]
 # Q4_K has a fifth less error than plain groups of the same size, and about that of Q4_1, which is half a bit larger:
@@ -371,6 +369,8 @@ grid = Grid(np.ones((1, 1, 1), np.float32), np.zeros((1, 1, 1), np.float32), -7,
 nearest, in_turn = grid.nearest(weight[:, None])[0], round_in_turn(weight, gram, grid)[0]
 for name, chosen in (("nearest", nearest), ("in turn", in_turn)):
     print(f"{name}: {chosen[0]}, sum {chosen.sum():.0f}, exact 0.8")
+
+# %% tags=["check"]
 assert nearest.sum() == 0 and in_turn.sum() == 1
 
 # %% [markdown]
@@ -427,56 +427,53 @@ print(model.tokenizer.decode(texts[0, 1:60].tolist()))
 # </details>
 
 # %%
-seen, fresh = model.trace(calibration), model.trace(texts)
 scheme = Scheme("int4", 64)
-methods = ("round", "clip", "gptq", "awq")
-names = list(INPUTS)
-output_errors, weight_errors, concentration, largest_input = {}, {}, {}, {}
-for name in names:
-    weight = model.weights[f"model.layers.0.{name}"]
-    X, Y = (record[f"layers.0.{INPUTS[name]}"].reshape(-1, weight.shape[1]) for record in (seen, fresh))
-    H = X.T @ X
+
+
+def rounded_by(weight, H):
+    """The weight [out, in] as each method rounds it."""
     f = best_scales([weight], H, scheme)
-    results = {
+    return {
         "round": dequantize(quantize(weight, scheme)),
         "clip": dequantize(quantize(weight, scheme, mse=True)),
         "gptq": dequantize(gptq(weight, H, scheme)),
         "awq": dequantize(quantize(weight * f, scheme)) / f,
     }
-    right = np.linalg.norm(Y @ weight.T)
-    output_errors[name] = [np.linalg.norm(Y @ (results[m] - weight).T) / right for m in methods]
-    weight_errors[name] = [np.linalg.norm(results[m] - weight) / np.linalg.norm(weight) for m in methods]
-    energy = np.linalg.eigvalsh(H)
-    typical = np.sqrt(np.diagonal(H))
+
+
+# %%
+seen, fresh = model.trace(calibration), model.trace(texts)
+output_errors, weight_errors, concentration, largest_input = {}, {}, {}, {}
+for name, record in INPUTS.items():
+    weight = model.weights[f"model.layers.0.{name}"]
+    X, Y = (trace[f"layers.0.{record}"].reshape(-1, weight.shape[1]) for trace in (seen, fresh))
+    H, right = X.T @ X, Y @ weight.T
+    rounded = rounded_by(weight, H)
+    change = {method: values - weight for method, values in rounded.items()}
+    output_errors[name] = {m: np.linalg.norm(Y @ e.T) / np.linalg.norm(right) for m, e in change.items()}
+    weight_errors[name] = {m: np.linalg.norm(e) / np.linalg.norm(weight) for m, e in change.items()}
+    energy, typical = np.linalg.eigvalsh(H), np.sqrt(np.diagonal(H))
+    concentration[name] = energy[-10:].sum() / energy.sum()  # in the ten strongest directions
     largest_input[name] = typical.max() / np.median(typical)
-    concentration[name] = energy[-10:].sum() / energy.sum()
-    np.testing.assert_allclose(
-        output_error(results["gptq"], weight, H).sum(), np.square(X @ (results["gptq"] - weight).T).sum(), rtol=1e-2
-    )
+figures.output_errors(output_errors)
 
-figure, axes = plt.subplots()
-for number, method in enumerate(methods):
-    places = np.arange(len(names)) + 0.2 * (number - 1.5)
-    axes.bar(places, [output_errors[name][number] for name in names], width=0.2, color=f"C{number}", label=method)
-axes.set_xticks(range(len(names)), [name.split(".")[1] for name in names])
-axes.set(ylabel="error / size of the output", title="Output error of layer 0's matrices in int4, on evaluation texts")
-axes.grid(axis="x")
-axes.legend(ncols=4, loc="upper center")
-axes.set_ylim(0, 0.13)
-plt.show()
-
-for name in names:
-    print(name.ljust(24), f"output {output_errors[name][0]:.1%} rounded, {output_errors[name][2]:.1%} GPTQ;", end=" ")
-    print(f"weights {weight_errors[name][0]:.1%} and {weight_errors[name][2]:.1%};", end=" ")
+# %%
+for name, by in output_errors.items():
+    of = weight_errors[name]
+    print(f"{name:24} output {by['round']:.1%} rounded, {by['gptq']:.1%} GPTQ;", end=" ")
+    print(f"weights {of['round']:.1%} and {of['gptq']:.1%};", end=" ")
     print(f"10 directions have {concentration[name]:.0%} of the inputs' energy")
-    rounded, _, by_gptq, by_awq = output_errors[name]
-    assert by_gptq < 0.8 * rounded and by_gptq == min(output_errors[name]) and by_awq > 0.8 * rounded
-o_proj = "self_attn.o_proj.weight"
-assert output_errors[o_proj][2] < output_errors[o_proj][0] / 2
-assert weight_errors[o_proj][2] > weight_errors[o_proj][0]
-assert max(concentration, key=concentration.get) == o_proj
 print(f"no channel's input is more than {max(largest_input.values()):.1f} times the median channel's")
-assert max(largest_input.values()) < 10
+
+# %% tags=["check"]
+for by in output_errors.values():
+    assert by["gptq"] < 0.8 * by["round"] and by["gptq"] == min(by.values()) and by["awq"] > 0.8 * by["round"]
+o_proj = "self_attn.o_proj.weight"
+assert output_errors[o_proj]["gptq"] < output_errors[o_proj]["round"] / 2
+assert weight_errors[o_proj]["gptq"] > weight_errors[o_proj]["round"]
+assert max(concentration, key=concentration.get) == o_proj and max(largest_input.values()) < 10
+by_gram = output_error(rounded["gptq"], weight, H).sum()  # of the last matrix
+np.testing.assert_allclose(by_gram, np.square(X @ (rounded["gptq"] - weight).T).sum(), rtol=1e-2)
 
 # %% [markdown]
 # GPTQ is best everywhere, and for `o_proj` it has less than half of the error, although its weights are *further* from
@@ -492,18 +489,17 @@ assert max(largest_input.values()) < 10
 # choose.
 
 # %%
+methods = ("round", "clip", "gptq", "awq")
+steps = [("bfloat16", None, "round"), ("int8", None, "round"), *(("int4", 64, method) for method in methods)]
 rows = [measure("float32", model, model, texts)]  # 2,040 tokens to predict
-for kind, group, method in (
-    ("bfloat16", None, "round"),
-    ("int8", None, "round"),
-    *(("int4", 64, method) for method in methods),
-):
+for kind, group, method in steps:
     embedding = Scheme("bfloat16" if kind == "bfloat16" else "int8")
     weights = dict(quantize_model(model, Scheme(kind, group), method, calibration, embedding))
     small = gemma_np.Gemma(model.config, weights, model.tokenizer)
     rows.append(measure(f"{kind} {method}", small, model, texts))
 print(table(rows))
 
+# %% tags=["check"]
 kl = {row.step: row.kl for row in rows}
 assert kl["bfloat16 round"] == 0  # this checkpoint is stored in bfloat16
 assert kl["int8 round"] < 0.002
@@ -520,30 +516,15 @@ assert max(row.perplexity for row in rows) < 1.1 * rows[0].perplexity and texts[
 
 # %%
 results = json.loads(Path("experiments/bits_and_methods.json").read_text())
-settings = {"bfloat16": "bfloat16", "float8": "float8", "int8": "int8", "int4, 64": "int4"}
-settings["int4, 64, zero points"] = "int4, zero points"
-figure, panels = plt.subplots(1, 2, sharey=True, figsize=(7, 3.8))
-for axes, (name, measured) in zip(panels, results.items(), strict=True):
-    for number, method in enumerate(methods):
-        chosen = [row for row in measured if row["method"] == method and row["setting"] in settings and row["kl"] > 0]
-        places = [list(settings).index(row["setting"]) + 0.15 * (number - 1.5) for row in chosen]
-        axes.plot(places, [row["kl"] for row in chosen], "osD^"[number], color=f"C{number}", label=method)
-    axes.set_xticks(range(len(settings)), settings.values(), rotation=35, ha="right")
-    axes.set(title=name, yscale="log", xlim=(-0.5, len(settings) - 0.5))
-panels[0].set_ylabel("KL from the original\n(nats per token)")
-panels[0].legend(ncols=2, loc="upper left")
-panels[0].set_ylim(7e-5, 3)
-figure.suptitle("The cost of each format (int4: groups of 64, embedding in int8)")
-plt.show()
+figures.cost_of_formats(results)
 
 real = {(row["setting"], row["method"]): row for row in results["gemma-3-270m"]}
 for method in methods:
-    print(
-        f"gemma-3-270m in int4, groups of 64, {method:5}: perplexity {real['int4, 64', method]['perplexity']:.1f},",
-        end=" ",
-    )
-    print(f"KL {real['int4, 64', method]['kl']:.2f}")
+    row = real["int4, 64", method]
+    print(f"gemma-3-270m in int4, groups of 64, {method:5}: perplexity {row['perplexity']:.1f}, KL {row['kl']:.2f}")
 print(f"without quantization: perplexity {real['32 bits', 'float32']['perplexity']:.1f}")
+
+# %% tags=["check"]
 assert real["int4, 64", "gptq"]["kl"] < real["int4, 64", "round"]["kl"] / 3
 assert real["int4, 64", "awq"]["kl"] < 0.6 * real["int4, 64", "round"]["kl"]
 assert real["int4, 64", "round"]["kl"] > 10 * kl["int4 round"]

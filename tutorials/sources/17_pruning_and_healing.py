@@ -2,7 +2,7 @@
 # # 17. Pruning and healing
 #
 # After this you can remove single weights, channels, heads or layers from a model, estimate beforehand which of them
-# matter, and retrain what is left. About 25 minutes; running it takes up to a minute, because of the training. In the
+# matter, and retrain what is left. About 20 minutes; running it takes up to a minute, because of the training. In the
 # [Gemma 2 report](https://arxiv.org/abs/2408.00118): tables 6 and 7, on small models distilled from a large one. In the
 # report they start from random weights; here they start as parts of the large one ([Muralidharan et
 # al.](https://arxiv.org/abs/2407.14679)).
@@ -14,10 +14,10 @@
 import json
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 from support import check, lines
 from support.exercises import pruning_and_healing as exercises
+from support.figures import pruning_and_healing as figures
 from support.plots import use_style
 
 import gemma_np
@@ -43,6 +43,7 @@ from gemma_np.training.trainer import initial_weights, train_step
 from gemma_np.training.training_state import State, TrainingConfig
 from gemma_np.weights.formats import stored_bytes
 
+# %%
 use_style()
 model = gemma_np.load()
 config = model.config
@@ -62,6 +63,7 @@ texts = sample_continuations(bos, 256, teacher.weights, teacher.config, np.rando
 right = model.logits(texts[:, :-1])  # [8, 255, V]
 
 
+# %%
 def measured(small):
     """Perplexity on the texts, and the KL divergence from the unpruned model's distributions in nats per token."""
     logits = small.logits(texts[:, :-1])
@@ -101,6 +103,8 @@ magnitude, wanda = np.abs(W), np.abs(W) * np.linalg.norm(X, axis=0)
 for name, scores in (("magnitude", magnitude), ("Wanda", wanda)):
     left = np.where(keep_fraction(0.5)(scores), W, 0)
     print(f"{name}: keeps {left[0]}, output error {np.abs(X @ (left - W).T).max():.2f}")
+
+# %% tags=["check"]
 assert np.argmax(magnitude) == 0 and np.argmax(wanda) == 1
 
 # %% [markdown]
@@ -114,27 +118,21 @@ single = {
 }
 pairs = {method: measured(prune(model, PruningPlan(**{method: "2:4"}), calibration)) for method in single}
 
-figure, axes = plt.subplots()
-for number, (method, found) in enumerate(single.items()):
-    axes.plot(shares, [m["perplexity"] for m in found], marker="os"[number], color=f"C{number}", label=method)
-    place = 0.5, pairs[method]["perplexity"]
-    axes.plot(*place, "D^"[number], color=f"C{number}", markeredgecolor="black", markersize=8, label=f"{method}, 2:4")
-axes.axhline(original["perplexity"], color="black", linestyle=":", label="nothing pruned")
-axes.set(yscale="log", xlabel="fraction of zeros", ylabel="perplexity", title="Setting weights of the layers to zero")
-axes.set_yticks([45, 50, 60, 70, 80, 90], [45, 50, 60, 70, 80, 90])
-axes.minorticks_off()
-axes.legend()
-plt.show()
+# %%
+perplexities = {method: [row["perplexity"] for row in rows] for method, rows in single.items()}
+of_pairs = {method: row["perplexity"] for method, row in pairs.items()}
+figures.sparsity(shares, perplexities, of_pairs, original["perplexity"])
 
-for method, found in single.items():
-    print(
-        method.ljust(9), "KL", "   ".join(f"{s:.0%}: {m['kl']:.3f}" for s, m in zip(shares, found, strict=True)), end=""
-    )
-    print(f"   2:4: {pairs[method]['kl']:.3f}")
-    assert pairs[method]["kl"] > 1.8 * found[3]["kl"]
+for method, rows in single.items():
+    kl = "   ".join(f"{share:.0%}: {row['kl']:.3f}" for share, row in zip(shares, rows, strict=True))
+    print(f"{method:9} KL {kl}   2:4: {pairs[method]['kl']:.3f}")
+
+# %% tags=["check"]
+for method, rows in single.items():
+    assert pairs[method]["kl"] > 1.8 * rows[3]["kl"]
 for by_size, by_product in zip(single["magnitude"], single["wanda"], strict=True):
     assert by_product["kl"] < 0.8 * by_size["kl"]
-raised = [m["perplexity"] / original["perplexity"] for m in single["wanda"]]
+raised = [row["perplexity"] / original["perplexity"] for row in single["wanda"]]
 assert raised[0] < 1.02 and 1.07 < raised[3] < 1.17 and raised[5] > 1.5
 
 # %% [markdown]
@@ -162,6 +160,8 @@ total = sum(stored_bytes(weight) for weight in sparse.weights.values()) // 2
 print(f"{zeros:,} of the layers' {weights:,} weights are zero")
 print(f"stored as before:             {total / 1e6:.2f} MB, nothing saved")
 print(f"2 numbers and their 2 places: {(total - 2 * zeros + weights // 2 * 2 // 8) / 1e6:.2f} MB")
+
+# %% tags=["check"]
 assert zeros == weights // 2
 assert sum(map(stored_bytes, sparse.weights.values())) == sum(map(stored_bytes, model.weights.values()))
 
@@ -189,15 +189,15 @@ for name in ("gate_proj", "up_proj", "down_proj"):
     shapes = [gemma.weights[f"model.layers.0.mlp.{name}.weight"].shape for gemma in (model, smaller)]
     print(name.ljust(9), *shapes, sep="   ")
 
-kept = np.sort(np.argsort(-importance.channels[0])[:192])
-gate, up, down = (model.weights[f"model.layers.0.mlp.{name}_proj.weight"] for name in ("gate", "up", "down"))
-silenced = np.zeros_like(down)
-silenced[:, kept] = down[:, kept]  # all other channels have no effect
+# %% tags=["check"]
+names = ("gate_proj.weight", "up_proj.weight", "down_proj.weight")
+whole, part = ({name: gemma.weights[f"model.layers.0.mlp.{name}"] for name in names} for gemma in (model, smaller))
+dropped = np.argsort(-importance.channels[0])[192:]
+silenced = whole["down_proj.weight"].copy()
+silenced[:, dropped] = 0  # these channels have no effect
 x = np.random.default_rng(0).standard_normal((5, config.hidden_size), dtype=np.float32)
-parts = ({"gate_proj.weight": gate, "up_proj.weight": up, "down_proj.weight": silenced}, {})
-for name in parts[0]:
-    parts[1][name] = smaller.weights[f"model.layers.0.mlp.{name}"]
-np.testing.assert_allclose(feed_forward(x, parts[0]), feed_forward(x, parts[1]), rtol=1e-3, atol=1e-4)
+expected = feed_forward(x, whole | {"down_proj.weight": silenced})
+np.testing.assert_allclose(feed_forward(x, part), expected, rtol=1e-3, atol=1e-4)
 
 # %% [markdown]
 # A *key-value group* is one key-value head (h rows of `k_proj` and `v_proj`), the G query heads that read it (rows of
@@ -221,33 +221,18 @@ lines(keep_groups, "keys = ", "queries = ", "q_proj", "k_proj", "v_proj", "o_pro
 lines(measure_importance, "layers.append", "channels.append", "groups.append")
 
 # %%
-figure, panels = plt.subplots(1, 2, figsize=(7, 3.4))
-for layer, scores in enumerate(importance.channels):
-    ordered = np.sort(scores)[::-1]
-    panels[0].plot(np.arange(1, ordered.size + 1), np.cumsum(ordered) / ordered.sum(), label=f"layer {layer}")
-panels[0].plot([0, 384], [0, 1], color="black", linestyle=":", label="if all were equal")
-panels[0].set(xlabel="channels kept, the most important first", ylabel="fraction of the importance", ylim=(0, 1.02))
-panels[0].set_title("Feed-forward channels")
-panels[0].legend(frameon=True, framealpha=1, edgecolor="none", fontsize=9)
+without = [measured(drop_layers(model, [layer])) for layer in range(config.num_hidden_layers)]
+figures.importance(importance, [row["kl"] for row in without])
 
-dropped = [measured(drop_layers(model, [layer])) for layer in range(config.num_hidden_layers)]
-panels[1].bar(range(config.num_hidden_layers), importance.layers)
-panels[1].set(xlabel="layer", ylabel="1 - cosine (importance)", title="Layers, with the KL if one is dropped")
-panels[1].set_ylim(0, 1.15 * importance.layers.max())
-for layer, row in enumerate(dropped):
-    panels[1].text(layer, importance.layers[layer], f"KL {row['kl']:.1f}", ha="center", va="bottom")
-panels[1].set_xticks(range(4), ["0\nlocal", "1\nglobal", "2\nlocal", "3\nglobal"])
-plt.show()
-
-half = np.sort(importance.channels, axis=1)[:, 192:].sum(axis=1) / importance.channels.sum(axis=1)
-print(
-    "importance of the better half of the channels:",
-    "  ".join(f"layer {i}: {share:.0%}" for i, share in enumerate(half)),
-)
-for layer, row in enumerate(dropped):
+half = np.sort(importance.channels, axis=1)[:, 192:].sum(axis=1) / importance.channels.sum(axis=1)  # [layers]
+shown = "  ".join(f"layer {layer}: {share:.0%}" for layer, share in enumerate(half))
+print(f"importance of the better half of the channels: {shown}")
+for layer, row in enumerate(without):
     print(f"without layer {layer}: perplexity {row['perplexity']:.0f}, KL {row['kl']:.2f}")
+
+# %% tags=["check"]
 assert ((half > 0.65) & (half < 0.9)).all()
-for scores in ([row["kl"] for row in dropped], importance.layers):
+for scores in ([row["kl"] for row in without], importance.layers):
     assert scores[0] > 1.3 * scores[1] and scores[1] > 1.3 * max(scores[2:])
     assert max(scores[2:]) < 1.2 * min(scores[2:])
 assert [kind == "sliding_attention" for kind in config.layer_types] == [True, False, True, False]
@@ -263,13 +248,15 @@ random = np.random.default_rng(0).random(importance.channels.shape)
 ways = {"important": importance.channels, "random": random, "unimportant": -importance.channels}
 halves = {name: measured(keep_channels(model, scores, 192))["kl"] for name, scores in ways.items()}
 print(", ".join(f"{name}: KL {value:.2f}" for name, value in halves.items()))
-assert halves["important"] < 0.75 * halves["random"] and halves["random"] < halves["unimportant"]
 
 one_group = keep_groups(model, importance.groups, 1)
 of_groups = measured(one_group)["kl"]
 size, *left = (sum(weight.size for weight in gemma.weights.values()) for gemma in (model, smaller, one_group))
 print(f"half of the channels: {size - left[0]:,} fewer weights, KL {halves['important']:.2f}; ", end="")
 print(f"half of the groups: {size - left[1]:,} fewer weights, KL {of_groups:.2f}")
+
+# %% tags=["check"]
+assert halves["important"] < 0.75 * halves["random"] and halves["random"] < halves["unimportant"]
 assert 3 * (size - left[1]) == size - left[0] and of_groups > halves["important"] / 2
 assert cache_bytes(config, 256) == 2 * cache_bytes(one_group.config, 256)
 
@@ -289,6 +276,8 @@ for keep in (3, 2):
     chosen = choose_layers(made_up, config, keep)
     kinds = keep_layers(model, chosen).config.layer_types
     print(f"{keep} layers: {chosen}", ["local" if kind == "sliding_attention" else "global" for kind in kinds])
+
+# %% tags=["check"]
 assert choose_layers(made_up, config, 3) == [0, 1, 2] and choose_layers(made_up, config, 2) == [0, 3]
 
 # %% [markdown]
@@ -313,67 +302,53 @@ lines(keep_sparsity, "masks = ", "return")
 # times. If the training texts of a model are available, use those.
 
 # %%
-own_words = sample_continuations(
-    np.full((160, 1), model.tokenizer.bos), 256, model.weights, config, np.random.default_rng(2)
-).ravel()
+begin, generator = np.full((160, 1), model.tokenizer.bos), np.random.default_rng(2)
+own_words = sample_continuations(begin, 256, model.weights, config, generator).ravel()
 training_config = TrainingConfig(
     steps=60, batch_size=8, seq_len=128, learning_rate=2e-3, warmup_steps=5, weight_decay=0.01
 )
+read = training_config.steps * training_config.batch_size * training_config.seq_len
+print(f"{own_words.size:,} tokens of text, {read:,} read by each")
 
-
-def heal(small, view_weights):
-    """The trained model, and the KL of each step."""
-    task = Task(
-        random_batches(own_words, training_config.batch_size, training_config.seq_len),
-        from_teacher(model, forward_kl),
-        view_weights=view_weights,
-    )
-    weights = {name: weight.copy() for name, weight in small.weights.items()}
-    state = State(
-        weights, AdamW(weight_decay=training_config.weight_decay), np.random.default_rng(training_config.seed)
-    )
-    curve = [
-        train_step(state, small.config, task, training_config, Ranks())["loss"] for _ in range(training_config.steps)
-    ]
-    return gemma_np.Gemma(small.config, task.view_weights(state.weights), model.tokenizer), curve
-
-
-at_random = gemma_np.Gemma(smaller.config, initial_weights(smaller.config, np.random.default_rng(0)), model.tokenizer)
-broken = {"half of F": smaller, "2:4": sparse, "random": at_random}
-healed, curves = {}, {}
-for name, small in broken.items():
-    view_weights = keep_sparsity(small.weights) if name == "2:4" else lambda weights: weights
-    healed[name], curves[name] = heal(small, view_weights)
-print(
-    f"{own_words.size:,} tokens of text, {training_config.steps * training_config.batch_size * training_config.seq_len:,} read by each"
-)
 
 # %%
-figure, axes = plt.subplots()
-labels = {
-    "half of F": "half of the channels",
-    "2:4": "2:4, zeros stay",
-    "random": "random weights, half of the channels",
-}
-for name, curve in curves.items():
-    axes.plot(range(1, training_config.steps + 1), curve, label=labels[name])
-axes.set(yscale="log", xlabel="training steps", ylabel="KL from the original\n(nats per token)")
-axes.set_title("Healing: each step reads 1,024 tokens")
-axes.set_yticks([0.1, 0.2, 0.5, 1, 2, 4], [0.1, 0.2, 0.5, 1, 2, 4])
-axes.minorticks_off()
-axes.legend()
-plt.show()
+def heal(small, view_weights):
+    """The trained model, and the KL of each step."""
+    next_batch = random_batches(own_words, training_config.batch_size, training_config.seq_len)
+    task = Task(next_batch, from_teacher(model, forward_kl), view_weights=view_weights)
+    weights = {name: weight.copy() for name, weight in small.weights.items()}
+    optimizer = AdamW(weight_decay=training_config.weight_decay)
+    state = State(weights, optimizer, np.random.default_rng(training_config.seed))
+    steps = [train_step(state, small.config, task, training_config, Ranks()) for _ in range(training_config.steps)]
+    healed = gemma_np.Gemma(small.config, task.view_weights(state.weights), model.tokenizer)
+    return healed, [step["loss"] for step in steps]
+
+
+# %%
+at_random = gemma_np.Gemma(smaller.config, initial_weights(smaller.config, np.random.default_rng(0)), model.tokenizer)
+broken = {"half of the channels": smaller, "2:4, zeros stay": sparse, "half, from random weights": at_random}
+healed, curves = {}, {}
+for name, small in broken.items():
+    view_weights = keep_sparsity(small.weights) if small is sparse else lambda weights: weights
+    healed[name], curves[name] = heal(small, view_weights)
+
+# %%
+figures.healing(curves)
 
 before, after = ({name: measured(small) for name, small in models.items()} for models in (broken, healed))
 for name in broken:
-    print(f"{name:10} perplexity {before[name]['perplexity']:7.1f} -> {after[name]['perplexity']:6.1f}", end="")
+    print(f"{name:25} perplexity {before[name]['perplexity']:7.1f} -> {after[name]['perplexity']:6.1f}", end="")
     print(f"   KL {before[name]['kl']:.2f} -> {after[name]['kl']:.2f}")
-for name in ("half of F", "2:4"):
+
+# %% tags=["check"]
+half, two_four, from_random = broken
+for name in (half, two_four):
     assert 0.3 * before[name]["kl"] < after[name]["kl"] < 0.66 * before[name]["kl"]
     assert np.mean(curves[name][-5:]) < min(0.8 * after[name]["kl"], 0.95 * np.mean(curves[name][-20:-15]))
-assert after["random"]["kl"] > 6 * after["half of F"]["kl"]
-assert all((weight == 0).sum() >= weight.size // 2 for name, weight in healed["2:4"].weights.items() if "proj" in name)
-assert training_config.steps * training_config.batch_size * training_config.seq_len == 1.5 * own_words.size
+assert after[from_random]["kl"] > 6 * after[half]["kl"]
+matrices = [weight for name, weight in healed[two_four].weights.items() if "proj" in name]
+assert all((weight == 0).sum() >= weight.size // 2 for weight in matrices)
+assert read == 1.5 * own_words.size
 
 # %% [markdown]
 # In 60 steps both pruned models recover more than a third of their distance from the original, and their curves are
@@ -387,10 +362,11 @@ assert training_config.steps * training_config.batch_size * training_config.seq_
 # needs hardware that supports the pattern.
 
 # %%
-assert after["2:4"]["kl"] < after["half of F"]["kl"]
 sizes = {name: sum(map(stored_bytes, small.weights.values())) for name, small in healed.items()}
-print(", ".join(f"{name}: {size / 1e6:.1f} MB in float32" for name, size in sizes.items()))
-assert sizes["half of F"] < 0.75 * sizes["2:4"]
+print("; ".join(f"{name}: {size / 1e6:.1f} MB" for name, size in sizes.items()), "in float32")
+
+# %% tags=["check"]
+assert after[two_four]["kl"] < after[half]["kl"] and sizes[half] < 0.75 * sizes[two_four]
 
 # %% [markdown]
 # ## The same on a real model
@@ -400,23 +376,13 @@ assert sizes["half of F"] < 0.75 * sizes["2:4"]
 
 # %%
 results = json.loads(Path("experiments/sparsity_and_methods.json").read_text())
-settings, methods = ["25%", "50%", "2:4"], ["magnitude", "wanda", "channels", "layers"]
-figure, panels = plt.subplots(1, 2, sharey=True)
-for axes, (name, found) in zip(panels, results.items(), strict=True):
-    for number, method in enumerate(methods):
-        chosen = [row for row in found if row["method"] == method]
-        places = [settings.index(row["setting"]) + 0.12 * (number - 1.5) for row in chosen]
-        axes.plot(places, [row["kl"] for row in chosen], "osD^"[number], color=f"C{number}", label=method)
-    axes.set_xticks(range(len(settings)), settings)
-    axes.set(title=name, yscale="log", xlim=(-0.5, 2.5), xlabel="removed")
-panels[0].set_ylabel("KL from the original\n(nats per token)")
-panels[0].legend(loc="lower right")
-figure.suptitle("The cost of pruning before healing")
-plt.show()
+figures.cost_of_pruning(results)
 
 real = {(row["setting"], row["method"]): row for row in results["gemma-3-270m"]}
 for (setting, method), row in real.items():
     print(f"gemma-3-270m, {setting:7} {method:10} KL {row['kl']:.2f}   perplexity {row['perplexity']:8.0f}")
+
+# %% tags=["check"]
 assert real["25%", "wanda"]["kl"] < real["25%", "magnitude"]["kl"] / 3
 assert real["50%", "magnitude"]["perplexity"] > 20 * real["50%", "wanda"]["perplexity"]
 assert real["50%", "channels"]["kl"] < 0.3 * real["50%", "magnitude"]["kl"]

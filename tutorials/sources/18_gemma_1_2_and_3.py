@@ -2,7 +2,7 @@
 # # 18. Gemma 1, 2 and 3
 #
 # After this you can say what changed from Gemma 1 to 2 to 3 and why, read the differences off a config, and compute a
-# model's parameters and the memory of its cache. About 30 minutes. In the [Gemma 2
+# model's parameters and the memory of its cache. About 25 minutes. In the [Gemma 2
 # report](https://arxiv.org/abs/2408.00118): section 2 and tables 1 and 2; beside it the reports of [Gemma
 # 1](https://arxiv.org/abs/2403.08295) and [Gemma 3](https://arxiv.org/abs/2503.19786), table 1 of each.
 #
@@ -13,11 +13,12 @@
 import math
 from dataclasses import fields, replace
 
-import matplotlib.pyplot as plt
 import numpy as np
 from support import check, lines
 from support.exercises import gemma_1_2_and_3 as exercises
+from support.figures import gemma_1_2_and_3 as figures
 from support.plots import use_style
+from support.texts import BALCONY
 
 import gemma_np
 from gemma_np.checkpoints.config_json import config_from_json, config_to_json
@@ -28,6 +29,7 @@ from gemma_np.model.attention_mask import attention_mask
 from gemma_np.model.block import block, pre_feedforward_name
 from gemma_np.model.records import RECORDS, record_shapes
 
+# %%
 use_style()
 print(f"{len(RELEASED)} released text models:", *RELEASED)
 
@@ -49,6 +51,7 @@ for name, c in RELEASED.items():
         f"{c.intermediate_size:6} {c.vocab_size:7} {c.max_position_embeddings:8}"
     )
 
+# %% tags=["check"]
 heads = {name: (c.num_attention_heads, c.num_key_value_heads) for name, c in RELEASED.items()}
 assert heads["gemma-2b"] == (8, 1) and heads["gemma-7b"] == (16, 16)
 assert all(H == 2 * K for name, (H, K) in heads.items() if name.startswith("gemma-2-"))
@@ -63,7 +66,7 @@ assert {c.vocab_size for c in RELEASED.values()} == {256_000, 262_144}
 #
 # The head is tied in all of them: there is one matrix with V rows, the embedding.
 
-# %%
+# %% tags=["check"]
 for c in RELEASED.values():
     assert [name for name, shape in c.weight_shapes() if c.vocab_size in shape] == ["model.embed_tokens.weight"]
 
@@ -71,29 +74,27 @@ for c in RELEASED.values():
 # ## Side by side: how they compute
 
 # %%
-print(
-    f"{'model':13} local:global  window  RoPE base local / global   caps     norms per layer  q and k norms  scores / sqrt of"
-)
+print("model         local:global  window  RoPE base local / global   caps    norms  q and k norms  scores / sqrt of")
 for name, c in RELEASED.items():
     local_per_global = c.layer_types.index(GLOBAL)  # local layers before the first global one
-    bases = {
-        kind: c.rope(c.layer_types.index(kind)) for kind in (LOCAL, GLOBAL) if kind in c.layer_types
-    }  # (base, divisor)
-    shown = " / ".join(f"{base:,.0f}" for base, _ in bases.values()) + (", p/8" if bases[GLOBAL][1] == 8 else "")
+    kinds = [kind for kind in (LOCAL, GLOBAL) if kind in c.layer_types]
+    bases, divisors = zip(*(c.rope(c.layer_types.index(kind)) for kind in kinds), strict=True)
+    shown = " / ".join(f"{base:,.0f}" for base in bases) + (", p/8" if divisors[-1] == 8 else "")
     caps = f"{c.attn_logit_softcapping:.0f}, {c.final_logit_softcapping:.0f}" if c.attn_logit_softcapping else "none"
-    norms = 4 if c.has_post_norms else 2
     print(
-        f"{name:13} {local_per_global}:1           {c.sliding_window or '-':>6}  {shown:25}  {caps:8} {norms:13}"
-        f"  {'yes' if c.has_qk_norm else 'no':13}  {c.query_pre_attn_scalar}"
+        f"{name:13} {local_per_global}:1           {c.sliding_window or '-':>6}  {shown:25}  {caps:8}"
+        f"{4 if c.has_post_norms else 2:5}  {'yes' if c.has_qk_norm else 'no':13}  {c.query_pre_attn_scalar}"
     )
 
+# %% tags=["check"]
 for name, c in RELEASED.items():
     local_per_global = {"gemma": 0, "gemma2": 1, "gemma3_text": 5}[c.model_type]
     assert c.layer_types == layer_pattern(c.num_hidden_layers, local_per_global)
     assert c.query_pre_attn_scalar == (c.hidden_size / c.num_attention_heads if name.endswith("27b") else c.head_dim)
 
 # %% [markdown]
-# ("p/8": positions are divided by 8 on global layers.) From top to bottom, the table shows three generations:
+# (Norms are counted per layer; "p/8": positions are divided by 8 on global layers.) From top to bottom, the table shows
+# three generations:
 #
 # - **Gemma 1** is plain: every layer sees everything, there are two norms per layer, and nothing bounds the scores.
 # - **Gemma 2** makes every second layer local ([tutorial 7](07_local_and_global_layers.ipynb)), also normalizes the
@@ -119,30 +120,21 @@ newer = config_to_json(RELEASED["gemma-3-4b"]) | {
 }
 newer = {key: value for key, value in newer.items() if key not in stored}
 print("newer:", {key: value for key, value in newer.items() if "rope" in key})
-assert config_from_json(newer) == RELEASED["gemma-3-4b"]
 print("(base, divisor): local", RELEASED["gemma-3-4b"].rope(0), " global", RELEASED["gemma-3-4b"].rope(5))
+
+# %% tags=["check"]
+assert config_from_json(newer) == RELEASED["gemma-3-4b"]
 
 # %% [markdown]
 # (From the 4B on, the models also see images, and all of these keys are one level deeper, under `text_config`.)
 
 # %%
-figure, axes = plt.subplots(figsize=(7, 3.6))
-for row, c in enumerate(RELEASED.values()):
-    for kind, colour in ((LOCAL, "C4"), (GLOBAL, "C0")):
-        layers = [layer for layer in range(c.num_hidden_layers) if c.layer_types[layer] == kind]
-        label = {LOCAL: "local", GLOBAL: "global"}[kind] if row == len(RELEASED) - 1 else None
-        axes.scatter(layers, [row] * len(layers), marker="s", s=22, color=colour, label=label)
-axes.set(yticks=range(len(RELEASED)), yticklabels=RELEASED, xlabel="layer", xlim=(-1, 63))
-axes.invert_yaxis()
-axes.set_title("Which layers are global")
-axes.legend(loc="upper right")
-plt.show()
-
+figures.layer_types(RELEASED)
 local = {name: sum(kind == LOCAL for kind in c.layer_types) for name, c in RELEASED.items()}
-print(
-    "local layers:",
-    {name: f"{local[name]} of {RELEASED[name].num_hidden_layers}" for name in ("gemma-2-9b", "gemma-3-12b")},
-)
+for name in ("gemma-2-9b", "gemma-3-12b"):
+    print(f"{name}: {local[name]} of {RELEASED[name].num_hidden_layers} layers are local")
+
+# %% tags=["check"]
 assert local["gemma-7b"] == 0 and 2 * local["gemma-2-9b"] == 42 and local["gemma-3-12b"] == 40
 
 # %% [markdown]
@@ -150,22 +142,11 @@ assert local["gemma-7b"] == 0 and 2 * local["gemma-2-9b"] == 42 and local["gemma
 
 # %%
 counts = {name: c.parameter_count() for name, c in RELEASED.items()}
+figures.parameters(counts)
 totals = {name: sum(parts.values()) for name, parts in counts.items()}
-labels = [f"{name}  ({total / 1e9:.2f} B)" for name, total in totals.items()]
-
-figure, axes = plt.subplots(figsize=(7, 4))
-left = np.zeros(len(RELEASED))
-for colour, part in enumerate(("embedding", "attention", "feed-forward")):
-    shares = np.array([100 * counts[name][part] / totals[name] for name in RELEASED])
-    axes.barh(labels, shares, left=left, color=f"C{colour}", label=part)
-    left += shares
-axes.invert_yaxis()
-axes.set(xlabel="share of the parameters (%); the norms are too few to be seen", xlim=(0, 100))
-axes.set_title("Where the parameters are")
-axes.legend(ncols=3, loc="upper center", bbox_to_anchor=(0.3, -0.14))
-plt.show()
-
 print(f"of Gemma 3 270M, {100 * counts['gemma-3-270m']['embedding'] / totals['gemma-3-270m']:.0f} % is the embedding")
+
+# %% tags=["check"]
 assert counts["gemma-3-270m"]["embedding"] > 0.6 * totals["gemma-3-270m"]
 assert all(parts["feed-forward"] > parts["attention"] for parts in counts.values())
 assert all(parts["norms"] < 0.001 * totals[name] for name, parts in counts.items())
@@ -189,30 +170,21 @@ lines(cache_bytes, "per_token", "windows =", "return")
 # Three models of similar size, up to the context of each; dashed is the last one if all its layers were global:
 
 # %%
-figure, axes = plt.subplots(figsize=(7, 3.8))
-for colour, name in enumerate(("gemma-7b", "gemma-2-9b", "gemma-3-12b")):
-    c = RELEASED[name]
-    lengths = 2 ** np.arange(8, round(math.log2(c.max_position_embeddings)) + 1)
-    axes.plot(
-        lengths, [cache_bytes(c, int(n)) / 1e9 for n in lengths], "o-", color=f"C{colour}", markersize=4, label=name
-    )
-gemma3 = RELEASED["gemma-3-12b"]
+gemma3, sizes = RELEASED["gemma-3-12b"], {}
 all_global = replace(gemma3, layer_types=(GLOBAL,) * gemma3.num_hidden_layers)
-gigabytes = [cache_bytes(all_global, int(n)) / 1e9 for n in lengths]
-axes.plot(lengths, gigabytes, "--", color="C2", label="gemma-3-12b, all layers global")
-axes.set_xscale("log", base=2)
-axes.set(yscale="log", xlabel="tokens", ylabel="keys and values (GB, float32)", xticks=2 ** np.arange(8, 18))
-axes.set(xticklabels=[256, 512, "1K", "2K", "4K", "8K", "16K", "32K", "64K", "128K"])
-axes.set(yticks=(0.1, 1, 10, 100), yticklabels=("0.1", "1", "10", "100"), title="The memory of the cache")
-axes.legend()
-plt.show()
+compared = {name: RELEASED[name] for name in ("gemma-7b", "gemma-2-9b", "gemma-3-12b")}
+for name, c in (compared | {"gemma-3-12b, all layers global": all_global}).items():
+    lengths = 2 ** np.arange(8, round(math.log2(c.max_position_embeddings)) + 1)
+    sizes[name] = lengths, [cache_bytes(c, int(n)) for n in lengths]
+figures.cache_sizes(sizes)
 
 at_end, as_global = cache_bytes(gemma3, 131_072), cache_bytes(all_global, 131_072)
-print(
-    f"Gemma 3 12B at 131,072 tokens: {at_end / 1e9:.1f} GB; all global: {as_global / 1e9:.1f} GB, {as_global / at_end:.1f} times as much"
-)
-at_8192 = {name: cache_bytes(RELEASED[name], 8192) / 1e9 for name in ("gemma-7b", "gemma-2-9b", "gemma-3-12b")}
-print("at 8,192 tokens:", {name: f"{gigabytes:.1f} GB" for name, gigabytes in at_8192.items()})
+print(f"Gemma 3 12B at 131,072 tokens: {at_end / 1e9:.1f} GB; all global: {as_global / 1e9:.1f} GB, ", end="")
+print(f"{as_global / at_end:.1f} times as much")
+at_8192 = {name: cache_bytes(c, 8192) / 1e9 for name, c in compared.items()}
+print("at 8,192 tokens:", ", ".join(f"{name} {gigabytes:.1f} GB" for name, gigabytes in at_8192.items()))
+
+# %% tags=["check"]
 assert 5.5 < as_global / at_end < 6
 assert at_8192["gemma-7b"] > at_8192["gemma-2-9b"] > at_8192["gemma-3-12b"]
 
@@ -227,11 +199,8 @@ assert at_8192["gemma-7b"] > at_8192["gemma-2-9b"] > at_8192["gemma-3-12b"]
 # which their configs differ (G: global, L: local):
 
 # %%
-models = {
-    "Gemma 1": gemma_np.load("shakespeare-gemma1"),
-    "Gemma 2": gemma_np.load("shakespeare-1m"),
-    "Gemma 3": gemma_np.load("shakespeare-gemma3"),
-}
+bundled = {"Gemma 1": "shakespeare-gemma1", "Gemma 2": "shakespeare-1m", "Gemma 3": "shakespeare-gemma3"}
+models = {title: gemma_np.load(name) for title, name in bundled.items()}
 print(f"{'field':24}", *(f"{title:>11}" for title in models))
 for field in fields(GemmaConfig):
     values = [getattr(model.config, field.name) for model in models.values()]
@@ -242,6 +211,8 @@ for field in fields(GemmaConfig):
 
 size = {title: sum(model.config.parameter_count().values()) for title, model in models.items()}
 print(f"{'parameters':24}", *(f"{count:11,}" for count in size.values()))
+
+# %% tags=["check"]
 small = [model.config for model in models.values()]
 assert [c.model_type for c in small] == [RELEASED[name].model_type for name in ("gemma-2b", "gemma-2-2b", "gemma-3-1b")]
 assert [c.window(0) for c in small] == [None, 64, 64] and [c.has_qk_norm for c in small] == [False, False, True]
@@ -254,10 +225,12 @@ assert [c.rope(c.num_hidden_layers - 1)[0] for c in small] == [1e4, 1e4, 1e6] an
 
 # %%
 scene = "[Enter ROMEO.]\n\nROMEO.\n"
-for title, model in models.items():
-    text = model.generate(scene, 40, temperature=0.7, seed=2)
+texts = {title: model.generate(scene, 40, temperature=0.7, seed=2) for title, model in models.items()}
+for title, text in texts.items():
     print(f"{title.upper()}\n{text}\n")
-    assert any(word.isupper() for word in text.split() if len(word) > 4)
+
+# %% tags=["check"]
+assert all(any(word.isupper() for word in text.split() if len(word) > 4) for text in texts.values())
 
 # %% [markdown]
 # All three have learned the look of a play, with its names in capital letters. And this is the perplexity of each on
@@ -265,28 +238,13 @@ for title, model in models.items():
 # compared:
 
 # %%
-BALCONY = """JULIET.
-O Romeo, Romeo, wherefore art thou Romeo?
-Deny thy father and refuse thy name.
-Or if thou wilt not, be but sworn my love,
-And I'll no longer be a Capulet.
-
-ROMEO.
-[Aside.] Shall I hear more, or shall I speak at this?
-
-JULIET.
-'Tis but thy name that is my enemy;
-Thou art thyself, though not a Montague.
-What's Montague? It is nor hand nor foot,
-Nor arm, nor face, nor any other part
-Belonging to a man. O be some other name.
-What's in a name? That which we call a rose
-By any other name would smell as sweet;"""
-
 ids = models["Gemma 1"].tokenizer.encode(BALCONY)
-assert all(model.tokenizer.encode(BALCONY) == ids for model in models.values())
 perplexity = {title: model.perplexity(BALCONY) for title, model in models.items()}
-print(f"{len(ids)} tokens;", ", ".join(f"{title}: perplexity {value:.1f}" for title, value in perplexity.items()))
+print(*BALCONY.splitlines()[:3], f"... ({len(ids)} tokens)", sep="\n")
+print(", ".join(f"{title}: perplexity {value:.1f}" for title, value in perplexity.items()))
+
+# %% tags=["check"]
+assert all(model.tokenizer.encode(BALCONY) == ids for model in models.values())
 assert perplexity["Gemma 2"] < 0.9 * perplexity["Gemma 3"] and perplexity["Gemma 3"] < 0.9 * perplexity["Gemma 1"]
 assert size["Gemma 2"] > 1.8 * size["Gemma 3"] and size["Gemma 1"] < size["Gemma 3"] < 1.15 * size["Gemma 1"]
 
@@ -331,26 +289,28 @@ lines(pre_feedforward_name, "return")
 # These are the norms of layer 0 in the three small checkpoints, and the records that only some of the models have:
 
 # %%
+norms = {}
 for title, model in models.items():
-    norms = [name.split(".", 3)[3].removesuffix(".weight") for name in model.weights if "layers.0." in name]
-    norms = [name for name in norms if "norm" in name]
-    print(f"{title}:", *norms)
-    assert (len(norms), "pre_feedforward_layernorm" in norms) == {
-        "Gemma 1": (2, False),
-        "Gemma 2": (4, True),
-        "Gemma 3": (6, True),
-    }[title]
+    names = [name.split(".", 3)[3].removesuffix(".weight") for name in model.weights if "layers.0." in name]
+    norms[title] = [name for name in names if "norm" in name]
+    print(f"{title}:", *norms[title])
 
+# %% tags=["check"]
+assert [len(names) for names in norms.values()] == [2, 4, 6]
+assert ["pre_feedforward_layernorm" in names for names in norms.values()] == [False, True, True]
+
+# %%
 records = {title: model.trace(ids) for title, model in models.items()}
-for title, record in records.items():
-    assert {name: value.shape for name, value in record.items()} == record_shapes(models[title].config, len(ids))
-
 print(f"{'record (layer 0, or the model)':36}", *models)
 for row in RECORDS:
     present = [row.name.replace("*", "0") in record for record in records.values()]
     if not all(present):
         print(f"{row.name:36}", *("   yes " if here else "   -   " for here in present))
 print(f"and {sum(not row.needs for row in RECORDS)} that all three have")
+
+# %% tags=["check"]
+for title, record in records.items():
+    assert {name: value.shape for name, value in record.items()} == record_shapes(models[title].config, len(ids))
 assert "layers.0.self_attn.q_norm" in records["Gemma 3"] and "logits_capped" not in records["Gemma 3"]
 
 # %% [markdown]
@@ -368,23 +328,11 @@ def largest_score(model, factor):
 
 factors = 2.0 ** np.arange(6)
 largest = {title: [largest_score(model, factor) for factor in factors] for title, model in models.items()}
+figures.largest_scores(factors, largest)
+for title, scores in largest.items():
+    print(f"{title}: {scores[0]:.1f} -> {scores[-1]:.1f}")
 
-figure, axes = plt.subplots()
-for (title, line), how in zip(largest.items(), ("no bound", "soft cap of 50", "norms of q and k"), strict=True):
-    axes.plot(factors, line, "o-", label=f"{title}: {how}")
-axes.set_xscale("log", base=2)
-axes.set(yscale="log", xlabel="factor of the query and key matrices", ylabel="largest score at the softmax")
-axes.set(
-    xticks=factors,
-    xticklabels=[f"{factor:.0f}" for factor in factors],
-    title="The effect of growing weights on the scores",
-)
-axes.set(yticks=(10, 100, 1000, 10_000), yticklabels=("10", "100", "1,000", "10,000"), ylim=(3, 20_000))
-axes.legend()
-plt.show()
-
-for title, line in largest.items():
-    print(f"{title}: {line[0]:.1f} -> {line[-1]:.1f}")
+# %% tags=["check"]
 np.testing.assert_allclose(largest["Gemma 1"][-1] / largest["Gemma 1"][0], factors[-1] ** 2, rtol=1e-4)
 assert 49 < max(largest["Gemma 2"]) <= 50
 np.testing.assert_allclose(largest["Gemma 3"], largest["Gemma 3"][0], rtol=1e-3)
@@ -399,21 +347,19 @@ np.testing.assert_allclose(largest["Gemma 3"], largest["Gemma 3"][0], rtol=1e-3)
 
 # %%
 model, record = models["Gemma 3"], records["Gemma 3"]
-h, bounds, means, scales = model.config.head_dim, [], [], []
+h, scales, bounds, highest = model.config.head_dim, [], [], []
 for layer, kind in enumerate(model.config.layer_types):
     q, k = (1 + model.weights[f"model.layers.{layer}.self_attn.{name}_norm.weight"] for name in "qk")
     scores, probs = (record[f"layers.{layer}.self_attn.{name}"] for name in ("scores", "probs"))
-    highest = scores[probs > 0].max()
-    bounds.append(np.sqrt(h) * q.max() * k.max())
-    means.append((q.mean(), k.mean()))
     scales.append((q, k))
-    print(
-        f"layer {layer}, {'global' if kind == GLOBAL else 'local '}: mean scale of q {q.mean():.2f}, ",
-        f"of k {k.mean():.2f}; no score above {bounds[-1]:4.1f}, the largest is {highest:4.1f}",
-        sep="",
-    )
-    assert highest < bounds[-1]
-assert np.mean(np.array(scales[0]) < 1) > 0.7 and np.min(means[1:4]) > 1.1 and bounds[0] < 0.75 * min(bounds[1:])
+    bounds.append(np.sqrt(h) * q.max() * k.max())
+    highest.append(scores[probs > 0].max())
+    print(f"layer {layer}, {'global' if kind == GLOBAL else 'local '}: mean scale of q {q.mean():.2f}, ", end="")
+    print(f"of k {k.mean():.2f}; no score above {bounds[-1]:4.1f}, the largest is {highest[-1]:4.1f}")
+
+# %% tags=["check"]
+assert (np.array(highest) < bounds).all() and bounds[0] < 0.75 * min(bounds[1:])
+assert np.mean(np.array(scales[0]) < 1) > 0.7 and np.mean(scales[1:4], axis=-1).min() > 1.1
 
 # %% [markdown]
 # With the scales the model can still choose how sharply a layer attends. In layer 0 most of them are smaller than 1, so
@@ -423,18 +369,11 @@ assert np.mean(np.array(scales[0]) < 1) > 0.7 and np.min(means[1:4]) > 1.1 and b
 
 # %%
 q, k = np.array(scales).reshape(-1, 2, 2, h // 2).transpose(1, 3, 0, 2)  # [pair, layer, channel of the pair] each
-figure, axes = plt.subplots(figsize=(4.6, 4.4))
-axes.plot([0, 2.2], [0, 2.2], color="0.7", linewidth=1)
-for color, label, part in (("C0", "pairs 0 to 7, fast", slice(0, 8)), ("C5", "pairs 8 to 15, slow", slice(8, 16))):
-    axes.scatter(q[part], k[part], s=14, color=color, label=label)
-axes.set(xlabel="scale of q", ylabel="scale of k", xlim=(0, 2.2), ylim=(0, 2.2), aspect="equal")
-axes.set(xticks=(0, 0.5, 1, 1.5, 2), yticks=(0, 0.5, 1, 1.5, 2))
-axes.set_title("The learned scales of the small Gemma 3")
-axes.legend(loc="lower right")
-plt.show()
-
+figures.scales(q, k)
 fast, slow = np.abs(q - k)[:8], np.abs(q - k)[8:]
 print(f"mean difference of the two scales: {fast.mean():.3f} in the fast pairs, {slow.mean():.3f} in the slow ones")
+
+# %% tags=["check"]
 assert slow.mean() < 0.15 * fast.mean()
 
 # %% [markdown]

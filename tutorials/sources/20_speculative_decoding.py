@@ -1,5 +1,5 @@
 # %% [markdown]
-# # 20. Speculative decoding: why one token costs a reading, and how to get three for one
+# # 20. Speculative decoding
 #
 # After this you can let a cheap draft propose tokens and verify several of them in one pass, without changing the
 # distribution of the text at all; and you can estimate from three measurements whether that makes your model faster.
@@ -12,15 +12,18 @@
 
 # %%
 import os
-import time
 
 os.environ["OPENBLAS_NUM_THREADS"] = "1"  # all times below are those of one core, so that they can be compared
 
-import matplotlib.pyplot as plt
+# %%
+import time
+
 import numpy as np
 from support import check, lines
 from support.exercises import speculative_decoding as exercises
+from support.figures import speculative_decoding as figures
 from support.plots import pieces, use_style
+from support.timing import typical
 
 import gemma_np
 from gemma_np import RELEASED, GemmaError
@@ -34,7 +37,8 @@ from gemma_np.text.sampling import Sampling, draw
 from gemma_np.text.speculation import Acceptance, acceptance_probability, residual, verify
 from gemma_np.weights.linear import float_product, product_by_tiles
 
-os.cpu_count = lambda: 1  # the same for the threads of the package
+# %%
+os.cpu_count = lambda: 1  # one core for the threads of the package, too
 use_style()
 model, small = gemma_np.load("shakespeare-4m"), gemma_np.load("shakespeare-1m")
 config, weights, tokenizer = model.config, model.weights, model.tokenizer
@@ -42,28 +46,16 @@ sampling = Sampling(temperature=1.0)  # p = softmax(logits)
 prompt = tokenizer.encode("To be, or not to be, that is the question:")
 
 # %% [markdown]
-# ## One reading for each token
+# ## Each token reads all weights
 #
 # In tutorial 12, decoding was limited by memory: each token needs every weight once, and a processor could do many more
-# flops in the time that it takes to read one. So if we had several vectors to multiply with, not only one, a single
-# reading of the weight would do for all of them, and they should take hardly longer than one. Do they? We multiply a
-# matrix of the size of the 2B's `gate_proj` (85 MB) with 1 to 16 vectors, in two ways: `x @ W.T`, which is a call of
-# BLAS, and `float_product`, which the package uses.
+# flops in the time that it takes to read one. So if we had several vectors to multiply with, not only one, reading the
+# weight once would do for all of them, and they should take hardly longer than one. Do they? We multiply a matrix of the
+# size of the 2B's `gate_proj` (85 MB) with 1 to 16 vectors, in two ways: `x @ W.T`, which is a call of BLAS, and
+# `float_product`, which the package uses. Each time is the median of many, in seconds of the processor.
 
 
 # %%
-def typical(works, budget):
-    """The median time of each function in seconds of the processor, which other programs disturb little."""
-    times, end = {name: [] for name in works}, time.process_time() + budget
-    while time.process_time() < end:  # in turn until the budget is spent
-        for name, work in works.items():
-            work()  # what it reads is then as close to the processor as it can be
-            start = time.process_time()
-            work()
-            times[name].append(time.process_time() - start)
-    return {name: np.median(taken) for name, taken in times.items()}
-
-
 shape = RELEASED["gemma-2-2b"].intermediate_size, RELEASED["gemma-2-2b"].hidden_size  # [F, D]
 W = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
 X, square, VECTORS = W[:16].copy(), W[:512, :512].copy(), (1, 2, 3, 4, 6, 8, 12, 16)
@@ -78,24 +70,15 @@ print(f"bandwidth {bandwidth / 1e9:.1f} GB/s, peak {peak / 1e9:.0f} Gflop/s")
 print("vectors         " + "".join(f"{n:7}" for n in VECTORS))
 for way in ways:
     print(f"{way:16}" + "".join(f"{products[way, n] / one:7.1f}" for n in VECTORS) + "  times one vector")
+
+# %% tags=["check"]
 np.testing.assert_allclose(float_product(X, W), X @ W.T, rtol=1e-4, atol=1e-2)
 
 # %%
-figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3.8))
-intensity = np.array([2 * n * W.size / (4 * W.size + 4 * n * sum(shape)) for n in VECTORS])  # [flop/byte]
-reach = np.geomspace(0.3, 60, 100)
-left.loglog(reach, np.minimum(peak, reach * bandwidth) / 1e9, color="C6")
-for colour, way in zip(("C5", "C0"), ways, strict=True):
-    took = np.array([products[way, n] for n in VECTORS])
-    left.plot(intensity, 2 * np.array(VECTORS) * W.size / took / 1e9, "o", color=colour, markersize=5)
-    right.plot(VECTORS, took / one, "o-", color=colour, label=way)
-left.set(xlabel="arithmetic intensity [flop/byte]", ylabel="speed [Gflop/s]", title="The roofline, 1 to 16 vectors")
-right.plot(VECTORS, VECTORS, color="C6", linestyle=":", label="one after another")
-right.axhline(1, color="C6", label="reading the weights")
-right.set(xlabel="vectors", ylabel="time [one vector]", ylim=(0, 17), title="The time of a product")
-right.set_xticks((1, 4, 8, 12, 16))
-right.legend(loc="upper left")
-plt.show()
+took = {way: np.array([products[way, n] for n in VECTORS]) for way in ways}  # seconds
+flops = 2 * np.array(VECTORS) * W.size
+intensity = flops / (4 * W.size + 4 * np.array(VECTORS) * sum(shape))  # [flop/byte]
+figures.products(VECTORS, took, flops, intensity, bandwidth, peak)
 
 # %% [markdown]
 # The roofline says that up to the bend, all these products should take the time of one. A library need not reach it:
@@ -117,8 +100,8 @@ lines(product_by_tiles, "tiles =", "np.matmul(")
 # ## Guess, then verify
 #
 # We guess. A **draft**, such as a smaller model, proposes the next $n$ tokens. The model then reads them all in one
-# pass, as if they were a prompt. Row $i$ of its logits is the model's own prediction at proposal $i$, so one reading of
-# the weights verifies $n$ tokens:
+# pass, as if they were a prompt. Row $i$ of its logits is the model's own prediction at proposal $i$, so $n$ tokens are
+# verified while the weights are read once:
 
 # %%
 proposals = [int(id) for id in prompt[9:]]  # let us pretend that a draft has guessed the end of this line
@@ -128,9 +111,10 @@ transformer(prompt[:8], weights, config, one_by_one)
 
 verified = lm_head(transformer(prompt[8:], weights, config, one_pass), weights, config)  # [n + 1, V]
 decoded = np.array([next_logits([id], weights, config, one_by_one) for id in prompt[8:]])
-print(
-    f"{len(proposals)} proposals: logits {verified.shape} of one pass differ from decoding by {np.abs(verified - decoded).max():.0e}"
-)
+difference = np.abs(verified - decoded).max()
+print(f"{len(proposals)} proposals: logits {verified.shape} of one pass differ from decoding by {difference:.0e}")
+
+# %% tags=["check"]
 np.testing.assert_allclose(verified, decoded, atol=1e-4)
 
 # %% [markdown]
@@ -155,17 +139,17 @@ np.testing.assert_allclose(verified, decoded, atol=1e-4)
 # %%
 p, q = np.array([0.5, 0.3, 0.2]), np.array([0.2, 0.7, 0.1])
 accept = np.array([acceptance_probability(p[x], q[x]) for x in range(3)])
-came_by_acceptance = q * accept  # proposed, and accepted
-rejected = 1 - came_by_acceptance.sum()
-came_by_rejection = rejected * residual(p, q)
+accepted = q * accept  # proposed, and accepted
+rejected = 1 - accepted.sum()
+replaced = rejected * residual(p, q)
 print("token   p     q   accept   q * accept   residual   rejected * residual   sum")
 for x in range(3):
-    print(
-        f"  {'abc'[x]}   {p[x]:.2f}  {q[x]:.2f}   {accept[x]:.3f}      {came_by_acceptance[x]:.2f}        "
-        f"{residual(p, q)[x]:.2f}            {came_by_rejection[x]:.2f}             {came_by_acceptance[x] + came_by_rejection[x]:.2f}"
-    )
+    print(f"  {'abc'[x]}   {p[x]:.2f}  {q[x]:.2f}   {accept[x]:.3f}      {accepted[x]:.2f}        ", end="")
+    print(f"{residual(p, q)[x]:.2f}            {replaced[x]:.2f}             {accepted[x] + replaced[x]:.2f}")
 print(f"a proposal is rejected with probability {rejected:.2f}")
-np.testing.assert_allclose(came_by_acceptance + came_by_rejection, p)
+
+# %% tags=["check"]
+np.testing.assert_allclose(accepted + replaced, p)
 
 # %% [markdown]
 # The draft proposes b far too often, so it is accepted with probability 3/7 only. It proposes a and c too rarely; they
@@ -205,25 +189,19 @@ def careless(token):
 proposed = [draw(q, generator) for _ in range(DRAWS)]
 drawn = [verify(Proposals([token], [q]), logits, sampling, generator)[0] for token in proposed]
 wrong = [careless(token) for token in proposed]
+counts = {"verified": np.bincount(drawn), "replaced from p (wrong)": np.bincount(wrong)}
+figures.frequencies({"p, the model": p} | {name: n / DRAWS for name, n in counts.items()} | {"q, the draft": q})
 
+# %% [markdown]
+# How far are the two from $p$? Chi-square is a sum over the tokens: the difference between the count and the one
+# expected, squared, divided by the one expected. With three tokens, chance alone exceeds 13.8 once in a thousand times.
 
-def chi_square(tokens):
-    """The squared differences of the counts from those expected, each divided by that."""
-    return np.sum((np.bincount(tokens, minlength=3) - DRAWS * p) ** 2 / (DRAWS * p))
+# %%
+chi_square = {name: np.sum((n - DRAWS * p) ** 2 / (DRAWS * p)) for name, n in counts.items()}
+print("chi-square against p:", ", ".join(f"{name} {value:.1f}" for name, value in chi_square.items()))
 
-
-figure, axes = plt.subplots()
-bars = {"p, the model": p, "verified": drawn, "replaced from p (wrong)": wrong, "q, the draft": q}
-for place, (label, values) in enumerate(bars.items()):
-    heights = values if isinstance(values, np.ndarray) else np.bincount(values, minlength=3) / DRAWS
-    axes.bar(np.arange(3) + 0.2 * (place - 1.5), heights, 0.18, color=f"C{place}", label=label)
-axes.set_xticks(range(3), "abc")
-axes.set(xlabel="token", ylabel="frequency", title="10,000 tokens, drawn and verified")
-axes.legend()
-plt.show()
-print(f"chi-square against p: verified {chi_square(drawn):.1f}, replaced from p {chi_square(wrong):.0f}")
-print("(with three tokens, chance alone exceeds 13.8 once in a thousand times)")
-assert chi_square(drawn) < 13.8 < 100 < chi_square(wrong)
+# %% tags=["check"]
+assert chi_square["verified"] < 13.8 < 100 < chi_square["replaced from p (wrong)"]
 
 # %% [markdown]
 # ## How often is a proposal accepted?
@@ -235,14 +213,7 @@ assert chi_square(drawn) < 13.8 < 100 < chi_square(wrong)
 text = "I thank you, my"
 p, q = (sampling.probs(m.logits(tokenizer.encode(text))[-1]) for m in (model, small))  # [V] each
 order = np.argsort(-np.maximum(p, q))[:12]
-figure, axes = plt.subplots()
-axes.bar(np.arange(12) - 0.2, p[order], 0.4, color="C0", label="p, shakespeare-4m")
-axes.bar(np.arange(12) + 0.2, q[order], 0.4, color="C1", label="q, shakespeare-1m")
-axes.plot(np.arange(12), np.minimum(p, q)[order], "_", color="C6", markersize=28, label="min(p, q)")
-axes.set_xticks(range(12), pieces(order, tokenizer), rotation=60)
-axes.set(ylabel="probability", title=f"What follows “{text}”, in two models")
-axes.legend()
-plt.show()
+figures.two_models(p[order], q[order], pieces(order, tokenizer), text)
 print(f"after “{text}”, a proposal is accepted with probability {np.minimum(p, q).sum():.2f}")
 
 # %% [markdown]
@@ -262,6 +233,7 @@ cases = {name: (draft, prompt, 1.0) for name, draft in drafts.items()}  # draft,
 cases["lookup, a list"] = ("lookup", LIST, 0.0)
 
 
+# %%
 def overlap(draft, begin, ids, sampling):
     """The mean probability of accepting a proposal in a text that the model has sampled after `begin`."""
     model_probs = [sampling.probs(row) for row in model.logits(ids)[len(begin) - 1 : -1]]
@@ -273,12 +245,15 @@ def overlap(draft, begin, ids, sampling):
     return np.mean([p[token].sum() for p, token in zip(model_probs, copied, strict=True)])  # 0 where there is no copy
 
 
+# %%
 a = {}
 for name, (draft, begin, temperature) in cases.items():
     texts = [begin + list(model.stream_ids(begin, NEW, temperature=temperature, seed=seed)) for seed in SEEDS]
     a[name] = np.mean([overlap(draft, begin, ids, Sampling(temperature)) for ids in texts])
     print(f"{name:15} {a[name]:.2f}")
 print("the list continues:", repr(tokenizer.decode(texts[0][len(LIST) :])[:64]))
+
+# %% tags=["check"]
 assert a["int4"] > a["shakespeare-1m"] > a["half"] > a["lookup"]
 
 # %% [markdown]
@@ -298,22 +273,26 @@ for _ in range(7):
     new = verify(proposals, logits, sampling, generator)
     text += new
     cache.rewind(len(text) - 1)  # the last token is unread, and the rejected ones are not in the text
-    accepted = " ".join(pieces(new[:-1], tokenizer)) or "none"
-    print(
-        f"proposed {' '.join(pieces(proposals.ids, tokenizer)):28} accepted {accepted:28} then {pieces(new[-1:], tokenizer)[0]}"
-    )
+    proposed, accepted = " ".join(pieces(proposals.ids, tokenizer)), " ".join(pieces(new[:-1], tokenizer))
+    print(f"proposed {proposed:28} accepted {accepted or 'none':28} then {tokenizer.piece(new[-1])}")
 
 print(f"\n{len(text) - len(prompt) - 1} tokens in 7 passes:", repr(tokenizer.decode(text[len(prompt) :])))
+
+# %% tags=["check"]
 np.testing.assert_allclose(next_logits(text[-1:], weights, config, cache), model.logits(text)[-1], atol=1e-4)
 
 # %% [markdown]
-# The assertion at the end checks what must hold for every cache: to rewind it is never to have read. In greedy decoding,
-# the text must be the same with and without a draft:
+# The check shows what must hold for every cache: once rewound, it is as if the tokens had never been read. In greedy
+# decoding, the text must be the same with and without a draft:
 
 # %%
 greedy = list(model.stream_ids(prompt, 60))
-assert greedy == list(model.stream_ids(prompt, 60, draft=small, draft_tokens=n))
+drafted = list(model.stream_ids(prompt, 60, draft=small, draft_tokens=n))
 print(repr(tokenizer.decode(greedy)[:70]), "...")
+print(repr(tokenizer.decode(drafted)[:70]), "...")
+
+# %% tags=["check"]
+assert greedy == drafted
 
 # %% [markdown]
 # ## Rewinding a ring
@@ -322,43 +301,26 @@ print(repr(tokenizer.decode(greedy)[:70]), "...")
 # a ring, however, in which each new key replaces one that has left the window. When the new one is taken back, the old
 # one is in sight again, but it is gone. So a ring that is to be rewound has a few **spare** slots beside those of its
 # window. In this picture, the window is 5, and the keys are their own positions. A pass reads the tokens at 12 to 15,
-# that is the last token of the text and three proposals. One proposal is accepted, so the token at 14 is a new one, and its
-# window is the positions 10 to 14.
+# that is the last token of the text and three proposals. One proposal is accepted, so the token at 14 is a new one, and
+# its window is the positions 10 to 14.
 
 
 # %%
 def ring(spare):
     """What each slot holds after each of three steps, and the length after it."""
     layer = LayerCache((1, 5 + spare, 1), np.float32, spare=spare)
-
-    def read(*positions):
-        keys = np.array(positions, np.float32).reshape(1, -1, 1)  # [K, T, h]
-        layer.append(keys, keys)
-
     steps = []
     for length, *positions in ((0, *range(12)), (12, 12, 13, 14, 15), (14, 14)):
         layer.length = length  # `KVCache.rewind` does this for every layer
-        read(*positions)
+        keys = np.array(positions, np.float32).reshape(1, -1, 1)  # [K, T, h]
+        layer.append(keys, keys)
         steps.append((layer.keys.ravel().astype(int), layer.length))
     return steps
 
 
-figure, panels = plt.subplots(1, 2, figsize=(8, 2.8), width_ratios=(8, 5))
-for axes, spare in zip(panels, (3, 0), strict=True):
-    for row, (slots, length) in enumerate(ring(spare)):
-        for slot, position in enumerate(slots):
-            colour = "C1" if position >= length else "C2" if position >= length - 5 else "0.85"
-            axes.add_patch(plt.Rectangle((slot, -row), 0.94, 0.85, color=colour))
-            axes.text(slot + 0.47, 0.42 - row, position, ha="center", va="center")
-    axes.set(xlim=(0, 5 + spare), ylim=(-2.1, 1), title=f"{spare} spare slots" if spare else "no spare slots")
-    axes.set_xticks(np.arange(5 + spare) + 0.47, range(5 + spare))
-    axes.set_xlabel("slot")
-    axes.set_yticks([0.42, -0.58, -1.58], ["12 read", "12 to 15 read", "rewound, 14 read"] if spare else [])
-    axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)
-    axes.grid(False)
-figure.suptitle("green: the window of the last token read; orange: taken back; grey: older", fontsize=10)
-plt.show()
+figures.rings({spare: ring(spare) for spare in (3, 0)}, window=5)
+
+# %% tags=["check"]
 assert {10, 11, 12, 13, 14} <= set(ring(3)[-1][0])
 assert 10 not in ring(0)[-1][0]
 
@@ -395,59 +357,47 @@ def tokens_per_pass(a, n):
     return sum(a**i for i in range(n + 1))
 
 
-LENGTHS = (1, 2, 4, 8)
-measured, speed = {}, {}
-for name, (draft, begin, temperature) in cases.items():
-    spent = {n: 0.0 for n in (None, *LENGTHS)}  # seconds of the processor; None: without a draft
-    accepted = {n: Acceptance() for n in LENGTHS}
-    for seed in SEEDS:
-        for n in spent:
-            drafted = {"draft": draft, "draft_tokens": n, "acceptance": accepted[n]} if n else {}
-            start = time.process_time()
-            ids = list(model.stream_ids(begin, NEW, temperature=temperature, seed=seed, **drafted))
-            spent[n] += time.process_time() - start
-            assert len(ids) == NEW
-    by_passes = len(SEEDS) * (NEW - 1)  # all but the first token, which the prompt yields
-    for n in LENGTHS:
-        measured[name, n] = by_passes / (
-            by_passes - accepted[n].accepted
-        )  # a pass yields one token more than it accepts
-        speed[name, n] = spent[None] / spent[n]
+def write(name, seed, n, acceptance):
+    """The ids that the model writes in a case, with n proposals a pass or None, and the seconds that it takes."""
+    draft, begin, temperature = cases[name]
+    drafted = {"draft": draft, "draft_tokens": n, "acceptance": acceptance} if n else {}
+    start = time.process_time()  # of the processor
+    ids = list(model.stream_ids(begin, NEW, temperature=temperature, seed=seed, **drafted))
+    return ids, time.process_time() - start
+
 
 # %%
-figure, (left, right) = plt.subplots(1, 2, figsize=(8.5, 3.8))
-continuous = range(1, 9)
-for colour, name in enumerate(cases):
-    expected = np.array([tokens_per_pass(a[name], n) for n in continuous])
-    left.plot(continuous, (expected - 1) / continuous, ":", color=f"C{colour}")
-    right.plot(continuous, expected, ":", color=f"C{colour}")
-    left.plot(
-        LENGTHS,
-        [(measured[name, n] - 1) / n for n in LENGTHS],
-        "o",
-        color=f"C{colour}",
-        label=f"{name} (a = {a[name]:.2f})",
-    )
-    right.plot(LENGTHS, [measured[name, n] for n in LENGTHS], "o", color=f"C{colour}")
-left.set(xlabel="proposals in a pass", ylabel="share of them that is accepted", ylim=(0, 1))
-right.set(xlabel="proposals in a pass", ylabel="tokens in a pass", ylim=(1, None))
-figure.suptitle("Acceptance against draft length: measured (dots) and from a (lines)")
-figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=3)
-plt.show()
-
+LENGTHS, measured, speed, written = (1, 2, 4, 8), {}, {}, []
 for name in cases:
-    print(
-        f"{name:15}" + "".join(f"  {n}: {measured[name, n]:.1f} ({tokens_per_pass(a[name], n):.1f})" for n in LENGTHS)
-    )
-assert measured["shakespeare-1m", 4] > 2 and measured["int4", 4] > 3
+    spent = {n: 0.0 for n in (None, *LENGTHS)}  # None: without a draft
+    counts = {n: Acceptance() for n in spent}
+    for seed in SEEDS:
+        for n in spent:
+            ids, seconds = write(name, seed, n, counts[n])
+            spent[n] += seconds
+            written.append(ids)
+    by_passes = len(SEEDS) * (NEW - 1)  # all but the first token, which the prompt yields
+    passes = {n: by_passes - counts[n].accepted for n in LENGTHS}  # one yields a token more than it accepts
+    measured[name] = {n: by_passes / passes[n] for n in LENGTHS}
+    speed[name] = {n: spent[None] / spent[n] for n in LENGTHS}
+
+# %%
+expected = {name: [tokens_per_pass(a[name], n) for n in range(1, 9)] for name in cases}
+figures.acceptance(LENGTHS, {name: list(found.values()) for name, found in measured.items()}, expected, a)
+for name, found in measured.items():
+    print(f"{name:15}" + "".join(f"  {n}: {found[n]:.1f} ({expected[name][n - 1]:.1f})" for n in LENGTHS))
+
+# %% tags=["check"]
+assert measured["shakespeare-1m"][4] > 2 and measured["int4"][4] > 3
+assert {len(ids) for ids in written} == {NEW}
 
 # %% [markdown]
 # The lines come from a single number, the overlap, and describe the dots of the three models well. (So few tokens
 # scatter; with twenty texts, shakespeare-1m and half came within 2 % of their lines for 1, 2 and 4 proposals.) They are
 # not exact, because proposals are not independent: some places of a text are easier than others. The list is the extreme
 # case. After it, the model first writes something new, where there is nothing to copy; then it repeats that, and every
-# copy is right. The mean of both describes neither. And here are our three tokens for one reading: shakespeare-1m
-# yields about as many with 8 proposals, int4 more with 4.
+# copy is right. The mean of both describes neither. And a pass does yield three tokens: about as many with 8 proposals of
+# shakespeare-1m, more with 4 of int4.
 #
 # ## The time it takes here
 #
@@ -468,12 +418,13 @@ def plain_step():
 
 
 def verify_some(n):
-    cache.rewind(len(text) - 1)
     proposals = Proposals(guesses.ids[:n], guesses.probs[:n])
+    cache.rewind(len(text) - 1)
     logits = lm_head(transformer([text[-1], *proposals.ids], weights, config, cache), weights, config)
     verify(proposals, logits, sampling, generator)
 
 
+# %%
 works = {"plain": plain_step}
 for name, draft in drafts.items():
     drafter = LookupDrafter(config.vocab_size)
@@ -485,6 +436,7 @@ for n in LENGTHS:
     works[n] = lambda n=n: verify_some(n)
 seconds = typical(works, budget=3)
 
+# %%
 c = {name: seconds[name] / 4 / seconds["plain"] for name in drafts}
 c["lookup, a list"] = c["lookup"]
 v = {n + 1: seconds[n] / seconds["plain"] for n in LENGTHS}
@@ -493,26 +445,18 @@ print("a step of the draft, c: " + ", ".join(f"{name} {c[name]:.2f}" for name in
 print("a pass over n tokens, v(n): " + ", ".join(f"n = {n}: {cost:.1f}" for n, cost in v.items()))
 
 # %%
-figure, (left, right) = plt.subplots(1, 2, figsize=(8.5, 4.2))
-names = list(cases)
-left.barh(names, [4 * c[name] for name in names], color="0.75", label="four steps of the draft")
-left.barh(names, v[5], left=[4 * c[name] for name in names], color="0.5", label="the pass over five tokens")
-left.plot([measured[name, 4] for name in names], names, "D", color="C6", label="tokens that it yields")
-left.invert_yaxis()
-left.set(xlabel="time [steps of plain decoding], tokens", title="A pass with four proposals")
-left.legend(loc="upper center", bbox_to_anchor=(0.4, -0.2), fontsize=9)
-for colour, name in enumerate(names):
-    estimated = [tokens_per_pass(a[name], n) / (n * c[name] + v[n + 1]) for n in LENGTHS]
-    right.plot(LENGTHS, estimated, ":", color=f"C{colour}")
-    right.plot(LENGTHS, [speed[name, n] for n in LENGTHS], "o", color=f"C{colour}", label=name)
-right.axhline(1, color="C6")
-right.set(xlabel="proposals in a pass", ylabel="speed [plain decoding]", ylim=(0, None))
-right.set_title("Measured (dots), estimated (lines)")
-right.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2, fontsize=9)
-plt.show()
+estimated = {name: [tokens_per_pass(a[name], n) / (n * c[name] + v[n + 1]) for n in LENGTHS] for name in cases}
+figures.times(
+    {name: 4 * c[name] for name in cases},
+    v[5],
+    {name: measured[name][4] for name in cases},
+    LENGTHS,
+    {name: list(speed[name].values()) for name in cases},
+    estimated,
+)
 print("times the speed of plain decoding:")
-for name in names:
-    print(f"{name:15}" + "".join(f"  {n}: {speed[name, n]:.2f}" for n in LENGTHS))
+for name in cases:
+    print(f"{name:15}" + "".join(f"  {n}: {speed[name][n]:.2f}" for n in LENGTHS))
 
 # %% [markdown]
 # These numbers depend on the machine and on what else it does, more than any others here, but whenever we tried, the
@@ -539,40 +483,28 @@ for name in names:
 
 # %%
 size = {name: weight_bytes(RELEASED[name], "bfloat16") for name in ("gemma-2-2b", "gemma-2-9b", "gemma-2-27b")}
-pairs = {
+shares = {
     "the 27B with the 2B": size["gemma-2-2b"] / size["gemma-2-27b"],
     "the 9B with the 2B": size["gemma-2-2b"] / size["gemma-2-9b"],
     "the 27B with itself in int4": weight_bytes(RELEASED["gemma-2-27b"], "int4") / size["gemma-2-27b"],
 }
-print(
-    "bytes of the draft, as a share of the model's: "
-    + ", ".join(f"{pair} {share:.2f}" for pair, share in pairs.items())
-)
+print("bytes of the draft, as a share of the model's:")
+print(", ".join(f"{pair} {share:.2f}" for pair, share in shares.items()))
 
 
+# %%
 def best_speed(a, c, v):
     return max(tokens_per_pass(a, n) / (n * c + v(n + 1)) for n in range(1, 9))
 
 
+times_of_one = took["float_product"] / one  # of the product with W above
 pass_costs = {
     "verifying takes no longer than one token": lambda n: 1.0,
-    "verifying as the product with W above": lambda n: np.interp(
-        n, VECTORS, [products["float_product", m] / one for m in VECTORS]
-    ),
+    "verifying as the product with W above": lambda n: np.interp(n, VECTORS, times_of_one),
 }
-rates = np.linspace(0.2, 0.98, 60)
-figure, panels = plt.subplots(1, 2, figsize=(8.5, 3.6), sharey=True)
-for axes, (title, cost) in zip(panels, pass_costs.items(), strict=True):
-    for share in (0.05, 0.1, 0.3, 0.7):
-        axes.semilogy(rates, [best_speed(rate, share, cost) for rate in rates], label=f"c = {share}")
-    axes.axhline(1, color="C6")
-    axes.set(xlabel="acceptance a", title=title, yticks=(0.5, 1, 2, 4, 8), yticklabels=("0.5", "1", "2", "4", "8"))
-    axes.title.set_fontsize(10)
-    axes.minorticks_off()
-panels[0].set_ylabel("speed [plain decoding]")
-panels[0].legend()
-figure.suptitle("The best speed with 1 to 8 proposals")
-plt.show()
+figures.best_speeds(best_speed, pass_costs)
+
+# %% tags=["check"]
 assert abs(best_speed(0.3, 0.3, lambda n: 1) - 1) < 1e-12  # a = c: neither faster nor slower
 assert best_speed(0.8, 0.1, lambda n: 1) > 2
 
@@ -581,7 +513,7 @@ assert best_speed(0.8, 0.1, lambda n: 1) > 2
 # Leviathan et al. report two to three times for T5-XXL, a model of 11 billion parameters. To sum up, it pays
 #
 # - where decoding is limited by memory: a large model that serves one text. A server that decodes many texts at once
-#   already uses each reading many times;
+#   already uses each weight that it reads many times;
 # - with a draft that is cheap and mostly right: $a$ well above $c + v(2) - 1$;
 # - with few proposals if $a$ is low, more if it is high. The package's default is 2 for a model and 8 for lookup.
 #
