@@ -1,8 +1,8 @@
 # %% [markdown]
 # # 1. Tokens
 #
-# Welcome to the first of twenty short tutorials. After them you can write Google's Gemma 2 yourself. You need Python and
-# some linear algebra, but no knowledge of language models.
+# Welcome to the first of twenty short tutorials. After them you can write Google's Gemma 2 yourself. You need Python
+# and some linear algebra, but no knowledge of language models.
 #
 # To run this notebook, in the root of a clone of the repository: `pip install -e ".[tutorials]"`, then `jupyter lab
 # --ServerApp.root_dir=. tutorials/01_tokens.ipynb`. Run the cells from top to bottom with Shift-Enter.
@@ -49,9 +49,9 @@ assert 2000 < released / parameters < 3000
 # ## A text becomes numbers
 #
 # A model computes with numbers, so a text has to become a list of numbers. With one number per word, new words could
-# not be written; with one per letter, every text would become long. *Pieces* of words lie in between: a common word is one
-# piece, a rare one is made of several. The vocabulary is the list of all pieces, and the index of a piece in it is its
-# *id*. An occurrence of a piece in a text is called a *token*.
+# not be written; with one per letter, every text would become long. *Pieces* of words lie in between: a common word is
+# one piece, a rare one is made of several. The vocabulary is the list of all pieces, and the index of a piece in it is
+# its *id*. An occurrence of a piece in a text is called a *token*.
 
 # %%
 text = "To be, or not to be, that is the question."

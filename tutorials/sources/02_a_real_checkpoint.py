@@ -255,8 +255,8 @@ for name, entry in header.items():
 # | `mlp.down_proj` | [D, F] | and back |
 # | `model.norm` | [D] | the norm after the last layer |
 #
-# Norms store $w$ and multiply by $1 + w$ ([tutorial 4](04_rms_norm.ipynb)). There is no `lm_head`: the embedding is used
-# again.
+# Norms store $w$ and multiply by $1 + w$ ([tutorial 4](04_rms_norm.ipynb)). There is no `lm_head`: the embedding is
+# used again.
 #
 # ## Count before you load
 #
@@ -322,8 +322,8 @@ assert gemma_np.load(shards).config == small.config
 #
 # ## Where a text ends
 #
-# The program that generates text must know when to stop. `generation_config.json` lists the ids that end a text: `<eos>`,
-# the end of the sequence, and `<end_of_turn>`, the end of what one side says in a conversation:
+# The program that generates text must know when to stop. `generation_config.json` lists the ids that end a text:
+# `<eos>`, the end of the sequence, and `<end_of_turn>`, the end of what one side says in a conversation:
 
 # %%
 generation = json.loads((folder / "generation_config.json").read_text())
@@ -331,14 +331,14 @@ print(generation)
 print({id: model.tokenizer.piece(id) for id in (generation["bos_token_id"], *generation["eos_token_id"])})
 
 # %% [markdown]
-# The ids differ between generations: `<end_of_turn>` is 107 in Gemma 1 and 2, and 106 in Gemma 3. A port that hard-codes
-# one never stops with the other.
+# The ids differ between generations: `<end_of_turn>` is 107 in Gemma 1 and 2, and 106 in Gemma 3. A port that
+# hard-codes one never stops with the other.
 #
 # ## A GGUF file: the folder in one file
 #
 # Programs such as llama.cpp use **GGUF**: one file that has everything. Where the folder has `config.json` and
-# `tokenizer.model`, the file begins with *metadata*, a list of keys and values, among them all pieces of the vocabulary.
-# Then come names, shapes, types and offsets of the tensors, as in the header above, then the numbers.
+# `tokenizer.model`, the file begins with *metadata*, a list of keys and values, among them all pieces of the
+# vocabulary. Then come names, shapes, types and offsets of the tensors, as in the header above, then the numbers.
 
 # %%
 if gguf:
@@ -383,8 +383,8 @@ assert not gguf or quantized.config == model.config
 # 3. `hf download google/gemma-2-2b` fetches the folder into a cache on your disk.
 # 4. In Python, `gemma_np.load("google/gemma-2-2b")`. (It downloads what is missing, so step 3 can be left out.)
 #
-# `-it` at the end of a name means *instruction-tuned*, for conversations. How much memory will it take? Count, as above,
-# from the config alone:
+# `-it` at the end of a name means *instruction-tuned*, for conversations. How much memory will it take? Count, as
+# above, from the config alone:
 
 # %%
 for name in ("gemma-2-2b", "gemma-2-9b", "gemma-2-27b"):
@@ -425,8 +425,8 @@ def decode_bfloat16(stored):
 check(decode_bfloat16, exercises.BFLOAT16)
 
 # %% [markdown]
-# **2.** Read one tensor of a safetensors file by its offsets. You get the whole file, as bytes. Tensors are BF16 or F32.
-# Use your own `decode_bfloat16`.
+# **2.** Read one tensor of a safetensors file by its offsets. You get the whole file, as bytes. Tensors are BF16 or
+# F32. Use your own `decode_bfloat16`.
 #
 # <details><summary>Hint 1</summary>
 #

@@ -248,8 +248,8 @@ assert 5 * right < wrong["embed-scale-absent"] < V == 2048 < wrong["embed-scale-
 # ## How large the embedding is
 #
 # Gemma's vocabulary is large because it was made for many languages, and it is the same for all sizes of the model. In
-# a small model it has a large share of all parameters. From the configs of the released models (the norms are too few to
-# see):
+# a small model it has a large share of all parameters. From the configs of the released models (the norms are too few
+# to see):
 #
 # **Predict:** Gemma 2 has 2, 9 or 27 billion parameters. In which size does the embedding have the largest share, and
 # how large is it?

@@ -108,7 +108,7 @@ assert blind.perplexity(text) > 1.3 * model.perplexity(text)
 # and the angle *between* them stays the same. The dot product of two vectors depends on their lengths and the angle
 # between them. So the score depends on the distance between the tokens, not on their positions.
 #
-# Here is one pair of channels, rotated by 90 degrees per position. A rotation by 90 degrees takes $(a, b)$ to $(-b, a)$:
+# Here is one pair of channels, rotated by 90 degrees per position. Such a rotation takes $(a, b)$ to $(-b, a)$:
 
 # %%
 q, k = np.array([1.0, 2.0]), np.array([3.0, 1.0])  # h = 2: one pair

@@ -211,9 +211,11 @@ lines(block, "y = ", "if config", "x = ", "return tape")
 attention_adds = [record[f"layers.{layer}.post_attention_layernorm"] for layer in layers]  # [T, D] each
 feed_forward_adds = [record[f"layers.{layer}.post_feedforward_layernorm"] for layer in layers]  # [T, D] each
 total = record["embedding"] + sum(attention_adds) + sum(feed_forward_adds)
-print(
-    f"largest difference from the output of the last layer: {np.abs(total - record['layers.3.resid_post']).max():.0e}"
-)
+difference = np.abs(total - record["layers.3.resid_post"]).max()
+print(f"largest difference from the output of the last layer: {difference:.0e}")
+
+# %% tags=["check"]
+np.testing.assert_allclose(total, record["layers.3.resid_post"], rtol=1e-4, atol=1e-4)
 
 
 # %%
@@ -228,14 +230,15 @@ by_attention = [size(added).mean() for added in attention_adds]
 by_feed_forward = [size(added).mean() for added in feed_forward_adds]
 figures.what_each_half_adds(by_attention, by_feed_forward, before)
 
-relative = [added / x for added, x in zip(by_feed_forward, before, strict=True)]
-print("what the feed-forward adds, relative to the stream before:", [f"{part:.2f}" for part in relative])
+for half, sizes in (("attention", by_attention), ("feed-forward", by_feed_forward)):
+    relative = [f"{added / stream:.2f}" for added, stream in zip(sizes, before, strict=True)]
+    print(f"what {half} adds, relative to the stream before:", *relative)
 
 # %% tags=["check"]
-np.testing.assert_allclose(total, record["layers.3.resid_post"], rtol=1e-4, atol=1e-4)
 assert all(after > mid for after, mid in zip(by_feed_forward, by_attention, strict=True))
 assert by_attention == sorted(by_attention) and by_feed_forward == sorted(by_feed_forward)
-assert relative[0] > relative[-1]
+for sizes in (by_attention, by_feed_forward):
+    assert np.all(np.diff(np.divide(sizes, before)) < 0)
 
 # %% [markdown]
 # In this model the feed-forward adds more than attention in every layer, and both add more in later layers. But the
@@ -271,7 +274,7 @@ for layer in (0, 3):
 #
 # </details>
 #
-# To see it, multiply the `down` matrices by ten: almost nothing changes. What remains comes from the small
+# To see this, multiply the `down` matrices by ten: almost nothing changes. What remains comes from the small
 # $\varepsilon$ in the norm.
 
 # %%
