@@ -65,6 +65,11 @@ def test_no_cell_is_long(build, source):
 
 
 @each_source
+def test_no_cell_plots(source):
+    assert "matplotlib" not in source.read_text(encoding="utf-8")
+
+
+@each_source
 def test_what_only_checks_is_folded_and_needed_by_nothing_else(build, source):
     cells = [cell for cell in build.read(source).cells if cell.cell_type == "code"]
     assert [cell.source for cell in cells if has_assert(cell.source) and not is_check(cell)] == []

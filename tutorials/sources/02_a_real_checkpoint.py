@@ -2,7 +2,7 @@
 # # 2. A real checkpoint
 #
 # After this you can open a model that you downloaded without any library: read its config key by key, find each weight
-# in its file, and decode its numbers; and you can count parameters and bytes before you load a single one. About 25
+# in its file, and decode its numbers; and you can count parameters and bytes before you load a single one. About 20
 # minutes. In the [Gemma 2 report](https://arxiv.org/abs/2408.00118): tables 1 and 2; a config and the shapes of the
 # weights contain the same numbers.
 #
@@ -389,9 +389,8 @@ assert not gguf or quantized.config == model.config
 # %%
 for name in ("gemma-2-2b", "gemma-2-9b", "gemma-2-27b"):
     number = sum(gemma_np.RELEASED[name].parameter_count().values())
-    print(
-        f"{name:11} {number:14,} parameters: {2 * number / 1e9:5.1f} GB in bfloat16, {4 * number / 1e9:6.1f} in float32"
-    )
+    print(f"{name:11} {number:14,} parameters", end=": ")
+    print(f"{2 * number / 1e9:5.1f} GB in bfloat16, {4 * number / 1e9:6.1f} in float32")
 
 # %% [markdown]
 # `gemma_np.load` reads bfloat16 as float32, which is faster; `gemma_np.load(name, dtype="stored")` keeps 16 bits, in

@@ -2,7 +2,7 @@
 # # 5. Positions and RoPE
 #
 # After this you can give attention the position of each token, explain why only the distance between two tokens counts,
-# and avoid the common mistakes. About 25 minutes. In the [Gemma 2 report](https://arxiv.org/abs/2408.00118): section 2,
+# and avoid the common mistakes. About 20 minutes. In the [Gemma 2 report](https://arxiv.org/abs/2408.00118): section 2,
 # "Rotary Position Embeddings (RoPE)", from [Su et al.](https://arxiv.org/abs/2104.09864).
 #
 # Before this: [4. RMSNorm, and why 1 + w](04_rms_norm.ipynb).
@@ -191,9 +191,8 @@ figures.cosines_of_angles(cos)
 
 last = len(cos) - 1
 turns, angle_of_last = last / (2 * math.pi), last * base ** (-(h - 2) / h)
-print(
-    f"at position {last}: pair 0 has made {turns:.1f} turns, pair {h // 2 - 1} has rotated by {angle_of_last:.3f} radians"
-)
+print(f"at position {last}, pair 0 has made {turns:.1f} turns", end=", ")
+print(f"and pair {h // 2 - 1} has rotated by {angle_of_last:.3f} radians")
 
 # %% tags=["check"]
 assert angle_of_last < 0.1

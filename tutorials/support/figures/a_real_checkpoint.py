@@ -1,4 +1,4 @@
-"""The figures of tutorial 2."""
+"""Figures of tutorial 2: what 16 bits lose, and where the numbers of a file are."""
 
 from collections.abc import Callable, Mapping
 

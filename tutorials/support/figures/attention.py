@@ -1,4 +1,4 @@
-"""The figures of tutorial 6."""
+"""Figures of tutorial 6: attention maps, the habits of heads, and the size of the cache."""
 
 from collections.abc import Mapping, Sequence
 

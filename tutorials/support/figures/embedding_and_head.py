@@ -1,4 +1,4 @@
-"""The figures of tutorial 3."""
+"""Figures of tutorial 3: the rows of the embedding, their sizes, and their share of the parameters."""
 
 from collections.abc import Mapping, Sequence
 

@@ -1,4 +1,4 @@
-"""The figures of tutorial 9."""
+"""Figures of tutorial 9: gelu and what its gate lets through, and what each half of a layer adds."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""The figures of tutorial 7."""
+"""Figures of tutorial 7: masks, how far one token reaches, and a ring of slots."""
 
 from collections.abc import Mapping
 

@@ -1,4 +1,4 @@
-"""The figures of tutorial 5."""
+"""Figures of tutorial 5: rotated pairs, scores by distance, and the base."""
 
 from collections.abc import Mapping, Sequence
 

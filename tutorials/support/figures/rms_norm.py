@@ -1,4 +1,4 @@
-"""The figures of tutorial 4."""
+"""Figures of tutorial 4: how the residual stream grows, and the factors 1 + w."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""The figures of tutorial 8."""
+"""Figures of tutorial 8: gradients with and without a cap, and what the caps do to scores and logits."""
 
 from collections.abc import Mapping
 

@@ -1,4 +1,4 @@
-"""The figures of tutorial 10."""
+"""Figures of tutorial 10: where a token looks, the logit lens, and what is lost without a part."""
 
 from collections.abc import Mapping, Sequence
 
