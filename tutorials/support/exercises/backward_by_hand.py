@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gemma_np.config import GemmaConfig, gemma2_config
+from gemma_np.config import GemmaConfig
 from gemma_np.model.attention import attention_backward, grouped_matmul_backward
 from gemma_np.model.attention_mask import attention_mask, masked_softmax, masked_softmax_backward
 from gemma_np.model.block import block, block_backward
@@ -13,6 +13,7 @@ from gemma_np.model.rms_norm import rms_norm_backward
 from gemma_np.model.soft_cap import soft_cap_backward
 from gemma_np.scope import Record, Scope
 from support.exercise import Answer, Cases, Exercise, known
+from support.exercises.geglu_and_the_block import TINY
 
 
 def _soft_cap_cases(generator: np.random.Generator) -> Cases:
@@ -172,31 +173,15 @@ class Pieces(NamedTuple):
         return feed_forward_backward(dy, x, self.weights / part, self.record / part, Scope({}))
 
 
-_TINY = gemma2_config(
-    vocab_size=8,
-    hidden_size=6,
-    num_hidden_layers=2,
-    num_attention_heads=2,
-    num_key_value_heads=1,
-    head_dim=4,
-    intermediate_size=5,
-    max_position_embeddings=16,
-    query_pre_attn_scalar=4,
-    sliding_window=3,
-)
-
-
 def _block_cases(generator: np.random.Generator) -> Cases:
     draw = generator.standard_normal
-    shapes = {
-        name.removeprefix("model.layers.0."): shape for name, shape in _TINY.weight_shapes() if "layers.0" in name
-    }
+    shapes = {name.removeprefix("model.layers.0."): shape for name, shape in TINY.weight_shapes() if "layers.0" in name}
     weights = Scope({name: draw(shape) for name, shape in shapes.items()})
 
     def case(*batch: int, length: int, layer: int) -> tuple[np.ndarray, np.ndarray, Record, Pieces]:
         x, record = draw((*batch, length, 6)), Record()
-        block(x, weights, _TINY, layer, tape=record)
-        return draw(x.shape), x, record, Pieces(weights, _TINY, layer, Scope(record))
+        block(x, weights, TINY, layer, tape=record)
+        return draw(x.shape), x, record, Pieces(weights, TINY, layer, Scope(record))
 
     return {
         "one token": case(length=1, layer=0),

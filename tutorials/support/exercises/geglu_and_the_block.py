@@ -92,7 +92,7 @@ FEED_FORWARD = Exercise(
     },
 )
 
-_TINY = gemma2_config(
+TINY = gemma2_config(
     vocab_size=8,
     hidden_size=6,
     num_hidden_layers=2,
@@ -104,6 +104,7 @@ _TINY = gemma2_config(
     query_pre_attn_scalar=4,
     sliding_window=3,
 )
+"""The config of the blocks in the exercises."""
 
 
 def _block_cases(generator: np.random.Generator) -> Cases:
@@ -111,16 +112,16 @@ def _block_cases(generator: np.random.Generator) -> Cases:
     weights = Scope(
         {
             name.removeprefix(prefix): generator.standard_normal(shape)
-            for name, shape in _TINY.weight_shapes()
+            for name, shape in TINY.weight_shapes()
             if name.startswith(prefix)
         }
     )
     draw = generator.standard_normal
     return {
-        "one token": (draw((1, 6)), weights, _TINY, 0),
-        "several tokens": (draw((5, 6)), weights, _TINY, 0),
-        "a global layer": (draw((5, 6)), weights, _TINY, 1),
-        "a batch of texts": (draw((2, 5, 6)), weights, _TINY, 0),
+        "one token": (draw((1, 6)), weights, TINY, 0),
+        "several tokens": (draw((5, 6)), weights, TINY, 0),
+        "a global layer": (draw((5, 6)), weights, TINY, 1),
+        "a batch of texts": (draw((2, 5, 6)), weights, TINY, 0),
     }
 
 
