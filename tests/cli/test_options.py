@@ -30,7 +30,7 @@ IDS = [f"{command} {action.option_strings[0]}" for command, action in NUMBERS]
 
 
 def test_the_table_of_commands_has_every_command_and_what_its_docstring_says():
-    assert {name: sub.description for name, sub in commands().items()} == {
+    assert {name: " ".join(sub.description.split()) for name, sub in commands().items()} == {
         name: meaning for group in COMMANDS.values() for name, meaning in group.items()
     }
     assert parser("--help").format_help() == parser().format_help()
