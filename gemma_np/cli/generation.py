@@ -36,6 +36,7 @@ def add_commands(command: Command) -> None:
     sub = command(
         generate,
         'gemma-np generate "To be"',
+        "gemma-np generate - < prompt.txt",
         'gemma-np generate --model google/gemma-2-2b "The capital of France is"',
         "gemma-np generate --model ./gemma-3-270m.gguf --temperature 0.8 --top-p 0.95 --seed 1 'Once upon a time'",
         'gemma-np generate --model shakespeare-4m --draft shakespeare-1m "To be"',
@@ -51,7 +52,7 @@ def add_commands(command: Command) -> None:
         "after the text, print each token's log-probability and those of the K likeliest",
         metavar="K",
     )
-    sub.add_argument("prompt", metavar="PROMPT", nargs="?", help="the text to continue")
+    sub.add_argument("prompt", metavar="PROMPT", nargs="?", help="the text to continue; - for standard input")
     sub.add_argument("--ids", metavar="N,N,...", help="token ids to continue, instead of PROMPT")
 
     sub = command(
@@ -78,14 +79,15 @@ def generate(options: argparse.Namespace) -> None:
         pieces = (f"{token} " for token in model.stream_ids(read_ids(options.ids), **generation))
         _print_stream(pieces, generation["acceptance"])
         return
+    prompt = sys.stdin.read().removesuffix("\n") if options.prompt == "-" else options.prompt
     if options.echo:
-        _print(options.prompt)
+        _print(prompt)
     tokens, tokenizer = list[TokenLogprob](), model.require_tokenizer()
     if options.logprobs is not None:
         generation["on_token"] = lambda id, logits: tokens.append(
             token_logprob(id, logits, options.logprobs, tokenizer)
         )
-    _print_stream(model.stream(options.prompt, stop=options.stop, **generation), generation["acceptance"])
+    _print_stream(model.stream(prompt, stop=options.stop, **generation), generation["acceptance"])
     for token in tokens:
         likely = "  ".join(f"{other.logprob:.4f} {other.token}" for other in token.top_logprobs)
         print(f"{token.logprob:9.4f} {token.token:16} {likely}".rstrip())

@@ -194,6 +194,11 @@ def test_perplexity_of_a_file_and_of_standard_input(checkpoint, tmp_path, capsys
     assert run("perplexity", "--model", checkpoint, "-", input=tiny.TEXT).stdout == printed
 
 
+def test_generate_reads_its_prompt_from_standard_input(checkpoint):
+    arguments = ("generate", "--model", checkpoint, "--max-new-tokens", "5", "--echo")
+    assert run(*arguments, "-", input="The ships\n").stdout == run(*arguments, "The ships").stdout
+
+
 @pytest.mark.parametrize("name", [*RELEASED, "google/gemma-2-2b-it", "google/gemma-3-1b-pt"])
 def test_info_of_a_released_model_needs_no_weights(name, capsys):
     assert main(["info", "--model", name]) == 0
