@@ -215,7 +215,7 @@ class Gemma:
                 tokens[number].append(token_logprob(id, logits, logprobs, tokenizer))
 
         def complete(ids: Sequence[int]) -> bool:
-            return bool(stop) and any(string in tokenizer.decode(ids) for string in stop)
+            return any(string in tokenizer.decode(ids) for string in stop)
 
         prompt_ids = [self._prompt_ids(prompt) for prompt in prompts]
         written = self.generate_batch_ids(prompt_ids, max_new_tokens, on_token=on_token, complete=complete, **options)
