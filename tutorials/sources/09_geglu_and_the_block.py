@@ -436,6 +436,8 @@ check(one_layer, exercises.BLOCK)
 # ## Now in your file
 #
 # Write `gelu`, `feed_forward` and `block`. The names of the records of the norms are also those of their weights.
+# `block` passes the weights of its layer on as they are, so those of the feed-forward are
+# `weights["mlp.gate_proj.weight"]` and so on.
 
 # %%
 check_file("my_gemma.py", upto="resid_post")
