@@ -789,8 +789,11 @@ check(block_gradient, exercises.BLOCK)
 # ## Now in your file
 #
 # Write `log_softmax` and `cross_entropy`, then the backward functions up to `gemma_backward`. They get the record of
-# the forward pass, which your tape has kept. The check compares the loss and all gradients, and tries the usual
-# mistakes if one differs.
+# the forward pass, which your tape has kept. They must work for a batch [B, T], too. The gradients of a layer have the
+# names of its weights, such as `self_attn.q_proj.weight`; `gemma_backward` puts `model.layers.0.` before them.
+#
+# Try each small function with `check_gradient`, as above, before you go on. The check compares the loss and the
+# gradients of all weights, and tries the usual mistakes if one differs.
 
 # %%
 check_file("my_gemma.py", upto="gradients")
