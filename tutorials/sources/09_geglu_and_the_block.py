@@ -102,7 +102,7 @@ np.testing.assert_allclose(
 #
 # ## GELU, in its tanh form
 #
-# GELU is $x$ times the probability that a normally distributed number is below $x$. For large $x$ it is $x$; for very
+# GELU is $x$ times the probability that a standard normal number is below $x$. For large $x$ it is $x$; for very
 # negative $x$ it is 0; in between it bends smoothly and dips slightly below zero. The exact probability needs the error
 # function; Gemma uses an approximation with tanh:
 #
