@@ -356,7 +356,7 @@ else:
 #
 # - The tensors have other names (`blk.0.attn_q.weight`), and the sizes are stored from the last axis to the first.
 # - The norms are stored as $1 + w$. If you add 1 again, the model is broken.
-# - Matrices are often *blocks*: 32 or 256 numbers share a scale, and have 4 to 8 bits each
+# - Matrices are often stored in *blocks* of 32 or 256 numbers, which share a scale and have 4 to 8 bits each
 #   ([tutorial 16](16_quantization.ipynb)). Q4_K and Q8_0 are such formats; F32 and BF16 are plain.
 # - Some values of `config.json` are not in it, such as `query_pre_attn_scalar` and `layer_types`; programs
 #   hard-code them for each architecture.
