@@ -325,8 +325,8 @@ check(break_even, exercises.BREAK_EVEN)
 # ## Now in your file
 #
 # Make something faster, and measure it with `fastest`, as above. If you used `np.repeat`, it copies every key and value
-# G times, which stacking the rows of a group avoids; and a `softmax` of several lines makes several arrays where one is
-# enough. Whatever you change, it must still be right:
+# G times, which stacking the rows of a group avoids; and a `softmax` of several lines makes several arrays where one
+# new array is enough. (Do not write into the scores: the tape has them.) Whatever you change, it must still be right:
 
 # %%
 check_file("my_gemma.py", upto="decoding")
