@@ -1,10 +1,10 @@
 # %% [markdown]
 # # 2. A real checkpoint
 #
-# After this you can open a model that you downloaded without any library: read its config key by key, find each weight
-# in its file, and decode its numbers; and you can count parameters and bytes before you load a single one. About 20
-# minutes. In the [Gemma 2 report](https://arxiv.org/abs/2408.00118): tables 1 and 2; a config and the shapes of the
-# weights contain the same numbers.
+# After this you can open a downloaded model without any library: read its config key by key, find each weight in its
+# file, and decode its numbers; and you can count parameters and bytes before you load a single one. About 20 minutes.
+# In the [Gemma 2 report](https://arxiv.org/abs/2408.00118): tables 1 and 2; a config and the shapes of the weights
+# contain the same numbers.
 #
 # Before this: [1. Tokens](01_tokens.ipynb).
 # Terms and letters: [glossary](glossary.md).
