@@ -186,7 +186,7 @@ print("the first:", *pieces(merged[:8], tokenizer), "  the longest:", *longest)
 assert means[0] < 3 < 4 < means[-1] and "ANTIPHOLUS" in longest
 
 # %% [markdown]
-# ANTIPHOLUS is there because a play writes this name before everything that either of its two bearers says. A
+# ANTIPHOLUS is there because two characters of one play have this name, which stands before everything they say. A
 # vocabulary shows what it was trained on. Gemma's is so large because it was made for many languages.
 #
 # ## And back

@@ -1,10 +1,10 @@
 # %% [markdown]
 # # 2. A real checkpoint
 #
-# After this you can open a model that you downloaded without any library: read its config key by key, find each weight
-# in its file, and decode its numbers; and you can count parameters and bytes before you load a single one. About 20
-# minutes. In the [Gemma 2 report](https://arxiv.org/abs/2408.00118): tables 1 and 2; a config and the shapes of the
-# weights contain the same numbers.
+# After this you can open a downloaded model without any library: read its config key by key, find each weight in its
+# file, and decode its numbers; and you can count parameters and bytes before you load a single one. About 20 minutes.
+# In the [Gemma 2 report](https://arxiv.org/abs/2408.00118): tables 1 and 2; a config and the shapes of the weights
+# contain the same numbers.
 #
 # Before this: [1. Tokens](01_tokens.ipynb).
 # Terms and letters: [glossary](glossary.md).
@@ -356,7 +356,7 @@ else:
 #
 # - The tensors have other names (`blk.0.attn_q.weight`), and the sizes are stored from the last axis to the first.
 # - The norms are stored as $1 + w$. If you add 1 again, the model is broken.
-# - Matrices are often *blocks*: 32 or 256 numbers share a scale, and have 4 to 8 bits each
+# - Matrices are often stored in *blocks* of 32 or 256 numbers, which share a scale and have 4 to 8 bits each
 #   ([tutorial 16](16_quantization.ipynb)). Q4_K and Q8_0 are such formats; F32 and BF16 are plain.
 # - Some values of `config.json` are not in it, such as `query_pre_attn_scalar` and `layer_types`; programs
 #   hard-code them for each architecture.

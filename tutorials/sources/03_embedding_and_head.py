@@ -344,7 +344,13 @@ check(score_all, exercises.LOGITS)
 #
 # Write `embed` and `unembed`. Each intermediate goes through the tape, under the name that the docstring gives it. The
 # functions of later tutorials are ours until you get there, `soft_cap` among them, so the whole model runs already,
-# with your embedding and your head.
+# with your embedding and your head. `config` is the dict of [tutorial 2](02_a_real_checkpoint.ipynb): D is
+# `config["hidden_size"]`. Do not change an array in place after the tape has it: the backward pass of [tutorial
+# 13](13_backward_by_hand.ipynb) reads it.
+#
+# If something differs, the answer lists the records that are wrong given their own inputs, so one mistake does not hide
+# another. Their error is a multiple of what rounding explains. Then come the mistakes that give your numbers: "with it"
+# is the error that is left if ours makes that mistake as well, and below 1 it is only rounding.
 
 # %%
 check_file("my_gemma.py", upto="embedding")

@@ -156,8 +156,8 @@ assert names[small.argmax()] == "layer 0, post_attention" and small.max() > 0.6 
 # No $w$ is below -1, although nothing forbids it: no norm changes the sign of a channel. A few channels are nearly
 # silenced: their $w$ is close to -1. Most of these are in what attention adds in layer 0.
 #
-# **Predict:** Someone forgets the 1, and multiplies by w. The right model has a perplexity of 41 on our line. Is it
-# then about 50, about 150 or about 900?
+# **Predict:** Someone forgets the 1, and multiplies by w. The right model has a perplexity of 41 on our line. What is
+# the perplexity then: about 50, 150 or 900?
 #
 # <details><summary>Reveal</summary>
 #

@@ -280,8 +280,8 @@ assert 8192 < slowest[0] < 131_072 < slowest[1]
 # position from one that is a full turn away. With 1,000,000 many pairs are slow enough.
 #
 # Move both sliders. On the left is each of the 128 pairs, as a clock hand that has rotated from (1, 0) to the distance
-# of the slider. On the right is the mean of their cosines, which is the score of a query and a key that are both all
-# ones, relative to its value at distance 0.
+# of the slider; the dark ones are fast. On the right is the mean of their cosines, which is the score of a query and a
+# key that are both all ones, relative to its value at distance 0.
 #
 # **Try:** Set the distance to 8,192. From which base on is there a pair that has not made a full turn? And does a
 # larger base tell near tokens from far ones better or worse?

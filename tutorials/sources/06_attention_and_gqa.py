@@ -499,6 +499,9 @@ check(join_heads, exercises.MERGE_HEADS)
 # Write `merge_heads`, `softmax` and `attention`, which computes everything from `q` to `o`. It calls two functions that
 # you have yet to write: `attention_mask` of the next tutorial and `soft_cap` of the one after. Until then they are
 # ours.
+#
+# The weights are those of one layer, and both their names and those of the records begin with `self_attn.` here:
+# `weights["self_attn.q_proj.weight"]`, `tape("self_attn.q", ...)`. The base of the rotation is `config["rope_theta"]`.
 
 # %%
 check_file("my_gemma.py", upto="o")

@@ -330,10 +330,10 @@ for step in range(steps):
     assert set(held[~np.isnan(held[:, step]), step]) == set(range(max(0, step - 3), step + 1))
 
 # %% [markdown]
-# From position 4 on, a new key replaces the oldest, and the slots are no longer in the order of positions. Softmax and
-# the weighted mean do not depend on the order, and keys are rotated before they are stored. The mask does depend on
-# positions, so `append` returns the position of each slot, and `attention_mask` needs nothing else. Token by token
-# through such rings, the model gets the same results as in one pass:
+# From position 4 on, a new key replaces the oldest, and most of the time the slots are not in the order of positions.
+# Softmax and the weighted mean do not depend on the order, and keys are rotated before they are stored. The mask does
+# depend on positions, so `append` returns the position of each slot, and `attention_mask` needs nothing else. Token by
+# token through such rings, the model gets the same results as in one pass:
 
 # %%
 cache = KVCache(model.config)

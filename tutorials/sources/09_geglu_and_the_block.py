@@ -102,7 +102,7 @@ np.testing.assert_allclose(
 #
 # ## GELU, in its tanh form
 #
-# GELU is $x$ times the probability that a normally distributed number is below $x$. For large $x$ it is $x$; for very
+# GELU is $x$ times the probability that a standard normal number is below $x$. For large $x$ it is $x$; for very
 # negative $x$ it is 0; in between it bends smoothly and dips slightly below zero. The exact probability needs the error
 # function; Gemma uses an approximation with tanh:
 #
@@ -436,6 +436,8 @@ check(one_layer, exercises.BLOCK)
 # ## Now in your file
 #
 # Write `gelu`, `feed_forward` and `block`. The names of the records of the norms are also those of their weights.
+# `block` passes the weights of its layer on as they are, so those of the feed-forward are
+# `weights["mlp.gate_proj.weight"]` and so on.
 
 # %%
 check_file("my_gemma.py", upto="resid_post")

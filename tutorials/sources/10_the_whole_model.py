@@ -335,10 +335,9 @@ assert by_head[2, 0] - whole > 0.1 > 0.03 > np.median(by_head) - whole and by_he
 assert by_half[0, 1] - whole > 1.5 and by_half.min() > by_head.max()
 
 # %% [markdown]
-# Most heads can be removed one at a time at hardly any cost: others provide similar information. The three that are
-# missed most are among the four that look most at the previous token. The fourth, head 1 of layer 1, is missed much
-# less. The halves of a layer matter more than any head. The first feed-forward matters most, because all
-# later layers have learned to read its output.
+# Most heads can be removed one at a time at hardly any cost. The three that are missed most are among the four that
+# look most at the previous token. The fourth, head 1 of layer 1, is missed much less. The halves of a layer matter more
+# than any head. The first feed-forward matters most; all later layers read what it adds.
 #
 # A change in one line spreads from there: nothing before it changes, and everything after it does.
 

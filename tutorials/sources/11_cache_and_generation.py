@@ -444,8 +444,8 @@ check_file("my_gemma.py", upto="decoding")
 # Your file is a whole Gemma 2 now. The check has read a text in three ways across the wrap of the ring: one token at a
 # time, in chunks, and a prompt longer than the window, and every intermediate of each pass was judged by its own
 # inputs, as `gemma-np diagnose` does. To see that it would notice a mistake, plant one in your file and run the cell
-# again: forget the `1 +` of a norm, let a local layer see one key too many, take `cache[0].length` for 0, or store a
-# chunk in a slot that is off by one. Can you read the mistake off the answer?
+# again: forget the `1 +` of a norm, let a local layer see one key too many, begin every pass at position 0 instead of
+# `cache[0].length`, or store a chunk in a slot that is off by one. Can you read the mistake off the answer?
 #
 # Then let it write. Here everything is yours but the tokenizer and the folder of the model:
 #

@@ -324,8 +324,9 @@ check(break_even, exercises.BREAK_EVEN)
 # %% [markdown]
 # ## Now in your file
 #
-# Make something faster: `np.repeat` copies every key and value G times, which stacking the rows of a group avoids, and
-# `softmax` makes four arrays where one is enough. Whatever you change, it must still be right:
+# Make something faster, and measure it with `fastest`, as above. If you used `np.repeat`, it copies every key and value
+# G times, which stacking the rows of a group avoids; and a `softmax` of several lines makes several arrays where one
+# new array is enough. (Do not write into the scores: the tape has them.) Whatever you change, it must still be right:
 
 # %%
 check_file("my_gemma.py", upto="decoding")

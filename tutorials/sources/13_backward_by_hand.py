@@ -152,8 +152,8 @@ assert both[np.abs(np.log10(steps) + 5).argmin()] < 1e-8 and coarse.min() > 1e-6
 assert both[steps > 1e-6].min() < one.min() and both.min() < coarse.min() / 1000
 
 # %% [markdown]
-# Two errors make a V. On the right, the function curves within the step: this error falls with $h$, or with $h^2$ for
-# steps up and down, because the second-order term cancels. On the left, the two losses are so similar that rounding
+# Two errors make a V. On the right, the function curves within the step $h$: this error falls with $h$, or with $h^2$
+# for steps up and down, because the second-order term cancels. On the left, the two losses are so similar that rounding
 # dominates their difference, divided by a small $h$. In between, with $h$ around $10^{-5}$ and in float64, a correct
 # gradient agrees to more than eight digits. In float32 no step gives more than six, and most give hardly any: where the
 # line is flat at 1, the step was lost in rounding.
@@ -298,7 +298,8 @@ p = np.exp(s) / np.exp(s).sum()
 check_gradient(p, lambda s: np.log(np.exp(s).sum()), s)
 
 # %% [markdown]
-# Raising one score raises its own logarithm by 1, and lowers all of them through $Z$:
+# Raising a score raises the logarithm of its own probability with slope 1, and lowers all of them through $Z$, with
+# slope $p_i$:
 #
 # $$\frac{\partial \log p_j}{\partial s_i} = \delta_{ij} - p_i$$
 
@@ -789,8 +790,11 @@ check(block_gradient, exercises.BLOCK)
 # ## Now in your file
 #
 # Write `log_softmax` and `cross_entropy`, then the backward functions up to `gemma_backward`. They get the record of
-# the forward pass, which your tape has kept. The check compares the loss and all gradients, and tries the usual
-# mistakes if one differs.
+# the forward pass, which your tape has kept. They must work for a batch [B, T], too. The gradients of a layer have the
+# names of its weights, such as `self_attn.q_proj.weight`; `gemma_backward` puts `model.layers.0.` before them.
+#
+# Try each small function with `check_gradient`, as above, before you go on. The check compares the loss and the
+# gradients of all weights, and tries the usual mistakes if one differs.
 
 # %%
 check_file("my_gemma.py", upto="gradients")

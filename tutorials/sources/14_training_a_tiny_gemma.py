@@ -353,10 +353,9 @@ assert list(validation)[np.argmin(list(validation.values()))] >= STEPS - 200
 
 # %% [markdown]
 # In the first hundred steps the model learns how often tokens occur, and then some of which tokens follow which. After
-# that, progress slows down. Training and held-out loss separate as the text is read for the second time and more: the
-# model begins to memorize it, and the gap between the curves is progress that does not carry over to other texts. The
-# author is still more than a nat better. Getting closer takes more text and more parameters; the next tutorial shows a
-# third way.
+# that, progress slows down. Training and held-out loss separate as the text is read again: the model begins to memorize
+# it, and the gap between the curves is progress that does not carry over to other texts. The author is still more than
+# a nat better. Getting closer takes more text and more parameters; the next tutorial shows a third way.
 #
 # The norm of the gradient and the learning rate, step by step:
 

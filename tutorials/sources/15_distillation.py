@@ -230,7 +230,7 @@ training_config = TrainingConfig(steps=700, batch_size=4, seq_len=LENGTH, learni
 #
 # <details><summary>Reveal</summary>
 #
-# The other one, at every point of the curve.
+# The one that is trained on the teacher's distributions, at every point of the curve.
 #
 # </details>
 
