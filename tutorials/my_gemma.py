@@ -7,7 +7,7 @@ The letters of the shapes: T tokens, S keys, D hidden size, H query heads, K key
 feed-forward size, V vocabulary; `...` is any number of batch axes. A weight is [out, in].
 
 Every intermediate goes through a tape, on the line that computes it: `x = tape("resid_post", x + y)`. A tape is a
-function of a name and a value that returns the value; `no_tape` does nothing else, that of the check keeps the value.
+function of a name and a value that returns the value. `no_tape` does nothing else; the check's tape keeps the values.
 """
 
 import json
@@ -48,8 +48,8 @@ def read_safetensors(path):
 def load(folder):
     """Read a checkpoint: folder -> config, the object in config.json, and weights {name: array}.
 
-    The weights are in model.safetensors. Those of a large model are in several files: the values of "weight_map" in
-    model.safetensors.index.json.
+    The weights are in model.safetensors. A large model has several files: "weight_map" in model.safetensors.index.json
+    maps the name of each weight to its file.
     """
     ...
 

@@ -73,8 +73,8 @@ assert P[25, ids[26]] < 0.2 and P[45, ids[46]] < 0.01 and P[44, ids[45]] > 0.9
 # After "Jul" the text says "iet", in two pieces. The teacher predicts a name, more likely Julius or Julia. After "the
 # envious" the text says "moon". The teacher's four most likely words are sun, sea, night and earth, which are related;
 # the other two pieces are the beginnings ▁w and ▁b of many words. After a question mark the teacher expects the end of
-# the line, with or without an empty line after it. Only after "env" does it say little more than the text. What it
-# knows beyond the text is often called *dark knowledge*, a phrase of Hinton's.
+# the line, with or without an empty line after it. After "env" it says little more than the text. What it knows
+# beyond the text is often called *dark knowledge*, a phrase of Hinton's.
 #
 # The entropy measures how much there is: $H(P) = -\sum_x P(x) \log_2 P(x)$, the uncertainty in bits. The entropy of a
 # one-hot target is 0.

@@ -31,8 +31,8 @@ def read_safetensors(path):
 def load(folder):
     """Read a checkpoint: folder -> config, the object in config.json, and weights {name: array}.
 
-    The weights are in model.safetensors. Those of a large model are in several files: the values of "weight_map" in
-    model.safetensors.index.json.
+    The weights are in model.safetensors. A large model has several files: "weight_map" in model.safetensors.index.json
+    maps the name of each weight to its file.
     """
     folder = Path(folder)
     config = json.loads((folder / "config.json").read_text())
