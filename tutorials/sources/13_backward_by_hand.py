@@ -663,8 +663,8 @@ assert (v > o).all() and (o > q).all() and (v > 2 * k).all() and (k > q).all()
 # %% [markdown]
 # In every layer, the value matrix has a larger gradient than the query and key matrices. A change of a value goes
 # straight into the output; a change of a query or a key only shifts probability between values, through a softmax that
-# removes whatever all scores have in common. And the key matrix has a larger gradient than the query matrix: one reason
-# is that each key head collects the gradients of a group of two query heads.
+# removes whatever all scores have in common. And the key matrix has a larger gradient than the query matrix; each key
+# head collects the gradients of a group of two query heads.
 #
 # ## Exercises
 #
