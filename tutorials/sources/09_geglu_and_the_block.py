@@ -67,6 +67,31 @@ for shape in (config, RELEASED["gemma-2-2b"]):
 # \qquad
 # \text{down} = \text{hidden}\, W_\text{down}^\top \;\; [T, D]$$
 
+# %% [markdown]
+# By hand, for a vector of two channels and two hidden channels. The gates are 1 and -2. The gelu of 1 is 0.841, that of
+# -2 is -0.045; the formula is below.
+
+# %%
+x = np.array([1.0, 2.0])  # [D]
+W_gate = np.array([[1.0, 0.0], [0.0, -1.0]])  # [F, D]
+W_up = np.array([[0.0, 1.0], [1.0, 0.0]])  # [F, D]
+W_down = np.array([[1.0, 1.0], [0.0, 1.0]])  # [D, F]
+gate, up = W_gate @ x, W_up @ x  # [F] each
+hidden = gelu(gate) * up  # [F]
+down = W_down @ hidden  # [D]
+for f in range(2):
+    print(f"gate {W_gate[f]} . {x} = {gate[f]:2g}, up {W_up[f]} . {x} = {up[f]:g}", end=", ")
+    print(f"hidden = gelu({gate[f]:2g}) * {up[f]:g} = {gelu(gate[f]):6.3f} * {up[f]:g} = {hidden[f]:6.3f}")
+for d in range(2):
+    print(f"down {W_down[d]} . {hidden.round(3)} = {down[d]:.3f}")
+
+# %% tags=["check"]
+tiny = {"gate_proj.weight": W_gate, "up_proj.weight": W_up, "down_proj.weight": W_down}
+np.testing.assert_allclose(feed_forward(x, tiny), down)
+
+# %% [markdown]
+# The open gate lets most of its `up` pass, the closed one almost nothing. In the package:
+
 # %%
 lines(feed_forward, "gate = ", "up = ", "hidden = ", "down")
 
@@ -199,6 +224,26 @@ assert share > 0.85 and alike > 0.7 and apart < 0.3
 
 # %%
 diagrams.block()
+
+# %% [markdown]
+# By hand, for a stream of two channels. The outputs of the two halves are made up, and both post-norms have $w = 0$, so
+# they only divide by the root mean square:
+
+# %%
+stream = np.array([3.0, 4.0])  # [D]
+for half, out in (("attention", np.array([7.0, 1.0])), ("feed-forward", np.array([100.0, 700.0]))):
+    root = np.sqrt(np.mean(out**2))
+    added = out / root  # what the post-norm returns
+    print(f"{half}: {out} / {root:g} = {added}", end=", ")
+    print(f"stream: {stream} + {added} = {stream + added}")
+    stream = stream + added
+
+# %% tags=["check"]
+before, outputs = np.array([3.0, 4.0]), np.array([[7.0, 1.0], [100.0, 700.0]])
+np.testing.assert_allclose(stream, before + rms_norm(outputs, np.zeros(2), eps=0).sum(axis=0))
+
+# %% [markdown]
+# The second output is a hundred times as large as the first, but what it adds is of the same size. In the package:
 
 # %%
 lines(block, "y = ", "if config", "x = ", "return tape")

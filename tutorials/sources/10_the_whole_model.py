@@ -54,6 +54,32 @@ lines(transformer, 'x = tape("embedding"', "for layer", "part =", "x = block", "
 # %% [markdown]
 # $$\text{logits} = 30 \tanh\!\left(\frac{\mathrm{norm}(x_L)\, E^\top}{30}\right) \;\; [T, V]$$
 
+# %% [markdown]
+# By hand, for a vocabulary of three tokens and D = 4. The last token has id 2, and what the blocks add is made up. The
+# weight of the final norm is $w = 8$ in all channels, so it multiplies by 9:
+
+# %%
+E_tiny = np.array([[1.0, 0.0, 0.0, 0.0], [0.0, 1.0, 0.0, 0.0], [0.0, 0.0, 1.0, 1.0]])  # [V, D]
+x_first = np.sqrt(4) * E_tiny[2]  # [D]
+x_last = x_first + np.array([5.0, 3.0, -1.0, -1.0])
+root = np.sqrt(np.mean(x_last**2))
+normed = x_last / root * 9
+print(f"embedding {x_first}, after the blocks {x_last}")
+print(f"root of (25 + 9 + 1 + 1) / 4 = {root}; divided by it and times 9: {normed}")
+tiny_logits = E_tiny @ normed  # [V]
+tiny_capped = 30 * np.tanh(tiny_logits / 30)
+for id, row in enumerate(E_tiny):
+    print(f"id {id}: {row} . {normed} = {tiny_logits[id]:4}, capped {tiny_capped[id]:5.2f}")
+print("the largest logit is that of id", tiny_capped.argmax())
+
+# %% tags=["check"]
+np.testing.assert_allclose(rms_norm(x_last, np.full(4, 8.0), eps=0), normed)
+np.testing.assert_allclose(soft_cap(unembed(normed, E_tiny), 30.0), tiny_capped)
+assert (E_tiny @ x_first).argmax() == 2 and tiny_capped.argmax() == 0
+
+# %% [markdown]
+# So token 0 is the most likely one to come next. Without the blocks it would be token 2 itself. In the package:
+
 # %%
 lines(lm_head, "logits = ", "if config", "return")
 

@@ -237,6 +237,30 @@ lines(
 #
 # </details>
 
+# %% [markdown]
+# By hand, the first step of two weights in a matrix, with $\eta = \lambda = 0.1$, $\beta_1 = 0.9$, $\beta_2 = 0.95$, and
+# without $\varepsilon$, which is too small to matter here:
+
+# %%
+w, g = np.array([[1.0, 2.0]]), np.array([[0.3, -3.0]])
+m, v = 0.1 * g, 0.05 * g**2  # both start at 0
+print(f"gradient {g[0]}")
+print(f"means: m = 0.1 g = {m[0]}, v = 0.05 g^2 = {v[0]}")
+print(f"corrected: m / (1 - 0.9) = {m[0] / 0.1}, v / (1 - 0.95) = {v[0] / 0.05}")
+fraction = (m / 0.1) / np.sqrt(v / 0.05)
+print(f"m over the root of v: {fraction[0]}")
+decayed = w * (1 - 0.1 * 0.1)
+print(f"weights: {w[0]}, decayed {decayed[0]}, after the step {(decayed - 0.1 * fraction)[0]}")
+
+# %% tags=["check"]
+by_package = {"w": w.copy()}
+AdamW(weight_decay=0.1).step(by_package, {"w": g}, learning_rate=0.1)
+np.testing.assert_allclose(by_package["w"], decayed - 0.1 * fraction)
+
+# %% [markdown]
+# Apart from the decay, both move by 0.1, against the sign of their gradients. Here is the same step for one norm of our
+# model, whose weights do not decay:
+
 # %%
 moved = {name: weight.copy() for name, weight in start.items()}
 AdamW().step(moved, gradients, learning_rate=0.01)

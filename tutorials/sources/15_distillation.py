@@ -106,6 +106,28 @@ assert 4 < entropy.mean() < 6 and possible.mean() > 10
 # %%
 diagrams.distillation()
 
+# %% [markdown]
+# By hand, for a vocabulary of three tokens. The student knows nothing yet, so its logits are equal. It takes one step
+# of plain gradient descent, with a learning rate of 1:
+
+# %%
+P_T, z = np.array([0.7, 0.2, 0.1]), np.zeros(3)  # [V] each
+for when in ("before", "after"):
+    P_S = np.exp(z) / np.exp(z).sum()
+    loss = -(P_T @ np.log(P_S))
+    print(f"{when} the step: z {z.round(2)}, P_S {P_S.round(2)}, loss {loss:.2f}, P_S - P_T {(P_S - P_T).round(2)}")
+    z = z - (P_S - P_T)
+
+# %% tags=["check"]
+for student_logits, expected in ((np.zeros(3), np.log(3)), (P_T - 1 / 3, loss)):
+    np.testing.assert_allclose(soft_cross_entropy(student_logits, np.log(P_T))[0], expected)
+np.testing.assert_allclose(soft_cross_entropy(P_T - 1 / 3, np.log(P_T))[1], P_S - P_T)
+assert loss < np.log(3)
+
+# %% [markdown]
+# All three logits move at once: up where the teacher gives more than the student, down where it gives less. In the
+# package:
+
 # %%
 lines(soft_cross_entropy, "log_student =", "teacher =", "losses =", "dlogits =")
 

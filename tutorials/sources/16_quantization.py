@@ -69,6 +69,25 @@ assert all(weight_bytes(c, "float32") > 7 * weight_bytes(c, "int4") for c in REL
 #
 # Only $q$, one byte per weight, and $s$, one float per row, are stored. The code:
 
+# %% [markdown]
+# By hand, for a row of four weights in 4 bits, where the largest integer is 7 instead of 127:
+
+# %%
+four = np.array([3.5, -1.1, 0.7, 0.2])
+scale = np.abs(four).max() / 7
+integers = np.rint(four / scale).astype(int)
+print(f"scale 3.5 / 7 = {scale}")
+for weight, integer in zip(four, integers, strict=True):
+    print(f"{weight:4} / {scale} = {weight / scale:4.1f}, rounded {integer:2}", end=", ")
+    print(f"back: {scale} * {integer:2} = {scale * integer:4}, error {scale * integer - weight:4.1f}")
+
+# %% tags=["check"]
+by_package = quantize(four[None].astype(np.float32), Scheme("int4"))
+np.testing.assert_allclose(dequantize(by_package)[0], scale * integers)
+
+# %% [markdown]
+# The largest weight is exact. The smallest has become 0. In the package, for 8 bits:
+
 # %%
 lines(minmax_grid, "largest = ", "scales = _at_least(largest / 127")
 

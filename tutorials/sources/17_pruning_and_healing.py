@@ -217,6 +217,29 @@ lines(keep_groups, "keys = ", "queries = ", "q_proj", "k_proj", "v_proj", "o_pro
 # Groups are measured in the same way, with $W^o$ in place of $W^{\mathrm{down}}$. The importance of a layer is how much
 # it changes the direction of the residual stream: 1 minus the cosine between its input and its output.
 
+# %% [markdown]
+# By hand: which of three channels can go from a matrix $W^{\mathrm{down}}$ of two rows and three columns? For two
+# tokens, we compute the importance of each channel, and what the output loses without it:
+
+# %%
+h = np.array([[0.1, 1.0, 2.0], [-0.1, 1.0, -2.0]])  # [T, F]
+W_down = np.array([[3.0, 1.0, 0.0], [4.0, 0.0, 1.0]])  # [D, F]
+y = h @ W_down.T  # [T, D]
+for j in range(3):
+    squares, length = np.sum(h[:, j] ** 2), np.sum(W_down[:, j] ** 2)
+    print(f"channel {j}: importance {squares:.2f} * {length:g} = {squares * length:.1f}", end=", ")
+    lost = y - np.delete(h, j, axis=1) @ np.delete(W_down, j, axis=1).T  # [T, D]
+    print(f"without it the output loses {lost[0].round(1)} and {lost[1].round(1)}")
+
+# %% tags=["check"]
+for j in range(3):
+    lost = y - np.delete(h, j, axis=1) @ np.delete(W_down, j, axis=1).T
+    np.testing.assert_allclose(np.sum(lost**2), np.sum(h[:, j] ** 2) * np.sum(W_down[:, j] ** 2))
+
+# %% [markdown]
+# Channel 0 can go. Its weights are the largest, but its values $h$ are small. The importance is exactly the sum of
+# squares of what is lost. In the package:
+
 # %%
 lines(measure_importance, "layers.append", "channels.append", "groups.append")
 

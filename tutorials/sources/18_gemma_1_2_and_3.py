@@ -163,6 +163,26 @@ assert all(parts["norms"] < 0.001 * totals[name] for name, parts in counts.items
 #
 # $$\mathrm{bytes} = \sum_l 2 \cdot K \cdot h \cdot \min(n, W_l) \cdot 4$$
 
+# %% [markdown]
+# By hand, for two layers with K = 1 and h = 2: as in Gemma 1, both global, and as in Gemma 2, one of them local, with a
+# window of 4. A token in a layer takes $2 \cdot 1 \cdot 2 \cdot 4 = 16$ bytes:
+
+# %%
+for n in (3, 10, 100):
+    kept = min(n, 4)  # by the local layer
+    print(f"{n:3} tokens: global, global ({n:3} + {n:3}) * 16 = {16 * (n + n):5}", end=", ")
+    print(f"local, global ({kept} + {n:3}) * 16 = {16 * (kept + n):5}")
+
+# %% tags=["check"]
+sizes_of_two = {"num_hidden_layers": 2, "num_key_value_heads": 1, "head_dim": 2, "sliding_window": 4}
+two_layers = replace(RELEASED["gemma-2-2b"], **sizes_of_two, layer_types=(LOCAL, GLOBAL))
+two_global = replace(two_layers, layer_types=(GLOBAL, GLOBAL))
+assert [cache_bytes(two_layers, n) for n in (3, 10, 100)] == [96, 224, 1664]
+assert [cache_bytes(two_global, n) for n in (3, 10, 100)] == [96, 320, 3200]
+
+# %% [markdown]
+# Up to the window there is no difference; far beyond it, the local layer costs almost nothing. In the package:
+
 # %%
 lines(cache_bytes, "per_token", "windows =", "return")
 
