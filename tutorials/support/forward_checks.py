@@ -153,17 +153,39 @@ def check_decoding(file: ReaderFile) -> str:
         except Wrong as problem:
             sizes = ", ".join(str(len(part)) for part in passes)
             raise Wrong(f"decoding, {plan} ({sizes} tokens): {problem}") from None
-    config, weights = file.load(FOLDER)
-    slots = [np.shape(layer.keys)[-2] for layer in file.new_cache(config, 2 * window)]
-    if slots[0] > window:
-        raise Wrong(f"decoding: right, but layer 0 keeps {slots[0]} positions; a ring of {window} is enough for it")
-    found, expected = file.generate(ids[:40], 40, weights, config, chunk=16), _greedy(ids[:40], 40)
+    slots = _slots_after(file, subject, ids[: window + 8])
+    if slots > window:
+        raise Wrong(f"decoding: right, but layer 0 keeps {slots} positions; a ring of {window} is enough for it")
+    _check_generate(file, subject, ids[:40])
+    return f"decoding: right, {', '.join(plans)}; a local layer keeps {slots} positions"
+
+
+def _slots_after(file: ReaderFile, subject: Subject, ids: list[int]) -> int:
+    """Return how many positions the keys of layer 0 have room for when some ids have been read."""
+    cache = file.new_cache(subject.config, 2 * len(ids))
+    file.gemma(np.array(ids), subject.weights, subject.config, cache)
+    return np.shape(cache[0].keys)[-2]
+
+
+def _check_generate(file: ReaderFile, subject: Subject, ids: list[int], count: int = 40, chunk: int = 16) -> None:
+    """Compare generated ids with the most likely ones, and the sizes of the passes with the chunk."""
+    sizes: list[int] = []
+    gemma = file.module.gemma
+
+    def counting(ids: Any, *arguments: Any, **options: Any) -> Any:
+        sizes.append(np.size(ids))
+        return gemma(ids, *arguments, **options)
+
+    file.module.gemma = counting
+    found, expected = file.generate(ids, count, subject.weights, subject.config, chunk=chunk), _greedy(ids, count)
+    file.module.gemma = gemma
     if len(found) != len(expected):
         raise Wrong(f"generate returns {len(found)} ids, expected {len(expected)}")
     for number, (token, right) in enumerate(zip(found, expected, strict=True)):
         if token != right:
             raise Wrong(f"generate: token {number} after the prompt is {token}, expected {right}, the most likely one")
-    return f"decoding: right, {', '.join(plans)}; a local layer keeps {slots[0]} positions"
+    if max(sizes, default=0) > chunk:
+        raise Wrong(f"generate reads {max(sizes)} tokens at once, expected at most `chunk`, {chunk}")
 
 
 def _check_cache(file: ReaderFile, slots: int = 4) -> None:
