@@ -388,6 +388,18 @@ MISTAKES = {
         'x += norm(y, "post_attention_layernorm")\n    tape("resid_mid", x)',
         "embedding is changed after its record, by an operation in place",
     ),
+    "softmax over the queries": (
+        "o",
+        "odds / odds.sum(axis=-1",
+        "odds / odds.sum(axis=-2",
+        "layers.0.self_attn.probs: its rows do not sum to 1",
+    ),
+    "not a number": (
+        "input_layernorm",
+        "(1 + weight)\n",
+        "(np.nan + weight)\n",
+        "then layers.0.input_layernorm: has NaN",
+    ),
     "in place in the softmax": (
         "o",
         "scores = np.where(mask, scores, -np.inf)\n",

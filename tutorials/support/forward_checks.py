@@ -241,11 +241,13 @@ def _diagnosed(file: ReaderFile, subject: Subject, passes: Passes, cached: bool 
         raise type(stopped)(f"{reached}: {stopped}")
     lines = [f"{reached} differs"]
     if first.status == "SKIPPED":
-        lines = [f"{reached}: {first.note}"]
+        raise Wrong(f"{reached}: {first.note}")  # a wrong shape, or NaN, which all later records have, too
     if first.status == "MISSING":
         unknown = [row.key for row in rows if row.status == "UNKNOWN"]
         instead = f" (there is {unknown[0]})" if unknown else ""
         lines = [f"{reached} is missing{instead}: call tape({_in_block(first.key)!r}, value) where it is computed"]
+    if first.status == "DIFF" and (plainly := _said_plainly(first.key, records[first.key])):
+        raise Wrong(f"{reached}: {plainly}")
     wrong = next((row.key for row in rows if row.status == "DIFF"), None)
     if wrong:
         number = _pass(wrong)  # that of the first mistake; the search takes longer with more passes
@@ -254,6 +256,13 @@ def _diagnosed(file: ReaderFile, subject: Subject, passes: Passes, cached: bool 
             diagnose(_aligned(subject, seen, passes[: number + 1]), "float32")._replace(skipped={})
         )
     raise Wrong("\n".join(lines))
+
+
+def _said_plainly(key: str, record: np.ndarray) -> str | None:
+    """Say what is wrong with a record that needs no reference to be wrong."""
+    if key.endswith("probs") and difference(record.sum(axis=-1), np.ones(record.shape[:-1])):
+        return "its rows do not sum to 1; the softmax is over the keys, the last axis"
+    return None
 
 
 def _aligned(subject: Subject, records: dict[str, np.ndarray], passes: Passes) -> Alignment:
