@@ -172,6 +172,22 @@ RIGHT_RING = composed(11)[composed(11).index("kept = np.arange(max(0, start") :]
 ADAMW = composed(14)[composed(14).index("weight = weights[name]") :].split("\n\n")[0]
 L2 = "weight = weights[name]\n        gradient = gradient + weight_decay * weight * (weight.ndim > 1)"
 
+GROWING = """self.keys = self.values = np.zeros((kv_heads, 0, head_dim), np.float32)
+        self.slots, self.length = slots, 0
+
+    def append(self, k, v):
+        self.keys, self.values = np.concatenate([self.keys, k], axis=1), np.concatenate([self.values, v], axis=1)
+        self.length += k.shape[1]
+        return self.keys, self.values, np.arange(self.length)
+
+
+"""
+CLIPPED_ALONE = """for gradient in gradients.values():
+        gradient *= min(1, max_norm / np.sqrt(np.sum(gradient * gradient)))
+
+
+"""
+
 MISTAKES = {
     "bfloat16 unshifted": ("weights", "<< 16", "<< 0", "load: model.embed_tokens.weight: "),
     "offsets from the start of the file": ("weights", "(after_header + offset for", "(offset for", "load: "),
@@ -242,6 +258,97 @@ MISTAKES = {
     "ring index": ("decoding", "keys[:, stays % slots] =", "keys[:, stays % 3] =", "key of position 3 is that of"),
     "ring overwritten": ("decoding", RIGHT_RING, OWN_RING, "position 4 is not among them, though a new token sees it"),
     "no ring": ("decoding", "layer_window(config, layer) or room for", "room for", "a ring of 64 is enough"),
+    "a cache that grows": (
+        "decoding",
+        composed(11)[composed(11).index("self.keys = np.zeros") : composed(11).index("def new_cache")],
+        GROWING,
+        "layer 0 keeps 72 positions; a ring of 64 is enough",
+    ),
+    "no chunks": (
+        "decoding",
+        "range(0, len(ids), chunk)",
+        "range(0, len(ids), chunk := len(ids))",
+        "generate reads 40 tokens at once, expected at most `chunk`, 16",
+    ),
+    "the norm's weight without 1 +": (
+        "gradients",
+        "x / rms, dy * (1 + weight)",
+        "x / rms, dy * weight",
+        "rms_norm_backward, dx: dy is multiplied by weight, expected 1 + weight",
+    ),
+    "a constant norm": (
+        "gradients",
+        "(dn - n * np.mean(dn * n, axis=-1, keepdims=True)) / rms",
+        "dn / rms",
+        "rms_norm_backward, dx: it takes the root mean square for a constant",
+    ),
+    "independent scores": (
+        "gradients",
+        "(dprobs - np.sum(dprobs * probs, axis=-1, keepdims=True))",
+        "dprobs",
+        "softmax_backward: the scores change the sum of the row, too",
+    ),
+    "groups added up in another order": (
+        "gradients",
+        "(*batch, kv_heads, H // kv_heads, S, h).sum(axis=-3)",
+        "(*batch, H // kv_heads, kv_heads, S, h).sum(axis=-4)",
+        "sum_groups: it adds up heads i, i + K, ...",
+    ),
+    "no 3 in the slope": ("gradients", "(1 + 3 * 0.044715", "(1 + 0.044715", "gelu_slope of x: "),
+    "tanh twice": (
+        "gradients",
+        "1 - (y / cap) ** 2",
+        "1 - np.tanh(y / cap) ** 2",
+        "soft_cap_backward: it takes tanh of y / cap",
+    ),
+    "a gradient for each text": (
+        "gradients",
+        "dy.reshape(-1, dy.shape[-1]).T @ x.reshape(-1, x.shape[-1])",
+        "dy.swapaxes(-1, -2) @ x",
+        "linear_backward, dweight: the batch is not added up",
+    ),
+    "exponentials overflow": (
+        "gradients",
+        "logits - logits.max(axis=-1, keepdims=True)",
+        "logits",
+        "log_softmax of logits near 1000: ",
+    ),
+    "a step with wrong gradients": ("step", "dmid = dy + norm", "dmid = norm", "40 of 47 gradients are wrong"),
+    "distillation with wrong gradients": (
+        "distillation",
+        "dmid = dy + norm",
+        "dmid = norm",
+        "40 of 47 gradients are wrong",
+    ),
+    "scaled up": ("step", "if norm > max_norm:", "if True:", "clip of gradients of length 0.5 to 1: they are scaled"),
+    "each clipped alone": (
+        "step",
+        composed(14)[composed(14).index("norm = np.sqrt(sum(") : composed(14).index("def adamw")],
+        CLIPPED_ALONE,
+        "clip of gradients of length 6.5 to 1: each gradient is clipped alone",
+    ),
+    "m not corrected": ("step", "m / (1 - beta1 ** state", "m / (1 - 0 ** state", "step 1: the running mean m is not"),
+    "v not corrected": ("step", "v / (1 - beta2 ** state", "v / (1 - 0 ** state", "step 1: the running mean v is not"),
+    "beta swapped": (
+        "step",
+        'beta1 * state["m"].get(name, 0) + (1 - beta1) * gradient',
+        '(1 - beta1) * state["m"].get(name, 0) + beta1 * gradient',
+        "m is (1 - beta1) m + beta1 gradient",
+    ),
+    "betas exchanged": ("step", "beta1=0.9, beta2=0.95", "beta1=0.95, beta2=0.9", "beta1 and beta2 are exchanged"),
+    "L2 and decay": ("step", "weight = weights[name]", L2, "weight decay is in the gradient (L2), too"),
+    "KL": (
+        "distillation",
+        "np.sum(teacher * log_student)",
+        "np.sum(teacher * (log_student - np.log(teacher)))",
+        "distillation_loss, the loss: it is the KL divergence",
+    ),
+    "the other sign": (
+        "distillation",
+        "(np.exp(log_student) - teacher)",
+        "(teacher - np.exp(log_student))",
+        "the gradient: it is minus the gradient; take P_S - P_T",
+    ),
     "all read again": ("decoding", "gemma(new[-1:]", "gemma(new", "generate: token 3 after the prompt is "),
     "sum of losses": ("gradients", ".sum() / count, (", ".sum(), (", "cross_entropy, the loss: "),
     "cap not in the gradient": (
@@ -268,6 +375,68 @@ MISTAKES = {
         ADAMW,
         ADAMW.replace("weight = weights[name]", L2).replace("1 - learning_rate * weight_decay", "1"),
         "weight decay is added to the gradient (L2)",
+    ),
+    "scaled by the root of head_dim": (
+        "scores",
+        'math.sqrt(config["query_pre_attn_scalar"])',
+        "math.sqrt(head_dim)",
+        "divided by sqrt(8), expected sqrt(20); 8 is head_dim",
+    ),
+    "in place in the block": (
+        "resid_post",
+        'x = tape("resid_mid", x + norm(y, "post_attention_layernorm"))',
+        'x += norm(y, "post_attention_layernorm")\n    tape("resid_mid", x)',
+        "embedding is changed after its record, by an operation in place",
+    ),
+    "softmax over the queries": (
+        "o",
+        "odds / odds.sum(axis=-1",
+        "odds / odds.sum(axis=-2",
+        "layers.0.self_attn.probs: its rows do not sum to 1",
+    ),
+    "not a number": (
+        "input_layernorm",
+        "(1 + weight)\n",
+        "(np.nan + weight)\n",
+        "then layers.0.input_layernorm: has NaN",
+    ),
+    "in place in the softmax": (
+        "o",
+        "scores = np.where(mask, scores, -np.inf)\n",
+        "scores[..., ~mask] = -np.inf\n",
+        "layers.0.self_attn.scores_capped is changed after its record",
+    ),
+    "layer_types required": ("probs", 'config.get("layer_types")', 'config["layer_types"]', "KeyError: 'layer_types'"),
+    "layers of files without layer_types": ("probs", "layer % 2 == 0", "layer % 2 == 1", "without layer_types: "),
+    "no batch axes": (
+        "o",
+        "x = x.swapaxes(-2, -3)\n    return x.reshape(*x.shape[:-2], -1)",
+        "H, T, h = x.shape\n    return x.swapaxes(-2, -3).reshape(T, H * h)",
+        "right for one text, but not for two at once, ids (2, 12): ValueError: too many values to unpack",
+    ),
+    "a mean over the batch": (
+        "input_layernorm",
+        "np.mean(x * x, axis=-1, keepdims=True)",
+        "np.mean(x * x, axis=(0, -1) if x.ndim > 2 else -1, keepdims=True)",
+        "not for two at once, input_layernorm of ids (2, 12): ",
+    ),
+    "positions unused": (
+        "q_rope",
+        "np.outer(positions, ",
+        "np.outer(np.arange(x.shape[-2]), ",
+        "rope of positions 7 to 9: it takes 0, 1, 2 ... instead of `positions`",
+    ),
+    "angles in float32": (
+        "q_rope",
+        "base ** (-np.arange(half) / half))",
+        "base ** (-np.arange(half) / half)).astype(np.float32)",
+        "where angles in float32 are too coarse: ",
+    ),
+    "rotated in float64": (
+        "q_rope",
+        "np.cos(angles).astype(x.dtype), np.sin(angles).astype(x.dtype)",
+        "np.cos(angles), np.sin(angles)",
+        "rope of positions 7 to 9: the result is float64, expected float32",
     ),
     "student and teacher exchanged": (
         "distillation",

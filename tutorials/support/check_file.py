@@ -28,11 +28,12 @@ STAGES = {
 """What can be checked -> the tutorial after which it can be: records, and what comes after the model."""
 
 CHECKS = {
-    "decoding": check_decoding,
-    "gradients": check_gradients,
-    "step": check_step,
-    "distillation": check_distillation,
+    "decoding": (check_decoding,),
+    "gradients": (check_gradients,),
+    "step": (check_gradients, check_step),
+    "distillation": (check_gradients, check_step, check_distillation),
 }
+"""What comes after the model -> the checks, with those that it rests on."""
 
 
 def check_file(path: str | Path, upto: str) -> Verdict:
@@ -50,8 +51,7 @@ def check_file(path: str | Path, upto: str) -> Verdict:
             said.append(check_weights(file))
             if upto != "weights":
                 said.append(check_records(file))
-            if upto in CHECKS:
-                said.append(CHECKS[upto](file))
+            said += [check(file) for check in CHECKS.get(upto, ())]
     except NotWritten as missing:
         return Verdict(False, "\n".join([f"{missing} is not written yet", *_to_write(file, upto)]))
     except Wrong as problem:
