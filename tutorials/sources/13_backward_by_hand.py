@@ -290,7 +290,7 @@ p = np.exp(s) / np.exp(s).sum()
 check_gradient(p, lambda s: np.log(np.exp(s).sum()), s)
 
 # %% [markdown]
-# Raising one score raises its own logarithm by 1, and lowers all of them through $Z$:
+# Raising one score raises its own logarithm by as much, and lowers all of them through $Z$:
 #
 # $$\frac{\partial \log p_j}{\partial s_i} = \delta_{ij} - p_i$$
 

@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 16. Quantization
 #
-# After this you can store a matrix in 8 or 4 bits, say how large the error is and which of four methods reduces it, and
+# After this you can store a matrix in 8 or 4 bits, say how large the error is and which of four methods is best, and
 # quantize a whole model. About 30 minutes. In the [Gemma 2 report](https://arxiv.org/abs/2408.00118): table 2, whose
 # parameter counts become bytes here. The "practical size" in the report's title comes from distillation; Gemma 3's
 # report ([arXiv 2503.19786](https://arxiv.org/abs/2503.19786)) also has quantized models.
@@ -59,8 +59,8 @@ assert all(weight_bytes(c, "float32") > 7 * weight_bytes(c, "int4") for c in REL
 # %% [markdown]
 # ## One row, one step
 #
-# A number of $b$ bits has $2^b$ values. At equal distances they form a *grid*. In 8 bits, for each row of a
-# weight $W$ [out, in], with one step size (*scale*) $s$ [out, 1]:
+# A number of $b$ bits can take $2^b$ values. When these are evenly spaced, they form a *grid*. In 8 bits, for each row
+# of a weight $W$ [out, in], with one step size (*scale*) $s$ [out, 1]:
 #
 # $$s_r = \frac{\max_c |W_{rc}|}{127} \qquad
 # q_{rc} = \mathrm{round}\!\left(\frac{W_{rc}}{s_r}\right) \in \{-127, \dots, 127\} \qquad
