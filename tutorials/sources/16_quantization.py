@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 16. Quantization
 #
-# After this you can store a matrix in 8 or 4 bits, say how large the error is and which of four methods is best, and
+# After this you can store a matrix in 8 or 4 bits, say how large the error is and which of four methods reduces it, and
 # quantize a whole model. About 30 minutes. In the [Gemma 2 report](https://arxiv.org/abs/2408.00118): table 2, whose
 # parameter counts become bytes here. The "practical size" in the report's title comes from distillation; Gemma 3's
 # report ([arXiv 2503.19786](https://arxiv.org/abs/2503.19786)) also has quantized models.
