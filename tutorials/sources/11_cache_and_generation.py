@@ -128,8 +128,8 @@ assert one_new.astype(int).tolist() == [[1, 1, 1, 1]]  # it sees everything
 lines(LayerCache.append, "new = np.arange", "self.keys[..., new, :] =", "positions = end - 1")
 
 # %% [markdown]
-# Here is a ring of three slots; each key is its own position, so that we see where it goes. `append` returns what the
-# new token may attend to, with the position of each key:
+# Here is a ring of three slots; each key is its position, so that we see where it goes. `append` returns what the new
+# token may attend to, with the position of each key:
 
 # %%
 ring = LayerCache((1, 3, 1), np.float64)  # K = 1, three slots, h = 1
@@ -431,7 +431,7 @@ check(append, exercises.APPEND)
 # %% [markdown]
 # ## Now in your file
 #
-# Write `LayerCache`, `new_cache` and `generate`. `attention` and `gemma` use a cache already, if they get one. One
+# Write `LayerCache`, `new_cache` and `generate`. `attention` and `gemma` already use a cache if they are given one. One
 # `append` serves a prompt, a chunk and a single token: it returns the positions that are kept, then the new ones,
 # before the new ones overwrite anything.
 

@@ -275,8 +275,8 @@ np.testing.assert_allclose(steps_taken, -0.01 * np.sign(gradients[name]), rtol=1
 
 # %% [markdown]
 # The learning rate $\eta$ changes over time: it grows during warm-up, while the running means are still unreliable, and
-# then decreases along a cosine to a tenth, to settle on details at the end. Its peak is the one number that has to be
-# found by experiment.
+# then decreases along a cosine to a tenth, so that the weights settle at the end. Its peak is the one number that has
+# to be found by experiment.
 
 # %%
 lines(cosine_schedule, "if step", "return", "progress = ")

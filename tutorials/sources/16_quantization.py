@@ -60,8 +60,8 @@ assert all(weight_bytes(c, "float32") > 7 * weight_bytes(c, "int4") for c in REL
 # %% [markdown]
 # ## One row, one step
 #
-# A number of $b$ bits has $2^b$ values. At equal distances they form a *grid*. In 8 bits, for each row of a
-# weight $W$ [out, in], with one step size (*scale*) $s$ [out, 1]:
+# A number of $b$ bits can take $2^b$ values. When these are evenly spaced, they form a *grid*. In 8 bits, for each row
+# of a weight $W$ [out, in], with one step size (*scale*) $s$ [out, 1]:
 #
 # $$s_r = \frac{\max_c |W_{rc}|}{127} \qquad
 # q_{rc} = \mathrm{round}\!\left(\frac{W_{rc}}{s_r}\right) \in \{-127, \dots, 127\} \qquad

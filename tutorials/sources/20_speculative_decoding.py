@@ -222,7 +222,7 @@ print(f"after “{text}”, a proposal is accepted with probability {np.minimum(
 # layers (tutorial 17); and no model at all: **lookup** searches the text for an earlier occurrence of its last tokens
 # and copies what followed them there. A copy is certain, so its $q$ is 1 for one token.
 #
-# We average over texts that the model itself has sampled. Lookup lives on repetition, so we also give it a list that
+# We average over texts that the model itself has sampled. Lookup depends on repetition, so we also give it a list that
 # repeats itself.
 
 # %%
@@ -347,9 +347,9 @@ lines(LayerCache.shortest.fget, "return")
 #
 # $$1 + a + a^2 + … + a^n = \frac{1 - a^{n+1}}{1 - a} \quad \text{tokens.}$$
 #
-# It grows with $n$, but never beyond $1 / (1 - a)$: after the first rejection, all further proposals are in vain. So
-# the share of accepted proposals falls with $n$. Now we measure it: the model writes 120 tokens after a prompt,
-# twice with each draft and 1, 2, 4 and 8 proposals; and also without a draft, for the time below.
+# It grows with $n$, but never beyond $1 / (1 - a)$: after the first rejection, all further proposals are wasted. So the
+# share of accepted proposals falls with $n$. Now we measure it: the model writes 120 tokens after a prompt, twice with
+# each draft and 1, 2, 4 and 8 proposals; and also without a draft, for the time below.
 
 
 # %%
@@ -479,7 +479,7 @@ for name in cases:
 # With one proposal, the formula says: it is faster if $1 + a > c + v(2)$. If a pass over two tokens takes the time of
 # one, because both are limited by memory, this is simply $a > c$: the draft must be right more often than its share of
 # the time. For large models, memory is the limit, and the cost of a step is its bytes. So let us estimate for the real
-# Gemma 2, where all sizes have the same vocabulary. How often the drafts would be right there, we have not measured.
+# Gemma 2, where all sizes have the same vocabulary. We have not measured how often the drafts would be right there.
 
 # %%
 size = {name: weight_bytes(RELEASED[name], "bfloat16") for name in ("gemma-2-2b", "gemma-2-9b", "gemma-2-27b")}
