@@ -28,6 +28,7 @@ from gemma_np.progress import progress_bar
 from gemma_np.text.batch import Text, extend_all
 from gemma_np.text.chat import as_turns
 from gemma_np.text.sampling import Sampling
+from gemma_np.text.stop_strings import before_stop
 from gemma_np.text.tokenizer import BOS, CONTROL_PIECE, END_OF_TURN, EOS, START_OF_TURN
 
 _SPLIT = "\ufdd0"
@@ -188,9 +189,9 @@ class GemmaHarness(TemplateLM):  # type: ignore[misc]
             if not ended:
                 ids.append(token)
             text = self.tokenizer.decode(ids)
-            stops_at = [text.index(stop) for stop in stops if stop in text]
-            if ended or stops_at or len(ids) == limit["max_gen_toks"]:
-                finish(text[: min(stops_at, default=None)])
+            stopped = any(stop in text for stop in stops)
+            if ended or stopped or len(ids) == limit["max_gen_toks"]:
+                finish("".join(before_stop([text], stops)))
                 return None
             return token
 
